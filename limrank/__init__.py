@@ -1,0 +1,25 @@
+"""limrank: from a few real queries to a trained, evaluated, served reasoning reranker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from limrank.config import load_config
+    from limrank.engines import open_engine
+    from limrank.reranking import Reranker
+
+_PUBLIC = {"Reranker": "limrank.reranking", "open_engine": "limrank.engines", "load_config": "limrank.config"}
+
+__all__ = ["Reranker", "__version__", "load_config", "open_engine"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `import limrank` stays instant.
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'limrank' has no attribute {name!r}")

@@ -1,0 +1,181 @@
+"""BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
+
+Each file may end in ``.gz``. A query may carry BRIGHT's and FollowIR's fields beside
+``_id`` and ``text``: ``instruction`` (a string) and ``excluded_ids`` (a list of document
+ids, where ``["N/A"]`` means none).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from limrank.data.trec import read_lines, read_qrels
+from limrank.errors import UserError
+from limrank.records import Benchmark, Document, Qrels, Query
+
+
+def load(path: str | Path, split: str = "test") -> Benchmark:
+    """Read a BEIR folder.
+
+    The queries are those that the split judges, in the order of the file. Where the
+    folder has no judgements at all, which reranking does not need, they are all queries.
+
+    Raises:
+        UserError: naming the file, and the line where there is one: something is missing,
+            is there twice, or has the wrong type.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; data.path is a BEIR folder with corpus.jsonl and queries.jsonl")
+    qrels_file = find_qrels(folder, split)
+    documents = read_corpus(find_file(folder, "corpus.jsonl"))
+    queries = read_queries(find_file(folder, "queries.jsonl"))
+    name = f"{folder.name}/{split}"
+    if qrels_file is None:
+        warning = (
+            f"{folder / 'qrels'}: no judgements there: all {len(queries)} queries are taken, none can be evaluated"
+        )
+        return Benchmark(name, documents, queries, {}, [warning])
+    return judged_benchmark(name, documents, queries, read_qrels(qrels_file))
+
+
+def judged_benchmark(name: str, documents: list[Document], queries: list[Query], qrels: Qrels) -> Benchmark:
+    """A benchmark of the queries that ``qrels`` judges.
+
+    Judgements of queries that are not there are left out. Judgements of documents that
+    are not there stay, as in trec_eval: the ideal ranking that nDCG and recall compare
+    with is then the published one. Both are told in ``warnings``.
+    """
+    known_queries = {query.query_id for query in queries}
+    known_documents = {document.doc_id for document in documents}
+    kept = {query_id: grades for query_id, grades in qrels.items() if query_id in known_queries}
+    warnings = []
+    if lost := len(qrels) - len(kept):
+        warnings.append(f"{name}: the judgements of {lost} queries that the collection lacks are left out")
+    if absent := sum(doc_id not in known_documents for grades in kept.values() for doc_id in grades):
+        warnings.append(f"{name}: {absent} judgements name documents that the collection lacks; they stay in the ideal")
+    return Benchmark(name, documents, [query for query in queries if query.query_id in kept], kept, warnings)
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """``folder/name``, or the same with ``.gz``; a UserError where there is neither."""
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{folder / name}: no such file; a BEIR folder has corpus.jsonl and queries.jsonl")
+
+
+def find_qrels(folder: Path, split: str) -> Path | None:
+    """The judgement file of a split, or None where the folder has no judgements at all.
+
+    Raises:
+        UserError: there are judgements, but none of that split; it names those there are.
+    """
+    files = {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in (folder / "qrels").glob("*.tsv*")}
+    if files and split not in files:
+        raise UserError(f"{folder / 'qrels' / split}.tsv: no such split; there are: {', '.join(sorted(files))}")
+    return files.get(split)
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line_number, object)`` of a JSON Lines file, one line in memory at a time.
+
+    Raises:
+        UserError: ``file:line`` of a line that is not JSON or not an object.
+    """
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON: {error.msg} (column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: not a JSON object, but {type(record).__name__}")
+        yield number, record
+
+
+def read_corpus(path: str | Path) -> list[Document]:
+    """The documents of ``corpus.jsonl``; ``title`` may be missing or null."""
+    documents = [
+        Document(doc_id, _string(record, "text", where), title=_string(record, "title", where, needed=False))
+        for doc_id, record, where in _identified(path)
+    ]
+    if not documents:
+        raise UserError(f"{path}: the corpus is empty")
+    return documents
+
+
+def read_queries(path: str | Path) -> list[Query]:
+    """The queries of ``queries.jsonl``, in the order of the file."""
+    queries = [
+        Query(
+            query_id,
+            _string(record, "text", where),
+            instruction=_string(record, "instruction", where, needed=False),
+            excluded=_excluded(record, where),
+        )
+        for query_id, record, where in _identified(path)
+    ]
+    if not queries:
+        raise UserError(f"{path}: there are no queries")
+    return queries
+
+
+def write_queries(path: str | Path, queries: list[Query]) -> None:
+    """Write what :func:`read_queries` reads; fields that are empty are left out."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for query in queries:
+            record: dict[str, Any] = {"_id": query.query_id, "text": query.text}
+            if query.instruction:
+                record["instruction"] = query.instruction
+            if query.excluded:
+                record["excluded_ids"] = sorted(query.excluded)
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def excluded_ids(ids: list[str] | None) -> frozenset[str]:
+    """BRIGHT's ``excluded_ids`` as a set: ``["N/A"]``, an empty list and None are none."""
+    return frozenset(ids or ()) - {"N/A"}
+
+
+def _identified(path: str | Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """``(id, record, "file:line")`` of every record; ids are unique and not empty."""
+    first_seen: dict[str, int] = {}
+    for number, record in read_jsonl(path):
+        where = f"{path}:{number}"
+        if "_id" not in record:
+            raise UserError(f"{where}: _id is missing")
+        value = record["_id"]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(f"{where}: _id is {_type_name(value)}; it should be a string")
+        an_id = str(value)
+        if not an_id.strip():
+            raise UserError(f"{where}: _id is empty")
+        first = first_seen.setdefault(an_id, number)
+        if first != number:
+            raise UserError(f"{where}: _id {an_id!r} is there twice: first on line {first}")
+        yield an_id, record, where
+
+
+def _string(record: dict[str, Any], key: str, where: str, needed: bool = True) -> str:
+    value = record.get(key)
+    if value is None and not needed:
+        return ""
+    if key not in record:
+        raise UserError(f"{where}: {key} is missing")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is {_type_name(value)}; it should be a string")
+    return value
+
+
+def _excluded(record: dict[str, Any], where: str) -> frozenset[str]:
+    ids = record.get("excluded_ids")
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(an_id, str) for an_id in ids)):
+        raise UserError(f"{where}: excluded_ids should be a list of strings")
+    return excluded_ids(ids)
+
+
+def _type_name(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"

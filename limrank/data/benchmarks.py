@@ -1,0 +1,86 @@
+"""From a recipe's ``data`` section to a benchmark, and to the hash of what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from limrank.config import DataConfig
+from limrank.data import beir, hub
+from limrank.errors import UserError
+from limrank.records import Benchmark
+
+
+def load(data: DataConfig) -> Benchmark:
+    """Load the benchmark of a ``data`` section and select its queries.
+
+    Raises:
+        UserError: see the loader of the format.
+    """
+    if data.format == "beir":
+        benchmark = beir.load(data.path, data.split)
+    elif data.format == "hub":
+        benchmark = hub.load(data.name, data.split, data.path)
+    else:
+        from limrank.data import pydocs
+
+        benchmark = pydocs.benchmark(data.split)
+    if not benchmark.queries:
+        raise UserError(f"{benchmark.name}: no query is left to rerank or evaluate: the judgements name none of them")
+    return select(benchmark, data.max_queries)
+
+
+def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
+    """The benchmark with at most ``max_queries`` queries, evenly spaced over their order
+    (places ``i·n // k`` for ``i`` in ``0…k-1``), and the judgements of just these."""
+    n = len(benchmark.queries)
+    if max_queries is None or max_queries >= n:
+        return benchmark
+    queries = [benchmark.queries[i * n // max_queries] for i in range(max_queries)]
+    qrels = {query.query_id: benchmark.qrels[query.query_id] for query in queries if query.query_id in benchmark.qrels}
+    return Benchmark(benchmark.name, benchmark.documents, queries, qrels, benchmark.warnings)
+
+
+def fingerprint(data: DataConfig) -> str:
+    """SHA-256 (hex) of what a job's rows take from the data: documents, queries, and which
+    queries are selected (split, ``max_queries``). A local folder counts by the contents of
+    its files, wherever it lies; judgements do not count, nor is the hub asked.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for part in _parts(data):
+        # The length in front keeps "ab", "c" apart from "a", "bc".
+        digest.update(f"{len(part)}:".encode() + part)
+    return digest.hexdigest()
+
+
+def _parts(data: DataConfig) -> Iterator[bytes]:
+    yield json.dumps([data.format, data.split, data.max_queries]).encode()
+    if data.format == "beir":
+        for name in ("corpus.jsonl", "queries.jsonl"):
+            yield from _file_parts(beir.find_file(Path(data.path), name))
+    elif data.format == "hub":
+        yield data.name.encode()
+        if data.path:
+            for file in sorted(file for file in Path(data.path).rglob("*") if file.is_file()):
+                yield from _file_parts(file)
+    else:
+        from limrank.data import pydocs
+
+        for document in pydocs.documents():
+            yield json.dumps([document.doc_id, document.title, document.text]).encode()
+        for query in pydocs.queries(data.split):
+            yield json.dumps([query.query_id, query.text]).encode()
+
+
+def _file_parts(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,172 @@
+"""Benchmarks of the Hugging Face hub, read through ``datasets``.
+
+============================  ==================================  =========================
+name                          repository                          judged by
+============================  ==================================  =========================
+``bright/<subset>``           ``xlangai/BRIGHT``                  ``gold_ids``, grade 1
+``litsearch``                 ``princeton-nlp/LitSearch``         ``corpusids``, grade 1
+``followir/<collection>``     ``jhu-clsp/…-instructions-mteb``    config ``default``
+============================  ==================================  =========================
+
+Every function takes ``path``: a local directory of the repository's layout (its
+``README.md`` names the files of each config), which is then read instead of the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from limrank.data.beir import excluded_ids, judged_benchmark
+from limrank.errors import UserError
+from limrank.records import Benchmark, Document, Qrels, Query, Run
+
+BRIGHT_SUBSETS = (
+    "biology",
+    "earth_science",
+    "economics",
+    "psychology",
+    "robotics",
+    "stackoverflow",
+    "sustainable_living",
+    "leetcode",
+    "pony",
+    "aops",
+    "theoremqa_questions",
+    "theoremqa_theorems",
+)
+FOLLOWIR_COLLECTIONS = ("core17", "robust04", "news21")
+NAMES = (
+    *(f"bright/{subset}" for subset in BRIGHT_SUBSETS),
+    "litsearch",
+    *(f"followir/{collection}" for collection in FOLLOWIR_COLLECTIONS),
+)
+
+
+def load(name: str, split: str = "test", path: str | None = None) -> Benchmark:
+    """Load a benchmark by its name (see :data:`NAMES`); each has the split ``test`` only.
+
+    Raises:
+        UserError: the name or the split is unknown, or the hub cannot be reached.
+    """
+    _check_name(name)
+    if split != "test":
+        raise UserError(f"data.split: {name} has no split {split!r}, only test")
+    family, _, part = name.partition("/")
+    if family == "bright":
+        return _bright(part, path)
+    return _followir(part, path) if family == "followir" else _litsearch(path)
+
+
+def flipped(name: str, path: str | None = None) -> dict[str, list[str]]:
+    """FollowIR's ``qrel_diff``: for each topic (a bare id) the documents that are relevant
+    under the original instruction and no longer under the changed one."""
+    rows = _followir_rows(_followir_repository(name), "qrel_diff", path)
+    return {str(row["query-id"]): [str(doc_id) for doc_id in row["corpus-ids"]] for row in rows}
+
+
+def top_ranked(name: str, path: str | None = None) -> Run:
+    """FollowIR's candidates to rerank: 1000 documents for each query (``-og`` and
+    ``-changed``), as a run whose scores are the negated places in the published list."""
+    rows = _followir_rows(_followir_repository(name), "top_ranked", path)
+    return {
+        str(row["query-id"]): {str(doc_id): -float(place) for place, doc_id in enumerate(row["corpus-ids"], start=1)}
+        for row in rows
+    }
+
+
+def _bright(subset: str, path: str | None) -> Benchmark:
+    repository = "xlangai/BRIGHT"
+    queries: list[Query] = []
+    qrels: Qrels = {}
+    for row in _rows(repository, "examples", subset, path):
+        query_id = str(row["id"])
+        queries.append(Query(query_id, row["query"], excluded=excluded_ids(row["excluded_ids"])))
+        qrels[query_id] = dict.fromkeys(row["gold_ids"], 1)
+    documents = [Document(row["id"], row["content"]) for row in _rows(repository, "documents", subset, path)]
+    return judged_benchmark(f"bright/{subset}", documents, queries, qrels)
+
+
+def _litsearch(path: str | None) -> Benchmark:
+    # The queries have no ids of their own: their number in the file, from 0, as in the
+    # published runs.
+    repository = "princeton-nlp/LitSearch"
+    queries: list[Query] = []
+    qrels: Qrels = {}
+    for number, row in enumerate(_rows(repository, "query", "full", path)):
+        queries.append(Query(str(number), row["query"]))
+        qrels[str(number)] = {str(doc_id): 1 for doc_id in row["corpusids"]}
+    documents = [
+        Document(str(row["corpusid"]), row["abstract"] or "", title=row["title"] or "")
+        for row in _rows(repository, "corpus_clean", "full", path)
+    ]
+    return judged_benchmark("litsearch", documents, queries, qrels)
+
+
+def _followir(collection: str, path: str | None) -> Benchmark:
+    name = f"followir/{collection}"
+    repository = _followir_repository(name)
+    instructions = {str(row["query-id"]): row["instruction"] for row in _followir_rows(repository, "instruction", path)}
+    queries = [
+        Query(query_id, row["text"], instruction=instructions.get(query_id) or "")
+        for row in _followir_rows(repository, "queries", path)
+        for query_id in [_id(row)]
+    ]
+    qrels: Qrels = {}
+    for row in _followir_rows(repository, "default", path):
+        qrels.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row["score"])
+    documents = [
+        Document(_id(row), row["text"], title=row.get("title") or "")
+        for row in _followir_rows(repository, "corpus", path)
+    ]
+    return judged_benchmark(name, documents, queries, qrels)
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise UserError(f"data.name: {name!r} is none of {', '.join(NAMES)}")
+
+
+def _followir_repository(name: str) -> str:
+    _check_name(name)
+    family, _, collection = name.partition("/")
+    if family != "followir":
+        raise UserError(f"data.name: {name} has no changed instructions; followir/<collection> has")
+    return f"jhu-clsp/{collection}-instructions-mteb"
+
+
+def _id(row: dict[str, Any]) -> str:
+    # Older revisions of the mteb layout have `_id`, newer ones `id`.
+    return str(row["_id"] if "_id" in row else row["id"])
+
+
+def _followir_rows(repository: str, config: str, path: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of a config's only split, whose name differs from revision to revision."""
+    splits = _load(repository, config, path)
+    if len(splits) != 1:
+        raise UserError(f"data.name: {config!r} of {path or repository} should have one split, not {', '.join(splits)}")
+    yield from next(iter(splits.values()))
+
+
+def _rows(repository: str, config: str, split: str, path: str | None) -> Iterator[dict[str, Any]]:
+    splits = _load(repository, config, path)
+    if split not in splits:
+        raise UserError(
+            f"data.name: {config!r} of {path or repository} has no split {split!r}; there are: {', '.join(splits)}"
+        )
+    yield from splits[split]
+
+
+def _load(repository: str, config: str, path: str | None) -> dict[str, Iterable[dict[str, Any]]]:
+    """The splits of a repository's config, by name."""
+    import datasets
+
+    source = path or repository
+    try:
+        return datasets.load_dataset(source, config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # datasets raises ConnectionError (an OSError) where the hub cannot be reached, a
+        # FileNotFoundError for a repository and a ValueError for a config that is not there.
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"data.name: cannot load {config!r} of {source}: {reason}") from None

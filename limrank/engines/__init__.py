@@ -1,0 +1,61 @@
+"""Engines behind one protocol: vLLM in this process, an endpoint, or a fake for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from limrank.config import EngineConfig, ModelConfig
+from limrank.engines.base import Engine, Generation, Limits, Prompt, Usage, meter
+
+__all__ = ["Engine", "EngineSource", "EngineSpec", "Generation", "Limits", "Prompt", "Usage", "meter", "open_engine"]
+
+
+class EngineSource(Protocol):
+    """Something that can be sent to another process and opened there as an engine."""
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether opening it loads weights there (and so takes the worker's resources)."""
+
+    def open(self) -> Engine: ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine that is not open yet."""
+
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    tensor_parallel: int = 1
+
+    @property
+    def holds_model(self) -> bool:
+        return self.engine.kind == "vllm"
+
+    def open(self) -> Engine:
+        return open_engine(self.model, self.engine, tensor_parallel=self.tensor_parallel)
+
+
+def open_engine(
+    model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1
+) -> Engine:
+    """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
+
+    Raises:
+        UserError: the model is unknown, or the settings cannot work for it.
+        EngineError: the engine did not come up.
+    """
+    model = ModelConfig(id=model) if isinstance(model, str) else model
+    engine = engine or EngineConfig()
+    if engine.kind == "vllm":
+        from limrank.engines.vllm import VllmEngine
+
+        return VllmEngine(model, engine, tensor_parallel=tensor_parallel)
+    if engine.kind == "openai":
+        from limrank.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(model, engine)
+    from limrank.engines.fake import FakeEngine
+
+    return FakeEngine(model, engine)

@@ -1,0 +1,149 @@
+"""What an engine is: text in, text or label log-probabilities out.
+
+An engine lives on one asyncio loop. Many requests may be in flight; the engine batches
+them itself. What a request cost is recorded in the :func:`meter` around the caller, so
+that costs can be told by unit of work however the requests overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from limrank.errors import UserError
+
+Prompt = str | list[dict[str, str]] | list[int]
+"""Text, chat messages (``[{"role": …, "content": …}]``) or token ids.
+
+Token ids let a person's text be encoded without special tokens taking effect.
+"""
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that limrank uses."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was written. ``finish_reason`` is ``stop`` (the model or a stop string ended
+    it) or ``length`` (it ran into ``max_tokens``); the stop string is not in ``text``."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``context``: longest prompt plus output in tokens; ``in_flight``: requests at a time."""
+
+    context: int
+    in_flight: int
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One model that answers requests.
+
+    Every method raises RowError for what is the request's fault (too long, refused,
+    no such label) and EngineError where the engine is dead.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Generation:
+        """Complete a prompt; with a JSON ``schema`` the text is JSON of that schema."""
+
+    def stream(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
+        """The same text in pieces as they come; closing the iterator aborts the request."""
+
+    async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
+        """log p(label | prompt) of the next token for labels of one token each, whole
+        vocabulary normalised. A label that does not come back is a RowError, never a
+        made-up number."""
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that requests took. ``cached_prompt`` is the part of ``prompt`` that was
+    answered from the prefix cache."""
+
+    requests: int = 0
+    prompt: int = 0
+    cached_prompt: int = 0
+    generated: int = 0
+
+    def add(self, other: Usage) -> None:
+        self.requests += other.requests
+        self.prompt += other.prompt
+        self.cached_prompt += other.cached_prompt
+        self.generated += other.generated
+
+
+_meter: ContextVar[Usage | None] = ContextVar("limrank_usage", default=None)
+
+
+@contextlib.contextmanager
+def meter() -> Iterator[Usage]:
+    """Collects what the requests of the enclosed code cost, its child tasks included."""
+    usage = Usage()
+    token = _meter.set(usage)
+    try:
+        yield usage
+    finally:
+        _meter.reset(token)
+
+
+def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
+    """Called by engines, once a request that was answered."""
+    usage = _meter.get()
+    if usage is not None:
+        usage.add(Usage(1, prompt, cached_prompt, generated))
+
+
+def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
+    """The one token of each label in this tokenizer.
+
+    Raises:
+        UserError: a label is several tokens, so its probability is not one number.
+    """
+    ids = []
+    for label in labels:
+        encoded = tokenizer.encode(label, add_special_tokens=False)
+        if len(encoded) != 1:
+            raise UserError(
+                f"label {label!r} is {len(encoded)} tokens in this model's tokenizer; a pointwise label must be one token"
+            )
+        ids.append(encoded[0])
+    if len(set(ids)) != len(ids):
+        raise UserError(f"labels {list(labels)} share a token in this model's tokenizer")
+    return ids

@@ -1,0 +1,131 @@
+"""A deterministic engine with no model, for tests of faults and scale.
+
+What it answers means nothing: no figure that comes from it is a model's. Every answer
+is a function of the prompt alone, so a run can be compared with another exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from limrank.config import EngineConfig, ModelConfig
+from limrank.engines.base import Generation, Limits, Prompt, label_token_ids, record_usage
+from limrank.errors import EngineError, RowError
+
+_WORDS = "the need is met when a passage says how it works and why it holds for this case".split()
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as tokens, plus one token each for the labels and the chain's marks."""
+
+    extra = (" true", " false", "<think>", "</think>")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if text in self.extra:
+            return [256 + self.extra.index(text)]
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.extra[i - 256].encode() if i > 255 else bytes([i]) for i in ids).decode(errors="replace")
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {text: 256 + i for i, text in enumerate(self.extra[2:], start=2)}
+
+
+class FakeEngine:
+    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight)
+        self._config = engine
+        self._slots = asyncio.Semaphore(engine.max_in_flight)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Generation:
+        text, length = await self._answer(prompt, max_tokens)
+        rng = random.Random(_digest(f"{text}\0{seed}" if temperature else text))
+        if schema is not None:
+            answer, finish = json.dumps(_instance(schema, rng)), "stop"
+        else:
+            words = [rng.choice(_WORDS) for _ in range(min(max_tokens, 24))]
+            answer, finish = " ".join(words) + ".", "stop" if max_tokens > 24 else "length"
+        generated = len(answer.split())
+        record_usage(length, 0, generated)
+        return Generation(answer, finish, length, 0, generated)
+
+    async def stream(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
+        answer = await self.generate(prompt, max_tokens=max_tokens, temperature=temperature)
+        for word in answer.text.split(" "):
+            yield word + " "
+            await asyncio.sleep(0)
+
+    async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
+        label_token_ids(self.tokenizer, labels)
+        text, length = await self._answer(prompt, 1)
+        shares = [int.from_bytes(_digest(f"{text}\0{label}")[:4]) + 1 for label in labels]
+        record_usage(length, 0, 1)
+        # A tenth of the mass stays with the rest of the vocabulary, as in a real model.
+        return {label: math.log(0.9 * share / sum(shares)) for label, share in zip(labels, shares, strict=True)}
+
+    async def aclose(self) -> None:
+        return None
+
+    async def _answer(self, prompt: Prompt, max_tokens: int) -> tuple[str, int]:
+        text = _text(prompt, self.tokenizer)
+        length = len(prompt) if prompt and isinstance(prompt[0], int) else len(text.encode())
+        if length + max_tokens > self.limits.context:
+            raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
+        async with self._slots:
+            if self._config.latency_ms:
+                await asyncio.sleep(self._config.latency_ms / 1000)
+        if self._config.poison and self._config.poison in text:
+            raise EngineError("the fake engine was poisoned")
+        if self._config.fail_rate:
+            share = int.from_bytes(_digest(text)[:4]) / 2**32
+            if share < self._config.fail_rate:
+                raise RowError("the fake engine failed this request, as it was told to")
+        return text, length
+
+
+def _text(prompt: Prompt, tokenizer: ByteTokenizer) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if prompt and isinstance(prompt[0], dict):
+        return "\n".join(message["content"] for message in prompt)
+    return tokenizer.decode(prompt)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _instance(schema: dict[str, Any], rng: random.Random) -> Any:
+    """A value that a JSON schema allows: the subset that limrank's own schemas use."""
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: _instance(below, rng) for name, below in schema["properties"].items()}
+    if kind == "array":
+        return [_instance(schema["items"], rng) for _ in range(schema.get("minItems", 1))]
+    if kind == "boolean":
+        return rng.random() < 0.5
+    if kind in ("integer", "number"):
+        return rng.randint(schema.get("minimum", 0), schema.get("maximum", 10))
+    return " ".join(rng.choice(_WORDS) for _ in range(12))

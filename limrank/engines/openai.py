@@ -1,0 +1,167 @@
+"""Any OpenAI-compatible endpoint as an engine.
+
+Text and token ids go to ``/completions``, chat messages to ``/chat/completions``. Label
+log-probabilities are read from the top 20 that such servers give; a label that is not
+among them is a RowError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from limrank import models
+from limrank.config import EngineConfig, ModelConfig
+from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, record_usage
+from limrank.errors import EngineError, RowError, UserError
+
+_TOP_LOGPROBS = 20
+_ATTEMPTS = 5
+
+
+class OpenAIEngine:
+    """The model's tokenizer, where scoring needs one, is loaded by the model's name."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
+        from openai import AsyncOpenAI
+
+        self._model = model
+        # Local servers ask for no key, but the client insists on one.
+        key = os.environ.get(engine.api_key_env) or "none"
+        self._client = AsyncOpenAI(
+            base_url=engine.base_url, api_key=key, timeout=engine.request_timeout_s, max_retries=0
+        )
+        self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight)
+        self._slots = asyncio.Semaphore(engine.max_in_flight)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(models.resolve(self._model.id), trust_remote_code=False)
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Generation:
+        options = _sampling(max_tokens, temperature, top_p, stop)
+        if seed is not None:
+            options["seed"] = seed
+        if schema is not None:
+            answer = {"name": "answer", "schema": schema, "strict": True}
+            options["extra_body"] = {"response_format": {"type": "json_schema", "json_schema": answer}}
+        response = await self._send(prompt, options)
+        choice = response.choices[0]
+        text = choice.message.content if _is_chat(prompt) else choice.text
+        prompt_tokens, cached, generated = self._record(response.usage)
+        return Generation(text or "", choice.finish_reason or "stop", prompt_tokens, cached, generated)
+
+    async def stream(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
+        options = _sampling(max_tokens, temperature, top_p, stop) | {"stream": True}
+        async with await self._send(prompt, options) as events:
+            async for event in events:
+                if event.choices:
+                    text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
+                    if text:
+                        yield text
+
+    async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
+        chat = _is_chat(prompt)
+        wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if chat else {"logprobs": _TOP_LOGPROBS}
+        response = await self._send(prompt, _sampling(1, 0.0, 1.0, ()) | wanted)
+        self._record(response.usage)
+        given = response.choices[0].logprobs
+        if chat:
+            first = given.content[0].top_logprobs if given and given.content else []
+            logprobs = {entry.token: entry.logprob for entry in first}
+        else:
+            logprobs = (given.top_logprobs or [{}])[0] if given else {}
+        missing = [label for label in labels if label not in logprobs]
+        if missing:
+            raise RowError(f"labels {missing} are not among the endpoint's top {len(logprobs)} log-probabilities")
+        return {label: logprobs[label] for label in labels}
+
+    async def check(self) -> None:
+        """Ask the endpoint once.
+
+        Raises:
+            UserError: it cannot be reached, refuses the key, or lacks the model.
+        """
+        from openai import APIConnectionError, APIStatusError
+
+        where = f"engine.base_url {self._client.base_url}"
+        try:
+            listed = [model.id async for model in await self._client.models.list(timeout=10)]
+        except APIConnectionError as error:
+            raise UserError(f"{where}: cannot be reached: {error.__cause__ or error}") from error
+        except APIStatusError as error:
+            if error.status_code in (404, 405):  # a server without a model list may still serve
+                return
+            raise UserError(f"{where}: answered {error.status_code}: {error.message}") from error
+        if listed and self._model.id not in listed:
+            raise UserError(f"{where}: has no model {self._model.id!r}; it serves {', '.join(listed[:8])}")
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    def _record(self, usage: Any) -> tuple[int, int, int]:
+        if usage is None:
+            return 0, 0, 0
+        details = getattr(usage, "prompt_tokens_details", None)
+        cached = (details.cached_tokens or 0) if details else 0
+        record_usage(usage.prompt_tokens, cached, usage.completion_tokens)
+        return usage.prompt_tokens, cached, usage.completion_tokens
+
+    async def _send(self, prompt: Prompt, options: dict[str, Any]) -> Any:
+        """One request, sent again on 429, 5xx and time-outs only."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, RateLimitError
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+        again = AsyncRetrying(
+            retry=retry_if_exception_type((RateLimitError, InternalServerError, APITimeoutError)),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.5, max=20),
+            reraise=True,
+        )
+        if _is_chat(prompt):
+            call, what = self._client.chat.completions.create, {"messages": prompt}
+        else:
+            call, what = self._client.completions.create, {"prompt": prompt}
+        async with self._slots:
+            try:
+                async for attempt in again:
+                    with attempt:
+                        return await call(model=self._model.id, **what, **options)
+            except (RateLimitError, InternalServerError, APITimeoutError) as error:
+                raise RowError(f"the endpoint failed {_ATTEMPTS} times: {error.message}", retryable=True) from error
+            except APIConnectionError as error:
+                raise EngineError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
+            except APIStatusError as error:
+                if error.status_code in (401, 403, 404):
+                    raise EngineError(f"the endpoint answered {error.status_code}: {error.message}") from error
+                raise RowError(f"the endpoint answered {error.status_code}: {error.message}") from error
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+
+
+def _sampling(max_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> dict[str, Any]:
+    options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    return options | {"stop": list(stop)} if stop else options

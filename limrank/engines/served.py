@@ -1,0 +1,169 @@
+"""An engine that lives in a Ray actor of its own and is called from other processes.
+
+One model then serves several stages or pools; a unit flows from one model to the next
+as soon as its step ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from limrank.engines import EngineSpec
+from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Usage, meter, record_usage
+from limrank.errors import EngineError, LimrankError
+
+
+class EngineHost:
+    """The actor's body. Its methods run on the actor's event loop, many at a time."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._engine = None
+        self._error: LimrankError | None = None
+        try:
+            self._engine = spec.open()
+        except LimrankError as error:
+            self._error = error  # told by ready(), in our words instead of Ray's
+
+    async def ready(self) -> tuple[Limits, Tokenizer]:
+        if self._error is not None:
+            raise self._error
+        return self._engine.limits, self._engine.tokenizer
+
+    async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
+        return await self._engine.generate(prompt, **options)
+
+    async def stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncIterator[str]:
+        async for text in self._engine.stream(prompt, **options):
+            yield text
+
+    async def label_logprobs(self, prompt: Prompt, labels: list[str]) -> tuple[dict[str, float], Usage]:
+        with meter() as usage:
+            return await self._engine.label_logprobs(prompt, labels), usage
+
+    async def aclose(self) -> None:
+        if self._engine is not None:
+            await self._engine.aclose()
+
+
+@dataclass(frozen=True)
+class HostedEngineSource:
+    """Opens as a client of a running host."""
+
+    host: Any
+    limits: Limits
+
+    @property
+    def holds_model(self) -> bool:
+        return False
+
+    def open(self) -> HostedEngine:
+        return HostedEngine(self.host, self.limits)
+
+
+class HostedEngine:
+    """The client. Its tokenizer is the host's, fetched once."""
+
+    def __init__(self, host: Any, limits: Limits) -> None:
+        self._host = host
+        self.limits = limits
+        self._slots = asyncio.Semaphore(limits.in_flight)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        import ray
+
+        return ray.get(self._host.ready.remote())[1]
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Generation:
+        options = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": list(stop),
+            "seed": seed,
+            "schema": schema,
+        }
+        generation = await self._ask(self._host.generate, prompt, options)
+        record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
+        return generation
+
+    async def stream(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
+        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": list(stop)}
+        with _engine_errors():
+            async for reference in self._host.stream.options(num_returns="streaming").remote(prompt, options):
+                yield await reference
+
+    async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
+        logprobs, usage = await self._ask(self._host.label_logprobs, prompt, list(labels))
+        record_usage(usage.prompt, usage.cached_prompt, usage.generated)
+        return logprobs
+
+    async def aclose(self) -> None:
+        """Nothing: the host belongs to whoever started it."""
+
+    async def _ask(self, method: Any, *arguments: Any) -> Any:
+        async with self._slots:
+            with _engine_errors():
+                return await method.remote(*arguments)
+
+
+@contextmanager
+def host_engine(spec: EngineSpec, wanted: dict[str, float]) -> Iterator[HostedEngineSource]:
+    """Start an engine in an actor that takes ``wanted`` (num_cpus, num_gpus), and end it
+    on the way out. Returns once the engine is up.
+
+    Raises:
+        UserError, EngineError: as ``open_engine``.
+    """
+    import ray
+
+    # Calls wait in the engine's queue, not in Ray's: the actor takes all of them.
+    host = ray.remote(EngineHost).options(max_restarts=-1, max_concurrency=10_000, **wanted).remote(spec)
+    try:
+        with _engine_errors():
+            limits, _ = ray.get(host.ready.remote())
+        yield HostedEngineSource(host, limits)
+    finally:
+        _end(host)
+
+
+def _end(host: Any) -> None:
+    import ray
+
+    try:
+        ray.get(host.aclose.remote(), timeout=20)
+    except Exception:  # noqa: S110 - it is killed next, whatever state it is in
+        pass
+    ray.kill(host)
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Ray's errors as ours: the host's own error as it was raised, a dead host as an EngineError."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        yield
+    except RayActorError as error:
+        raise EngineError(f"the engine's actor died: {str(error).splitlines()[0]}") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, LimrankError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,201 @@
+"""vLLM's AsyncLLM, in this process, on a GPU or on the CPU build.
+
+The only module that imports vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from limrank import models
+from limrank.config import EngineConfig, ModelConfig
+from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, label_token_ids, record_usage
+from limrank.engines.reaper import reap_with_parent
+from limrank.errors import EngineError, RowError, UserError
+
+_CPU_BLOCK = 32
+"""Tokens a block of the prefix cache. The CPU build's own 128 is longer than most queries,
+so that a query's candidates would share nothing."""
+
+
+class VllmEngine:
+    def __init__(self, model: ModelConfig, engine: EngineConfig, *, tensor_parallel: int = 1) -> None:
+        path = models.resolve(model.id)
+        _environment(engine)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = current_platform.is_cpu()
+        # On a CPU bfloat16 may fall back to a path that is thirty times slower.
+        dtype = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
+        eager = on_cpu if engine.enforce_eager is None else engine.enforce_eager
+        arguments = AsyncEngineArgs(
+            model=str(path),
+            dtype=dtype,
+            max_model_len=model.max_model_len,
+            tensor_parallel_size=tensor_parallel,
+            max_num_seqs=engine.max_in_flight,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enforce_eager=eager,
+            enable_prefix_caching=True,
+            trust_remote_code=False,
+            load_format="safetensors",
+            disable_log_stats=True,
+            **({"block_size": _CPU_BLOCK} if on_cpu else {}),
+        )
+        try:
+            with reap_with_parent():
+                self._llm = AsyncLLM.from_engine_args(arguments)
+        except ValueError as error:
+            raise UserError(f"model {model.id}: vLLM refuses these settings: {_first_line(error)}") from error
+        except Exception as error:
+            raise EngineError(f"model {model.id}: vLLM did not start: {_first_line(error)}") from error
+        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
+        self._limits = Limits(self._llm.model_config.max_model_len, 2 * engine.max_in_flight)
+        self._slots = asyncio.Semaphore(self._limits.in_flight)
+        self._requests = 0
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self._llm.get_tokenizer()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Generation:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+            **self._stops(stop),
+        )
+        output = await self._last(prompt, params)
+        completion = output.outputs[0]
+        generation = Generation(
+            text=completion.text,
+            finish_reason=completion.finish_reason or "stop",
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+            generated_tokens=len(completion.token_ids),
+        )
+        record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
+        return generation
+
+    async def stream(
+        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            output_kind=RequestOutputKind.DELTA,
+            **self._stops(stop),
+        )
+        async for output in self._outputs(prompt, params):
+            if output.outputs[0].text:
+                yield output.outputs[0].text
+
+    async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
+        from vllm import SamplingParams
+
+        ids = label_token_ids(self.tokenizer, labels)
+        # Both labels' log-probabilities come back whatever is sampled, and raw: before
+        # temperature or any mask.
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=ids, logprobs=len(ids))
+        output = await self._last(prompt, params)
+        record_usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, 1)
+        logprobs = (output.outputs[0].logprobs or [{}])[0]
+        missing = [label for label, token in zip(labels, ids, strict=True) if token not in logprobs]
+        if missing:
+            raise RowError(f"the engine gave no log-probability for {missing}")
+        return {label: logprobs[token].logprob for label, token in zip(labels, ids, strict=True)}
+
+    async def aclose(self) -> None:
+        self._llm.shutdown(timeout=10)
+
+    def _stops(self, stop: Sequence[str]) -> dict[str, Any]:
+        # A stop that is a special token of this model is matched as a token: special
+        # tokens are kept in the text, so both ways find it, and the token is exact.
+        added = self.tokenizer.get_added_vocab()
+        return {
+            "stop": [text for text in stop if text not in added],
+            "stop_token_ids": [added[text] for text in stop if text in added],
+            "skip_special_tokens": False,
+        }
+
+    async def _last(self, prompt: Prompt, params: Any) -> Any:
+        last = None
+        async for last in self._outputs(prompt, params):
+            pass
+        if last is None:
+            raise EngineError("vLLM ended a request without an output")
+        return last
+
+    async def _outputs(self, prompt: Prompt, params: Any) -> AsyncIterator[Any]:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        async with self._slots:
+            self._requests += 1
+            try:
+                async for output in self._llm.generate(self._encoded(prompt), params, str(self._requests)):
+                    yield output
+            except EngineDeadError as error:
+                raise EngineError(f"vLLM's engine process died: {_first_line(error)}") from error
+            except (VLLMClientError, ValueError, EngineGenerateError) as error:
+                raise RowError(f"vLLM refused the request: {_first_line(error)}") from error
+
+    def _encoded(self, prompt: Prompt) -> Any:
+        from vllm import TokensPrompt
+
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif prompt and isinstance(prompt[0], dict):
+            text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = list(prompt)
+        return TokensPrompt(prompt_token_ids=ids)
+
+
+def _environment(engine: EngineConfig) -> None:
+    """Settings that vLLM reads from the environment; a person's own are kept."""
+    cores = sorted(os.sched_getaffinity(0))
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
+        # Every core: left to itself vLLM keeps one free.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,39 @@
+"""The three kinds of failure, told apart by who can do something about them."""
+
+from __future__ import annotations
+
+
+class LimrankError(Exception):
+    """Base of every error that limrank raises on purpose."""
+
+
+class UserError(LimrankError):
+    """The person's input is at fault: a path, a key, a line, a model name.
+
+    The message names the file, the line or the key and says what to do. The command
+    line prints it as one line on stderr and exits with 2.
+    """
+
+
+class RowError(LimrankError):
+    """One unit of work, or one part of it, could not be done; its neighbours can.
+
+    ``retryable`` says whether the same request may succeed when it is sent again
+    (a time-out, a rate limit), as opposed to one that never will (a prompt that is too
+    long).
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+    def __reduce__(self):
+        return _rebuild_row_error, (str(self), self.retryable)
+
+
+class EngineError(LimrankError):
+    """The engine is dead, or was never alive. Nothing more can be asked of it."""
+
+
+def _rebuild_row_error(message: str, retryable: bool) -> RowError:
+    return RowError(message, retryable=retryable)

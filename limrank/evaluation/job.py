@@ -1,0 +1,210 @@
+"""The evaluate job: a run and its judgements → ``metrics.json``, ``per_query.parquet`` and
+``report.html``.
+
+The run is either what a rerank job left in its directory (``run.trec``, ``queries.jsonl``,
+``qrels.tsv``), then compared with the first stage that it started from, or any file.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from limrank import __version__
+from limrank.config import EvaluateJob, is_uri
+from limrank.errors import UserError
+from limrank.evaluation.inputs import read_inputs
+from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic
+from limrank.evaluation.report import System, write_report
+from limrank.evaluation.significance import Difference, bootstrap_interval, paired_bootstrap
+from limrank.records import Qrels, Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Interval(NamedTuple):
+    """A mean over queries and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system's scores.
+
+    ``values`` and ``intervals`` are by measure: those of ``scores``, by query, and ``p-MRR``,
+    by topic, where the data has changed instructions.
+    """
+
+    name: str
+    scores: Scores
+    values: dict[str, dict[str, float]]
+    intervals: dict[str, Interval]
+    pairs_per_second: float | None = None
+    tokens_per_pair: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What the evaluate job found: ``differences`` are ``system - first_stage``, paired by
+    query. ``warnings`` are sentences for a person."""
+
+    directory: Path
+    system: Evaluation
+    first_stage: Evaluation | None
+    differences: dict[str, Difference]
+    warnings: list[str]
+
+
+def evaluate_job(config: EvaluateJob) -> EvaluateResult:
+    """Evaluate ``evaluation.run`` over ``data``, or else the rerank job in ``run_dir``, and
+    write the outputs into ``run_dir``.
+
+    Raises:
+        UserError: something is missing or malformed; the message names the file or key.
+    """
+    if is_uri(config.run_dir):
+        raise UserError(f"run_dir: {config.run_dir}: evaluate reads and writes a local directory; copy it here first")
+    inputs = read_inputs(config)
+    measures, samples, seed = config.evaluation.measures, config.evaluation.bootstrap_samples, config.seed
+    common = {"name": inputs.name, "flipped": inputs.flipped}
+    cost = {"pairs_per_second": inputs.pairs_per_second, "tokens_per_pair": inputs.tokens_per_pair}
+    system = evaluate_run(inputs.run, inputs.qrels, measures, samples, seed, **common, **cost)
+    first_stage, differences = None, {}
+    if inputs.first_stage is not None:
+        common["name"] = "first stage"
+        first_stage = evaluate_run(inputs.first_stage, inputs.qrels, measures, samples, seed, **common)
+        differences = {
+            measure: paired_bootstrap(
+                list(system.values[measure].values()), list(first_stage.values[measure].values()), samples, seed=seed
+            )
+            for measure in system.values
+        }
+    warnings = [*inputs.warnings]
+    if missing := len(system.scores.missing):
+        warnings.append(f"{inputs.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
+    if unjudged := len(inputs.run.keys() - inputs.qrels.keys()):
+        warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
+    result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
+    texts = {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs.queries}
+    write_outputs(result.directory, result, texts, inputs.facts | _own_facts(config), samples=samples, seed=seed)
+    return result
+
+
+def evaluate_run(
+    run: Run,
+    qrels: Qrels,
+    measures: Sequence[str],
+    samples: int,
+    seed: int,
+    *,
+    name: str = "run",
+    flipped: dict[str, list[str]] | None = None,
+    pairs_per_second: float | None = None,
+    tokens_per_pair: float | None = None,
+) -> Evaluation:
+    """Measure a run, with intervals; touches no files.
+
+    Args:
+        run, qrels, measures: see ``metrics.evaluate``.
+        samples, seed: of the bootstrap.
+        name: what the system is called in tables.
+        flipped: FollowIR's changed judgements; p-MRR is measured too where given. ``run``
+            then holds the queries of both instructions, ``-og`` and ``-changed``.
+        pairs_per_second, tokens_per_pair: what the ranking cost, where known.
+    """
+    scores = evaluate(qrels, run, measures)
+    values = dict(scores.per_query)
+    if flipped and (topics := p_mrr_by_topic(run, run, flipped)):
+        values["p-MRR"] = topics
+    intervals = {}
+    for measure, column in values.items():
+        low, high = bootstrap_interval(list(column.values()), samples, seed=seed)
+        intervals[measure] = Interval(sum(column.values()) / len(column), low, high)
+    return Evaluation(name, scores, values, intervals, pairs_per_second, tokens_per_pair)
+
+
+def console_table(result: EvaluateResult) -> Table:
+    """The means to 4 decimals, as the ``ir_measures`` command prints them, as a rich table."""
+    from rich.table import Table
+
+    table = Table(title=f"{result.system.name} · {len(result.system.scores.queries)} queries")
+    table.add_column("measure")
+    table.add_column("mean", justify="right")
+    table.add_column("95 % interval", justify="right")
+    if result.first_stage:
+        table.add_column("first stage", justify="right")
+        table.add_column("difference (95 % interval)", justify="right")
+    for measure, (mean, low, high) in result.system.intervals.items():
+        cells = [measure, f"{mean:.4f}", f"{low:.4f} – {high:.4f}"]
+        if result.first_stage:
+            cells.append(f"{result.first_stage.intervals[measure].mean:.4f}")
+            difference = result.differences.get(measure)
+            cells.append(f"{difference[0]:+.4f} ({difference[1]:+.4f} to {difference[2]:+.4f})" if difference else "")
+        table.add_row(*cells)
+    return table
+
+
+def write_outputs(
+    directory: Path,
+    result: EvaluateResult,
+    queries: dict[str, str],
+    facts: dict[str, str],
+    *,
+    samples: int,
+    seed: int,
+) -> None:
+    """Write ``metrics.json``, ``per_query.parquet`` and ``report.html``.
+
+    ``metrics.json`` maps each measure to ``{mean, low, high}``, beside ``queries`` and
+    ``missing`` (counts), ``first_stage`` and ``differences`` (measures again, where there is
+    a first stage to compare with) and ``bootstrap``. ``per_query.parquet`` has a row a query:
+    ``query_id`` and a column a measure. ``queries`` are texts by id; ``facts`` are shown in
+    the report.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {measure: interval._asdict() for measure, interval in result.system.intervals.items()}
+    metrics |= {"queries": len(result.system.scores.queries), "missing": len(result.system.scores.missing)}
+    if result.first_stage:
+        metrics["first_stage"] = {name: interval._asdict() for name, interval in result.first_stage.intervals.items()}
+        metrics["differences"] = {name: Interval(*values)._asdict() for name, values in result.differences.items()}
+    metrics["bootstrap"] = {"samples": samples, "confidence": 0.95, "seed": seed}
+    text = json.dumps(metrics, indent=2, ensure_ascii=False)
+    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    _write_per_query(directory / "per_query.parquet", result.system.scores)
+    evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
+    systems = [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]
+    p_mrr = {
+        f"p-MRR, {each.name}": "{:.4f} ({:.4f} to {:.4f})".format(*each.intervals["p-MRR"])
+        for each in evaluations
+        if "p-MRR" in each.intervals
+    }
+    title = f"Evaluation of {result.system.name}"
+    write_report(directory / "report.html", title, systems, queries, p_mrr | facts, samples=samples, seed=seed)
+
+
+def _write_per_query(path: Path, scores: Scores) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"query_id": pa.array(scores.queries, pa.string())}
+    columns |= {measure: pa.array(values.values(), pa.float64()) for measure, values in scores.per_query.items()}
+    metadata = {"limrank.schema": "per_query", "limrank.schema_version": "1"}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def _own_facts(config: EvaluateJob) -> dict[str, str]:
+    measures = ", ".join(config.evaluation.measures)
+    tools = ", ".join(f"{name} {version(name)}" for name in ("ir_measures", "pytrec-eval-terrier"))
+    return {
+        "measures": measures,
+        "evaluated with": f"limrank {__version__}, {tools}, Python {platform.python_version()}",
+    }

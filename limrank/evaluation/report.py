@@ -1,0 +1,175 @@
+"""One self-contained HTML page that shows what an evaluation found.
+
+No scripts and nothing loaded from elsewhere: the file can be mailed, printed and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limrank.evaluation.metrics import Scores
+from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
+
+QUERIES_SHOWN = 20
+"""Rows of the per-query table; the rest are in ``per_query.parquet``."""
+
+_QUERY_CHARACTERS = 280
+_PLOT_PERCENT = 94.0
+"""Width of the chart's scale; the rest leaves room for its last label."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A ranking under comparison. ``tokens_per_pair`` counts prompt and generated tokens;
+    what was not measured is None and is shown as a dash."""
+
+    name: str
+    scores: Scores
+    pairs_per_second: float | None = None
+    tokens_per_pair: float | None = None
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    systems: list[System],
+    queries: dict[str, str],
+    facts: dict[str, str],
+    *,
+    samples: int = 2000,
+    seed: int = 12345,
+) -> None:
+    """Write the page of :func:`render`, which says what the arguments are, to a file."""
+    Path(path).write_text(render(title, systems, queries, facts, samples=samples, seed=seed), encoding="utf-8")
+
+
+def render(
+    title: str,
+    systems: list[System],
+    queries: dict[str, str],
+    facts: dict[str, str],
+    *,
+    samples: int = 2000,
+    seed: int = 12345,
+) -> str:
+    """The page as a string.
+
+    Args:
+        title: the page's heading.
+        systems: at least one; all measured by the same measures over the same queries. The
+            first is what the others are compared with; the first measure is the main one.
+        queries: ``{query_id: text}``; a query without a text is shown by its id.
+        facts: what was run, by name: versions, configuration, machine.
+        samples, seed: of the bootstrap, see ``significance``.
+    """
+    import jinja2
+
+    # Undefined names are errors: a page with silent gaps would look complete.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("limrank.evaluation", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed}
+    measures = list(systems[0].scores.mean)
+    rows = [_system_row(system, systems[0], samples, seed) for system in systems]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        measures=measures,
+        rows=rows,
+        chart=_chart([(row["name"], row["cells"][0]) for row in rows]),
+        hardest=_telling_queries(systems, measures[0], queries),
+        queries=len(systems[0].scores.queries),
+        facts=facts,
+        samples=samples,
+        seed=seed,
+    )
+
+
+def _system_row(system: System, first: System, samples: int, seed: int) -> dict[str, Any]:
+    """Means with their intervals, and the paired differences from the first system."""
+    cells, differences = [], []
+    for measure, mean in system.scores.mean.items():
+        values = list(system.scores.per_query[measure].values())
+        low, high = bootstrap_interval(values, samples, seed=seed)
+        cells.append({"mean": mean, "low": low, "high": high})
+        if system is not first:
+            reference = [first.scores.per_query[measure][query_id] for query_id in system.scores.per_query[measure]]
+            differences.append(paired_bootstrap(values, reference, samples, seed=seed))
+    return {
+        "name": system.name,
+        "cells": cells,
+        "differences": differences,
+        "missing": len(system.scores.missing),
+        "pairs_per_second": system.pairs_per_second,
+        "tokens_per_pair": system.tokens_per_pair,
+    }
+
+
+def _telling_queries(systems: list[System], measure: str, queries: dict[str, str]) -> list[dict[str, Any]]:
+    """The queries where the systems differ most, or with one system its worst queries."""
+    rows = []
+    for query_id in systems[0].scores.queries:
+        values = [system.scores.per_query[measure][query_id] for system in systems]
+        text = " ".join(queries.get(query_id, "").split())
+        rows.append(
+            {
+                "query_id": query_id,
+                "text": text if len(text) <= _QUERY_CHARACTERS else text[: _QUERY_CHARACTERS - 1].rstrip() + "…",
+                "values": values,
+                "spread": max(values) - min(values),
+            }
+        )
+    if len(systems) == 1:
+        return sorted(rows, key=lambda row: row["values"][0])[:QUERIES_SHOWN]
+    return sorted((row for row in rows if row["spread"] > 0), key=lambda row: -row["spread"])[:QUERIES_SHOWN]
+
+
+def _chart(bars: list[tuple[str, dict[str, float]]]) -> dict[str, Any]:
+    """Horizontal bars with interval whiskers; positions are in percent of the width, so
+    that the letters keep their size on a narrow screen."""
+    top, step = _axis(max(cell["high"] for _, cell in bars))
+
+    def place(value: float) -> float:
+        return round(_PLOT_PERCENT * value / top, 2)
+
+    ticks = [round(step * index, 10) for index in range(round(top / step) + 1)]
+    return {
+        "bars": [
+            {
+                "name": name,
+                "mean": cell["mean"],
+                "width": place(cell["mean"]),
+                "low": place(cell["low"]),
+                "high": place(cell["high"]),
+            }
+            for name, cell in bars
+        ],
+        "ticks": [{"at": place(tick), "label": f"{tick:g}"} for tick in ticks],
+    }
+
+
+def _axis(highest: float) -> tuple[float, float]:
+    """``(end, step)`` of an axis from 0 that covers ``highest`` in at most six steps of
+    1, 2 or 5 times a power of ten."""
+    if highest <= 0:
+        return 1.0, 0.2
+    power = 10.0 ** math.floor(math.log10(highest / 6))
+    step = next(power * factor for factor in (1, 2, 5, 10) if math.ceil(highest / (power * factor)) <= 6)
+    return round(step * math.ceil(highest / step), 10), step
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    """``+0.0123`` or ``−0.0123`` with a true minus sign; a value that rounds to 0 has none."""
+    if round(value, 4) == 0:
+        return "0.0000"
+    return f"{'+' if value > 0 else '−'}{abs(value):.4f}"

@@ -1,0 +1,360 @@
+"""Runs an async function of (unit, engines) over a Ray cluster: the one loop there is.
+
+Ray Data dispatches chunks to a pool of engine actors; what it carries is receipts. Each
+actor owns an event loop in a thread of its own, on which its engines live: a consumer
+that stalls Ray's own loop cannot starve them. Several chunks overlap in an actor, so
+that there is no barrier between units, or between the steps of a unit. Rows are
+committed by the actor (see ``chunks.py``), and resuming is a list of file names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Receipt, Task, read_receipts
+from limrank.config import WorkersConfig
+from limrank.engines import EngineSource
+from limrank.errors import EngineError, LimrankError, UserError
+from limrank.plan import Chunk, Plan
+from limrank.progress import Event, Progress
+from limrank.rundir import RunDir, Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OVERLAP = 4
+"""Chunks that an actor works on at a time: while one drains, the next ones fill the engine."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Totals over all committed chunks, and what this session did of them.
+
+    ``seconds`` is this session's from the first chunk's start to the last one's end,
+    ``startup_seconds`` the slowest engine's; ``done_weight`` what this session worked off.
+    """
+
+    units: int
+    rows: int
+    failed: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    startup_seconds: float
+    done_weight: int
+
+    @property
+    def rate(self) -> float | None:
+        return self.done_weight / self.seconds if self.seconds and self.done_weight else None
+
+
+def fanout(
+    run: RunDir,
+    plan: Plan,
+    task: Task,
+    engines: Mapping[str, EngineSource],
+    workers: WorkersConfig,
+    *,
+    progress: Progress,
+    stage: str,
+    weighed_in: str,
+) -> Summary:
+    """Run every chunk of the plan that is not committed yet. Ray must be initialised.
+
+    Args:
+        engines: role → engine, opened in every actor.
+        weighed_in: what the units' weight counts, for a person: ``pairs``, ``seeds``.
+
+    Raises:
+        UserError: the cluster can never give what ``workers`` asks for, or an engine
+            refuses its settings.
+        EngineError: an engine did not come up.
+    """
+    committed = {name.removesuffix(".parquet") for name in run.storage.names("rows")}
+    pending = [chunk for chunk in plan.chunks if chunk.name not in committed]
+    session = _Session(plan, pending, progress, stage, weighed_in)
+    if pending:
+        _dispatch(run.storage, pending, task, engines, workers, session)
+    return _finish(run, session)
+
+
+def resources(engines: Mapping[str, EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, float]:
+    """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
+    if not any(source.holds_model for source in engines.values()):
+        return {"num_cpus": 0.1, "num_gpus": 0.0}
+    gpus = workers.gpus
+    if gpus is None:
+        gpus = float(workers.tensor_parallel) if cluster_gpus else 0.0
+    return {"num_cpus": workers.cpus, "num_gpus": gpus}
+
+
+def check_resources(wanted: Mapping[str, float], replicas: int, cluster: Mapping[str, float]) -> None:
+    """Raises UserError where the cluster as it stands cannot hold the pool: Ray would wait for ever.
+
+    One logical CPU stays free for Ray Data's own tasks.
+    """
+    for kind, key, spare in (("CPU", "num_cpus", 1), ("GPU", "num_gpus", 0)):
+        have, need = cluster.get(kind, 0.0), wanted[key] * replicas
+        if need and need + spare > have:
+            beside = " and one beside them" if spare else ""
+            raise UserError(
+                f"workers: {replicas} replicas need {need:g} {kind}s{beside}, and the cluster has {have:g}: "
+                f"lower workers.replicas or workers.{kind.lower()}s"
+            )
+
+
+def _dispatch(
+    storage: Storage,
+    pending: list[Chunk],
+    task: Task,
+    engines: Mapping[str, EngineSource],
+    workers: WorkersConfig,
+    session: _Session,
+) -> None:
+    import pyarrow as pa
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    cluster = ray.cluster_resources()
+    wanted = resources(engines, workers, cluster.get("GPU", 0.0))
+    check_resources(wanted, workers.replicas, cluster)
+    _quiet_ray_data()
+    longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
+    receipts = (
+        ray.data.from_arrow(pa.table({"chunk": [chunk.number for chunk in longest_first]}))
+        # One receipt a block, so that chunks are handed out one by one: Ray Data would
+        # pack small rows together, and give them all to one actor.
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            ChunkWorker,
+            fn_constructor_args=(storage, task, dict(engines)),
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ActorPoolStrategy(
+                size=min(workers.replicas, len(pending)),
+                max_tasks_in_flight_per_actor=2 * OVERLAP,
+                max_concurrent_calls_per_actor=OVERLAP,
+                enable_true_multi_threading=True,
+            ),
+            **wanted,
+        )
+    )
+    for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+        for row in batch.to_pylist():
+            session.take(row)
+
+
+class ChunkWorker:
+    """One engine actor. An error that must end the job is handed back as a receipt: an
+    exception here would come out as Ray's, after Ray's retries."""
+
+    def __init__(self, storage: Storage, task: Task, sources: Mapping[str, EngineSource]) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
+        self._turns = _Turns()
+        self._fatal: LimrankError | None = None
+        started = time.monotonic()
+        try:
+            engines = self._call(_open_all(sources))
+            self._runner = ChunkRunner(storage, task, engines, self._call)
+        except LimrankError as error:
+            self._fatal = error
+        self._startup_seconds = time.monotonic() - started
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        return pa.Table.from_pylist([self._row(number) for number in batch["chunk"].to_pylist()], schema=_wire())
+
+    def _row(self, number: int) -> dict[str, Any]:
+        if self._fatal is not None:
+            return _fatal_row(self._fatal)
+        began = time.time()
+        try:
+            alone = self._runner.deaths(number) >= DEATHS_BEFORE_ALONE
+            with self._turns.alone() if alone else self._turns.shared():
+                receipt = self._runner.run(number, alone=alone)
+        except EngineError as error:
+            # A raised error would end the dataset, and a dead engine stays dead. With the
+            # process gone Ray starts another and gives it the unfinished chunks; attempts
+            # are on record, so this does not go on for ever.
+            logging.getLogger(__name__).error("engine lost, worker ends: %s", error)
+            os._exit(70)
+        except (UserError, OSError) as error:
+            return _fatal_row(error)
+        return asdict(receipt) | {"began": began, "ended": time.time(), "startup": self._startup_seconds}
+
+    def _call(self, coroutine: Awaitable[Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
+    # Roles that are played by one model share one engine.
+    opened: dict[EngineSource, Any] = {}
+    for source in sources.values():
+        if source not in opened:
+            opened[source] = source.open()
+    return {role: opened[source] for role, source in sources.items()}
+
+
+class _Turns:
+    """Chunks run side by side, but one that must run alone waits for the others to end
+    and keeps them out: what dies then is known to be its own fault."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._waiting_alone = 0
+
+    @contextmanager
+    def shared(self):
+        with self._changed:
+            self._changed.wait_for(lambda: self._running >= 0 and not self._waiting_alone)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self):
+        with self._changed:
+            self._waiting_alone += 1
+            self._changed.wait_for(lambda: self._running == 0)
+            self._waiting_alone -= 1
+            self._running = -1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running = 0
+                self._changed.notify_all()
+
+
+class _Session:
+    """What this driver sees of the work, for progress and rates."""
+
+    def __init__(self, plan: Plan, pending: list[Chunk], progress: Progress, stage: str, weighed_in: str) -> None:
+        self.plan = plan
+        self._weights = {chunk.number: chunk.weight for chunk in pending}
+        self._total = plan.weight
+        self._already = plan.weight - sum(self._weights.values())
+        self._progress = progress
+        self._stage = stage
+        self._weighed_in = weighed_in
+        self.done_weight = 0
+        self.tokens = 0
+        self.failed = 0
+        self.startup_seconds = 0.0
+        self._began: float | None = None
+        self._ended = 0.0
+        self.show()
+
+    @property
+    def seconds(self) -> float:
+        return self._ended - self._began if self._began is not None else 0.0
+
+    def take(self, row: dict[str, Any]) -> None:
+        if row["error"]:
+            kind = {"UserError": UserError, "EngineError": EngineError}.get(row["error_type"], OSError)
+            raise kind(row["error"])
+        # A chunk that ran twice (its first actor died after the commit) counts once.
+        self.done_weight += self._weights.pop(row["chunk"], 0)
+        self.tokens += row["prompt_tokens"] + row["generated_tokens"]
+        self.failed += row["failed"]
+        self.startup_seconds = max(self.startup_seconds, row["startup"])
+        self._began = row["began"] if self._began is None else min(self._began, row["began"])
+        self._ended = max(self._ended, row["ended"])
+        self.show()
+
+    def show(self, finished: bool = False) -> None:
+        seconds = self.seconds
+        self._progress.update(
+            Event(
+                self._stage,
+                self._already + self.done_weight,
+                self._total,
+                self._weighed_in,
+                failed=self.failed,
+                rate=self.done_weight / seconds if seconds else None,
+                tokens_per_second=self.tokens / seconds if seconds else None,
+                finished=finished,
+            )
+        )
+
+
+def _finish(run: RunDir, session: _Session) -> Summary:
+    receipts = read_receipts(run.storage)
+    missing = len(session.plan.chunks) - len(receipts)
+    if missing:
+        raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
+    summary = Summary(
+        units=sum(receipt.units for receipt in receipts),
+        rows=sum(receipt.rows for receipt in receipts),
+        failed=sum(receipt.failed for receipt in receipts),
+        prompt_tokens=sum(receipt.prompt_tokens for receipt in receipts),
+        cached_prompt_tokens=sum(receipt.cached_prompt_tokens for receipt in receipts),
+        generated_tokens=sum(receipt.generated_tokens for receipt in receipts),
+        seconds=session.seconds,
+        startup_seconds=session.startup_seconds,
+        done_weight=session.done_weight,
+    )
+    session.show(finished=True)
+    _note(run, summary, session)
+    return summary
+
+
+def _note(run: RunDir, summary: Summary, session: _Session) -> None:
+    rates = {}
+    if summary.rate:
+        rates = {
+            f"{session._weighed_in}_per_second": round(summary.rate, 3),
+            "tokens_per_second": round(session.tokens / summary.seconds, 1),
+        }
+    run.note(
+        counts={"units": summary.units, "rows": summary.rows, "failed": summary.failed},
+        seconds={"engine_startup": round(summary.startup_seconds, 3), "work": round(summary.seconds, 3)},
+        tokens={
+            "prompt": summary.prompt_tokens,
+            "cached_prompt": summary.cached_prompt_tokens,
+            "generated": summary.generated_tokens,
+        },
+        rates=rates,
+    )
+
+
+def _wire() -> pa.Schema:
+    """A receipt as it travels: the Receipt's fields, times, or the error that ends the job."""
+    import pyarrow as pa
+
+    integers = [name for name in Receipt.__dataclass_fields__ if name != "seconds"]
+    return pa.schema(
+        [(name, pa.int64()) for name in integers]
+        + [(name, pa.float64()) for name in ("seconds", "began", "ended", "startup")]
+        + [("error_type", pa.string()), ("error", pa.string())]
+    )
+
+
+def _fatal_row(error: Exception) -> dict[str, Any]:
+    return {"error_type": type(error).__name__, "error": str(error)}
+
+
+def _quiet_ray_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.WARNING)

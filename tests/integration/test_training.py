@@ -1,0 +1,367 @@
+"""Training with real models: a random two-layer Llama with SmolLM2's tokenizer, and SmolLM2 itself."""
+
+import json
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from limrank import models
+from limrank.config import TrainingConfig, TrainJob
+from limrank.errors import EngineError, UserError
+from limrank.training import job
+from limrank.training.batches import collate
+from limrank.training.curves import read_metrics
+from limrank.training.examples import aim, encode_examples, read_examples
+from limrank.training.loop import TrainState, completion_loss, mean_loss, total_steps, train
+from limrank.training.model import load_for_training, merge_and_save
+
+REAL = "smollm2-135m-instruct"
+PROMPT = (
+    "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
+    "Query: {query}\nPassage: {passage}\n<think>"
+)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def tiny_model(request, tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
+
+
+@pytest.fixture(scope="module")
+def tied_model(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+def make_tiny(directory, tied):
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = LlamaConfig(vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=tied, **shape, **ends)
+    LlamaForCausalLM(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(models.resolve(REAL)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    lines = []
+    for number in range(8):
+        label = ("true", "false")[number % 2]
+        prompt = PROMPT.format(query=f"merge {number} sorted feeds", passage="heapq.merge(*iterables) " * (number + 1))
+        lines.append({"prompt": prompt, "completion": f"\nIt is about {'heaps ' * number}.\n</think> {label}"})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def settings(**changes):
+    small = {"epochs": 2, "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-2, "lora_rank": 4}
+    return TrainingConfig(**(small | {"lora_alpha": 8, "validation_share": 0} | changes))
+
+
+def encode(train_file, tokenizer, cutoff=2500):
+    return encode_examples(
+        aim(read_examples(train_file), "think"),
+        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        tokenizer.eos_token_id,
+        cutoff,
+        str(train_file),
+    )
+
+
+def reference_loss(model, example):
+    """What transformers makes of one example without padding, given its labels."""
+    ids = torch.from_numpy(example.ids.astype("int64"))[None]
+    labels = ids.clone()
+    labels[:, : example.prompt_tokens] = -100
+    return model(input_ids=ids, labels=labels).loss.item()
+
+
+def perturb(model):
+    """An adapter starts as nothing: give it something to merge."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+
+
+def logits(model, example):
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(example.ids.astype("int64"))[None]).logits
+
+
+def test_encoding_in_parts_equals_encoding_the_whole(tied_model, train_file):
+    _, tokenizer = load_for_training(tied_model, settings(), torch.float32)
+    line = json.loads(train_file.read_text().splitlines()[3])
+    whole = tokenizer.encode(line["prompt"] + line["completion"], add_special_tokens=False)
+    assert encode(train_file, tokenizer)[3].ids.tolist() == [*whole, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_padded_loss_equals_transformers_own(tiny_model, train_file, method):
+    model, tokenizer = load_for_training(tiny_model, settings(method=method), torch.float32)
+    perturb(model)
+    examples = encode(train_file, tokenizer)[:3]
+    ours = completion_loss(model)(**collate(examples, tokenizer.eos_token_id, "cpu")).item()
+    theirs = sum(reference_loss(model, example) * example.completion_tokens for example in examples)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    tokens = sum(example.completion_tokens for example in examples)
+    assert mean_loss(completion_loss(model), examples, 2, 2, "cpu") == pytest.approx(theirs / tokens, rel=1e-5)
+
+
+def test_new_embeddings_are_the_mean_of_the_learned(tiny_model):
+    model, tokenizer = load_for_training(tiny_model, settings(method="full"), torch.float32)
+    added = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert added == [49152, 49153]
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        torch.testing.assert_close(layer.weight[added], layer.weight[:49152].mean(0).expand(2, -1))
+
+
+def test_the_loss_is_weighted_by_tokens_whatever_the_accumulation(tied_model, train_file):
+    losses, weights = [], []
+    for batch_size, accumulation in ((8, 1), (2, 4), (3, 3)):
+        training = settings(batch_size=batch_size, gradient_accumulation=accumulation, warmup_ratio=0)
+        torch.manual_seed(0)
+        model, tokenizer = load_for_training(tied_model, training, torch.float32)
+        examples = encode(train_file, tokenizer)
+        expected = mean_loss(completion_loss(model), examples, 1, 2, "cpu")
+        lines = []
+        state = TrainState(model, training, total_steps(len(examples), training, workers=1))
+        train(state, examples, training, seed=1, pad_id=2, on_step=lines.append)
+        assert lines[0]["loss"] == pytest.approx(expected, rel=1e-5)
+        losses.append([line["loss"] for line in lines])
+        weights.append(torch.cat([each.detach().flatten() for each in state.parameters.values()]))
+    for other in (1, 2):
+        assert losses[other] == pytest.approx(losses[0], rel=1e-4)
+        # Adam divides by the gradient's size, so rounding shows where a gradient is almost zero.
+        assert (weights[other] - weights[0]).abs().mean() < 1e-4
+
+
+def test_schedule_counts_and_rates(tied_model, train_file):
+    training = settings(epochs=5, warmup_ratio=0.2)
+    model, tokenizer = load_for_training(tied_model, training, torch.float32)
+    examples = encode(train_file, tokenizer)
+    lines = []
+    state = TrainState(model, training, total_steps(len(examples), training, workers=1))
+    progress = train(state, examples, training, seed=1, pad_id=2, validation=examples[:2], on_step=lines.append)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert progress.examples == 40
+    assert progress.tokens == 5 * sum(len(example.ids) for example in examples)
+    assert [line["learning_rate"] for line in lines[:5]] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01])
+    assert lines[12]["learning_rate"] == pytest.approx(0.01 * (1 + math.cos(math.pi / 2)) / 2)
+    assert [line["epoch"] for line in lines if "validation_loss" in line] == [1, 2, 3, 4, 5]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_lines(tied_model, train_file):
+    training = settings(batch_size=8)
+    model, tokenizer = load_for_training(tied_model, training, torch.float32)
+    model.get_base_model().model.norm.weight.data[0] = float("nan")
+    state = TrainState(model, training, 2)
+    with pytest.raises(EngineError, match=r"step 1: the loss is nan \(lines 8, 7, 6, 5, 4, 3, 2, 1 of"):
+        train(state, encode(train_file, tokenizer), training, seed=1, pad_id=2)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tied_model, train_file):
+    training = settings(epochs=2, batch_size=2)
+
+    def fresh():
+        torch.manual_seed(0)
+        model, tokenizer = load_for_training(tied_model, training, torch.float32)
+        return TrainState(model, training, 8), encode(train_file, tokenizer)
+
+    kept = {}
+
+    def keep(metrics):
+        if metrics["step"] == 3:
+            kept.update(torch.load(save(state.state_dict()), weights_only=True))
+
+    state, examples = fresh()
+    train(state, examples, training, seed=1, pad_id=2, on_step=keep)
+    again, _ = fresh()
+    again.load_state_dict(kept)
+    lines = []
+    train(again, examples, training, seed=1, pad_id=2, on_step=lines.append)
+    assert [line["step"] for line in lines] == [4, 5, 6, 7, 8]
+    for name, parameter in again.parameters.items():
+        torch.testing.assert_close(parameter, state.parameters[name], msg=name)
+
+
+def save(state):
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path, method):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = load_for_training(tiny_model, settings(method=method), torch.float32)
+    perturb(model)
+    model.eval()
+    example = encode(train_file, tokenizer)[0]
+    before = logits(model, example)
+    directory = merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(directory)
+    assert (logits(merged, example) - before).abs().max() < 1e-4
+    assert merged.config.vocab_size == merged.get_input_embeddings().weight.shape[0] == 49154
+    tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert tied == merged.config.tie_word_embeddings
+    reloaded = AutoTokenizer.from_pretrained(directory)
+    assert reloaded.encode("</think> true") == [49153, 2629]
+    assert reloaded.encode("</think> false") == [49153, 7065]
+    assert (tmp_path / "adapter").is_dir() == (method == "lora")
+    assert {path.name for path in tmp_path.iterdir()} <= {"adapter", "model"}
+
+
+def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = load_for_training(tied_model, settings(), torch.float32)
+    perturb(model)
+    model.eval()
+    example = encode(train_file, tokenizer)[0]
+    before = logits(model, example)
+    merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tied_model)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert (logits(again, example) - before).abs().max() < 1e-4
+
+
+def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file):
+    training = settings(epochs=4)
+    model, tokenizer = load_for_training(tied_model, training, torch.bfloat16)
+    kinds = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+    assert kinds == {torch.bfloat16}
+    state = TrainState(model, training, 16)
+    assert {parameter.dtype for parameter in state.parameters.values()} == {torch.float32}
+    lines = []
+    train(state, encode(train_file, tokenizer), training, seed=1, pad_id=2, mixed_precision=True, on_step=lines.append)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_model_that_trained_before_gets_no_second_think_tokens(tied_model, tmp_path):
+    model, tokenizer = load_for_training(tied_model, settings(), torch.float32)
+    directory = merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    model, tokenizer = load_for_training(directory, settings(), torch.float32)
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 49154
+    assert not [name for name, each in model.named_parameters() if each.requires_grad and "lora" not in name]
+
+
+def test_the_real_model_learns(train_file, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    training = settings(epochs=2, batch_size=2, learning_rate=1e-3, lora_rank=8, lora_alpha=16)
+    model, tokenizer = load_for_training(models.resolve(REAL), training, torch.float32)
+    examples = encode(train_file, tokenizer)[:4]
+    expected = reference_loss(model, examples[0])
+    assert mean_loss(completion_loss(model), examples[:1], 1, 2, "cpu") == pytest.approx(expected, rel=1e-5)
+    state = TrainState(model, training, 4)
+    before = mean_loss(completion_loss(model), examples, 4, 2, "cpu")
+    train(state, examples, training, seed=1, pad_id=2)
+    model.eval()
+    assert mean_loss(completion_loss(model), examples, 4, 2, "cpu") < 0.8 * before
+    model.eval()
+    trained = logits(model, examples[0])
+    merged = AutoModelForCausalLM.from_pretrained(merge_and_save(model, tokenizer, tmp_path, torch.float32))
+    assert (logits(merged, examples[0]) - trained).abs().max() < 1e-4
+
+
+# ---- the whole job, on Ray -----------------------------------------------------------
+
+
+def train_job(model, train_file, run_dir, replicas=1, **training):
+    return TrainJob(
+        run_dir=str(run_dir),
+        model={"id": str(model)},
+        workers={"replicas": replicas, "cpus": 1},
+        training=settings(train_file=str(train_file), **training),
+    )
+
+
+def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
+    config = train_job(tied_model, train_file, tmp_path, replicas=2, validation_share=0.25, epochs=3, target="direct")
+    planned = job.plan(config)
+    assert planned["examples"], planned["validation_examples"] == (6, 2)
+    assert (planned["examples_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
+    assert planned["cut"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, local_ray):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = train_job(tied_model, train_file, tmp_path, epochs=4, validation_share=0.25, save_steps=5)
+    seen = []
+    result = job.run(config, tmp_path, seen.append)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert seen == metrics
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints",
+        "adapter",
+        "model",
+        "metrics.jsonl",
+        "curves.png",
+    }
+    assert (result.examples, result.steps, result.epochs, result.cut) == (8, 12, 4, 0)
+    assert result.final_loss == metrics[-1]["loss"]
+    assert result.validation_loss == metrics[-1]["validation_loss"]
+    tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
+    assert len(tokenizer.encode("</think>")) == 1
+    AutoModelForCausalLM.from_pretrained(result.model_dir)
+
+    # Started again it has nothing to do, and says the same.
+    again = job.run(config, tmp_path, seen.append)
+    assert again == result
+    assert read_metrics(tmp_path / "metrics.jsonl") == metrics == seen
+
+    # A plan that the checkpoints do not fit is refused in one line.
+    with pytest.raises(UserError, match=r"belong to another plan \(.*steps 12 → 6\)") as error:
+        job.run(train_job(tied_model, train_file, tmp_path, epochs=2, validation_share=0.25), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_two_workers_make_the_same_steps_as_one(tied_model, train_file, tmp_path, local_ray):
+    # Three examples in the last step leave the second worker without any in its second pass.
+    shape = {"epochs": 1, "learning_rate": 1e-3, "max_examples": 7}
+    two = train_job(tied_model, train_file, tmp_path, replicas=2, batch_size=1, gradient_accumulation=2, **shape)
+    job.run(two, tmp_path / "two")
+    one = train_job(tied_model, train_file, tmp_path, batch_size=1, gradient_accumulation=4, **shape)
+    job.run(one, tmp_path / "one")
+    losses = [[line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
+    with pytest.raises(UserError, match="3 replicas need 3 CPUs, and the cluster has 2"):
+        job.run(train_job(tied_model, train_file, tmp_path, replicas=3), tmp_path)
+
+
+def test_a_worker_that_dies_is_one_clear_error(tied_model, train_file, tmp_path, local_ray):
+    blocked = tmp_path / "metrics.jsonl"
+    blocked.mkdir()
+    with pytest.raises(EngineError, match="training worker 0 failed: IsADirectoryError") as error:
+        job.run(train_job(tied_model, train_file, tmp_path), tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,166 @@
+import gzip
+import json
+
+import pytest
+
+from limrank.config import DataConfig
+from limrank.data import beir, benchmarks
+from limrank.errors import UserError
+from limrank.records import Benchmark, Document, Query
+
+CORPUS = """\
+{"_id": "d1", "title": "Bread", "text": "Dough rises."}
+{"_id": 2, "text": "Yeast feeds on sugar."}
+{"_id": "d3", "title": null, "text": "Salt slows it."}
+"""
+QUERIES = """\
+{"_id": "train", "text": "of the other split"}
+{"_id": "q2", "text": "why does dough rise", "instruction": "Name the organism.", "excluded_ids": ["d3"]}
+{"_id": "q1", "text": "bread", "excluded_ids": ["N/A"]}
+"""
+QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\t2\t2\nq2\td1\t0\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "bread"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(CORPUS)
+    (folder / "queries.jsonl").write_text(QUERIES)
+    (folder / "qrels" / "test.tsv").write_text(QRELS)
+    return folder
+
+
+def refused(folder, split="test"):
+    with pytest.raises(UserError) as error:
+        beir.load(folder, split)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_load(folder):
+    benchmark = beir.load(folder)
+    assert benchmark == Benchmark(
+        "bread/test",
+        [
+            Document("d1", "Dough rises.", title="Bread"),
+            Document("2", "Yeast feeds on sugar."),
+            Document("d3", "Salt slows it."),
+        ],
+        [Query("q2", "why does dough rise", "Name the organism.", frozenset({"d3"})), Query("q1", "bread")],
+        {"q1": {"d1": 1}, "q2": {"2": 2, "d1": 0}},
+        [],
+    )
+
+
+def test_gzipped_files(folder):
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        plain = folder / name
+        (folder / f"{name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    assert [query.query_id for query in beir.load(folder).queries] == ["q2", "q1"]
+
+
+def test_judgements_of_what_is_not_there_are_a_warning(folder):
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\tgone\t1\nstranger\td1\t1\nother\td1\t1\n")
+    benchmark = beir.load(folder)
+    # A lost document stays in the ideal ranking, a lost query cannot be asked.
+    assert benchmark.qrels == {"q1": {"d1": 1, "gone": 1}, "q2": {"2": 2, "d1": 0}}
+    assert benchmark.warnings == [
+        "bread/test: the judgements of 2 queries that the collection lacks are left out",
+        "bread/test: 1 judgements name documents that the collection lacks; they stay in the ideal",
+    ]
+
+
+def test_without_judgements_all_queries_are_taken(folder):
+    (folder / "qrels" / "test.tsv").unlink()
+    benchmark = beir.load(folder)
+    assert [query.query_id for query in benchmark.queries] == ["train", "q2", "q1"]
+    assert benchmark.qrels == {}
+    assert "all 3 queries are taken" in benchmark.warnings[0]
+
+
+def test_missing_parts_are_named(folder, tmp_path):
+    assert f"{tmp_path / 'no'}: no such folder" in refused(tmp_path / "no")
+    (folder / "qrels" / "dev.tsv").write_text(QRELS)
+    assert refused(folder, "train").endswith("train.tsv: no such split; there are: dev, test")
+    (folder / "queries.jsonl").unlink()
+    assert f"{folder / 'queries.jsonl'}: no such file" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ("", "corpus.jsonl: the corpus is empty"),
+        ('{"_id": "a", "text": "x"}\n{"_id": \n', "corpus.jsonl:2: not JSON"),
+        ("[1]\n", "corpus.jsonl:1: not a JSON object, but list"),
+        ('{"text": "x"}\n', "corpus.jsonl:1: _id is missing"),
+        ('{"_id": "a"}\n', "corpus.jsonl:1: text is missing"),
+        ('{"_id": "a", "text": null}\n', "corpus.jsonl:1: text is null; it should be a string"),
+        ('{"_id": "a", "text": 3}\n', "corpus.jsonl:1: text is of type int; it should be a string"),
+        ('{"_id": 1.5, "text": "x"}\n', "corpus.jsonl:1: _id is of type float; it should be a string"),
+        ('{"_id": true, "text": "x"}\n', "corpus.jsonl:1: _id is of type bool; it should be a string"),
+        ('\n{"_id": " ", "text": "x"}\n', "corpus.jsonl:2: _id is empty"),
+        (
+            '{"_id": "1", "text": "x"}\n{"_id": "b", "text": "x"}\n{"_id": 1, "text": "y"}\n',
+            "corpus.jsonl:3: _id '1' is there twice: first on line 1",
+        ),
+    ],
+)
+def test_a_bad_corpus_names_file_and_line(folder, corpus, message):
+    (folder / "corpus.jsonl").write_text(corpus)
+    assert message in refused(folder)
+
+
+def test_bad_queries_name_file_and_line(folder):
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": "y"}\n')
+    assert "queries.jsonl:2: _id 'q1' is there twice: first on line 1" in refused(folder)
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "x", "excluded_ids": "d1"}\n')
+    assert "queries.jsonl:1: excluded_ids should be a list of strings" in refused(folder)
+
+
+def test_written_queries_read_back(folder, tmp_path):
+    queries = beir.load(folder).queries
+    beir.write_queries(tmp_path / "queries.jsonl", queries)
+    assert beir.read_queries(tmp_path / "queries.jsonl") == queries
+    assert json.loads((tmp_path / "queries.jsonl").read_text().splitlines()[1]) == {"_id": "q1", "text": "bread"}
+
+
+# ---- benchmarks.py -------------------------------------------------------------------
+
+
+def test_selection_is_evenly_spaced():
+    queries = [Query(str(i), "") for i in range(10)]
+    whole = Benchmark("b", [], queries, {str(i): {"d": 1} for i in range(9)})
+    picked = benchmarks.select(whole, 4)  # floor(i * 10 / 4): 0, 2, 5, 7
+    assert [query.query_id for query in picked.queries] == ["0", "2", "5", "7"]
+    assert list(picked.qrels) == ["0", "2", "5", "7"]
+    assert benchmarks.select(whole, 10) is benchmarks.select(whole, None) is whole
+
+
+def test_load_selects_and_refuses_what_has_no_query(folder):
+    data = DataConfig(format="beir", path=str(folder), max_queries=1)
+    assert [query.query_id for query in benchmarks.load(data).queries] == ["q2"]
+    (folder / "qrels" / "test.tsv").write_text("stranger\td1\t1\n")
+    with pytest.raises(UserError, match="no query is left"):
+        benchmarks.load(data)
+
+
+def test_the_fingerprint_is_of_what_the_rows_depend_on(folder, tmp_path):
+    data = DataConfig(format="beir", path=str(folder))
+    before = benchmarks.fingerprint(data)
+    copy = tmp_path / "copy"
+    folder.rename(copy)
+    moved = DataConfig(format="beir", path=str(copy))
+    (copy / "qrels" / "test.tsv").write_text("q1\td1\t0\n")
+    assert benchmarks.fingerprint(moved) == before
+    assert benchmarks.fingerprint(moved.model_copy(update={"max_queries": 1})) != before
+    (copy / "corpus.jsonl").write_text(CORPUS.replace("rises", "rose"))
+    assert benchmarks.fingerprint(moved) != before
+
+
+def test_pydocs_goes_through_the_same_door():
+    data = DataConfig(format="pydocs", max_queries=2)
+    assert len(benchmarks.load(data).queries) == 2
+    assert benchmarks.fingerprint(data) == benchmarks.fingerprint(data)
