@@ -59,7 +59,11 @@ class Task(Protocol):
 @dataclass(frozen=True)
 class Receipt:
     """What a finished chunk cost; kept in its file's metadata, so that sums over the
-    committed chunks are right however often the job was killed."""
+    committed chunks are right however often the job was killed.
+
+    ``began`` and ``ended`` are Unix
+    times; ``startup_seconds`` is what its worker's engines took to start.
+    """
 
     chunk: int
     units: int
@@ -69,7 +73,9 @@ class Receipt:
     prompt_tokens: int
     cached_prompt_tokens: int
     generated_tokens: int
-    seconds: float
+    began: float
+    ended: float
+    startup_seconds: float
 
 
 class ChunkRunner:
@@ -80,12 +86,18 @@ class ChunkRunner:
     """
 
     def __init__(
-        self, storage: Storage, task: Task, engines: Engines, call: Callable[[Awaitable[Any]], Any]
+        self,
+        storage: Storage,
+        task: Task,
+        engines: Engines,
+        call: Callable[[Awaitable[Any]], Any],
+        startup_seconds: float = 0.0,
     ) -> None:
         self._storage = storage
         self._task = task
         self._engines = engines
         self._call = call
+        self._startup_seconds = startup_seconds
 
     def deaths(self, number: int) -> int:
         """How often this chunk was begun and never finished."""
@@ -99,11 +111,11 @@ class ChunkRunner:
             OSError: its files could not be written.
         """
         self._storage.write_text(f"{_attempts(number)}/{uuid.uuid4().hex}", "")
-        started = time.monotonic()
+        began = time.time()
         units = read_chunk(self._storage, number)
         with meter() as usage:
             outcomes = self._alone(number, units) if alone else self._call(self._together(units))
-        return self._commit(number, outcomes, usage, time.monotonic() - started)
+        return self._commit(number, outcomes, usage, began)
 
     async def _together(self, units: Sequence[Unit]) -> list[Outcome]:
         return list(await asyncio.gather(*(run_unit(self._task, unit, self._engines) for unit in units)))
@@ -123,7 +135,7 @@ class ChunkRunner:
             self._storage.remove(mark)
         return outcomes
 
-    def _commit(self, number: int, outcomes: Sequence[Outcome], usage: Usage, seconds: float) -> Receipt:
+    def _commit(self, number: int, outcomes: Sequence[Outcome], usage: Usage, began: float) -> Receipt:
         import pyarrow as pa
 
         rows = [row for outcome in outcomes for row in outcome.rows]
@@ -137,7 +149,9 @@ class ChunkRunner:
             prompt_tokens=usage.prompt,
             cached_prompt_tokens=usage.cached_prompt,
             generated_tokens=usage.generated,
-            seconds=round(seconds, 4),
+            began=began,
+            ended=time.time(),
+            startup_seconds=self._startup_seconds,
         )
         name = f"{chunk_name(number)}.parquet"
         if failures:

@@ -127,8 +127,10 @@ class SynthesisConfig(Section):
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
     top_p: Unit = 0.95
-    judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="how far past 0.5 the judge's p(true) must be on the intended side"
+    agreement: Literal["verdict", "ranking"] = Field(
+        "verdict",
+        description="verdict: the judge's own true or false must be the intended label (the paper's); "
+        "ranking: it must score a query's positive above the negative, for judges too weak to be calibrated",
     )
 
 

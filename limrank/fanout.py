@@ -34,12 +34,16 @@ OVERLAP = 4
 """Chunks that an actor works on at a time: while one drains, the next ones fill the engine."""
 
 
+_CPU_CHUNK_COST = 15_000
+_CHUNK_COST = 600_000
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Totals over all committed chunks, and what this session did of them.
+    """Totals over all committed chunks, whichever session they come from.
 
-    ``seconds`` is this session's from the first chunk's start to the last one's end,
-    ``startup_seconds`` the slowest engine's; ``done_weight`` what this session worked off.
+    ``seconds`` is the time in which at least one chunk was being worked on, start-up left
+    out; ``startup_seconds`` is the slowest engine's; ``rate`` is weight (pairs, seeds) a second.
     """
 
     units: int
@@ -50,11 +54,11 @@ class Summary:
     generated_tokens: int
     seconds: float
     startup_seconds: float
-    done_weight: int
+    rate: float | None
 
     @property
-    def rate(self) -> float | None:
-        return self.done_weight / self.seconds if self.seconds and self.done_weight else None
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.generated_tokens
 
 
 def fanout(
@@ -84,7 +88,17 @@ def fanout(
     session = _Session(plan, pending, progress, stage, weighed_in)
     if pending:
         _dispatch(run.storage, pending, task, engines, workers, session)
-    return _finish(run, session)
+    summary = finish(run, plan, weighed_in)
+    session.show(finished=True)
+    return summary
+
+
+def chunk_cost(engine_kind: str) -> int:
+    """About 30 s of work in estimated tokens, by what reads them."""
+    import ray
+
+    on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and ray.cluster_resources().get("GPU"))
+    return _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
 
 
 def resources(engines: Mapping[str, EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, float]:
@@ -165,10 +179,9 @@ class ChunkWorker:
         started = time.monotonic()
         try:
             engines = self._call(_open_all(sources))
-            self._runner = ChunkRunner(storage, task, engines, self._call)
+            self._runner = ChunkRunner(storage, task, engines, self._call, time.monotonic() - started)
         except LimrankError as error:
             self._fatal = error
-        self._startup_seconds = time.monotonic() - started
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
@@ -178,7 +191,6 @@ class ChunkWorker:
     def _row(self, number: int) -> dict[str, Any]:
         if self._fatal is not None:
             return _fatal_row(self._fatal)
-        began = time.time()
         try:
             alone = self._runner.deaths(number) >= DEATHS_BEFORE_ALONE
             with self._turns.alone() if alone else self._turns.shared():
@@ -191,7 +203,7 @@ class ChunkWorker:
             os._exit(70)
         except (UserError, OSError) as error:
             return _fatal_row(error)
-        return asdict(receipt) | {"began": began, "ended": time.time(), "startup": self._startup_seconds}
+        return asdict(receipt)
 
     def _call(self, coroutine: Awaitable[Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -246,7 +258,6 @@ class _Session:
     """What this driver sees of the work, for progress and rates."""
 
     def __init__(self, plan: Plan, pending: list[Chunk], progress: Progress, stage: str, weighed_in: str) -> None:
-        self.plan = plan
         self._weights = {chunk.number: chunk.weight for chunk in pending}
         self._total = plan.weight
         self._already = plan.weight - sum(self._weights.values())
@@ -256,7 +267,6 @@ class _Session:
         self.done_weight = 0
         self.tokens = 0
         self.failed = 0
-        self.startup_seconds = 0.0
         self._began: float | None = None
         self._ended = 0.0
         self.show()
@@ -273,7 +283,6 @@ class _Session:
         self.done_weight += self._weights.pop(row["chunk"], 0)
         self.tokens += row["prompt_tokens"] + row["generated_tokens"]
         self.failed += row["failed"]
-        self.startup_seconds = max(self.startup_seconds, row["startup"])
         self._began = row["began"] if self._began is None else min(self._began, row["began"])
         self._ended = max(self._ended, row["ended"])
         self.show()
@@ -294,34 +303,13 @@ class _Session:
         )
 
 
-def _finish(run: RunDir, session: _Session) -> Summary:
+def finish(run: RunDir, plan: Plan, weighed_in: str) -> Summary:
+    """Check that every chunk is committed, and put the totals into the manifest."""
     receipts = read_receipts(run.storage)
-    missing = len(session.plan.chunks) - len(receipts)
+    missing = len(plan.chunks) - len(receipts)
     if missing:
         raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
-    summary = Summary(
-        units=sum(receipt.units for receipt in receipts),
-        rows=sum(receipt.rows for receipt in receipts),
-        failed=sum(receipt.failed for receipt in receipts),
-        prompt_tokens=sum(receipt.prompt_tokens for receipt in receipts),
-        cached_prompt_tokens=sum(receipt.cached_prompt_tokens for receipt in receipts),
-        generated_tokens=sum(receipt.generated_tokens for receipt in receipts),
-        seconds=session.seconds,
-        startup_seconds=session.startup_seconds,
-        done_weight=session.done_weight,
-    )
-    session.show(finished=True)
-    _note(run, summary, session)
-    return summary
-
-
-def _note(run: RunDir, summary: Summary, session: _Session) -> None:
-    rates = {}
-    if summary.rate:
-        rates = {
-            f"{session._weighed_in}_per_second": round(summary.rate, 3),
-            "tokens_per_second": round(session.tokens / summary.seconds, 1),
-        }
+    summary = summarize(receipts, plan)
     run.note(
         counts={"units": summary.units, "rows": summary.rows, "failed": summary.failed},
         seconds={"engine_startup": round(summary.startup_seconds, 3), "work": round(summary.seconds, 3)},
@@ -330,18 +318,52 @@ def _note(run: RunDir, summary: Summary, session: _Session) -> None:
             "cached_prompt": summary.cached_prompt_tokens,
             "generated": summary.generated_tokens,
         },
-        rates=rates,
+        rates={
+            f"{weighed_in}_per_second": round(summary.rate, 3),
+            "tokens_per_second": round(summary.tokens / summary.seconds, 1),
+        }
+        if summary.rate
+        else {},
+    )
+    return summary
+
+
+def summarize(receipts: list[Receipt], plan: Plan) -> Summary:
+    """Sum receipts up; pure."""
+    seconds = _covered([(receipt.began, receipt.ended) for receipt in receipts])
+
+    def total(name: str) -> int:
+        return sum(getattr(receipt, name) for receipt in receipts)
+
+    return Summary(
+        units=total("units"),
+        rows=total("rows"),
+        failed=total("failed"),
+        prompt_tokens=total("prompt_tokens"),
+        cached_prompt_tokens=total("cached_prompt_tokens"),
+        generated_tokens=total("generated_tokens"),
+        seconds=seconds,
+        startup_seconds=max((receipt.startup_seconds for receipt in receipts), default=0.0),
+        rate=plan.weight / seconds if seconds else None,
     )
 
 
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of time spans."""
+    covered, end = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        covered += max(0.0, ended - max(began, end))
+        end = max(end, ended)
+    return covered
+
+
 def _wire() -> pa.Schema:
-    """A receipt as it travels: the Receipt's fields, times, or the error that ends the job."""
+    """A receipt as it travels: the Receipt's fields, or else the error that ends the job."""
     import pyarrow as pa
 
-    integers = [name for name in Receipt.__dataclass_fields__ if name != "seconds"]
+    floats = ("began", "ended", "startup_seconds")
     return pa.schema(
-        [(name, pa.int64()) for name in integers]
-        + [(name, pa.float64()) for name in ("seconds", "began", "ended", "startup")]
+        [(name, pa.float64() if name in floats else pa.int64()) for name in Receipt.__dataclass_fields__]
         + [("error_type", pa.string()), ("error", pa.string())]
     )
 
@@ -353,8 +375,7 @@ def _fatal_row(error: Exception) -> dict[str, Any]:
 def _quiet_ray_data() -> None:
     from ray.data import DataContext
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray._private.worker"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from limrank import prompts
 from limrank.config import ScoringConfig
@@ -55,7 +56,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     A person's passage may hold ``<|im_end|>`` or ``</think>``; it must neither end a
     chain nor open a turn. Text without such a string is encoded as the tokenizer would.
     """
-    special = _special_pattern(tokenizer)
+    special = _special_pattern(tuple(tokenizer.get_added_vocab()))
     if special is None or not special.search(text):
         return tokenizer.encode(text, add_special_tokens=False)
     ids: list[int] = []
@@ -99,7 +100,9 @@ def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str,
     keep = room - bare
     while True:
         # Text that is cut between two tokens may encode to one token more; then cut more.
-        shorter = tokenizer.decode(words[:keep]) if keep > 0 else ""
+        # The decoded text only tells how many characters that is: it may be normalised, or
+        # end in half a character.
+        shorter = passage[: len(tokenizer.decode(words[:keep]))] if keep > 0 else ""
         ids = _fill(tokenizer, template, query, shorter)
         if len(ids) <= room:
             return PairPrompt(ids, truncated=True)
@@ -160,7 +163,7 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         candidate.doc_id,
         score,
         status,
-        reasoning=chain.strip() if chain is not None else None,
+        reasoning=chain,
         prompt_tokens=len(prompt.ids),
         generated_tokens=generated + 1,
         truncated=prompt.truncated,
@@ -187,7 +190,7 @@ def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> li
     """Fill the template and encode it: the template's own marks as tokens, the rest as
     plain characters, whole stretches at a time so that tokens span the seams."""
     ids = list(tokenizer.encode(""))  # what the tokenizer puts first, such as <s>
-    added = _added_tokens(tokenizer)
+    added = tokenizer.get_added_vocab()
     stretch = ""
     for part in _MARKS.split(template):
         if part in added:
@@ -207,18 +210,7 @@ def _place(part: str, query: Query, passage: str) -> str:
     return _PLACE.sub(lambda match: values[match.group(1)], part)
 
 
-def _added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    cached = getattr(tokenizer, "_limrank_added", None)
-    if cached is None:
-        cached = tokenizer.get_added_vocab()
-        tokenizer._limrank_added = cached
-    return cached
-
-
-def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    cached = getattr(tokenizer, "_limrank_special", False)
-    if cached is False:
-        texts = sorted(_added_tokens(tokenizer), key=len, reverse=True)
-        cached = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
-        tokenizer._limrank_special = cached
-    return cached
+@lru_cache
+def _special_pattern(added: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted(added, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if added else None

@@ -58,6 +58,14 @@ def fingerprint(data: DataConfig) -> str:
     return digest.hexdigest()
 
 
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's contents, wherever it lies. Raises UserError: it is missing."""
+    digest = hashlib.sha256()
+    for part in _file_parts(Path(path)):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _parts(data: DataConfig) -> Iterator[bytes]:
     yield json.dumps([data.format, data.split, data.max_queries]).encode()
     if data.format == "beir":

@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from limrank import models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Engine, Generation, Limits, Prompt, Usage, meter
+from limrank.engines.base import Engine, Generation, Limits, Prompt, Tokenizer, Usage, meter
 
-__all__ = ["Engine", "EngineSource", "EngineSpec", "Generation", "Limits", "Prompt", "Usage", "meter", "open_engine"]
+__all__ = [
+    "Engine",
+    "EngineSource",
+    "EngineSpec",
+    "Generation",
+    "Limits",
+    "Prompt",
+    "Usage",
+    "check_engine",
+    "load_tokenizer",
+    "meter",
+    "open_engine",
+]
 
 
 class EngineSource(Protocol):
@@ -35,6 +48,38 @@ class EngineSpec:
 
     def open(self) -> Engine:
         return open_engine(self.model, self.engine, tensor_parallel=self.tensor_parallel)
+
+
+def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
+    """Find out in seconds what would make every worker fail, before any is started.
+
+    Raises:
+        UserError: the model is not to be had, or the endpoint does not serve it.
+    """
+    if engine.kind == "vllm":
+        models.resolve(model.id)
+    elif engine.kind == "openai":
+        import asyncio
+
+        from limrank.engines.openai import OpenAIEngine
+
+        async def ask() -> None:
+            endpoint = OpenAIEngine(model, engine)
+            await endpoint.check()
+            await endpoint.aclose()
+
+        asyncio.run(ask())
+
+
+def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
+    """The tokenizer that the engine would use, without the engine."""
+    if engine.kind == "fake":
+        from limrank.engines.fake import ByteTokenizer
+
+        return ByteTokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models.resolve(model.id), trust_remote_code=False)
 
 
 def open_engine(

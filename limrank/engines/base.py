@@ -56,8 +56,9 @@ class Limits:
 class Engine(Protocol):
     """One model that answers requests.
 
-    Every method raises RowError for what is the request's fault (too long, refused,
-    no such label) and EngineError where the engine is dead.
+    Every method raises RowError for what is the request's fault (prompt and
+    ``max_tokens`` exceed the context, refused, no such label) and EngineError where the
+    engine is dead.
     """
 
     @property
@@ -87,7 +88,8 @@ class Engine(Protocol):
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         """log p(label | prompt) of the next token for labels of one token each, whole
         vocabulary normalised. A label that does not come back is a RowError, never a
-        made-up number."""
+        made-up number. A label of several tokens is a UserError; an endpoint, whose
+        tokenizer need not be here, cannot tell the two apart and raises the RowError."""
 
     async def aclose(self) -> None: ...
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -63,6 +64,9 @@ class FakeEngine:
         else:
             words = [rng.choice(_WORDS) for _ in range(min(max_tokens, 24))]
             answer, finish = " ".join(words) + ".", "stop" if max_tokens > 24 else "length"
+        ends = [end for text in stop if (end := answer.find(text)) >= 0]
+        if ends:
+            answer, finish = answer[: min(ends)], "stop"
         generated = len(answer.split())
         record_usage(length, 0, generated)
         return Generation(answer, finish, length, 0, generated)
@@ -70,9 +74,9 @@ class FakeEngine:
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
     ) -> AsyncIterator[str]:
-        answer = await self.generate(prompt, max_tokens=max_tokens, temperature=temperature)
-        for word in answer.text.split(" "):
-            yield word + " "
+        answer = await self.generate(prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
+        for piece in re.findall(r" *[^ ]+| +", answer.text):
+            yield piece
             await asyncio.sleep(0)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from limrank.errors import EngineError, RowError, UserError
 
 _TOP_LOGPROBS = 20
 _ATTEMPTS = 5
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 20.0
 
 
 class OpenAIEngine:
@@ -30,9 +32,9 @@ class OpenAIEngine:
 
         self._model = model
         # Local servers ask for no key, but the client insists on one.
-        key = os.environ.get(engine.api_key_env) or "none"
+        self._key = os.environ.get(engine.api_key_env)
         self._client = AsyncOpenAI(
-            base_url=engine.base_url, api_key=key, timeout=engine.request_timeout_s, max_retries=0
+            base_url=engine.base_url, api_key=self._key or "none", timeout=engine.request_timeout_s, max_retries=0
         )
         self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight)
         self._slots = asyncio.Semaphore(engine.max_in_flight)
@@ -64,7 +66,10 @@ class OpenAIEngine:
         if schema is not None:
             answer = {"name": "answer", "schema": schema, "strict": True}
             options["extra_body"] = {"response_format": {"type": "json_schema", "json_schema": answer}}
-        response = await self._send(prompt, options)
+        if isinstance(prompt, list) and not _is_chat(prompt) and self._stops_at_special(stop):
+            # vLLM and SGLang leave special tokens out of the text, where the stop would not be seen.
+            options.setdefault("extra_body", {})["skip_special_tokens"] = False
+        response = await self._ask(prompt, options)
         choice = response.choices[0]
         text = choice.message.content if _is_chat(prompt) else choice.text
         prompt_tokens, cached, generated = self._record(response.usage)
@@ -73,18 +78,24 @@ class OpenAIEngine:
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
     ) -> AsyncIterator[str]:
-        options = _sampling(max_tokens, temperature, top_p, stop) | {"stream": True}
-        async with await self._send(prompt, options) as events:
-            async for event in events:
-                if event.choices:
-                    text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
-                    if text:
-                        yield text
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        options = _sampling(max_tokens, temperature, top_p, stop) | streamed
+        usage = None
+        async with self._slots:
+            with self._errors():
+                async with await self._send(prompt, options) as events:
+                    async for event in events:
+                        usage = event.usage or usage
+                        if event.choices:
+                            text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
+                            if text:
+                                yield text
+        self._record(usage)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         chat = _is_chat(prompt)
         wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if chat else {"logprobs": _TOP_LOGPROBS}
-        response = await self._send(prompt, _sampling(1, 0.0, 1.0, ()) | wanted)
+        response = await self._ask(prompt, _sampling(1, 0.0, 1.0, ()) | wanted)
         self._record(response.usage)
         given = response.choices[0].logprobs
         if chat:
@@ -113,7 +124,7 @@ class OpenAIEngine:
         except APIStatusError as error:
             if error.status_code in (404, 405):  # a server without a model list may still serve
                 return
-            raise UserError(f"{where}: answered {error.status_code}: {error.message}") from error
+            raise UserError(f"{where}: answered {error.status_code}: {self._without_key(error.message)}") from None
         if listed and self._model.id not in listed:
             raise UserError(f"{where}: has no model {self._model.id!r}; it serves {', '.join(listed[:8])}")
 
@@ -128,34 +139,58 @@ class OpenAIEngine:
         record_usage(usage.prompt_tokens, cached, usage.completion_tokens)
         return usage.prompt_tokens, cached, usage.completion_tokens
 
+    def _stops_at_special(self, stop: Sequence[str]) -> bool:
+        return bool(stop) and not self.tokenizer.get_added_vocab().keys().isdisjoint(stop)
+
+    async def _ask(self, prompt: Prompt, options: dict[str, Any]) -> Any:
+        async with self._slots:
+            with self._errors():
+                return await self._send(prompt, options)
+
     async def _send(self, prompt: Prompt, options: dict[str, Any]) -> Any:
         """One request, sent again on 429, 5xx and time-outs only."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, RateLimitError
+        from openai import APITimeoutError, InternalServerError, RateLimitError
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
         again = AsyncRetrying(
             retry=retry_if_exception_type((RateLimitError, InternalServerError, APITimeoutError)),
             stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=20),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             reraise=True,
         )
         if _is_chat(prompt):
             call, what = self._client.chat.completions.create, {"messages": prompt}
         else:
             call, what = self._client.completions.create, {"prompt": prompt}
-        async with self._slots:
-            try:
-                async for attempt in again:
-                    with attempt:
-                        return await call(model=self._model.id, **what, **options)
-            except (RateLimitError, InternalServerError, APITimeoutError) as error:
-                raise RowError(f"the endpoint failed {_ATTEMPTS} times: {error.message}", retryable=True) from error
-            except APIConnectionError as error:
-                raise EngineError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
-            except APIStatusError as error:
-                if error.status_code in (401, 403, 404):
-                    raise EngineError(f"the endpoint answered {error.status_code}: {error.message}") from error
-                raise RowError(f"the endpoint answered {error.status_code}: {error.message}") from error
+        response = await again(call, model=self._model.id, **what, **options)
+        if isinstance(response, str):  # the client hands on what is not JSON as it came
+            raise EngineError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
+        return response
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """The client's errors as ours. An endpoint may quote the key that it refuses, so
+        its words are told without it and without the error they came in."""
+        import httpx
+        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
+        from openai import InternalServerError, RateLimitError
+
+        try:
+            yield
+        except (RateLimitError, InternalServerError, APITimeoutError) as error:
+            failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
+            raise RowError(failed, retryable=True) from None
+        except APIConnectionError as error:
+            raise EngineError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
+        except APIStatusError as error:
+            answered = f"the endpoint answered {error.status_code}: {self._without_key(error.message)}"
+            raise (EngineError if error.status_code in (401, 403, 404) else RowError)(answered) from None
+        except (APIError, httpx.TransportError) as error:  # in the middle of a stream
+            broke = f"the endpoint broke off: {self._without_key(str(error) or type(error).__name__)}"
+            raise RowError(broke, retryable=True) from None
+
+    def _without_key(self, message: str) -> str:
+        return message.replace(self._key, "***") if self._key else message
 
 
 def _is_chat(prompt: Prompt) -> bool:

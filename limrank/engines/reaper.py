@@ -12,19 +12,22 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import lru_cache
+
+_POLL_S = 0.3
 
 _WATCHER = """
 import os, signal, sys
-sys.stdin.buffer.read()
-for pair in sys.argv[1:]:
+for pair in sys.stdin.read().split():
     pid, _, started = pair.partition(":")
     try:
         # The start time tells the process from a later one that was given the same id.
         with open(f"/proc/{pid}/stat") as stat:
             if stat.read().rsplit(")", 1)[1].split()[19] == started:
                 os.kill(int(pid), signal.SIGKILL)
-    except OSError:
+    except (OSError, IndexError):
         pass
 """
 
@@ -32,36 +35,54 @@ for pair in sys.argv[1:]:
 @contextlib.contextmanager
 def reap_with_parent() -> Iterator[None]:
     """Child processes started inside are killed when this process is gone."""
-    before = set(_descendants(os.getpid()))
+    known = set(_descendants())
+    done = threading.Event()
+
+    def tell() -> None:
+        # An engine takes a minute to start, and its parent may be killed meanwhile.
+        last = False
+        while not last:
+            last = done.wait(_POLL_S)
+            started = [child for child in _descendants() if child not in known]
+            if started:
+                known.update(started)
+                _tell_watcher(started)
+
+    teller = threading.Thread(target=tell, name="limrank-reaper", daemon=True)
+    teller.start()
     try:
         yield
     finally:
-        started = [pid for pid in _descendants(os.getpid()) if pid not in before]
-        if started:
-            _watch(started)
+        done.set()
+        teller.join()
 
 
-# The writing ends of the watchers' pipes: open as long as this process lives.
-_watchers: list[subprocess.Popen] = []
+def _tell_watcher(children: list[tuple[int, str]]) -> None:
+    pipe = _watcher(os.getpid()).stdin
+    pipe.write("".join(f"{pid}:{started}\n" for pid, started in children).encode())
+    pipe.flush()
 
 
-def _watch(pids: list[int]) -> None:
-    arguments = [f"{pid}:{start}" for pid in pids if (start := _start_time(pid))]
-    # Nothing is ever written; a session of its own keeps signals for us away from it.
-    watcher = subprocess.Popen(
-        [sys.executable, "-S", "-c", _WATCHER, *arguments],
+@lru_cache
+def _watcher(parent: int) -> subprocess.Popen:
+    """This process's watcher. The writing end of its pipe is open as long as we live; a
+    session of its own keeps signals for us away from it."""
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", _WATCHER],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    _watchers.append(watcher)
 
 
-def _descendants(pid: int) -> list[int]:
+def _descendants() -> list[tuple[int, str]]:
+    """(process id, start time) of the processes below this one, but for our watcher."""
     import psutil
 
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    found = [(child.pid, _start_time(child.pid)) for child in psutil.Process().children(recursive=True)]
+    watcher = _watcher(os.getpid()).pid
+    return [(pid, started) for pid, started in found if started and pid != watcher]
 
 
 def _start_time(pid: int) -> str | None:

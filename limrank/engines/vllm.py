@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
@@ -115,9 +116,14 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
             **self._stops(stop),
         )
-        async for output in self._outputs(prompt, params):
-            if output.outputs[0].text:
-                yield output.outputs[0].text
+        generated = 0
+        # A generator that is left open is closed some time later; the request must end now.
+        async with aclosing(self._outputs(prompt, params)) as outputs:
+            async for output in outputs:
+                generated += len(output.outputs[0].token_ids)
+                if output.outputs[0].text:
+                    yield output.outputs[0].text
+        record_usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, generated)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         from vllm import SamplingParams
@@ -155,23 +161,26 @@ class VllmEngine:
             raise EngineError("vLLM ended a request without an output")
         return last
 
-    async def _outputs(self, prompt: Prompt, params: Any) -> AsyncIterator[Any]:
+    async def _outputs(self, prompt: Prompt, params: Any) -> AsyncGenerator[Any]:
+        from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         async with self._slots:
             self._requests += 1
             try:
-                async for output in self._llm.generate(self._encoded(prompt), params, str(self._requests)):
-                    yield output
+                prompt = TokensPrompt(prompt_token_ids=self._encoded(prompt, params.max_tokens))
+                async with aclosing(self._llm.generate(prompt, params, str(self._requests))) as outputs:
+                    async for output in outputs:
+                        yield output
             except EngineDeadError as error:
                 raise EngineError(f"vLLM's engine process died: {_first_line(error)}") from error
-            except (VLLMClientError, ValueError, EngineGenerateError) as error:
+            except EngineGenerateError as error:  # says nothing itself
+                raise RowError(f"vLLM failed the request: {_first_line(error.__cause__ or error)}") from error
+            except (VLLMClientError, ValueError) as error:
                 raise RowError(f"vLLM refused the request: {_first_line(error)}") from error
 
-    def _encoded(self, prompt: Prompt) -> Any:
-        from vllm import TokensPrompt
-
+    def _encoded(self, prompt: Prompt, max_tokens: int) -> list[int]:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], dict):
@@ -179,7 +188,10 @@ class VllmEngine:
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = list(prompt)
-        return TokensPrompt(prompt_token_ids=ids)
+        # vLLM would write less than it was asked for, and say nothing.
+        if len(ids) + max_tokens > self._limits.context:
+            raise RowError(f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}")
+        return ids
 
 
 def _environment(engine: EngineConfig) -> None:

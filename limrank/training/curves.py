@@ -18,7 +18,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def keep_steps(path: Path, up_to: int) -> None:
     """Drop the steps after ``up_to``, which a resumed run will make again."""
     lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= up_to]
-    path.write_text("".join(lines), encoding="utf-8")
+    work = path.with_name(f".{path.name}.partial")
+    work.write_text("".join(lines), encoding="utf-8")
+    work.replace(path)
 
 
 def draw_curves(metrics: list[dict[str, Any]], target: Path) -> None:

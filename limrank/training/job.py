@@ -23,7 +23,10 @@ from limrank.training.worker import train_worker
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_KEPT = 2
 
-Progress = Callable[[dict[str, Any]], None]
+RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "examples_a_step")
+"""What of the plan has to be as it was, for a checkpoint's step to mean the same."""
+
+OnProgress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
     return _plan(config, *_prepare(config))
 
 
-def run(config: TrainJob, directory: Path, on_progress: Progress | None = None) -> TrainResult:
+def run(config: TrainJob, directory: Path, on_progress: OnProgress | None = None) -> TrainResult:
     """Train on the Ray cluster that this process is connected to.
 
     Started again with the same directory it goes on from the last checkpoint.
@@ -64,8 +67,8 @@ def run(config: TrainJob, directory: Path, on_progress: Progress | None = None) 
     Args:
         directory: where ``checkpoints/ adapter/ model/ metrics.jsonl curves.png`` go;
             every worker must see it under the same path.
-        on_progress: called, in a thread of its own, with each line of ``metrics.jsonl``
-            that is written from now on (see :func:`limrank.training.loop.train`).
+        on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of
+            each step that is new to it (see :func:`limrank.training.loop.train`).
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
@@ -86,7 +89,7 @@ def run(config: TrainJob, directory: Path, on_progress: Progress | None = None) 
         "directory": str(directory),
         # By reference: each node fetches the examples once, and each worker maps them.
         "examples": ray.put((training, validation)),
-        "plan": {key: planned[key] for key in ("examples", "validation_examples", "tokens", "steps", "examples_a_step")},
+        "plan": {key: planned[key] for key in RESUMED_BY},
     }
     with _following(metrics_file, on_progress), _interrupt_handler_kept():
         progress = _fit(config, directory, task)
@@ -146,15 +149,15 @@ def _plan(
 
 
 def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:
-    from ray.train import CheckpointConfig, LoggingConfig, RunConfig
+    from ray.train import CheckpointConfig, LoggingConfig, RunConfig, TrainingFailedError, WorkerGroupError
     from ray.train.torch import TorchTrainer
-    from ray.train import WorkerGroupError, TrainingFailedError
 
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=task,
         scaling_config=_scaling(config),
-        # The same name and path are what Ray Train resumes by.
+        # The same name and path are what Ray Train resumes by. Its log repeats, at length,
+        # the error that is raised below; its files below the Ray session keep everything.
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(directory),
@@ -211,8 +214,8 @@ def _last_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _following(path: Path, on_progress: Progress | None, seconds: float = 0.5) -> Iterator[None]:
-    """Hand on every line that is added to a metrics file while the block runs.
+def _following(path: Path, on_progress: OnProgress | None, seconds: float = 0.5) -> Iterator[None]:
+    """Hand on the line of each step that a metrics file gains while the block runs.
 
     A file is the one channel that does not slow the workers down (Ray Train takes in one
     report a poll, every two seconds) and that outlives a driver.

@@ -1,0 +1,5 @@
+import sys
+
+from limrank.cli import main
+
+sys.exit(main())

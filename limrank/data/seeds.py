@@ -1,0 +1,242 @@
+"""What synthesis grows from: seeds (a query and the passage that answers it) and personas.
+
+A *source* of seeds is one of:
+
+==============================  ========================================================
+``"pydocs"``                    the embedded seeds, about the Python standard library
+a BEIR folder                   each query that is judged relevant, with its best passage
+a ``.jsonl``/``.parquet`` file  ``query`` and ``passage`` a row, and ``seed_id`` or ``id``
+==============================  ========================================================
+
+Personas are a ``.jsonl`` file (``persona``, ``id``) or any text file, one a line. Text
+files may end in ``.gz``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from limrank.data import beir
+from limrank.data.trec import read_lines, read_qrels
+from limrank.errors import UserError
+from limrank.records import Document, Persona, Seed
+
+_Rows = Iterator[tuple[int, str, dict[str, Any]]]
+"""Of a file: ``(1-based number, where it is for a person, record)``."""
+
+_SEED_KEYS = ("seed_id", "id", "query", "passage")
+
+_log = logging.getLogger(__name__)
+
+
+def load_seeds(source: str, max_seeds: int | None = None) -> list[Seed]:
+    """The seeds of ``source``, at most ``max_seeds`` of them, evenly spaced over its order
+    (places ``i·n // k`` for ``i`` in ``0…k-1``).
+
+    A BEIR folder is judged by its ``train`` split, where there is none by ``test``, else
+    by the first split by name. A query's passage is the contents of the document with its
+    highest grade above 0, at a tie the one judged first. Queries without such a document,
+    or whose text is blank, are left out; a warning that is logged counts those judged.
+    The order is that of ``queries.jsonl``.
+
+    In a file, a seed without an id gets its 1-based line (in Parquet: row) number.
+
+    Raises:
+        UserError: naming the file, and the line where there is one: it is missing, not of
+            the kinds above or empty, a key is missing or has the wrong type, an id is
+            there twice.
+    """
+    if source == "pydocs":
+        from limrank.data import pydocs
+
+        seeds = pydocs.seeds()
+    elif Path(source).is_dir():
+        seeds = _beir_seeds(Path(source))
+    else:
+        seeds = _file_seeds(source)
+    n = len(seeds)
+    if max_seeds is None or max_seeds >= n:
+        return seeds
+    return [seeds[i * n // max_seeds] for i in range(max_seeds)]
+
+
+def load_corpus(source: str) -> list[Document]:
+    """The documents of ``source`` among which negatives can be mined: those of pydocs, a
+    BEIR folder's corpus, or the different passages of a file, under the id of the first
+    seed that has each.
+
+    All of them, whichever seeds are selected. The passage of a seed is the ``contents`` of
+    one of them.
+
+    Raises:
+        UserError: as in :func:`load_seeds`.
+    """
+    if source == "pydocs":
+        from limrank.data import pydocs
+
+        return pydocs.documents()
+    if Path(source).is_dir():
+        return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
+    # A passage that answers two seeds must not come back as a negative of the second.
+    by_passage: dict[str, Document] = {}
+    for seed in _file_seeds(source):
+        by_passage.setdefault(seed.passage, Document(seed.seed_id, seed.passage))
+    return list(by_passage.values())
+
+
+def load_personas(path: str | None) -> list[Persona]:
+    """The personas of a file, or the built-in ones where ``path`` is None.
+
+    A file that ends in ``.jsonl`` has ``persona`` and perhaps ``id`` a line; any other is
+    text, one persona a line. Blank lines are skipped; a persona without an id gets its
+    1-based line number.
+
+    Raises:
+        UserError: naming the file, and the line where there is one: it is missing or
+            empty, ``persona`` is missing or has the wrong type, an id is there twice.
+    """
+    if path is None:
+        with resources.as_file(resources.files("limrank.data").joinpath("personas.txt")) as built_in:
+            return load_personas(str(built_in))
+    if _is_jsonl(path):
+        personas = [
+            Persona(persona_id, _string(record, "persona", where).strip())
+            for persona_id, where, record in _identified(_jsonl_rows(path), "id")
+        ]
+    else:
+        personas = [Persona(str(number), line.strip()) for number, line in read_lines(path)]
+    if not personas:
+        raise UserError(f"{path}: there are no personas")
+    return personas
+
+
+def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
+    """SHA-256 (hex) of seeds and personas: ids, texts and order, wherever they came from."""
+    digest = hashlib.sha256()
+    # A JSON array a line: where a field or a record ends cannot be mistaken.
+    for seed in seeds:
+        digest.update(json.dumps(["seed", seed.seed_id, seed.query, seed.passage]).encode() + b"\n")
+    for persona in personas:
+        digest.update(json.dumps(["persona", persona.persona_id, persona.text]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _beir_seeds(folder: Path) -> list[Seed]:
+    corpus_file = beir.find_file(folder, "corpus.jsonl")
+    queries_file = beir.find_file(folder, "queries.jsonl")
+    qrels_file = _seed_qrels(folder)
+    passages = {document.doc_id: document.contents for document in beir.read_corpus(corpus_file)}
+    qrels = read_qrels(qrels_file)
+    seeds = []
+    judged = 0
+    for query in beir.read_queries(queries_file):
+        grades = qrels.get(query.query_id, {})
+        relevant = [doc_id for doc_id, grade in grades.items() if grade > 0]
+        usable = [doc_id for doc_id in relevant if passages.get(doc_id)]
+        judged += bool(relevant)
+        if usable and query.text.strip():
+            best = max(usable, key=grades.__getitem__)  # the first of several: as they were judged
+            seeds.append(Seed(query.query_id, query.text, passages[best]))
+    if not seeds:
+        # No other split in its place: it may be the one that the model is evaluated on.
+        raise UserError(
+            f"{qrels_file}: there are no seeds: no query of {queries_file.name} has a relevant passage "
+            f"in {corpus_file.name}; give the queries and passages of this split"
+        )
+    if lost := judged - len(seeds):
+        _log.warning("%s: %d judged queries left out: no text, or no relevant passage in the corpus", folder, lost)
+    return seeds
+
+
+def _seed_qrels(folder: Path) -> Path:
+    """The judgements that seeds are taken from: train, else test, else the first by name."""
+    files = [file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern)]
+    if not files:
+        raise UserError(f"{folder / 'qrels'}: no judgements (.tsv) there; a seed is a query with a relevant passage")
+    by_split = {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in files}
+    return by_split.get("train") or by_split.get("test") or by_split[min(by_split)]
+
+
+def _file_seeds(path: str) -> list[Seed]:
+    seeds = [
+        Seed(seed_id, _string(record, "query", where), _string(record, "passage", where))
+        for seed_id, where, record in _identified(_seed_rows(path), "seed_id", "id")
+    ]
+    if not seeds:
+        raise UserError(f"{path}: there are no seeds")
+    return seeds
+
+
+def _seed_rows(path: str) -> _Rows:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file")
+    if _is_jsonl(path):
+        return _jsonl_rows(path)
+    if path.endswith(".parquet"):
+        return _parquet_rows(path)
+    raise UserError(f"{path}: seeds are not read from this kind of file; give a .jsonl or a .parquet file")
+
+
+def _jsonl_rows(path: str) -> _Rows:
+    for number, record in beir.read_jsonl(path):
+        yield number, f"{path}:{number}", record
+
+
+def _parquet_rows(path: str) -> _Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            # Only these: a table of embeddings may have columns that are wide.
+            columns = [name for name in _SEED_KEYS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, f"{path}: row {number}", record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as Parquet: {reason}") from None
+
+
+def _identified(rows: _Rows, *keys: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """``(id, where, record)`` of every row; ids are unique and not empty.
+
+    An id is the first of ``keys`` that is there and not null, else the row's number.
+    """
+    first_seen: dict[str, str] = {}
+    for number, where, record in rows:
+        key = next((key for key in keys if record.get(key) is not None), None)
+        value = number if key is None else record[key]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(f"{where}: {key} is of type {type(value).__name__}; it should be a string")
+        an_id = str(value)
+        if not an_id.strip():
+            raise UserError(f"{where}: {key} is empty")
+        if an_id in first_seen:
+            what = f"{key} {an_id!r}" if key else f"the number {an_id!r}, in place of a missing id,"
+            raise UserError(f"{where}: {what} is there twice: first at {first_seen[an_id]}")
+        first_seen[an_id] = where
+        yield an_id, where, record
+
+
+def _string(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if value is None:
+        raise UserError(f"{where}: {key} is missing")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} is of type {type(value).__name__}; it should be a string")
+    if not value.strip():
+        raise UserError(f"{where}: {key} is empty")
+    return value
+
+
+def _is_jsonl(path: str) -> bool:
+    return path.removesuffix(".gz").endswith(".jsonl")

@@ -1,0 +1,271 @@
+"""The whole line in one job: synthesize → train → rerank → evaluate → serve.
+
+Each stage is the job of its room, with a directory of its own below ``run_dir``; started
+again, the pipeline resumes each. One base engine serves the writer, the judge and the
+base ranking; the tuned model's engine serves its ranking and the served answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limrank import cluster, models
+from limrank.config import (
+    ModelConfig,
+    PipelineJob,
+    RerankJob,
+    ScoringConfig,
+    ServeJob,
+    SynthesizeJob,
+    TrainJob,
+    is_uri,
+)
+from limrank.data import beir, benchmarks, trec
+from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.errors import UserError
+from limrank.evaluation.job import Evaluation, evaluate_run
+from limrank.evaluation.report import System, write_report
+from limrank.fanout import check_resources, resources
+from limrank.progress import Event, Progress
+from limrank.records import Query
+from limrank.result import JobResult
+from limrank.rundir import Storage, versions
+from limrank.scoring import check_labels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FIRST_STAGE, BASE, TUNED = "first stage", "base model", "tuned model"
+
+
+def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
+    """Run every stage that is not done yet.
+
+    Raises:
+        UserError, EngineError: as the stages' own jobs.
+    """
+    from limrank.reranking import job as reranking
+    from limrank.synthesis import job as synthesis
+    from limrank.training import job as training
+
+    stages = stage_configs(config)
+    check_engine(config.model, config.engine)
+    check_labels(load_tokenizer(config.model, config.engine))
+    common = {"address": address, "progress": progress, "overwrite": overwrite}
+    with cluster.connect(address, paths=[config.run_dir]):
+        results = [reranking.run(stages["first_stage"], stage=FIRST_STAGE, **common)]
+        open_stages = [name for name in ("synthesize", "rerank_base") if overwrite or not _done(stages[name].run_dir)]
+        with _engine(config, config.model, open_stages, progress) as engine:
+            roles = {role: engine for role in ("writer", "judge", "scorer")} if engine else None
+            results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
+            results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
+        results.append(training.run(stages["train"], **common))
+        tuned = stages["rerank_tuned"].model
+        open_stages = ["serve"] + ([] if _done(stages["rerank_tuned"].run_dir) else ["rerank_tuned"])
+        with _engine(config, tuned, open_stages, progress) as engine:
+            roles = {"scorer": engine}
+            results.append(reranking.run(stages["rerank_tuned"], engines=roles, stage=f"rerank, {TUNED}", **common))
+            served = _ask_served(stages["serve"], engine, config, progress)
+    shown = [result.shown[0] for result in results if result.shown]
+    evaluations = _evaluate(config, stages)
+    report = _report(config, stages, evaluations)
+    return JobResult(
+        sum(result.failed for result in results),
+        list(dict.fromkeys(warning for result in results for warning in result.warnings)),
+        [*shown, served, comparison_table(evaluations), f"report: {report}"],
+    )
+
+
+def plan(config: PipelineJob) -> dict[str, Any]:
+    """What each stage would do, for ``--dry-run``; training's waits for its examples."""
+    from limrank.reranking import job as reranking
+    from limrank.synthesis import job as synthesis
+
+    stages = stage_configs(config)
+    written, ranked = synthesis.plan(stages["synthesize"]), reranking.plan(stages["rerank_base"])
+    return {
+        "synthesize": written["units"],
+        "train": f"{config.training.max_examples or 'all kept'} examples, {config.training.epochs} epochs",
+        "rerank": f"{ranked['units']}, by the base and by the tuned model",
+        "workers": ranked["workers"],
+        "warnings": ranked["warnings"],
+        "first_prompt": written["first_prompt"],
+    }
+
+
+def stage_configs(config: PipelineJob) -> dict[str, Any]:
+    """The job config of each stage; a run directory each below the pipeline's."""
+    if is_uri(config.run_dir):
+        raise UserError(f"run_dir {config.run_dir}: training writes local files, so a pipeline needs a local path")
+    root = Path(config.run_dir)
+    common = {"seed": config.seed, "allow_failures": config.allow_failures}
+    scored = {"data": config.data, "engine": config.engine, "workers": config.workers, **common}
+    rerank = RerankJob(
+        run_dir=str(root / "rerank-base"),
+        first_stage=config.first_stage,
+        model=config.model,
+        scoring=config.scoring,
+        **scored,
+    )
+    trained = root / "train"
+    tuned = config.model.model_copy(update={"id": str(trained / "model")})
+    return {
+        "synthesize": SynthesizeJob(
+            run_dir=str(root / "synthesize"),
+            model=config.model,
+            engine=config.engine,
+            workers=config.workers,
+            scoring=config.judge_scoring,
+            synthesis=config.synthesis,
+            **common,
+        ),
+        "train": TrainJob(
+            run_dir=str(trained),
+            model=config.model,
+            workers=config.workers,
+            training=config.training.model_copy(update={"train_file": str(root / "synthesize" / "train.jsonl")}),
+            **common,
+        ),
+        "first_stage": rerank.model_copy(
+            update={"run_dir": str(root / "first-stage"), "scoring": ScoringConfig(mode="none")}
+        ),
+        "rerank_base": rerank,
+        "rerank_tuned": rerank.model_copy(update={"run_dir": str(root / "rerank-tuned"), "model": tuned}),
+        "serve": ServeJob(
+            run_dir=str(root / "serve"),
+            model=tuned,
+            engine=config.engine,
+            scoring=config.scoring,
+            workers=config.workers,
+            serving=config.serving,
+            **common,
+        ),
+    }
+
+
+def comparison_table(evaluations: list[Evaluation]) -> Table:
+    """One row a system: the first measure with its 95 % interval, speed and cost."""
+    from rich.table import Table
+
+    measure = next(iter(evaluations[0].intervals))
+    table = Table(title="the same candidates in three orders")
+    for name in ("system", measure, "95 % interval", "pairs/s", "tokens a pair"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for evaluation in evaluations:
+        interval = evaluation.intervals[measure]
+        rate, tokens = evaluation.pairs_per_second, evaluation.tokens_per_pair
+        table.add_row(
+            evaluation.name,
+            f"{interval.mean:.4f}",
+            f"{interval.low:.4f}–{interval.high:.4f}",
+            "–" if rate is None else f"{rate:.1f}",
+            "–" if tokens is None else f"{tokens:.0f}",
+        )
+    return table
+
+
+@contextmanager
+def _engine(
+    config: PipelineJob, model: ModelConfig, open_stages: list[str], progress: Progress
+) -> Iterator[EngineSource | None]:
+    """One engine in an actor of its own for several stages; none where nothing is left to do."""
+    import ray
+
+    from limrank.engines.served import host_engine
+
+    if not open_stages:
+        yield None
+        return
+    spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
+    available = ray.cluster_resources()
+    wanted = resources({"scorer": spec}, config.workers, available.get("GPU", 0.0))
+    check_resources(wanted, 1, available)
+    stage = f"engine, {Path(model.id).name}"
+    progress.update(Event(stage, 0, 1, "started"))
+    with host_engine(spec, wanted) as source:
+        progress.update(Event(stage, 1, 1, "started", finished=True))
+        yield source
+
+
+def _done(run_dir: str) -> bool:
+    """Whether a stage ended well before; its own check of the config comes later."""
+    try:
+        return json.loads(Storage(run_dir).read_text("manifest.json")).get("status") == "done"
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _ask_served(serve: ServeJob, engine: EngineSource | None, config: PipelineJob, progress: Progress) -> str:
+    """Serve the tuned model, ask it one real query over HTTP, and stop serving."""
+    import httpx
+
+    from limrank.retrieval import candidates
+    from limrank.serving.job import serving
+
+    benchmark = benchmarks.load(config.data)
+    query, found = next((query, found) for query, found in candidates(benchmark, config.first_stage) if found)
+    request = {"query": query.text, "documents": [each.text for each in found[:5]], "top_n": 3}
+    progress.update(Event("serve", 0, 1, "requests"))
+    with serving(serve, engine) as url:
+        response = httpx.post(f"{url}/v1/rerank", json=request, timeout=300)
+        response.raise_for_status()
+    progress.update(Event("serve", 1, 1, "requests", finished=True))
+    results = response.json()["results"]
+    best = found[results[0]["index"]].doc_id
+    return f"served: POST {url}/v1/rerank ranked {len(request['documents'])} documents, best {best}"
+
+
+def _evaluate(config: PipelineJob, stages: dict[str, Any]) -> list[Evaluation]:
+    names = {FIRST_STAGE: "first_stage", BASE: "rerank_base", TUNED: "rerank_tuned"}
+    qrels = trec.read_qrels(Path(stages["rerank_base"].run_dir) / "qrels.tsv")
+    settings = config.evaluation
+    evaluations = []
+    for name, stage in names.items():
+        directory = Path(stages[stage].run_dir)
+        manifest = json.loads((directory / "manifest.json").read_text())
+        spent = sum(manifest["tokens"].get(kind, 0) for kind in ("prompt", "generated"))
+        evaluation = evaluate_run(
+            trec.read_run(directory / "run.trec"),
+            qrels,
+            settings.measures,
+            settings.bootstrap_samples,
+            config.seed,
+            name=name,
+            # The first stage's rows cost no model anything.
+            pairs_per_second=manifest["rates"].get("pairs_per_second") if spent else None,
+            tokens_per_pair=spent / manifest["counts"]["rows"] if spent else None,
+        )
+        evaluations.append(evaluation)
+    return evaluations
+
+
+def _report(config: PipelineJob, stages: dict[str, Any], evaluations: list[Evaluation]) -> Path:
+    directory = Path(stages["rerank_base"].run_dir)
+    queries: list[Query] = beir.read_queries(directory / "queries.jsonl")
+    path = Path(config.run_dir) / "report.html"
+    systems = [
+        System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations
+    ]
+    facts = {
+        "benchmark": f"{config.data.format} {config.data.name or config.data.split}, {len(queries)} queries, "
+        f"depth {config.first_stage.depth}",
+        "model": config.model.id if config.model.id in models.PACKAGED else Path(config.model.id).name,
+        "scoring": config.scoring.mode,
+        "training": f"{config.training.method}, {config.training.target}, {config.training.epochs} epochs",
+        **{f"{name} version": found for name, found in versions().items()},
+    }
+    write_report(
+        path,
+        "First stage, base model, tuned model",
+        systems,
+        {query.query_id: query.text for query in queries},
+        facts,
+        samples=config.evaluation.bootstrap_samples,
+        seed=config.seed,
+    )
+    return path
+

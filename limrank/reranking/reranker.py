@@ -1,0 +1,110 @@
+"""``Reranker``: rerank a list of documents from a script or a notebook. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limrank.config import EngineConfig, ModelConfig, ScoringConfig
+from limrank.engines import Engine, open_engine
+from limrank.records import Candidate, Document, Query, ScoreStatus
+from limrank.scoring import check_labels, rank_judgments, score_query
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """A document in its place. ``index`` is its 0-based place in what was given;
+    ``score`` is in [0, 1], or None where ``status`` is failed and ``error`` says why."""
+
+    index: int
+    document: str | Document
+    score: float | None
+    status: ScoreStatus
+    reasoning: str | None = None
+    error: str | None = None
+
+
+class Reranker:
+    """A pointwise reasoning reranker on one engine in this process.
+
+    ::
+
+        with Reranker("smollm2-135m-instruct") as reranker:
+            for hit in reranker.rank("merge sorted streams", ["heapq.merge …", "sorted …"]):
+                print(hit.score, hit.document)
+
+    Args:
+        model: a packaged model, a directory, or a hub id.
+        mode: direct, think or budget (see ``limrank.scoring``).
+        max_think_tokens: longest chain, for think and budget.
+        engine: settings, or an open engine, which the caller then closes.
+
+    Raises:
+        UserError: the model is unknown, or lacks the label tokens.
+        EngineError: the engine did not come up.
+    """
+
+    def __init__(
+        self,
+        model: str | ModelConfig = "smollm2-135m-instruct",
+        *,
+        mode: str = "direct",
+        max_think_tokens: int | None = None,
+        engine: EngineConfig | Engine | None = None,
+    ) -> None:
+        self._scoring = ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
+        self._loop = asyncio.new_event_loop()
+        # The engine keeps one loop, whichever thread or loop calls rank().
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
+        self._thread.start()
+        self._owned = engine is None or isinstance(engine, EngineConfig)
+        self._engine = self._call(_open(model, engine)) if self._owned else engine
+        check_labels(self._engine.tokenizer)
+
+    def rank(
+        self, query: str, documents: Sequence[str | Document], *, instruction: str = "", top_n: int | None = None
+    ) -> list[RankedDocument]:
+        """Documents by relevance, best first; ties keep the order they were given in.
+
+        A document that could not be scored comes last, with no score.
+        """
+        candidates = [
+            Candidate(str(index), document.contents if isinstance(document, Document) else document, index + 1, 0.0)
+            for index, document in enumerate(documents)
+        ]
+        asked = Query("query", query, instruction)
+        judgments = self._call(score_query(asked, candidates, self._engine, self._scoring))
+        ranked = [
+            RankedDocument(
+                place,
+                documents[place],
+                judgments[place].score,
+                judgments[place].status,
+                judgments[place].reasoning,
+                str(judgments[place].error) if judgments[place].error else None,
+            )
+            for place in rank_judgments(candidates, judgments)
+        ]
+        return ranked[:top_n]
+
+    def close(self) -> None:
+        if self._owned:
+            self._call(self._engine.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def __enter__(self) -> Reranker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _call(self, coroutine: Awaitable[Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+async def _open(model: str | ModelConfig, engine: EngineConfig | None) -> Engine:
+    return open_engine(model, engine)

@@ -1,0 +1,80 @@
+"""The first stage: which documents of a corpus a query's candidates are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from limrank.config import FirstStageConfig
+from limrank.errors import UserError
+from limrank.records import Benchmark, Candidate, Document, Query, Run
+
+
+def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[tuple[Query, list[Candidate]]]:
+    """Each query with its candidates, at most ``first_stage.depth``, best first.
+
+    Excluded documents are dropped before the cut, so that the depth is kept. A query for
+    which nothing was found has no candidates.
+
+    Raises:
+        UserError: the given run cannot be read, or names a document that the corpus lacks.
+    """
+    if first_stage.kind == "run":
+        run = _given_run(benchmark, first_stage)
+    else:
+        run = bm25(
+            benchmark.documents,
+            benchmark.queries,
+            first_stage.depth + max((len(query.excluded) for query in benchmark.queries), default=0),
+            k1=first_stage.k1,
+            b=first_stage.b,
+        )
+    contents = {document.doc_id: document.contents for document in benchmark.documents}
+    for query in benchmark.queries:
+        # sorted() is stable: documents of one score stay in the order of the run.
+        ranked = sorted(run.get(query.query_id, {}).items(), key=lambda item: -item[1])
+        kept = [(doc_id, score) for doc_id, score in ranked if doc_id not in query.excluded][: first_stage.depth]
+        yield query, [
+            Candidate(doc_id, contents[doc_id], rank, score) for rank, (doc_id, score) in enumerate(kept, start=1)
+        ]
+
+
+def bm25(documents: list[Document], queries: list[Query], depth: int, *, k1: float = 0.9, b: float = 0.4) -> Run:
+    """BM25 by bm25s (Lucene's variant, English stop words, no stemming).
+
+    Documents that share no word with the query are left out.
+    """
+    import bm25s
+
+    index = bm25s.BM25(k1=k1, b=b)
+    index.index(_tokens([document.contents for document in documents]), show_progress=False)
+    depth = min(depth, len(documents))
+    texts = [f"{query.text} {query.instruction}".strip() for query in queries]
+    places, scores = index.retrieve(_tokens(texts), k=depth, show_progress=False, n_threads=1)
+    return {
+        query.query_id: {
+            documents[place].doc_id: float(score)
+            for place, score in zip(query_places, query_scores, strict=True)
+            if score > 0
+        }
+        for query, query_places, query_scores in zip(queries, places.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def _tokens(texts: list[str]):
+    import bm25s
+
+    return bm25s.tokenize(texts, stopwords="en", show_progress=False)
+
+
+def _given_run(benchmark: Benchmark, first_stage: FirstStageConfig) -> Run:
+    from limrank.data import trec
+
+    run = trec.read_run(first_stage.path)
+    known = {document.doc_id for document in benchmark.documents}
+    for query in benchmark.queries:
+        for doc_id in run.get(query.query_id, ()):
+            if doc_id not in known:
+                raise UserError(
+                    f"{first_stage.path}: document {doc_id!r} of query {query.query_id!r} is not in the corpus"
+                )
+    return run

@@ -1,0 +1,215 @@
+"""The serve job: a reranker behind HTTP, on the Ray that this process is connected to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from limrank import prompts
+from limrank.config import ServeJob
+from limrank.engines import EngineSource, EngineSpec
+from limrank.errors import EngineError, UserError
+from limrank.fanout import check_resources, resources
+from limrank.serving.types import MAX_DOCUMENTS
+
+ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
+
+_REACHABLE_S = 30.0
+
+
+def served_name(model_id: str) -> str:
+    """The name that clients know the model by: of a directory only its last part, so that
+    no path of this machine is told."""
+    path = Path(model_id).expanduser()
+    return path.name if path.is_absolute() or path.is_dir() else model_id
+
+
+def plan(config: ServeJob) -> dict[str, Any]:
+    """What :func:`run` would start; nothing is started.
+
+    Raises:
+        UserError: the scoring cannot be served, or there is no such prompt.
+    """
+    _check(config)
+    workers = config.workers
+    gpus = workers.gpus if workers.gpus is not None else f"{workers.tensor_parallel} where there are GPUs"
+    return {
+        "model": served_name(config.model.id),
+        "url": _url(config.serving.host, config.serving.port),
+        "routes": list(ROUTES),
+        "replicas": workers.replicas,
+        "resources_per_replica": {"cpus": workers.cpus, "gpus": gpus},
+        "scoring": {"mode": config.scoring.mode, "max_think_tokens": config.scoring.think_tokens},
+        "limits": {
+            "documents_per_request": MAX_DOCUMENTS,
+            "requests_per_replica": config.engine.max_in_flight,
+            "waiting_requests": config.serving.max_queued_requests,
+        },
+        "prompt": prompts.load(config.scoring.prompt),
+    }
+
+
+@contextmanager
+def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[str]:
+    """Serve while the ``with`` block runs; gives the URL, once the engines are up.
+
+    Ray must be initialised, and Serve not be running on it: on the way out Serve is shut
+    down whole. The HTTP server is on the cluster's head node.
+
+    Args:
+        source: where a replica's engine comes from; None: of its own, by the config.
+
+    Raises:
+        UserError: the address is taken, the cluster cannot hold the replicas, or an
+            engine refuses its settings.
+        EngineError: an engine did not come up.
+    """
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
+    _check(config)
+    source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
+    cluster = ray.cluster_resources()
+    wanted = resources({"scorer": source}, config.workers, cluster.get("GPU", 0.0))
+    check_resources(wanted, config.workers.replicas, cluster)
+    if serve.status().proxies:
+        raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
+    host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
+    if not _is_loopback(host):
+        print(f"warning: serving.host {host}: anyone who reaches it may use it; no key is asked for", file=sys.stderr)
+    quiet = {"log_level": "WARNING"}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+        _deploy(config, source, wanted)
+        url = _url(host, port)
+        _wait_until_reachable(url)
+        yield url
+    finally:
+        serve.shutdown()
+
+
+def run(config: ServeJob) -> None:
+    """Serve until SIGINT or SIGTERM, then stop and return. Raises as :func:`serving` does."""
+    try:
+        with _stop_signals(), serving(config) as url:
+            print(f"serving {served_name(config.model.id)} at {url}", flush=True)
+            threading.Event().wait()
+    except _Stopped:
+        return
+
+
+def _check(config: ServeJob) -> None:
+    if config.scoring.mode == "none":
+        raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
+    prompts.load(config.scoring.prompt)
+
+
+def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:
+    from ray import serve
+    from ray.exceptions import RayTaskError
+
+    from limrank.serving.app import APP, SCORER, application
+
+    app = application(config, source, served_name(config.model.id), wanted)
+    try:
+        serve.run(app, name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise EngineError(f"the server did not come up: {_reason(error)}") from error
+    try:
+        serve.get_deployment_handle(SCORER, app_name=APP).ready.remote().result()
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of the traceback that Serve reports, which names the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Error: " in line]
+    return (named or lines or ["Serve said nothing"])[-1]
+
+
+def _wait_until_reachable(url: str) -> None:
+    """The proxy hears of a new application a moment after it runs."""
+    import httpx
+
+    deadline = time.monotonic() + _REACHABLE_S
+    while True:
+        try:
+            if httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise EngineError(f"the server runs, but {url}/healthz did not say so within {_REACHABLE_S:g} s")
+        time.sleep(0.1)
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port to listen on: 0 is replaced by a free one.
+
+    Raises:
+        UserError: it is taken, or may not be had; Serve shares a port that another
+            Serve listens on, without a word.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # What a closed connection leaves behind does not keep the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except socket.gaierror as error:
+            raise UserError(f"serving.host {host} is not an address of this machine: {error.strerror}") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"serving.port {port} is in use on {host}: take another, or 0 for a free one") from None
+            raise UserError(f"serving.host {host}, serving.port {port}: {os.strerror(error.errno)}") from error
+        return probe.getsockname()[1]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, port: int) -> str:
+    # A server on all addresses is told by the one that works here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM came. Not an Exception, so that nothing on the way takes it for one."""
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise _Stopped, once: stopping itself is not interrupted."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(*_: Any) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,239 @@
+"""Requests and responses of the server, as other people's clients send and read them.
+
+Sources of the shapes: Jina's ``POST /v1/rerank``, Cohere's ``POST /v1/rerank`` and
+``POST /v2/rerank``, vLLM's ``POST /v1/score``, OpenAI's ``GET /v1/models``. Where these
+know fields that mean nothing here (``max_tokens_per_doc``, ``truncation``, ``user`` …)
+they are accepted and have no effect. What is ours beside them: ``instruction`` and
+``return_reasoning`` in a request; ``status``, ``truncated``, ``reasoning`` and ``error``
+in a result.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
+
+from limrank.errors import RowError
+from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
+from limrank.scoring import rank_judgments
+from limrank.serving.errors import ApiError
+
+MAX_DOCUMENTS = 1000
+"""Documents a request; also what Cohere recommends at most."""
+
+
+class InputDocument(BaseModel):
+    """A document to judge: a string, or ``{"text": …, "title": …}``; the title is judged too."""
+
+    text: str
+    title: str = ""
+
+    @property
+    def contents(self) -> str:
+        return Document("", self.text, self.title).contents
+
+
+class RerankRequest(BaseModel):
+    """``return_documents`` left out means what the route's own API means by that: Jina's
+    ``/v1/rerank`` gives documents back, Cohere's ``/v2/rerank`` does not."""
+
+    model: str | None = Field(None, description="if given, the served model's name")
+    query: str
+    documents: list[InputDocument] = Field(description=f"1 to {MAX_DOCUMENTS} strings or {{text, title}} objects")
+    top_n: PositiveInt | None = Field(None, description="results to return; null: all")
+    return_documents: bool | None = None
+    return_reasoning: bool = Field(False, description="give the model's chain of thought back with each result")
+    instruction: str = Field("", description="narrows relevance; appended to the query")
+
+    @field_validator("query")
+    @classmethod
+    def _query_given(cls, query: str) -> str:
+        return _not_blank(query)
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _documents_counted(cls, documents: Any) -> Any:
+        if not isinstance(documents, list):
+            return documents
+        _check_count(documents)
+        return [{"text": document} if isinstance(document, str) else document for document in documents]
+
+    def to_query(self) -> Query:
+        return Query("", self.query, self.instruction)
+
+    def texts(self) -> list[str]:
+        return [document.contents for document in self.documents]
+
+
+class ScoreRequest(BaseModel):
+    """vLLM's score API: one query, ``text_1``, against one or several texts, ``text_2``."""
+
+    model: str | None = Field(None, description="if given, the served model's name")
+    text_1: str = Field(description="the query")
+    text_2: list[str] = Field(description=f"a document, or 1 to {MAX_DOCUMENTS} of them")
+    instruction: str = Field("", description="narrows relevance; appended to the query")
+
+    @field_validator("text_1")
+    @classmethod
+    def _query_given(cls, text: str) -> str:
+        return _not_blank(text)
+
+    @field_validator("text_2", mode="before")
+    @classmethod
+    def _texts_counted(cls, texts: Any) -> Any:
+        if isinstance(texts, list):
+            _check_count(texts)
+        return [texts] if isinstance(texts, str) else texts
+
+    def to_query(self) -> Query:
+        return Query("", self.text_1, self.instruction)
+
+
+class Usage(BaseModel):
+    """Tokens over all pairs: of the prompts, and of chains and labels."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, judgments: Sequence[Judgment]) -> Usage:
+        prompt = sum(judgment.prompt_tokens for judgment in judgments)
+        generated = sum(judgment.generated_tokens for judgment in judgments)
+        return cls(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+
+
+class RerankResult(BaseModel):
+    """``relevance_score`` is null where ``status`` is ``failed``; ``error`` then says why."""
+
+    index: int = Field(description="place in the request's documents, from 0")
+    relevance_score: float | None
+    status: ScoreStatus
+    truncated: bool
+    document: InputDocument | None = None
+    reasoning: str | None = None
+    error: str | None = None
+
+
+class RerankResponse(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+
+
+class ScoreData(BaseModel):
+    index: int
+    object: Literal["score"] = "score"
+    score: float | None
+
+
+class ScoreResponse(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ScoreData]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "limrank"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["ok"] = "ok"
+
+
+def to_candidates(texts: Sequence[str]) -> list[Candidate]:
+    """Documents in the order they came, which breaks ties as a first stage's rank would."""
+    return [Candidate(str(index), text, index + 1, 0.0) for index, text in enumerate(texts)]
+
+
+def rerank_response(
+    request: RerankRequest, judgments: Sequence[Judgment], *, model: str, return_documents: bool
+) -> dict[str, Any]:
+    """The body of a rerank answer: the ``top_n`` best, failed pairs after all scored ones.
+
+    Args:
+        judgments: one a document, in the request's order.
+        return_documents: what holds where the request does not say.
+
+    Raises:
+        ApiError: no pair has a score.
+    """
+    _check_scored(judgments)
+    if request.return_documents is not None:
+        return_documents = request.return_documents
+    order = rank_judgments(to_candidates(request.texts()), judgments)[: request.top_n]
+    results = []
+    for index in order:
+        judgment = judgments[index]
+        result = RerankResult(
+            index=index, relevance_score=judgment.score, status=judgment.status, truncated=judgment.truncated
+        )
+        if return_documents:
+            result.document = request.documents[index]
+        if request.return_reasoning:
+            result.reasoning = judgment.reasoning
+        if judgment.error is not None:
+            result.error = str(judgment.error)
+        results.append(result)
+    response = RerankResponse(
+        id=uuid.uuid4().hex, object="list", model=model, results=results, usage=Usage.of(judgments)
+    )
+    # A field that was not asked for is left out; a score that there is not is null.
+    return response.model_dump(mode="json", exclude_unset=True)
+
+
+def score_response(judgments: Sequence[Judgment], *, model: str) -> dict[str, Any]:
+    """The body of a score answer, in the order of ``text_2``; a failed pair's score is null.
+
+    Raises:
+        ApiError: no pair has a score.
+    """
+    _check_scored(judgments)
+    data = [ScoreData(index=index, score=judgment.score) for index, judgment in enumerate(judgments)]
+    response = ScoreResponse(
+        id=uuid.uuid4().hex, created=int(time.time()), model=model, data=data, usage=Usage.of(judgments)
+    )
+    return response.model_dump(mode="json")
+
+
+def _check_scored(judgments: Sequence[Judgment]) -> None:
+    if any(judgment.score is not None for judgment in judgments):
+        return
+    errors = [judgment.error for judgment in judgments]
+    # A client tries again after a 503 and gives up after a 422: each where it is right.
+    retryable = any(isinstance(error, RowError) and error.retryable for error in errors)
+    raise ApiError(503 if retryable else 422, "all_pairs_failed", f"no document could be scored: {errors[0]}")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty_query", "must not be empty")
+    return text
+
+
+def _check_count(documents: list[Any]) -> None:
+    if not documents:
+        raise PydanticCustomError("empty_documents", "must not be empty")
+    if len(documents) > MAX_DOCUMENTS:
+        given = {"given": len(documents), "most": MAX_DOCUMENTS}
+        raise PydanticCustomError("too_many_documents", "at most {most} are taken in one request, got {given}", given)

@@ -1,0 +1,115 @@
+"""From committed rows to what a trainer, a person or LLaMA-Factory reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from limrank import prompts
+from limrank.config import SynthesizeJob
+from limrank.fanout import Summary
+from limrank.records import Query
+from limrank.rundir import Storage
+from limrank.scoring import completion, prompt_query
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts from examples to kept ones; ``rejected`` by reason, most frequent first."""
+
+    examples: int
+    kept: int
+    kept_positive: int
+    rejected: dict[str, int]
+
+
+def export(storage: Storage, config: SynthesizeJob, summary: Summary) -> Funnel:
+    """Write ``train.jsonl``, ``alpaca.json``, ``stats.json`` and ``DATASET.md``."""
+    kept = [row for row in _rows(storage) if row["kept"]]
+    funnel = _funnel(storage)
+    pairs = [training_pair(row, config.scoring.prompt) for row in kept]
+    storage.write_text("train.jsonl", "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    alpaca = [{"instruction": pair["prompt"], "input": "", "output": pair["completion"]} for pair in pairs]
+    storage.write_text("alpaca.json", json.dumps(alpaca, ensure_ascii=False, indent=1) + "\n")
+    stats = _stats(kept, funnel, config, summary)
+    storage.write_text("stats.json", json.dumps(stats, ensure_ascii=False, indent=2) + "\n")
+    storage.write_text("DATASET.md", _card(stats, kept))
+    return funnel
+
+
+def training_pair(row: dict[str, Any], prompt: str = "relevance") -> dict[str, str]:
+    """The prompt of the reranker and what it should write: the judge's chain, and the
+    intended label (under agreement by verdict the chain's own)."""
+    query = Query(row["example_id"], row["query"], row["instruction"] or "")
+    text = prompts.render(prompt, query=prompt_query(query), passage=row["passage"])
+    return {"prompt": text, "completion": completion(row["reasoning"], row["label"])}
+
+
+def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
+    for name in storage.names("rows"):
+        yield from storage.read_table(f"rows/{name}").to_pylist()
+
+
+def _funnel(storage: Storage) -> Funnel:
+    examples = kept = positive = 0
+    rejected: Counter[str] = Counter()
+    for row in _rows(storage):
+        examples += 1
+        kept += row["kept"]
+        positive += bool(row["kept"] and row["label"])
+        if row["reject_reason"]:
+            rejected[row["reject_reason"]] += 1
+    return Funnel(examples, kept, positive, dict(rejected.most_common()))
+
+
+def _stats(kept: list[dict[str, Any]], funnel: Funnel, config: SynthesizeJob, summary: Summary) -> dict[str, Any]:
+    def counts(name: str) -> dict[str, int]:
+        return dict(Counter(str(row[name]) for row in kept).most_common())
+
+    return {
+        "schema_version": 1,
+        "seeds": summary.units,
+        "examples": funnel.examples,
+        "kept": funnel.kept,
+        "kept_positive": funnel.kept_positive,
+        "rejected": funnel.rejected,
+        "failed": summary.failed,
+        "query_kind": counts("query_kind"),
+        "difficulty": counts("difficulty"),
+        "passage_role": counts("passage_role"),
+        "domains": counts("domain"),
+        "passage_words": _spread([len(row["passage"].split()) for row in kept]),
+        "query_words": _spread([len(row["query"].split()) for row in kept]),
+        "writer": config.model.id,
+        "judge": (config.judge or config.model).id,
+        "agreement": config.synthesis.agreement,
+        "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},
+    }
+
+
+def _spread(lengths: list[int]) -> dict[str, float] | None:
+    if not lengths:
+        return None
+    ordered = sorted(lengths)
+    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
+
+
+def _card(stats: dict[str, Any], kept: list[dict[str, Any]]) -> str:
+    rejected = "".join(f"- {reason}: {count}\n" for reason, count in stats["rejected"].items()) or "- none\n"
+    lines = [
+        "# Synthetic examples for a pointwise reasoning reranker\n",
+        f"{stats['kept']} of {stats['examples']} examples were kept, {stats['kept_positive']} of them relevant, "
+        f"from {stats['seeds']} seeds. Writer: {stats['writer']}; judge: {stats['judge']}; "
+        f"agreement by {stats['agreement']}.\n",
+        f"## Rejected\n\n{rejected}",
+        "## Examples\n",
+    ]
+    for row in kept[:4]:
+        # Indented: generated text is shown as text, whatever Markdown it holds.
+        shown = f"query: {row['query']}\npassage: {row['passage']}\nlabel: {row['label']}"
+        lines.append("\n".join("    " + line for line in shown.splitlines()) + "\n")
+    lines.append("The passages are written by a model, and mined ones carry the seeds' licence: see there.\n")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""``kill -9`` of a process that runs vLLM leaves none of its processes behind."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.faults
+
+OPEN_AND_WAIT = """
+    import time
+    from limrank.config import EngineConfig, ModelConfig
+    from limrank.engines import open_engine
+
+    if __name__ == "__main__":
+        engine = open_engine(ModelConfig(id="smollm2-135m-instruct", max_model_len=512), EngineConfig(kv_cache_gib=1))
+        print("ready", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def engine_process(tmp_path, model_dir):
+    script = tmp_path / "engine.py"
+    script.write_text(textwrap.dedent(OPEN_AND_WAIT))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=log, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def below(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def names(processes):
+    return [" ".join(process.cmdline()) for process in processes]
+
+
+def survivors(processes, patience_s=10):
+    _, alive = psutil.wait_procs(processes, timeout=patience_s)
+    return names(alive)
+
+
+def test_a_running_engine_leaves_no_orphan(engine_process):
+    assert engine_process.stdout.readline() == "ready\n"
+    started = below(engine_process)
+    assert any("EngineCore" in name for name in names(started)), names(started)
+    engine_process.kill()
+    assert survivors(started) == []
+
+
+def test_an_engine_that_is_starting_leaves_no_orphan(engine_process):
+    deadline = time.monotonic() + 120
+    while not any("EngineCore" in name for name in names(below(engine_process))):
+        assert time.monotonic() < deadline
+        assert engine_process.poll() is None
+        time.sleep(0.2)
+    time.sleep(1)
+    started = below(engine_process)
+    engine_process.kill()
+    assert survivors(started) == []
