@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -182,6 +183,8 @@ def job_client(address: str) -> JobSubmissionClient:
     prepare_environment()
     from ray.job_submission import JobSubmissionClient
 
+    # Uploads and closed sockets are not news.
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:

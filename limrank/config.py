@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
@@ -132,6 +132,12 @@ class SynthesisConfig(Section):
         description="verdict: the judge's own true or false must be the intended label (the paper's); "
         "ranking: it must score a query's positive above the negative, for judges too weak to be calibrated",
     )
+
+    @model_validator(mode="after")
+    def _ranking_has_negatives(self) -> SynthesisConfig:
+        if self.agreement == "ranking" and not self.negatives + self.mined_negatives:
+            raise ValueError("synthesis.agreement=ranking compares with negatives: negatives or mined_negatives above 0")
+        return self
 
 
 class TrainingConfig(Section):
@@ -264,14 +270,14 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     """
     recipe = Path(recipe)
     values = _read_yaml(recipe)
-    named = values.get("job", job)
-    if named not in JOBS:
+    for override in overrides:
+        _apply_override(values, override)
+    named = values.get("job") or job
+    if not isinstance(named, str) or named not in JOBS:
         raise UserError(f"{recipe}: job: {named!r} is none of {', '.join(JOBS)}")
     if job is not None and named != job:
         raise UserError(f"{recipe}: job: this recipe is for `limrank {named}`, not `limrank {job}`")
     values["job"] = named
-    for override in overrides:
-        _apply_override(values, override)
     return parse_config(values, source=str(recipe))
 
 
@@ -307,7 +313,7 @@ def path_values(config: BaseModel, prefix: str = "") -> dict[str, str]:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             found |= path_values(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and _is_path(field) and not is_uri(value) and value != "pydocs":
+        elif isinstance(value, str) and _is_path(field) and not is_uri(value) and value not in _words(field):
             found[prefix + name] = value
     return found
 
@@ -317,6 +323,12 @@ def _is_path(field: Any) -> bool:
     for argument in (field.annotation, *get_args(field.annotation)):
         marks += getattr(argument, "__metadata__", ())
     return any(isinstance(mark, _PathMark) for mark in marks)
+
+
+def _words(field: Any) -> set[str]:
+    """The words that stand for themselves where a path could: ``pydocs`` for seeds."""
+    literals = [each for each in get_args(field.annotation) if get_origin(each) is Literal]
+    return {word for each in literals for word in get_args(each)}
 
 
 def _absolute_paths(config: Job) -> Job:
@@ -388,10 +400,10 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") 
 
 def _explain(error: ValidationError, job: type[Job], source: str) -> str:
     """One line for the first fault of a recipe, and how many more there are."""
-    faults = error.errors(include_url=False)
-    first = faults[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
-    key = ".".join(location)
+    by_key: dict[str, Any] = {}
+    for fault in error.errors(include_url=False):
+        by_key.setdefault(_key(fault["loc"]), fault)
+    key, first = next(iter(by_key.items()))
     if first["type"] == "extra_forbidden":
         message = f"{key}: unknown key"
         nearest = difflib.get_close_matches(key, _known_keys(job), n=1, cutoff=0.5)
@@ -404,8 +416,14 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
     else:
         what = first["msg"][0].lower() + first["msg"][1:]
         message = f"{key}: {what} (got {first['input']!r})"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
     return f"{source}: {message}{more}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """A fault's place as the recipe's key; pydantic also names the branch of a union."""
+    parts = [str(part) for part in location]
+    return ".".join(part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal[")))
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

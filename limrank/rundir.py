@@ -106,15 +106,17 @@ class Storage:
             filesystem.delete_file(path)
 
     def clear(self) -> None:
-        """Delete everything below the root but the lock."""
+        """Delete everything below the root but the lock. The manifest goes last: whatever
+        is left after a kill still belongs to the run that it names."""
         from pyarrow.fs import FileSelector
 
         filesystem, path = self._at("")
         for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
             if not entry.is_file:
                 filesystem.delete_dir(entry.path)
-            elif entry.base_name != "lock.json":
+            elif entry.base_name not in ("lock.json", "manifest.json"):
                 filesystem.delete_file(entry.path)
+        self.remove("manifest.json")
 
     def open_input(self, name: str):
         """A seekable binary stream. Raises FileNotFoundError."""
@@ -183,35 +185,26 @@ def open_run(
             config's rows and ``overwrite`` is not set.
     """
     storage = Storage(path)
-    with _writable(path), _lock(storage):
-        resumed = False
-        if storage.exists("manifest.json"):
-            known = _read_manifest(storage)
-            if overwrite:
-                storage.clear()
-            elif known.get("config_hash") != config_hash or known.get("job") != job:
-                raise UserError(
-                    f"run_dir {path}: holds a {known.get('job')} run of another config "
-                    f"(hash {known.get('config_hash')}, this one {config_hash}); take another run_dir, or --overwrite"
-                )
-            else:
-                resumed = True
-        storage.write_text("config.yaml", config_yaml)
-        manifest = {
-            "schema_version": 1,
-            "job": job,
-            "status": "running",
-            "config_hash": config_hash,
-            "versions": versions(),
-            "started_at": _now(),
-            "resumed": resumed,
-            "counts": {},
-            "seconds": {},
-            "tokens": {},
-            "rates": {},
-        }
-        run = RunDir(storage, manifest, resumed)
-        run.note()
+    with contextlib.ExitStack() as held:
+        with _writable(path):
+            held.enter_context(_lock(storage))
+            resumed = _belongs(storage, job, config_hash, overwrite)
+            storage.write_text("config.yaml", config_yaml)
+            manifest = {
+                "schema_version": 1,
+                "job": job,
+                "status": "running",
+                "config_hash": config_hash,
+                "versions": versions(),
+                "started_at": _now(),
+                "resumed": resumed,
+                "counts": {},
+                "seconds": {},
+                "tokens": {},
+                "rates": {},
+            }
+            run = RunDir(storage, manifest, resumed)
+            run.note()
         try:
             yield run
         except BaseException:
@@ -234,11 +227,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _read_manifest(storage: Storage) -> dict[str, Any]:
+def _belongs(storage: Storage, job: str, config_hash: str, overwrite: bool) -> bool:
+    """Whether the directory holds this config's run; emptied of another's if so wished."""
+    known = _read_manifest(storage)
+    if known is None:
+        return False
+    if overwrite:
+        storage.clear()
+        return False
+    if known["config_hash"] != config_hash or known["job"] != job:
+        raise UserError(
+            f"run_dir {storage.root}: holds a {known['job']} run of another config "
+            f"(hash {known['config_hash']}, this one {config_hash}); take another run_dir, or --overwrite"
+        )
+    return True
+
+
+def _read_manifest(storage: Storage) -> dict[str, Any] | None:
     try:
-        return json.loads(storage.read_text("manifest.json"))
-    except ValueError:
-        raise UserError(f"run_dir {storage.root}: manifest.json is not JSON; take another run_dir, or --overwrite") from None
+        manifest = json.loads(storage.read_text("manifest.json"))
+        if manifest.keys() >= {"job", "config_hash"}:
+            return manifest
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        pass
+    # Not even --overwrite empties a directory that something else wrote.
+    raise UserError(f"run_dir {storage.root}: its manifest.json is not one of limrank's; take another run_dir")
 
 
 def _now() -> str:
@@ -251,8 +266,9 @@ def _writable(path: str) -> Iterator[None]:
         if not is_uri(path):
             Path(path).mkdir(parents=True, exist_ok=True)
         yield
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"run_dir {path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"run_dir {path}: cannot be written: {reason}") from error
 
 
 # ---- the lock ------------------------------------------------------------------------
@@ -263,18 +279,19 @@ def _lock(storage: Storage) -> Iterator[None]:
     """One driver a run directory. The holder renews its lock; a lock that is not renewed,
     or whose process on this host is gone, is taken over."""
     token = uuid.uuid4().hex
-    held = _read_lock(storage)
-    if held and not _is_dead(held):
-        raise UserError(
-            f"run_dir {storage.root}: process {held.get('pid')} on {held.get('host')} is working in it; "
-            "wait for it, or take another run_dir"
-        )
-    _write_lock(storage, token)
+    with _deciding(storage):
+        held = _read_lock(storage)
+        if held and not _is_dead(held):
+            raise UserError(
+                f"run_dir {storage.root}: process {held.get('pid')} on {held.get('host')} is working in it; "
+                "wait for it, or take another run_dir"
+            )
+        _write_lock(storage, token)
     if is_uri(storage.root):
         # No exclusive create on an object store: let a racing writer finish, then look who won.
         time.sleep(1.0)
-    if (_read_lock(storage) or {}).get("token") != token:
-        raise UserError(f"run_dir {storage.root}: another driver took it at the same moment")
+        if not _is_ours(storage, token):
+            raise UserError(f"run_dir {storage.root}: another driver took it at the same moment")
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(storage, token, stop), daemon=True, name="run-lock")
     renewal.start()
@@ -283,8 +300,31 @@ def _lock(storage: Storage) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
-        if (_read_lock(storage) or {}).get("token") == token:
+        if _is_ours(storage, token):
             storage.remove("lock.json")
+
+
+@contextlib.contextmanager
+def _deciding(storage: Storage) -> Iterator[None]:
+    """One driver at a time looks at the lock and takes it: two that start together, or both
+    find a dead one's, must not both have it. Ends with the process, however it ends."""
+    if is_uri(storage.root):
+        yield
+        return
+    import fcntl
+
+    folder = os.open(storage.root, os.O_RDONLY)
+    try:
+        # Some network file systems cannot lock a folder; the lock itself still tells.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _is_ours(storage: Storage, token: str) -> bool:
+    return (_read_lock(storage) or {}).get("token") == token
 
 
 def _write_lock(storage: Storage, token: str) -> None:
@@ -296,7 +336,9 @@ def _renew(storage: Storage, token: str, stop: threading.Event) -> None:
     while not stop.wait(LOCK_HEARTBEAT_S):
         # A full disk or a lost network must not kill the driver here; its own writes tell.
         with contextlib.suppress(OSError):
-            _write_lock(storage, token)
+            # One that was away for long (a laptop asleep) does not take it back.
+            if _is_ours(storage, token):
+                _write_lock(storage, token)
 
 
 def _read_lock(storage: Storage) -> dict[str, Any] | None:

@@ -22,7 +22,9 @@ from limrank.engines.base import Engine, Tokenizer, label_token_ids
 from limrank.errors import RowError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
-TRUE, FALSE = " true", " false"
+TRUE, FALSE = LABELS = (" true", " false")
+"""What the model answers, leading space included: each must be one token."""
+
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CLOSE = "\n" + THINK_CLOSE
 """What ends a chain; the label follows."""
@@ -74,6 +76,17 @@ def encode_template(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of trusted text: ``<think>`` and ``</think>`` are tokens where the
     tokenizer has them."""
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_example(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a part of a training example: ``<think>`` at its end and ``</think>`` at
+    its start are the template's own marks, all between is plain characters."""
+    lead = THINK_CLOSE if text.startswith(THINK_CLOSE) else ""
+    trail = THINK_OPEN if text.endswith(THINK_OPEN) else ""
+    between = text[len(lead) : len(text) - len(trail)]
+    ids = encode_template(tokenizer, lead) if lead else []
+    ids += encode_text(tokenizer, between) if between else []
+    return ids + (encode_template(tokenizer, trail) if trail else [])
 
 
 def check_labels(tokenizer: Tokenizer) -> None:

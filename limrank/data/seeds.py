@@ -175,7 +175,9 @@ def _file_seeds(path: str) -> list[Seed]:
 
 def _seed_rows(path: str) -> _Rows:
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file")
+        raise UserError(
+            f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file"
+        )
     if _is_jsonl(path):
         return _jsonl_rows(path)
     if path.endswith(".parquet"):

@@ -1,7 +1,8 @@
 """A deterministic engine with no model, for tests of faults and scale.
 
 What it answers means nothing: no figure that comes from it is a model's. Every answer
-is a function of the prompt alone, so a run can be compared with another exactly.
+is a function of the request alone (and of its seed where there is a temperature), so a
+run can be compared with another exactly.
 """
 
 from __future__ import annotations
@@ -132,4 +133,4 @@ def _instance(schema: dict[str, Any], rng: random.Random) -> Any:
         return rng.random() < 0.5
     if kind in ("integer", "number"):
         return rng.randint(schema.get("minimum", 0), schema.get("maximum", 10))
-    return " ".join(rng.choice(_WORDS) for _ in range(12))
+    return " ".join(rng.choice(_WORDS) for _ in range(12))[: schema.get("maxLength")].rstrip()

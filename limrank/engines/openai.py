@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -78,18 +77,22 @@ class OpenAIEngine:
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
     ) -> AsyncIterator[str]:
+        from openai import APIError
+
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         options = _sampling(max_tokens, temperature, top_p, stop) | streamed
         usage = None
-        async with self._slots:
-            with self._errors():
-                async with await self._send(prompt, options) as events:
-                    async for event in events:
-                        usage = event.usage or usage
-                        if event.choices:
-                            text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
-                            if text:
-                                yield text
+        async with self._slots, await self._send(prompt, options) as events:
+            try:
+                async for event in events:
+                    usage = event.usage or usage
+                    if event.choices:
+                        text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
+                        if text:
+                            yield text
+            except APIError as error:
+                broke = f"the endpoint broke off: {self._without_key(error.message)}"
+                raise RowError(broke, retryable=True) from None
         self._record(usage)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
@@ -118,13 +121,16 @@ class OpenAIEngine:
 
         where = f"engine.base_url {self._client.base_url}"
         try:
-            listed = [model.id async for model in await self._client.models.list(timeout=10)]
+            answer = await self._client.get("/models", cast_to=object, options={"timeout": 10})
         except APIConnectionError as error:
             raise UserError(f"{where}: cannot be reached: {error.__cause__ or error}") from error
         except APIStatusError as error:
             if error.status_code in (404, 405):  # a server without a model list may still serve
                 return
             raise UserError(f"{where}: answered {error.status_code}: {self._without_key(error.message)}") from None
+        if not isinstance(answer, dict):
+            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {str(answer)[:80]!r}")
+        listed = [model["id"] for model in answer.get("data") or []]
         if listed and self._model.id not in listed:
             raise UserError(f"{where}: has no model {self._model.id!r}; it serves {', '.join(listed[:8])}")
 
@@ -144,17 +150,24 @@ class OpenAIEngine:
 
     async def _ask(self, prompt: Prompt, options: dict[str, Any]) -> Any:
         async with self._slots:
-            with self._errors():
-                return await self._send(prompt, options)
+            return await self._send(prompt, options)
 
     async def _send(self, prompt: Prompt, options: dict[str, Any]) -> Any:
-        """One request, sent again on 429, 5xx and time-outs only."""
-        from openai import APITimeoutError, InternalServerError, RateLimitError
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+        """One request, sent again on 429, 5xx and time-outs, and once where the connection
+        is lost (a server may close an idle one just then). An endpoint may quote the key
+        that it refuses: its words are told without it, and without the error they came in.
+        """
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, RateLimitError
+        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+        def enough(state: RetryCallState) -> bool:
+            error = state.outcome.exception()
+            lost = isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError)
+            return state.attempt_number >= (2 if lost else _ATTEMPTS)
 
         again = AsyncRetrying(
-            retry=retry_if_exception_type((RateLimitError, InternalServerError, APITimeoutError)),
-            stop=stop_after_attempt(_ATTEMPTS),
+            retry=retry_if_exception_type((RateLimitError, InternalServerError, APIConnectionError)),
+            stop=enough,
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             reraise=True,
         )
@@ -162,21 +175,10 @@ class OpenAIEngine:
             call, what = self._client.chat.completions.create, {"messages": prompt}
         else:
             call, what = self._client.completions.create, {"prompt": prompt}
-        response = await again(call, model=self._model.id, **what, **options)
-        if isinstance(response, str):  # the client hands on what is not JSON as it came
-            raise EngineError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
-        return response
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """The client's errors as ours. An endpoint may quote the key that it refuses, so
-        its words are told without it and without the error they came in."""
-        import httpx
-        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
-        from openai import InternalServerError, RateLimitError
-
         try:
-            yield
+            async for attempt in again:
+                with attempt:
+                    response = await call(model=self._model.id, **what, **options)
         except (RateLimitError, InternalServerError, APITimeoutError) as error:
             failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
             raise RowError(failed, retryable=True) from None
@@ -185,9 +187,9 @@ class OpenAIEngine:
         except APIStatusError as error:
             answered = f"the endpoint answered {error.status_code}: {self._without_key(error.message)}"
             raise (EngineError if error.status_code in (401, 403, 404) else RowError)(answered) from None
-        except (APIError, httpx.TransportError) as error:  # in the middle of a stream
-            broke = f"the endpoint broke off: {self._without_key(str(error) or type(error).__name__)}"
-            raise RowError(broke, retryable=True) from None
+        if isinstance(response, str):  # the client hands on what is not JSON as it came
+            raise EngineError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
+        return response
 
     def _without_key(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message

@@ -18,7 +18,7 @@ from limrank.progress import Progress
 from limrank.records import Benchmark, Candidate, Failure, Judgment, Query, ScoreStatus, rerank_row_schema, rerank_unit_schema
 from limrank.result import JobResult
 from limrank.rundir import RunDir, Storage, open_run
-from limrank.scoring import check_labels, rank_judgments, score_query
+from limrank.scoring import check_labels, prompt_query, rank_judgments, score_query
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -134,8 +134,8 @@ def plan(config: RerankJob) -> dict[str, Any]:
     prompt = None
     if first and first["candidates"] and config.scoring.mode != "none":
         query = unit_query(first)
-        text = f"{query.text} {query.instruction}".strip()
-        prompt = prompts.render(config.scoring.prompt, query=text, passage=first["candidates"][0]["text"])
+        passage = first["candidates"][0]["text"]
+        prompt = prompts.render(config.scoring.prompt, query=prompt_query(query), passage=passage)
     return {
         "units": f"{len(units)} queries, {sum(len(unit['candidates']) for unit in units)} pairs",
         "tokens": f"about {sum(unit['cost'] for unit in units)} to read and write",
@@ -156,7 +156,7 @@ def rows_hash(config: RerankJob) -> str:
             "first_stage_run": benchmarks.file_fingerprint(config.first_stage.path) if config.first_stage.path else None,
             "model": None if config.scoring.mode == "none" else model,
             "engine": [config.engine.kind, config.engine.fail_rate] if config.scoring.mode != "none" else None,
-            "scoring": config.scoring.model_dump(),
+            "scoring": config.scoring.model_dump(exclude={"prompt"}),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
         }
@@ -200,7 +200,8 @@ def write_runs(storage: Storage) -> None:
         separator = "{"
         for query_id, ranked in _rankings(storage):
             for rank, doc_id in ranked:
-                gap = "\t" if " " in query_id or " " in doc_id else " "
+                # Any white space, as trec.py reads it: a no-break space splits a line too.
+                gap = " " if query_id.split() == [query_id] and doc_id.split() == [doc_id] else "\t"
                 trec.write(gap.join((query_id, "Q0", doc_id, str(rank), str(-rank), "limrank")).encode() + b"\n")
             entry = json.dumps({doc_id: float(-rank) for rank, doc_id in ranked}, ensure_ascii=False)
             whole.write(f"{separator}\n{json.dumps(query_id, ensure_ascii=False)}: {entry}".encode())

@@ -61,8 +61,14 @@ class Reranker:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
         self._thread.start()
         self._owned = engine is None or isinstance(engine, EngineConfig)
-        self._engine = self._call(_open(model, engine)) if self._owned else engine
-        check_labels(self._engine.tokenizer)
+        self._engine: Engine | None = None if self._owned else engine
+        try:
+            if self._owned:
+                self._engine = self._call(_open(model, engine))
+            check_labels(self._engine.tokenizer)
+        except BaseException:
+            self.close()
+            raise
 
     def rank(
         self, query: str, documents: Sequence[str | Document], *, instruction: str = "", top_n: int | None = None
@@ -91,10 +97,14 @@ class Reranker:
         return ranked[:top_n]
 
     def close(self) -> None:
-        if self._owned:
+        """End the engine, if it was opened here; a second call does nothing."""
+        if self._loop.is_closed():
+            return
+        if self._owned and self._engine is not None:
             self._call(self._engine.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Reranker:
         return self

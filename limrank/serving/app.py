@@ -10,28 +10,22 @@ import asyncio
 import logging
 import os
 import threading
-import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
 
-from limrank import __version__
 from limrank.config import ScoringConfig, ServeJob
 from limrank.engines import Engine, EngineSource
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query
-from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
-from limrank.serving.types import Health, ModelCard, ModelList, RerankRequest, RerankResponse, ScoreRequest
-from limrank.serving.types import ScoreResponse, rerank_response, score_response, to_candidates
+from limrank.serving.api import build_api
+from limrank.serving.errors import engine_unavailable
+from limrank.serving.types import to_candidates
 
 APP = "limrank"
 SCORER = "Scorer"
@@ -48,24 +42,25 @@ def application(config: ServeJob, source: EngineSource, model: str, wanted: dict
         model: the name it is served under.
         wanted: what one engine replica takes (num_cpus, num_gpus).
     """
-    replicas, ongoing = config.workers.replicas, config.engine.max_in_flight
-    shutdown = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
+    replicas, ongoing, waiting = config.workers.replicas, config.engine.max_in_flight, config.serving.max_queued_requests
+    # The API counts requests itself: Serve's own limit answers in plain text, and counts
+    # those that are only on their way to a free replica as waiting.
+    limit = None if waiting < 0 else replicas * ongoing + waiting
+    stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
     scorer = serve.deployment(
         Scorer,
         name=SCORER,
         num_replicas=replicas,
         ray_actor_options=wanted,
+        # A request is one pair or more, so more requests than that cannot be worked on.
         max_ongoing_requests=ongoing,
         max_constructor_retry_count=3,
-        **shutdown,
+        # How soon a replica whose process is gone is known to be, and replaced.
+        health_check_period_s=1.0,
+        **stopping,
     )
-    # The API counts requests itself: Serve's own limit answers in plain text, counts
-    # those that are only on their way to a free replica as waiting, and holds health
-    # checks back too.
-    waiting = config.serving.max_queued_requests
-    limit = None if waiting < 0 else replicas * ongoing + waiting
     api = serve.deployment(
-        Api, name="Api", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **shutdown
+        Api, name="Api", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
     return api.bind(scorer.bind(source, config.scoring), model, limit)
 
@@ -78,12 +73,13 @@ class Scorer:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
         self._scoring = scoring
-        self._refused: UserError | None = None
         self._engine: Engine | None = None
+        self._refused: UserError | None = None
         try:
             self._engine = await self._on_loop(_open(source))
         except UserError as error:
-            self._refused = error  # told by ready(): raised here, Serve would try again, and it is no use
+            # Told by ready(). Raised here, Serve would try again, which is of no use.
+            self._refused = error
 
     async def ready(self) -> None:
         """Raises UserError where the engine refused its settings."""
@@ -97,15 +93,15 @@ class Scorer:
         except EngineError as error:
             # A dead engine stays dead, and a replica that fails at once draws the
             # traffic of the busy ones. With the process gone Serve starts another.
-            logging.getLogger(__name__).error("engine lost, replica ends: %s", error)
+            logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
             os._exit(70)
 
     async def __del__(self) -> None:
         # Serve awaits this when it stops a replica.
-        if getattr(self, "_engine", None) is not None:
+        if self._engine is not None:
             await self._on_loop(self._engine.aclose())
 
-    def _on_loop(self, coroutine: Awaitable[Any]) -> asyncio.Future:
+    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future:
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
 
@@ -115,98 +111,32 @@ async def _open(source: EngineSource) -> Engine:
     return engine
 
 
-api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
-
-
-@serve.ingress(api)
+@serve.ingress()
 class Api:
+    """The HTTP replica: the API over the engine replicas."""
+
     def __init__(self, scorer: DeploymentHandle, model: str, limit: int | None) -> None:
         self._scorer = scorer
         self._model = model
         self._limit = limit
-        self._in_flight = 0
-        self._started = int(time.time())
 
-    @api.post("/v1/rerank", response_model=None, responses={200: {"model": RerankResponse}})
-    @api.post("/rerank", response_model=None, include_in_schema=False)
-    async def rerank(self, request: RerankRequest) -> dict[str, Any]:
-        """Order documents by relevance, in the shapes of Jina's API and Cohere's v1."""
-        return await self._rerank(request, return_documents=True)
+    def __serve_build_asgi_app__(self):
+        # Serve calls this in the replica: routes are closures here, and nothing of the
+        # HTTP side has to be pickled.
+        return build_api(self, self._model, self._limit)
 
-    @api.post("/v2/rerank", response_model=None, responses={200: {"model": RerankResponse}})
-    async def rerank_v2(self, request: RerankRequest) -> dict[str, Any]:
-        """The same in the shape of Cohere's v2: documents only come back where asked for."""
-        return await self._rerank(request, return_documents=False)
-
-    @api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})
-    async def score(self, request: ScoreRequest) -> dict[str, Any]:
-        """Score texts against a query, in the shape of vLLM's API."""
-        judgments = await self._score(request.model, request.to_query(), request.text_2)
-        return score_response(judgments, model=self._model)
-
-    @api.get("/v1/models")
-    async def models(self) -> ModelList:
-        return ModelList(data=[ModelCard(id=self._model, created=self._started)])
-
-    @api.get("/healthz")
-    async def healthz(self) -> Health:
-        """200 where an engine replica is up, 503 otherwise."""
-        if not await asyncio.to_thread(_running_scorers):
-            raise engine_unavailable()
-        return Health()
-
-    async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
-        judgments = await self._score(request.model, request.to_query(), request.texts())
-        return rerank_response(request, judgments, model=self._model, return_documents=return_documents)
-
-    async def _score(self, model: str | None, query: Query, texts: list[str]) -> list[Judgment]:
-        if model is not None and model != self._model:
-            raise unknown_model(model, self._model)
-        if self._limit is not None and self._in_flight >= self._limit:
-            raise overloaded()
-        self._in_flight += 1
+    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         try:
             return await self._scorer.score.remote(query, texts)
         except (RayActorError, DeploymentUnavailableError) as error:
             raise engine_unavailable() from error
-        except RayTaskError as error:
-            logging.getLogger(__name__).exception("scoring failed")
-            raise ApiError(500, "internal_error", "scoring failed; the server's log says why") from error
-        finally:
-            self._in_flight -= 1
+
+    async def healthy(self) -> bool:
+        return await asyncio.to_thread(_scorer_runs)
 
 
-def _running_scorers() -> int:
+def _scorer_runs() -> bool:
+    """Whether Serve's controller knows of an engine replica that is up."""
     applications = serve.status().applications
     scorer = applications[APP].deployments.get(SCORER) if APP in applications else None
-    return scorer.replica_states.get("RUNNING", 0) if scorer else 0
-
-
-# ---- every error leaves in one shape -------------------------------------------------
-
-
-@api.exception_handler(ApiError)
-async def _api_error(_: Any, error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, error.headers)
-
-
-@api.exception_handler(RequestValidationError)
-async def _invalid_request(_: Any, error: RequestValidationError) -> JSONResponse:
-    return await _api_error(_, invalid_request(error.errors()))
-
-
-@api.exception_handler(HTTPException)
-async def _http_error(request: Any, error: HTTPException) -> JSONResponse:
-    """Of the router: an unknown path, a wrong method, a body that is not text."""
-    known = {
-        404: ("unknown_path", f"no such path: {request.url.path}"),
-        405: ("method_not_allowed", f"{request.url.path} does not take {request.method}"),
-    }
-    code, message = known.get(error.status_code, ("invalid_body", str(error.detail)))
-    return await _api_error(request, ApiError(error.status_code, code, message, headers=error.headers))
-
-
-@api.exception_handler(Exception)
-async def _internal_error(_: Any, error: Exception) -> JSONResponse:
-    # Starlette raises it again once this is sent, so it also gets to the log.
-    return await _api_error(_, ApiError(500, "internal_error", "the server failed; its log says why"))
+    return scorer is not None and scorer.replica_states.get("RUNNING", 0) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -84,12 +85,13 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
     cluster = ray.cluster_resources()
     wanted = resources({"scorer": source}, config.workers, cluster.get("GPU", 0.0))
     check_resources(wanted, config.workers.replicas, cluster)
+    host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
-    host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if not _is_loopback(host):
         print(f"warning: serving.host {host}: anyone who reaches it may use it; no key is asked for", file=sys.stderr)
     quiet = {"log_level": "WARNING"}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
         _deploy(config, source, wanted)
@@ -106,7 +108,7 @@ def run(config: ServeJob) -> None:
         with _stop_signals(), serving(config) as url:
             print(f"serving {served_name(config.model.id)} at {url}", flush=True)
             threading.Event().wait()
-    except _Stopped:
+    except KeyboardInterrupt:
         return
 
 
@@ -126,7 +128,7 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
-        raise EngineError(f"the server did not come up: {_reason(error)}") from error
+        raise EngineError(f"the server did not come up: {_why_not(error)}") from error
     try:
         serve.get_deployment_handle(SCORER, app_name=APP).ready.remote().result()
     except RayTaskError as error:
@@ -135,11 +137,16 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
         raise
 
 
-def _reason(error: RuntimeError) -> str:
-    """The last line of the traceback that Serve reports, which names the error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Error: " in line]
-    return (named or lines or ["Serve said nothing"])[-1]
+def _why_not(error: RuntimeError) -> str:
+    """The line that names the error, in the traceback of a replica that Serve keeps."""
+    from ray import serve
+
+    from limrank.serving.app import APP, SCORER
+
+    application = serve.status().applications.get(APP)
+    scorer = application.deployments.get(SCORER) if application else None
+    lines = (scorer.message if scorer else "").splitlines() + str(error).splitlines()
+    return next((line.strip() for line in lines if "Error: " in line), str(error))
 
 
 def _wait_until_reachable(url: str) -> None:
@@ -193,19 +200,18 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM came. Not an Exception, so that nothing on the way takes it for one."""
-
-
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise _Stopped, once: stopping itself is not interrupted."""
+    """SIGTERM is taken as SIGINT is, and stopping itself is not interrupted by either.
+
+    It has to be KeyboardInterrupt: Ray's waits raise that, whatever a handler raises.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(*_: Any) -> None:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
+        raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in numbers}
     try:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
 from limrank.errors import RowError
@@ -27,11 +27,30 @@ MAX_DOCUMENTS = 1000
 """Documents a request; also what Cohere recommends at most."""
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair; a tokenizer cannot take it.
+        raise PydanticCustomError("invalid_unicode", "is not valid Unicode text") from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty_query", "must not be empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+QueryText = Annotated[Text, AfterValidator(_not_blank)]
+
+
 class InputDocument(BaseModel):
     """A document to judge: a string, or ``{"text": …, "title": …}``; the title is judged too."""
 
-    text: str
-    title: str = ""
+    text: Text
+    title: Text = ""
 
     @property
     def contents(self) -> str:
@@ -43,17 +62,12 @@ class RerankRequest(BaseModel):
     ``/v1/rerank`` gives documents back, Cohere's ``/v2/rerank`` does not."""
 
     model: str | None = Field(None, description="if given, the served model's name")
-    query: str
+    query: QueryText
     documents: list[InputDocument] = Field(description=f"1 to {MAX_DOCUMENTS} strings or {{text, title}} objects")
     top_n: PositiveInt | None = Field(None, description="results to return; null: all")
     return_documents: bool | None = None
     return_reasoning: bool = Field(False, description="give the model's chain of thought back with each result")
-    instruction: str = Field("", description="narrows relevance; appended to the query")
-
-    @field_validator("query")
-    @classmethod
-    def _query_given(cls, query: str) -> str:
-        return _not_blank(query)
+    instruction: Text = Field("", description="narrows relevance; appended to the query")
 
     @field_validator("documents", mode="before")
     @classmethod
@@ -74,14 +88,9 @@ class ScoreRequest(BaseModel):
     """vLLM's score API: one query, ``text_1``, against one or several texts, ``text_2``."""
 
     model: str | None = Field(None, description="if given, the served model's name")
-    text_1: str = Field(description="the query")
-    text_2: list[str] = Field(description=f"a document, or 1 to {MAX_DOCUMENTS} of them")
-    instruction: str = Field("", description="narrows relevance; appended to the query")
-
-    @field_validator("text_1")
-    @classmethod
-    def _query_given(cls, text: str) -> str:
-        return _not_blank(text)
+    text_1: QueryText = Field(description="the query")
+    text_2: list[Text] = Field(description=f"a document, or 1 to {MAX_DOCUMENTS} of them")
+    instruction: Text = Field("", description="narrows relevance; appended to the query")
 
     @field_validator("text_2", mode="before")
     @classmethod
@@ -156,8 +165,6 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
     status: Literal["ok"] = "ok"
 
 
@@ -223,12 +230,6 @@ def _check_scored(judgments: Sequence[Judgment]) -> None:
     # A client tries again after a 503 and gives up after a 422: each where it is right.
     retryable = any(isinstance(error, RowError) and error.retryable for error in errors)
     raise ApiError(503 if retryable else 422, "all_pairs_failed", f"no document could be scored: {errors[0]}")
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("empty_query", "must not be empty")
-    return text
 
 
 def _check_count(documents: list[Any]) -> None:

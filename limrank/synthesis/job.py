@@ -126,9 +126,9 @@ def rows_hash(config: SynthesizeJob, seeds: Sequence[Seed], personas: Sequence[P
             "model": config.model.model_dump(),
             "judge": (config.judge or config.model).model_dump(),
             "engines": [(each.kind, each.fail_rate) for each in (config.engine, judge_engine)],
-            "scoring": judging(config).model_dump(),
+            "scoring": judging(config).model_dump(exclude={"prompt"}),
             "synthesis": config.synthesis.model_dump(exclude={"seeds", "personas"}),
-            "prompts": {name: prompts.load(name) for name in (*PROMPTS, config.scoring.prompt)},
+            "prompts": [prompts.load(name) for name in (*PROMPTS, config.scoring.prompt)],
             "seed": config.seed,
         }
     )

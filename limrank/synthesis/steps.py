@@ -238,6 +238,8 @@ class _Writer:
 def _parsed(generation: Generation) -> dict[str, Any] | None:
     try:
         answer = json.loads(generation.text)
+        # Half of an escaped surrogate pair is JSON and no text: no file could hold it.
+        json.dumps(answer, ensure_ascii=False).encode()
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None

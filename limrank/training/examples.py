@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from limrank.errors import UserError
+from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     import numpy as np
-
-OPEN, CLOSE = "<think>", "</think>"
-LABELS = (" true", " false")
-"""What the model answers, leading space included: each is one token."""
 
 NO_CHAIN = "\n"
 """The chain of an example that is answered directly."""
@@ -30,7 +27,7 @@ NO_CHAIN = "\n"
 Encode = Callable[[str], list[int]]
 T = TypeVar("T")
 
-_COMPLETION = re.compile(rf"(?P<chain>.*){CLOSE}(?P<label> true| false)\s*", re.DOTALL)
+_COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{"|".join(LABELS)})\s*", re.DOTALL)
 _PASSAGE = "\nPassage: "
 
 
@@ -95,7 +92,7 @@ def _parse(line: str, number: int, where: str) -> Example:
             raise UserError(f"{where}: {key} should be a text that is not empty")
     found = _COMPLETION.fullmatch(values["completion"])
     if not found:
-        raise UserError(f"{where}: completion should end in '{CLOSE} true' or '{CLOSE} false'")
+        raise UserError(f"{where}: completion should end in '{THINK_CLOSE} true' or '{THINK_CLOSE} false'")
     return Example(number, values["prompt"], found["chain"], found["label"])
 
 
@@ -166,7 +163,7 @@ def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: 
     # </think> are added tokens, and a tokenizer never merges across one.
     prompt = encode(example.prompt)
     chain = encode(example.chain)
-    answer = [*encode(CLOSE + example.label), end_id]
+    answer = [*encode(THINK_CLOSE + example.label), end_id]
     over = len(prompt) + len(chain) + len(answer) - cutoff
     cut = over > 0
     if cut:
@@ -194,5 +191,5 @@ def _around_passage(prompt: str) -> tuple[str, str]:
     """What stands before and after the passage of a prompt."""
     found = prompt.find(_PASSAGE)
     head = prompt[: found + len(_PASSAGE)].rstrip(" ") if found >= 0 else ""
-    tail = next((tail for tail in (f"\n{OPEN}", OPEN) if prompt.endswith(tail)), "")
+    tail = next((tail for tail in (f"\n{THINK_OPEN}", THINK_OPEN) if prompt.endswith(tail)), "")
     return head, tail

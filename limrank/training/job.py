@@ -1,258 +1,81 @@
-"""The train job: plan, Ray Train, and what a run directory holds afterwards."""
+"""The train job: a run directory around the fine-tuning of ``fit.py``."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from limrank import models
-from limrank.config import TrainJob
-from limrank.errors import EngineError, LimrankError, UserError
-from limrank.training.curves import draw_curves, read_metrics
-from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split
-from limrank.training.loop import examples_per_step, total_steps
-from limrank.training.model import load_tokenizer
-from limrank.training.worker import train_worker
+from limrank import cluster
+from limrank.config import TrainJob, config_hash, dump_config
+from limrank.data.benchmarks import file_fingerprint
+from limrank.progress import Event, Progress
+from limrank.result import JobResult
+from limrank.rundir import open_run
+from limrank.training.fit import TrainResult, fit
+from limrank.training.fit import plan as plan
 
-CHECKPOINTS = "checkpoints"
-CHECKPOINTS_KEPT = 2
-
-RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "examples_a_step")
-"""What of the plan has to be as it was, for a checkpoint's step to mean the same."""
-
-OnProgress = Callable[[dict[str, Any]], None]
+__all__ = ["plan", "run"]
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to; resumed parts included.
-
-    ``examples`` and ``cut`` count lines of the training file (validation included),
-    ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
-    steps. Losses are the mean over completion tokens: of the last step, and of the
-    validation split after the last epoch (None where there is no split).
-    """
-
-    examples: int
-    steps: int
-    epochs: int
-    tokens: int
-    seconds: float
-    final_loss: float
-    validation_loss: float | None
-    cut: int
-    model_dir: Path
-
-
-def plan(config: TrainJob) -> dict[str, Any]:
-    """What :func:`run` would do; reads the training file and the tokenizer, no weights.
-
-    Raises:
-        UserError: as :func:`run` does for file, model and dtype.
-    """
-    return _plan(config, *_prepare(config))
-
-
-def run(config: TrainJob, directory: Path, on_progress: OnProgress | None = None) -> TrainResult:
-    """Train on the Ray cluster that this process is connected to.
-
-    Started again with the same directory it goes on from the last checkpoint.
-
-    Args:
-        directory: where ``checkpoints/ adapter/ model/ metrics.jsonl curves.png`` go;
-            every worker must see it under the same path.
-        on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of
-            each step that is new to it (see :func:`limrank.training.loop.train`).
+def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
+    """Train into ``config.run_dir``; the same call again goes on from the last checkpoint.
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
         EngineError: a worker died, or the loss diverged.
     """
-    import ray
+    planned = plan(config)
+    with (
+        open_run(
+            config.run_dir,
+            job="train",
+            config_yaml=dump_config(config),
+            config_hash=training_hash(config),
+            overwrite=overwrite,
+        ) as run_dir,
+        cluster.connect(address, paths=[config.run_dir]),
+    ):
+        steps = planned["steps"]
+        progress.update(Event("train", 0, steps, "steps"))
+        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps)))
+        progress.update(Event("train", result.steps, steps, "steps", finished=True))
+        run_dir.note(
+            counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
+            seconds={"work": round(result.seconds, 3)},
+            tokens={"trained": result.tokens},
+            rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
+        )
+        run_dir.finish("done")
+    return JobResult(0, [], _shown(config, result))
 
-    if not ray.is_initialized():
-        raise RuntimeError("limrank.training.job.run needs a Ray that its caller has connected to")
-    directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    model_dir, training, validation = _prepare(config)
-    planned = _plan(config, model_dir, training, validation)
-    metrics_file = directory / "metrics.jsonl"
-    task = {
-        "config": config,
-        "model_dir": model_dir,
-        "directory": str(directory),
-        # By reference: each node fetches the examples once, and each worker maps them.
-        "examples": ray.put((training, validation)),
-        "plan": {key: planned[key] for key in RESUMED_BY},
-    }
-    with _following(metrics_file, on_progress), _interrupt_handler_kept():
-        progress = _fit(config, directory, task)
-    draw_curves(read_metrics(metrics_file), directory / "curves.png")
-    return TrainResult(
-        examples=len(training) + len(validation),
-        steps=progress["step"],
-        epochs=config.training.epochs,
-        tokens=progress["tokens"],
-        seconds=progress["seconds"],
-        final_loss=progress["loss"],
-        validation_loss=progress["validation_loss"],
-        cut=planned["cut"],
-        model_dir=directory / "model",
+
+def training_hash(config: TrainJob) -> str:
+    """The hash of all that the trained weights depend on."""
+    return config_hash(
+        {
+            "job": "train",
+            "train_file": file_fingerprint(config.training.train_file),
+            "model": config.model.model_dump(),
+            "training": config.training.model_dump(exclude={"train_file", "save_steps"}),
+            "seed": config.seed,
+        }
     )
 
 
-def _prepare(config: TrainJob) -> tuple[Path, list[EncodedExample], list[EncodedExample]]:
-    """The model's directory, the training examples and the validation examples."""
-    if config.model.dtype == "float16":
-        raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
-    training = config.training
-    examples = select(read_examples(training.train_file), training.max_examples, config.seed)
-    model_dir = models.resolve(config.model.id)
-    tokenizer, _ = load_tokenizer(model_dir)
-    encoded = encode_examples(
-        aim(examples, training.target),
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        end_id=tokenizer.eos_token_id,
-        cutoff=training.cutoff_tokens,
-        source=training.train_file,
-    )
-    return model_dir, *split(encoded, training.validation_share, config.seed)
-
-
-def _plan(
-    config: TrainJob, model_dir: Path, training: list[EncodedExample], validation: list[EncodedExample]
-) -> dict[str, Any]:
-    replicas = config.workers.replicas
-    lengths = [len(example.ids) for example in training]
-    return {
-        "model": config.model.id,
-        "method": config.training.method,
-        "target": config.training.target,
-        "examples": len(training),
-        "validation_examples": len(validation),
-        "cut": sum(example.cut for example in training + validation),
-        "longest_tokens": max(lengths),
-        "tokens": config.training.epochs * sum(lengths),
-        "epochs": config.training.epochs,
-        "examples_a_step": examples_per_step(config.training, replicas),
-        "steps": total_steps(len(training), config.training, replicas),
-        "workers": replicas,
-        "cpus_a_worker": config.workers.cpus,
-        "gpus_a_worker": config.workers.gpus if config.workers.gpus is not None else "1 where there are GPUs",
-    }
-
-
-def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:
-    from ray.train import CheckpointConfig, LoggingConfig, RunConfig, TrainingFailedError, WorkerGroupError
-    from ray.train.torch import TorchTrainer
-
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=task,
-        scaling_config=_scaling(config),
-        # The same name and path are what Ray Train resumes by. Its log repeats, at length,
-        # the error that is raised below; its files below the Ray session keep everything.
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(directory),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            logging_config=LoggingConfig(log_level="CRITICAL"),
-        ),
-    )
-    try:
-        return trainer.fit().return_value
-    except WorkerGroupError as error:
-        raise _cause(error.worker_failures) from error
-    except TrainingFailedError as error:
-        raise EngineError(f"training failed: {_last_line(error)}") from error
-
-
-def _scaling(config: TrainJob):
-    import ray
-    from ray.train import ScalingConfig
-
-    workers, there = config.workers, ray.cluster_resources()
-    gpus = workers.gpus if workers.gpus is not None else float(there.get("GPU", 0) > 0)
-    needed = {"CPU": workers.replicas * workers.cpus, "GPU": workers.replicas * gpus}
-    for resource, amount in needed.items():
-        # Ray would wait for ever.
-        if amount > there.get(resource, 0):
-            raise UserError(
-                f"workers: {workers.replicas} replicas need {amount:g} {resource}s, "
-                f"and the cluster has {there.get(resource, 0):g}"
-            )
-    return ScalingConfig(
-        num_workers=workers.replicas,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {}),
+def _event(line: dict[str, Any], steps: int) -> Event:
+    return Event(
+        "train",
+        line["step"],
+        steps,
+        "steps",
+        tokens_per_second=line["tokens_per_second"],
+        detail=f"loss {line['loss']:.4f}",
     )
 
 
-def _cause(failures: dict[int, Exception]) -> LimrankError:
-    """The one error that says most, of those that the workers ended with.
-
-    When one worker fails, the others fail too, by losing it; an error that limrank
-    raised on purpose is the first cause, whichever rank it came from.
-    """
-    # Ray Train keeps the original exception in a private field; without it the text remains.
-    originals = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
-    for error in originals.values():
-        if isinstance(error, LimrankError):
-            return error
-    rank, error = next(iter(originals.items()))
-    return EngineError(f"training worker {rank} failed: {type(error).__name__}: {_last_line(error)}")
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextmanager
-def _following(path: Path, on_progress: OnProgress | None, seconds: float = 0.5) -> Iterator[None]:
-    """Hand on the line of each step that a metrics file gains while the block runs.
-
-    A file is the one channel that does not slow the workers down (Ray Train takes in one
-    report a poll, every two seconds) and that outlives a driver.
-    """
-    if on_progress is None:
-        yield
-        return
-    ended = threading.Event()
-    reported = max((line["step"] for line in read_metrics(path)), default=0)
-
-    def follow() -> None:
-        nonlocal reported
-        last_look = False
-        while not last_look:
-            last_look = ended.wait(seconds)
-            for line in read_metrics(path):
-                if line["step"] > reported:
-                    reported = line["step"]
-                    on_progress(line)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="train-progress") as pool:
-        following = pool.submit(follow)
-        try:
-            yield
-        finally:
-            ended.set()
-        following.result()
-
-
-@contextmanager
-def _interrupt_handler_kept() -> Iterator[None]:
-    """Undo what Ray Train does to SIGINT: its handler outlives the training."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _shown(config: TrainJob, result: TrainResult) -> list[str]:
+    held_out = "" if result.validation_loss is None else f", held out {result.validation_loss:.4f}"
+    rate = f", {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else ""
+    return [
+        f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.cut} cut",
+        f"model: {config.run_dir}/model",
+    ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from limrank.config import TrainingConfig
 from limrank.errors import UserError
-from limrank.training.examples import CLOSE, LABELS, OPEN
+from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,13 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     known = tokenizer.get_vocab()
-    missing = [token for token in (OPEN, CLOSE) if token not in known]
+    missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in known]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
-    close = tokenizer.convert_tokens_to_ids(CLOSE)
+    close = tokenizer.convert_tokens_to_ids(THINK_CLOSE)
     for label in LABELS:
-        ids = tokenizer.encode(CLOSE + label, add_special_tokens=False)
+        ids = tokenizer.encode(THINK_CLOSE + label, add_special_tokens=False)
         if len(ids) != 2 or ids[0] != close:
-            raise UserError(f"model {model_dir}: {label!r} after {CLOSE} is not one token but {ids[1:]}")
+            raise UserError(f"model {model_dir}: {label!r} after {THINK_CLOSE} is not one token but {ids[1:]}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {model_dir}: the tokenizer has no end-of-sequence token")
     return tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in missing]

@@ -9,7 +9,7 @@ import torch
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import EngineError, UserError
-from limrank.training import job
+from limrank.training import fit
 from limrank.training.batches import collate
 from limrank.training.curves import read_metrics
 from limrank.training.examples import aim, encode_examples, read_examples
@@ -298,7 +298,7 @@ def train_job(model, train_file, run_dir, replicas=1, **training):
 
 def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     config = train_job(tied_model, train_file, tmp_path, replicas=2, validation_share=0.25, epochs=3, target="direct")
-    planned = job.plan(config)
+    planned = fit.plan(config)
     assert (planned["examples"], planned["validation_examples"]) == (6, 2)
     assert (planned["examples_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
     assert planned["cut"] == 0
@@ -315,7 +315,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     shape = {"epochs": 4, "max_examples": 7, "validation_share": 0.3, "learning_rate": 3e-3, "save_steps": 3}
     config = train_job(tied_model, train_file, tmp_path, replicas=2, batch_size=1, gradient_accumulation=2, **shape)
     seen = []
-    result = job.run(config, tmp_path, seen.append)
+    result = fit.fit(config, tmp_path, seen.append)
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     assert seen == metrics
     assert [line["step"] for line in metrics] == list(range(1, 9))
@@ -336,19 +336,19 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     AutoModelForCausalLM.from_pretrained(result.model_dir)
 
     # Started again it has nothing to do, and says the same.
-    assert job.run(config, tmp_path, seen.append) == result
+    assert fit.fit(config, tmp_path, seen.append) == result
     assert read_metrics(tmp_path / "metrics.jsonl") == metrics == seen
 
     # A plan that the checkpoints do not fit is refused, by the worker, in one line.
     other = train_job(tied_model, train_file, tmp_path, batch_size=1, gradient_accumulation=2, **shape)
     with pytest.raises(UserError, match=r"belong to another plan \(steps 8 → 12, examples_a_step 4 → 2\)") as error:
-        job.run(other, tmp_path)
+        fit.fit(other, tmp_path)
     assert "\n" not in str(error.value)
 
 
 def train_alone(config):
     """The same steps in this process: twice the accumulation for half the workers."""
-    model_dir, examples, validation = job._prepare(config)
+    model_dir, examples, validation = fit._prepare(config)
     training = config.training.model_copy(update={"gradient_accumulation": 4})
     torch.manual_seed(config.seed)
     model, _ = load_for_training(model_dir, training, torch.float32)
@@ -360,13 +360,13 @@ def train_alone(config):
 
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
     with pytest.raises(UserError, match="3 replicas need 3 CPUs, and the cluster has 2"):
-        job.run(train_job(tied_model, train_file, tmp_path, replicas=3), tmp_path)
+        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=3), tmp_path)
 
 
 def test_the_error_of_a_worker_is_one_line():
     lost = RuntimeError("gloo: connection closed\nby peer")
-    error = job._cause({0: lost, 1: EngineError("training stopped at step 3")})
+    error = fit._cause({0: lost, 1: EngineError("training stopped at step 3")})
     assert str(error) == "training stopped at step 3"
-    error = job._cause({1: lost})
+    error = fit._cause({1: lost})
     assert isinstance(error, EngineError)
     assert str(error) == "training worker 1 failed: RuntimeError: by peer"

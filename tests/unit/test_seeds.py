@@ -177,16 +177,18 @@ def test_corpus_of_a_file_has_a_passage_once(tmp_path):
         ('{"query": "a", "passage": "b", "id": " "}', "id is empty"),
         ('{"query": "a", "passage": "b", "seed_id": true}', "seed_id is of type bool; it should be a string"),
         ('{"query": "a", "passage": "b", "seed_id": 1.5}', "seed_id is of type float; it should be a string"),
-        ('{"query": "a", "passage": "b", "id": 2}', "id '2' is there twice: first at seeds.jsonl:1"),
-        (
-            '{"query": "a", "passage": "b"}',
-            "the number '2', in place of a missing id, is there twice: first at seeds.jsonl:1",
-        ),
+        ('{"query": "a", "passage": "b", "id": 20}', "id '20' is there twice: first at seeds.jsonl:1"),
     ],
 )
 def test_bad_line_is_named(tmp_path, load, line, complaint):
-    path = written(tmp_path / "seeds.jsonl", f'{{"query": "a", "passage": "b", "seed_id": "2"}}\n{line}\n')
+    path = written(tmp_path / "seeds.jsonl", f'{{"query": "a", "passage": "b", "seed_id": "20"}}\n{line}\n')
     assert refused(load, path) == f"seeds.jsonl:2: {complaint}"
+
+
+def test_given_id_that_is_the_number_of_another_line(tmp_path):
+    path = written(tmp_path / "seeds.jsonl", '{"query": "a", "passage": "b", "id": 2}\n{"query": "a", "passage": "b"}')
+    complaint = "the number '2', in place of a missing id, is there twice: first at seeds.jsonl:1"
+    assert refused(load_seeds, path) == f"seeds.jsonl:2: {complaint}"
 
 
 def test_bad_parquet_row_is_named(tmp_path):

@@ -1,0 +1,41 @@
+# make demo   the whole line on this machine, from nothing
+# make test   every test but the long kill tests
+# make faults the kill tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+MODEL  := smollm2-135m-instruct
+EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+.PHONY: setup model demo test faults lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "limrank needs Python 3.11 or later; make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),dev]'
+	# vLLM's CPU build asks for three packages that it does not need for text. Where their
+	# builds do not load against the CPU build of torch, transformers cannot import a model.
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+model: setup
+	$(BIN)/limrank models fetch $(MODEL)
+
+demo: model
+	$(BIN)/python cluster/local.py -- limrank pipeline jobs/recipes/demo.yaml --overwrite --address {address}
+
+test: model
+	$(BIN)/python -m pytest -m "not faults"
+
+faults: model
+	$(BIN)/python -m pytest tests/faults
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf runs build dist .pytest_cache .ruff_cache

@@ -1,0 +1,123 @@
+"""The HTTP side of the server, as a FastAPI application over anything that can score.
+
+Knows nothing of Ray: ``app.py`` puts it in front of a deployment, a test in front of an
+engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from limrank import __version__
+from limrank.records import Judgment, Query
+from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.types import Health, ModelCard, ModelList, RerankRequest, RerankResponse, ScoreRequest
+from limrank.serving.types import ScoreResponse, rerank_response, score_response
+
+
+class Backend(Protocol):
+    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
+        """Judgments in the texts' order; raises ApiError where there is nobody to judge."""
+
+    async def healthy(self) -> bool: ...
+
+
+def build_api(backend: Backend, model: str, limit: int | None) -> FastAPI:
+    """The application: every route, and every error in one shape.
+
+    Args:
+        model: the name it is served under.
+        limit: scoring requests that may be worked on or wait; None: any number.
+    """
+    routes = _Routes(backend, model, limit)
+    # Clients that forget the content type send JSON all the same.
+    api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
+    rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
+    api.post("/v1/rerank", **rerank)(routes.rerank)
+    api.post("/rerank", **rerank, include_in_schema=False)(routes.rerank)
+    api.post("/v2/rerank", **rerank)(routes.rerank_v2)
+    api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})(routes.score)
+    api.get("/v1/models")(routes.models)
+    api.get("/healthz")(routes.healthz)
+    api.exception_handler(ApiError)(_api_error)
+    api.exception_handler(RequestValidationError)(_invalid_request)
+    api.exception_handler(HTTPException)(_http_error)
+    api.exception_handler(Exception)(_internal_error)
+    return api
+
+
+class _Routes:
+    def __init__(self, backend: Backend, model: str, limit: int | None) -> None:
+        self._backend = backend
+        self._model = model
+        self._limit = limit
+        self._in_flight = 0
+        self._started = int(time.time())
+
+    async def rerank(self, request: RerankRequest) -> dict[str, Any]:
+        """Order documents by relevance, in the shapes of Jina's API and Cohere's v1."""
+        return await self._rerank(request, return_documents=True)
+
+    async def rerank_v2(self, request: RerankRequest) -> dict[str, Any]:
+        """The same in the shape of Cohere's v2: documents only come back where asked for."""
+        return await self._rerank(request, return_documents=False)
+
+    async def score(self, request: ScoreRequest) -> dict[str, Any]:
+        """Score texts against a query, in the shape of vLLM's API."""
+        judgments = await self._score(request.model, request.to_query(), request.text_2)
+        return score_response(judgments, model=self._model)
+
+    async def models(self) -> ModelList:
+        return ModelList(data=[ModelCard(id=self._model, created=self._started)])
+
+    async def healthz(self) -> Health:
+        """200 where an engine is up, 503 otherwise."""
+        if not await self._backend.healthy():
+            raise engine_unavailable()
+        return Health()
+
+    async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
+        judgments = await self._score(request.model, request.to_query(), request.texts())
+        return rerank_response(request, judgments, model=self._model, return_documents=return_documents)
+
+    async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> list[Judgment]:
+        if model is not None and model != self._model:
+            raise unknown_model(model, self._model)
+        if self._limit is not None and self._in_flight >= self._limit:
+            raise overloaded()
+        self._in_flight += 1
+        try:
+            return await self._backend.score(query, texts)
+        finally:
+            self._in_flight -= 1
+
+
+async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    return await _api_error(request, invalid_request(error.errors()))
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """Of the router: an unknown path, a wrong method, a body that is not text."""
+    known = {
+        404: ("unknown_path", f"no such path: {request.url.path}"),
+        405: ("method_not_allowed", f"{request.url.path} does not take {request.method}"),
+    }
+    code, message = known.get(error.status_code, ("invalid_body", str(error.detail)))
+    return await _api_error(request, ApiError(error.status_code, code, message, headers=error.headers))
+
+
+async def _internal_error(request: Request, _: Exception) -> JSONResponse:
+    # Starlette raises the error again once this is sent, so it also gets to the log.
+    return await _api_error(request, ApiError(500, "internal_error", "the server failed; its log says why"))

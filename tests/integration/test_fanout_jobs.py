@@ -1,0 +1,165 @@
+"""Jobs over a real Ray with the fake engine: what is committed, resumed, refused."""
+
+import json
+
+import pytest
+
+from limrank.config import parse_config
+from limrank.errors import UserError
+from limrank.progress import Event, Progress
+from limrank.reranking import job as reranking
+from limrank.rundir import Storage
+from limrank.synthesis import job as synthesis
+
+
+class Recorder:
+    def __init__(self):
+        self.events: list[Event] = []
+
+    def show(self, event):
+        self.events.append(event)
+
+    def close(self):
+        pass
+
+
+def write_beir(folder, queries=60, documents=30, words=40):
+    """A folder in which query i shares its rare word with three documents."""
+    (folder / "qrels").mkdir(parents=True)
+    filler = " ".join(f"filler{n}" for n in range(words))
+    with (folder / "corpus.jsonl").open("w") as file:
+        for n in range(documents):
+            text = " ".join(f"rare{q}" for q in range(queries) if q % documents in (n, (n + 1) % documents))
+            file.write(json.dumps({"_id": f"d{n}", "title": f"Document {n}", "text": f"{text} {filler}"}) + "\n")
+    with (folder / "queries.jsonl").open("w") as file:
+        for q in range(queries):
+            file.write(json.dumps({"_id": f"q{q}", "text": f"rare{q}"}) + "\n")
+    judged = "".join(f"q{q}\td{q % documents}\t1\n" for q in range(queries))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def rerank_config(beir, run_dir, **engine):
+    return parse_config(
+        {
+            "job": "rerank",
+            "run_dir": str(run_dir),
+            "data": {"format": "beir", "path": str(beir)},
+            "first_stage": {"depth": 10},
+            "engine": {"kind": "fake", **engine},
+        }
+    )
+
+
+def rerank(config, **options):
+    recorder = Recorder()
+    result = reranking.run(config, address="local", progress=Progress(recorder, every_s=0), **options)
+    return result, recorder.events
+
+
+def rows_of(run_dir):
+    storage = Storage(str(run_dir))
+    return [row for name in storage.names("rows") for row in storage.read_table(f"rows/{name}").to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def beir(tmp_path_factory):
+    return write_beir(tmp_path_factory.mktemp("data") / "beir")
+
+
+def test_every_pair_once_and_the_manifest_counts_them(local_ray, beir, tmp_path):
+    result, events = rerank(rerank_config(beir, tmp_path / "run"))
+    rows = rows_of(tmp_path / "run")
+    pairs = {(row["query_id"], row["doc_id"]) for row in rows}
+    assert len(pairs) == len(rows) == 120  # 60 queries, two documents with each one's rare word
+    assert result.failed == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["counts"] == {"units": 60, "rows": 120, "failed": 0}
+    assert manifest["tokens"]["generated"] == 120  # one token a direct score
+    assert events[-1].done == events[-1].total == 120 and events[-1].finished
+    trec = (tmp_path / "run" / "run.trec").read_text().splitlines()
+    assert len(trec) == 120 and trec[0].split()[1:4:2] == ["Q0", "1"]
+    assert set(json.loads((tmp_path / "run" / "run.json").read_text())) == {f"q{n}" for n in range(60)}
+
+
+def test_the_same_recipe_again_scores_nothing_again(local_ray, beir, tmp_path):
+    config = rerank_config(beir, tmp_path / "run")
+    rerank(config)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "rows").iterdir()}
+    _, events = rerank(config)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "rows").iterdir()} == before
+    assert events[0].done == 120
+
+
+def test_a_lost_chunk_alone_is_run_again(local_ray, beir, tmp_path):
+    run_dir = tmp_path / "run"
+    config = rerank_config(beir, run_dir)
+    rerank(config)
+    whole = sorted((row["query_id"], row["doc_id"], row["score"]) for row in rows_of(run_dir))
+    lost = sorted((run_dir / "rows").iterdir())[0]
+    lost.unlink()
+    rerank(config)
+    assert sorted((row["query_id"], row["doc_id"], row["score"]) for row in rows_of(run_dir)) == whole
+
+
+def test_failed_pairs_have_no_score_and_come_last(local_ray, beir, tmp_path):
+    result, _ = rerank(rerank_config(beir, tmp_path / "run", fail_rate=0.3))
+    rows = rows_of(tmp_path / "run")
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert len(rows) == 120 and 0 < len(failed) < 120
+    assert all(row["score"] is None for row in failed)
+    ranks = {}
+    for row in rows:
+        ranks.setdefault(row["query_id"], []).append((row["rank"], row["status"] == "failed"))
+    assert all([late for _, late in sorted(places)] == sorted(late for _, late in places) for places in ranks.values())
+    storage = Storage(str(tmp_path / "run"))
+    failures = [row for name in storage.names("failures") for row in storage.read_table(f"failures/{name}").to_pylist()]
+    assert len(failures) == len(failed) == result.failed
+    assert {failure["error_type"] for failure in failures} == {"RowError"}
+
+
+def test_one_poison_unit_is_one_failure_and_no_neighbour(local_ray, beir, tmp_path):
+    # "rare7 " is in the prompts of query q7 alone: documents' words are followed by others.
+    result, _ = rerank(rerank_config(beir, tmp_path / "run", poison="Query: rare7\n"))
+    rows = rows_of(tmp_path / "run")
+    assert len(rows) == 120
+    assert {row["query_id"] for row in rows if row["status"] == "failed"} == {"q7"}
+    storage = Storage(str(tmp_path / "run"))
+    failures = [row for name in storage.names("failures") for row in storage.read_table(f"failures/{name}").to_pylist()]
+    assert [(failure["unit_id"], failure["error_type"], failure["attempts"]) for failure in failures] == [
+        ("q7", "EngineError", 4)
+    ]
+    assert result.failed == 1
+
+
+def test_resources_the_cluster_lacks_are_refused(local_ray, beir, tmp_path):
+    config = rerank_config(beir, tmp_path / "run").model_copy(update={"workers": _workers(replicas=1000)})
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": "vllm"})})
+    with pytest.raises(UserError, match=r"1000 replicas need 1000 CPUs and one beside them"):
+        rerank(config)
+
+
+def _workers(**values):
+    from limrank.config import WorkersConfig
+
+    return WorkersConfig(**values)
+
+
+def test_synthesis_gives_the_same_examples_again(local_ray, tmp_path):
+    def run(name):
+        values = {"job": "synthesize", "run_dir": str(tmp_path / name), "engine": {"kind": "fake"}}
+        config = parse_config(values | {"synthesis": {"max_seeds": 4, "mined_negatives": 1}})
+        synthesis.run(config, address="local", progress=Progress(Recorder()))
+        return sorted(rows_of(tmp_path / name), key=lambda row: row["example_id"])
+
+    first, second = run("one"), run("two")
+    assert first == second
+    # Four seeds, two kinds, and one positive, one written and one mined negative for each.
+    assert len(first) == 24
+    kept = [row for row in first if row["kept"]]
+    lines = (tmp_path / "one" / "train.jsonl").read_text().splitlines()
+    assert len(lines) == len(kept) > 0
+    for line in map(json.loads, lines):
+        assert line["prompt"].endswith("<think>")
+        assert line["completion"].endswith(("</think> true", "</think> false"))

@@ -1,0 +1,202 @@
+"""The server as clients meet it: real Ray Serve, real HTTP, the fake engine."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from limrank.config import ServeJob, with_values
+from limrank.engines import open_engine
+from limrank.errors import UserError
+from limrank.records import Query
+from limrank.scoring import rank_judgments, score_query
+from limrank.serving import job
+from limrank.serving.types import to_candidates
+
+POISON = "kills the engine"
+CONFIG = ServeJob(
+    run_dir="unused",
+    engine={"kind": "fake", "latency_ms": 50, "max_in_flight": 8, "poison": POISON},
+    serving={"port": 0},
+)
+NAME = "smollm2-135m-instruct"
+DOCUMENTS = [f"passage {number}" for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    import ray
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(local_ray):
+    with job.serving(CONFIG) as url:
+        yield url
+
+
+@pytest.fixture
+def http(server):
+    with httpx.Client(base_url=server, timeout=60, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Scores and order of limrank's own scoring on the same engine."""
+
+    async def score():
+        engine = open_engine(CONFIG.model, CONFIG.engine)
+        candidates = to_candidates(DOCUMENTS)
+        judgments = await score_query(Query("", "q"), candidates, engine, CONFIG.scoring)
+        order = rank_judgments(candidates, judgments)
+        return [(index, judgments[index].score) for index in order]
+
+    return asyncio.run(score())
+
+
+def ranking(response):
+    assert response.status_code == 200, response.text
+    return [(result["index"], result["relevance_score"]) for result in response.json()["results"]]
+
+
+def test_run_serves_until_sigterm_and_leaves_nothing(local_ray, capsys):
+    from ray import serve
+
+    port = _unused_port()
+    config = with_values(CONFIG, {"serving.port": port})
+    seen = []
+
+    def client():
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
+            if _status_becomes(http, 200, within_s=60):
+                seen.append(http.get("/v1/models").status_code)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    job.run(config)
+    thread.join()
+    assert seen == [200]
+    assert capsys.readouterr().out == f"serving {NAME} at http://127.0.0.1:{port}\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not serve.status().proxies
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_it_is_up_and_says_what_it_serves(http):
+    assert http.get("/healthz").json() == {"status": "ok"}
+    models = http.get("/v1/models").json()
+    assert models["object"] == "list"
+    assert [(model["id"], model["object"]) for model in models["data"]] == [(NAME, "model")]
+
+
+def test_jinas_client(http, expected):
+    body = {"model": NAME, "query": "q", "documents": [{"text": text} for text in DOCUMENTS], "top_n": 3}
+    response = http.post("/v1/rerank", json=body, headers={"Authorization": "Bearer none"})
+    assert ranking(response) == expected[:3]
+    payload = response.json()
+    assert payload["model"] == NAME
+    assert payload["usage"]["total_tokens"] > 0
+    for result in payload["results"]:
+        assert result["document"] == {"text": DOCUMENTS[result["index"]]}
+        assert result["status"] == "direct"
+
+
+def test_coheres_client(http, expected):
+    body = {"model": NAME, "query": "q", "documents": DOCUMENTS, "max_tokens_per_doc": 4096}
+    response = http.post("/v2/rerank", json=body)
+    assert ranking(response) == expected
+    assert set(response.json()["results"][0]) == {"index", "relevance_score", "status", "truncated"}
+    assert response.json()["id"]
+    assert ranking(http.post("/rerank", json=body)) == expected
+
+
+def test_vllms_score(http, expected):
+    response = http.post("/v1/score", json={"model": NAME, "text_1": "q", "text_2": DOCUMENTS})
+    data = response.json()["data"]
+    assert [entry["index"] for entry in data] == list(range(10))
+    assert {entry["index"]: entry["score"] for entry in data} == dict(expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "param", "code"),
+    [
+        ("POST", "/v1/rerank", b"{nope", 400, None, "invalid_json"),
+        ("POST", "/v1/rerank", b'{"query": "q", "documents": []}', 400, "documents", "empty_documents"),
+        ("POST", "/v1/rerank", b'{"query": "", "documents": ["a"]}', 400, "query", "empty_query"),
+        ("POST", "/v1/rerank", b'{"query": "q", "documents": ["a"], "model": "x"}', 404, "model", "model_not_found"),
+        ("POST", "/nowhere", b"", 404, None, "unknown_path"),
+        ("DELETE", "/v1/score", b"", 405, None, "method_not_allowed"),
+    ],
+)
+def test_errors_are_json(http, method, path, content, status, param, code):
+    response = http.request(method, path, content=content)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_twenty_requests_at_a_time(server, expected):
+    async def send():
+        async with httpx.AsyncClient(base_url=server, timeout=60, trust_env=False) as client:
+            body = {"query": "q", "documents": DOCUMENTS}
+            return await asyncio.gather(*(client.post("/v1/rerank", json=body) for _ in range(20)))
+
+    assert [ranking(response) for response in asyncio.run(send())] == [expected] * 20
+
+
+def test_a_client_that_leaves_frees_the_engine(http):
+    # 800 pairs, 8 at a time, 50 ms each: 5 s of work, of which 1 s is done.
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/rerank", json={"query": "q", "documents": DOCUMENTS * 80}, timeout=1)
+    started = time.monotonic()
+    assert http.post("/v1/rerank", json={"query": "q", "documents": ["a"]}).status_code == 200
+    assert time.monotonic() - started < 3
+
+
+def test_a_port_in_use_is_refused(server):
+    port = int(server.rsplit(":", 1)[1])
+    config = with_values(CONFIG, {"serving.port": port})
+    with pytest.raises(UserError, match=f"serving.port {port} is in use"), job.serving(config):
+        pass
+
+
+def test_a_second_server_on_the_cluster_is_refused(server):
+    with pytest.raises(UserError, match="Ray Serve already runs"), job.serving(CONFIG):
+        pass
+
+
+def test_an_engine_that_dies_is_told_and_replaced(http, expected):
+    response = http.post("/v1/rerank", json={"query": "q", "documents": [POISON]})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert _status_becomes(http, 503)
+    assert _status_becomes(http, 200)
+    assert ranking(http.post("/v1/rerank", json={"query": "q", "documents": DOCUMENTS})) == expected
+
+
+def _status_becomes(http, status, within_s=30):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if http.get("/healthz").status_code == status:
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def _unused_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
