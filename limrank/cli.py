@@ -233,7 +233,9 @@ def _usage_error(error: Exception) -> int:
     show: Any = getattr(error, "format_message", None)
     if show is None:
         raise error
-    print(f"limrank: {show()}; see `limrank --help`", file=sys.stderr)
+    # No arguments at all: the help is on the screen already.
+    if message := show().rstrip("."):
+        print(f"limrank: {message}; see `limrank --help`", file=sys.stderr)
     return INPUT_AT_FAULT
 
 

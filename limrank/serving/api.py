@@ -19,8 +19,17 @@ from starlette.requests import Request
 from limrank import __version__
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
-from limrank.serving.types import Health, ModelCard, ModelList, RerankRequest, RerankResponse, ScoreRequest
-from limrank.serving.types import ScoreResponse, rerank_response, score_response
+from limrank.serving.types import (
+    Health,
+    ModelCard,
+    ModelList,
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+    rerank_response,
+    score_response,
+)
 
 
 class Backend(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -72,26 +73,24 @@ def ranking(response):
 def test_run_serves_until_sigterm_and_leaves_nothing(local_ray, capsys):
     from ray import serve
 
-    port = _unused_port()
-    config = with_values(CONFIG, {"serving.port": port})
+    # As a script does it: wait for the line that tells the URL, use it, stop the process.
     seen = []
 
     def client():
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
-            if _status_becomes(http, 200, within_s=60):
-                seen.append(http.get("/v1/models").status_code)
+        with contextlib.suppress(TimeoutError):
+            url = _printed_url(capsys)
+            seen.extend((url, httpx.get(f"{url}/v1/models", trust_env=False).status_code))
         os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=client)
     thread.start()
-    before = signal.getsignal(signal.SIGTERM)
-    job.run(config)
+    job.run(CONFIG)
     thread.join()
-    assert seen == [200]
-    assert capsys.readouterr().out == f"serving {NAME} at http://127.0.0.1:{port}\n"
+    assert seen[1:] == [200]
     assert signal.getsignal(signal.SIGTERM) is before
     assert not serve.status().proxies
-    with socket.create_server(("127.0.0.1", port)):
+    with socket.create_server(("127.0.0.1", int(seen[0].rsplit(":", 1)[1]))):
         pass
 
 
@@ -197,6 +196,12 @@ def _status_becomes(http, status, within_s=30):
     return False
 
 
-def _unused_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+def _printed_url(capsys, within_s=90):
+    deadline = time.monotonic() + within_s
+    printed = ""
+    while time.monotonic() < deadline:
+        printed += capsys.readouterr().out
+        if found := re.search(rf"^serving {NAME} at (http://127\.0\.0\.1:\d+)\n", printed, re.MULTILINE):
+            return found.group(1)
+        time.sleep(0.1)
+    raise TimeoutError(printed)

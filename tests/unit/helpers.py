@@ -1,0 +1,133 @@
+"""Small real things that the core's tests are made of: a BEIR folder, a plan, fake tasks."""
+
+import asyncio
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from limrank.chunks import ChunkRunner, Outcome
+from limrank.config import EngineConfig, ModelConfig
+from limrank.engines import open_engine
+from limrank.errors import EngineError, RowError
+from limrank.plan import write_plan
+from limrank.progress import Progress
+from limrank.rundir import Storage
+
+UNIT_SCHEMA = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
+ROW_SCHEMA = pa.schema([("unit_id", pa.string()), ("answer", pa.string())])
+
+CORPUS = {
+    "d1": "the lazy cat sleeps on the warm roof",
+    "d2": "a quick dog runs through the green park",
+    "d3": "the cat and the dog share one bowl",
+    "d4": "trains leave the station every hour",
+}
+QUERIES = {"q1": "cat roof", "q2": "dog park"}
+QRELS = {"q1": {"d1": 1}, "q2": {"d2": 1}}
+
+
+def write_beir(folder, corpus=None, queries=None, qrels=None):
+    """A BEIR folder; ids → texts, and judgements as ``{query: {document: grade}}``."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, texts in (
+        ("corpus", CORPUS if corpus is None else corpus),
+        ("queries", QUERIES if queries is None else queries),
+    ):
+        lines = [json.dumps({"_id": an_id, "text": text}) for an_id, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    judged = [
+        f"{query}\t{doc}\t{grade}\n"
+        for query, grades in (QRELS if qrels is None else qrels).items()
+        for doc, grade in grades.items()
+    ]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged), encoding="utf-8")
+    return folder
+
+
+def write_recipe(path, **sections):
+    """A recipe as YAML: JSON is YAML."""
+    path.write_text(json.dumps(sections), encoding="utf-8")
+    return path
+
+
+def fake_engine(*, context=None, **settings):
+    """An open fake engine. It belongs to the loop that first uses it."""
+    return open_engine(ModelConfig(id="fake", max_model_len=context), EngineConfig(kind="fake", **settings))
+
+
+def planned(root, names, cost=1):
+    """A plan of units with these ids, and the storage that holds it."""
+    storage = Storage(str(root))
+    units = [({"unit_id": name, "cost": cost}, 1) for name in names]
+    return storage, write_plan(storage, units, UNIT_SCHEMA, chunk_cost=1000)
+
+
+@dataclass
+class EchoTask:
+    """Answers every unit with its own id in capitals, but for those told to go wrong.
+
+    ``calls`` lists the units that were asked for, over all runs.
+    """
+
+    row_error: set = field(default_factory=set)
+    bug: set = field(default_factory=set)
+    deadly: set = field(default_factory=set)
+    suffix: str = ""
+    step: str = "echo"
+    calls: list = field(default_factory=list)
+
+    @property
+    def row_schema(self):
+        return ROW_SCHEMA
+
+    async def run(self, unit, engines):
+        name = unit["unit_id"]
+        self.calls.append(name)
+        if name in self.row_error:
+            raise RowError(f"{name} cannot be done")
+        if name in self.bug:
+            raise ZeroDivisionError("a bug")
+        if name in self.deadly:
+            raise EngineError("the engine died")
+        if "engine" in engines:
+            await engines["engine"].generate(name, max_tokens=4)
+        return Outcome([{"unit_id": name, "answer": name.upper() + self.suffix}])
+
+    def failed_rows(self, unit):
+        return [{"unit_id": unit["unit_id"], "answer": None}]
+
+
+def runner(storage, task, engines=None, startup_seconds=0.0):
+    return ChunkRunner(storage, task, engines or {}, asyncio.run, startup_seconds)
+
+
+def rows(storage, folder="rows"):
+    """Every row of a folder's files, in the order of their names."""
+    return [row for name in storage.names(folder) for row in storage.read_table(f"{folder}/{name}").to_pylist()]
+
+
+class Recorder:
+    """A renderer that keeps what it was shown."""
+
+    def __init__(self):
+        self.events = []
+
+    def show(self, event):
+        self.events.append(event)
+
+    def close(self):
+        self.events.append("closed")
+
+
+def silent():
+    return Progress(Recorder())
+
+
+@contextmanager
+def clock(monkeypatch, module, start=1000.0):
+    """Replaces a module's ``time.monotonic`` by one that the test moves."""
+    now = [start]
+    monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
+    yield now

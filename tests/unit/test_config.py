@@ -1,0 +1,200 @@
+import pytest
+import yaml
+
+from limrank.config import (
+    RerankJob,
+    ScoringConfig,
+    SynthesisConfig,
+    config_hash,
+    dump_config,
+    is_uri,
+    load_config,
+    parse_config,
+    path_values,
+    with_values,
+)
+from limrank.errors import UserError
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Writes a recipe's text into an empty working directory and gives its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+        return "r.yaml"
+
+    return write
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(UserError) as caught:
+        load_config(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+RERANK = "job: rerank\nrun_dir: out\n"
+
+
+def test_a_recipe_and_its_defaults(recipe):
+    config = load_config(recipe(RERANK + "first_stage: {depth: 7}\n"))
+    assert isinstance(config, RerankJob)
+    assert (config.first_stage.depth, config.first_stage.kind, config.seed) == (7, "bm25", 12345)
+
+
+def test_a_recipe_without_job_is_the_command_s(recipe):
+    assert load_config(recipe("run_dir: out\n"), job="rerank").job == "rerank"
+    assert "job: None is none of synthesize, train, rerank" in refusal(recipe("run_dir: out\n"))
+
+
+def test_missing_file_and_folder(recipe, tmp_path):
+    assert refusal("nowhere.yaml") == "nowhere.yaml: no such recipe"
+    assert refusal(tmp_path).startswith(f"{tmp_path}: cannot be read")
+
+
+def test_unknown_key_names_the_nearest(recipe):
+    message = refusal(recipe(RERANK + "first_stage:\n  deph: 7\n"))
+    assert message == "r.yaml: first_stage.deph: unknown key; did you mean first_stage.depth?"
+
+
+def test_unknown_section_that_is_near_nothing(recipe):
+    assert refusal(recipe(RERANK + "zzzz: 1\n")) == "r.yaml: zzzz: unknown key"
+
+
+def test_wrong_type_names_key_and_value(recipe):
+    message = refusal(recipe(RERANK + "first_stage: {depth: deep}\n"))
+    assert message.startswith("r.yaml: first_stage.depth: input should be a valid integer")
+    assert message.endswith("(got 'deep')")
+
+
+def test_a_union_is_one_fault_under_the_recipe_s_key(recipe):
+    message = refusal(recipe("job: synthesize\nrun_dir: out\nsynthesis: {seeds: 5}\n"))
+    assert message == "r.yaml: synthesis.seeds: input should be a valid string (got 5)"
+
+
+def test_out_of_range_and_how_many_more(recipe):
+    message = refusal(recipe(RERANK + "first_stage: {depth: 0, b: 2}\n"))
+    assert message == "r.yaml: first_stage.depth: input should be greater than 0 (got 0) (and 1 more)"
+
+
+def test_bad_yaml_names_the_line(recipe):
+    assert refusal(recipe("job: rerank\nrun_dir: a: b\nseed: 1\n")) == (
+        "r.yaml:2: not YAML: mapping values are not allowed here"
+    )
+
+
+@pytest.mark.parametrize("text", ["- job: rerank\n", "rerank\n", ""])
+def test_what_is_no_mapping(recipe, text):
+    assert refusal(recipe(text)) == "r.yaml: a recipe is a mapping of keys to values"
+
+
+def test_another_job_s_recipe(recipe):
+    message = refusal(recipe(RERANK), job="train")
+    assert message == "r.yaml: job: this recipe is for `limrank rerank`, not `limrank train`"
+
+
+@pytest.mark.parametrize("job", ["[rerank]", "3", "bogus", "{a: 1}"])
+def test_a_job_that_is_none(recipe, job):
+    assert "is none of synthesize, train, rerank" in refusal(recipe(f"job: {job}\nrun_dir: out\n"))
+
+
+def test_an_override_of_the_job_is_checked_like_the_recipe_s(recipe):
+    assert "job: 'bogus' is none of" in refusal(recipe(RERANK), ["job=bogus"])
+    assert "this recipe is for `limrank train`" in refusal(recipe(RERANK), ["job=train"], job="rerank")
+    assert load_config(recipe(RERANK), ["job=null"], job="rerank").job == "rerank"
+
+
+def test_overrides_are_yaml_and_the_last_one_holds(recipe):
+    overrides = ["first_stage.depth=3", "first_stage.depth=4", "allow_failures=true", "engine.kind=fake"]
+    config = load_config(recipe(RERANK), overrides)
+    assert (config.first_stage.depth, config.allow_failures, config.engine.kind) == (4, True, "fake")
+
+
+def test_an_override_may_hold_equals_signs_and_lists(recipe):
+    config = load_config(recipe("job: synthesize\nrun_dir: out\n"), ["model.id=a=b", "synthesis.kinds=[daily]"])
+    assert (config.model.id, config.synthesis.kinds) == ("a=b", ("daily",))
+
+
+def test_null_unsets_a_key_and_a_section(recipe):
+    name = recipe(RERANK + "first_stage: {depth: 7, k1: 2.0}\ndata: {max_queries: 3}\n")
+    config = load_config(name, ["first_stage.depth=null", "data=null"])
+    assert (config.first_stage.depth, config.first_stage.k1, config.data.max_queries) == (100, 2.0, None)
+
+
+@pytest.mark.parametrize("override", ["depth", "=3", " =3"])
+def test_override_without_key_or_value(recipe, override):
+    assert refusal(recipe(RERANK), [override]) == f"-s {override}: should be key=value"
+
+
+def test_override_below_what_is_no_section(recipe):
+    assert refusal(recipe(RERANK + "seed: 1\n"), ["seed.low=3"]) == "-s seed.low=3: seed is not a section"
+    assert refusal(recipe(RERANK), ["seed=["]) == "-s seed=[: the value is not YAML"
+    assert "first_stage.dept: unknown key; did you mean first_stage.depth?" in refusal(
+        recipe(RERANK), ["first_stage.dept=3"]
+    )
+
+
+def test_what_depends_on_another_key(recipe):
+    assert refusal(recipe(RERANK + "data: {format: beir}\n")) == "r.yaml: data.path is needed for data.format=beir"
+    assert "first_stage.path is needed" in refusal(recipe(RERANK + "first_stage: {kind: run}\n"))
+    assert "engine.base_url is needed" in refusal(recipe(RERANK + "engine: {kind: openai}\n"))
+    assert refusal(recipe("job: rerank\n")) == "r.yaml: run_dir: is needed"
+    no_negatives = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, negatives: 0}\n"
+    assert "synthesis.agreement=ranking compares with negatives" in refusal(recipe(no_negatives))
+    assert SynthesisConfig(agreement="ranking", negatives=0, mined_negatives=1)
+
+
+def test_paths_are_absolute_from_where_the_command_is_given(recipe, tmp_path):
+    config = load_config(recipe(RERANK + "data: {format: beir, path: ../data}\n"))
+    assert config.run_dir == str(tmp_path / "out")
+    assert config.data.path == str(tmp_path.parent / "data")
+    assert path_values(config) == {"run_dir": config.run_dir, "data.path": config.data.path}
+
+
+def test_home_and_object_stores(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_config(recipe("job: rerank\nrun_dir: ~/out\n")).run_dir == "/home/someone/out"
+    config = load_config(recipe("job: rerank\nrun_dir: s3://bucket/out\n"))
+    assert config.run_dir == "s3://bucket/out"
+    assert (is_uri("s3://bucket/out"), is_uri("/s3/out")) == (True, False)
+
+
+def test_a_model_that_is_a_directory_is_absolute_and_a_name_is_not(recipe, tmp_path):
+    (tmp_path / "tuned").mkdir()
+    assert load_config(recipe(RERANK), ["model.id=tuned"]).model.id == str(tmp_path / "tuned")
+    assert load_config(recipe(RERANK), ["model.id=owner/tuned"]).model.id == "owner/tuned"
+
+
+def test_pydocs_is_a_word_for_seeds_and_a_path_elsewhere(recipe, tmp_path):
+    config = load_config(recipe("job: synthesize\nrun_dir: pydocs\n"))
+    assert config.synthesis.seeds == "pydocs"
+    assert config.run_dir == str(tmp_path / "pydocs")
+
+
+def test_a_dumped_config_is_the_same_recipe(recipe):
+    config = load_config(recipe(RERANK + "engine: {kind: fake}\nscoring: {mode: think}\n"))
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_with_values_changes_a_copy(recipe):
+    config = load_config(recipe(RERANK))
+    assert with_values(config, {"first_stage.depth": 2}).first_stage.depth == 2
+    assert config.first_stage.depth == 100
+
+
+def test_hash_does_not_depend_on_the_order_of_keys_and_is_stable_for_ever():
+    assert config_hash({"a": 1, "b": ["x", None]}) == config_hash({"b": ["x", None], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    # sha256 of the text {"a": 1}, its first 16 digits.
+    assert config_hash({"a": 1}) == "f9d86028c6e0d64e"
+
+
+@pytest.mark.parametrize(
+    ("mode", "longest", "tokens"),
+    [("none", None, 0), ("direct", 50, 0), ("think", None, 8192), ("budget", None, 256), ("budget", 32, 32)],
+)
+def test_think_tokens(mode, longest, tokens):
+    assert ScoringConfig(mode=mode, max_think_tokens=longest).think_tokens == tokens

@@ -1,0 +1,286 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from limrank import rundir
+from limrank.errors import UserError
+from limrank.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, Storage, open_run
+
+COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "run"))
+
+
+def manifest(storage):
+    return json.loads(storage.read_text("manifest.json"))
+
+
+def dead_pid():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def leave_lock(storage, *, host=None, pid=None, age=0.0):
+    holder = {
+        "token": "theirs",
+        "host": host or socket.gethostname(),
+        "pid": os.getpid() if pid is None else pid,
+        "renewed": time.time() - age,
+    }
+    storage.write_text("lock.json", json.dumps(holder))
+
+
+# ---- files ---------------------------------------------------------------------------
+
+
+def test_a_file_is_read_as_it_was_written_and_a_second_writer_replaces_it(storage):
+    storage.write_text("a/b.txt", "long first text")
+    storage.write_text("a/b.txt", "é")
+    assert storage.read_text("a/b.txt") == "é"
+    assert storage.read_bytes("a/b.txt") == b"\xc3\xa9"
+    assert os.listdir(Path(storage.root) / "a") == ["b.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(storage, monkeypatch):
+    storage.write_text("a.txt", "old")
+    monkeypatch.setattr(rundir.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_text("a.txt", "new")
+    monkeypatch.undo()
+    assert storage.read_text("a.txt") == "old"
+    assert os.listdir(storage.root) == ["a.txt"]
+
+
+def test_a_reader_never_sees_half_a_file(storage):
+    texts = ["a" * 100_000, "b" * 100_000]
+    storage.write_text("file", texts[0])
+    seen = set()
+    stop = threading.Event()
+
+    def read():
+        while not stop.is_set():
+            seen.add(storage.read_text("file"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(50):
+        storage.write_text("file", texts[turn % 2])
+    stop.set()
+    reader.join()
+    assert seen <= set(texts)
+
+
+def test_names_are_sorted_files_without_those_being_written(storage):
+    for name in ("rows/b", "rows/a", "rows/.c.123", "rows/deeper/d"):
+        storage.write_text(name, "")
+    assert storage.names("rows") == ["a", "b"]
+    assert storage.names("nowhere") == []
+
+
+def test_exists_and_remove(storage):
+    storage.write_text("a", "")
+    assert (storage.exists("a"), storage.exists("b")) == (True, False)
+    storage.remove("a")
+    storage.remove("a")
+    assert not storage.exists("a")
+    with pytest.raises(FileNotFoundError):
+        storage.read_text("a")
+
+
+def test_a_table_keeps_its_schema_and_metadata(storage):
+    table = pa.table({"x": [1, None]}).replace_schema_metadata({"version": "1"})
+    storage.write_table("t.parquet", table)
+    assert storage.read_table("t.parquet").to_pylist() == [{"x": 1}, {"x": None}]
+    assert storage.read_table("t.parquet").schema.metadata[b"version"] == b"1"
+
+
+def test_a_local_path_is_refused_for_an_object_store(storage):
+    assert storage.local("model") == Path(storage.root) / "model"
+    with pytest.raises(UserError, match="run_dir s3://bucket/run: this job writes files that need a local path"):
+        Storage("s3://bucket/run").local()
+
+
+def test_clear_is_safe_to_be_killed_in(storage, monkeypatch):
+    for name in ("manifest.json", "lock.json", "config.yaml", "rows/a", "units/b"):
+        storage.write_text(name, "")
+    removed = []
+    monkeypatch.setattr(Storage, "remove", lambda self, name: removed.append((name, sorted(os.listdir(self.root)))))
+    storage.clear()
+    # The manifest is the last to go, when nothing else of the run is left.
+    assert removed == [("manifest.json", ["lock.json", "manifest.json"])]
+
+
+# ---- whose rows ----------------------------------------------------------------------
+
+
+def test_a_new_run_writes_config_and_manifest(storage):
+    with open_run(storage.root, **COMMON) as run:
+        assert (run.resumed, run.root) == (False, storage.root)
+        assert storage.read_text("config.yaml") == "job: rerank\n"
+        assert manifest(storage)["status"] == "running"
+        run.note(counts={"units": 2}, seconds={"work": 1.5})
+        run.note(counts={"rows": 6})
+        run.finish("done")
+    written = manifest(storage)
+    assert written["counts"] == {"units": 2, "rows": 6}
+    assert written["seconds"].keys() == {"work", "total"}
+    assert {name: written[name] for name in ("schema_version", "job", "status", "config_hash", "resumed")} == {
+        "schema_version": 1,
+        "job": "rerank",
+        "status": "done",
+        "config_hash": "aaaa",
+        "resumed": False,
+    }
+    assert {"versions", "started_at", "finished_at", "tokens", "rates"} <= written.keys()
+    assert {"limrank", "python", "pyarrow"} <= written["versions"].keys()
+
+
+def test_the_same_config_resumes(storage):
+    with open_run(storage.root, **COMMON):
+        storage.write_text("rows/a", "kept")
+    with open_run(storage.root, **COMMON) as run:
+        assert run.resumed
+        assert storage.read_text("rows/a") == "kept"
+    assert manifest(storage)["resumed"] is True
+
+
+@pytest.mark.parametrize("other", [{"config_hash": "bbbb"}, {"job": "train"}])
+def test_another_config_is_refused_and_its_run_is_not_touched(storage, other):
+    with open_run(storage.root, **COMMON) as run:
+        run.finish("done")
+    before = manifest(storage)
+    with pytest.raises(UserError, match="holds a rerank run of another config .*aaaa.*--overwrite"):
+        with open_run(storage.root, **(COMMON | other)):
+            pass
+    assert manifest(storage) == before
+    assert not storage.exists("lock.json")
+
+
+def test_overwrite_empties_the_directory(storage):
+    with open_run(storage.root, **COMMON):
+        storage.write_text("rows/a", "old")
+        storage.write_text("run.trec", "old")
+    with open_run(storage.root, **(COMMON | {"config_hash": "bbbb"}), overwrite=True) as run:
+        assert not run.resumed
+        assert storage.names("rows") == []
+        assert sorted(os.listdir(storage.root)) == ["config.yaml", "lock.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"name": "my web app"}'])
+def test_overwrite_never_empties_what_is_not_ours(storage, text):
+    storage.write_text("manifest.json", text)
+    storage.write_text("index.html", "precious")
+    with pytest.raises(UserError, match="its manifest.json is not one of limrank's"):
+        with open_run(storage.root, **COMMON, overwrite=True):
+            pass
+    assert storage.read_text("index.html") == "precious"
+
+
+def test_a_job_that_fails_says_so_and_its_own_error_comes_through(storage):
+    with pytest.raises(PermissionError, match="the train file"):
+        with open_run(storage.root, **COMMON):
+            raise PermissionError("the train file")
+    assert manifest(storage)["status"] == "failed"
+    assert not storage.exists("lock.json")
+
+
+def test_a_place_that_cannot_be_written_is_the_persons_fault(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", "/proc/limrank", "s3x://bucket/run"):
+        with pytest.raises(UserError, match="cannot be written: ") as caught:
+            with open_run(str(path), **COMMON):
+                pass
+        assert str(caught.value).startswith(f"run_dir {path}: ")
+
+
+# ---- one driver ----------------------------------------------------------------------
+
+
+def test_a_second_driver_is_refused_and_the_first_goes_on(storage):
+    with open_run(storage.root, **COMMON) as run:
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working in it"):
+            with open_run(storage.root, **COMMON, overwrite=True):
+                pass
+        run.finish("done")
+    assert manifest(storage)["status"] == "done"
+    assert not storage.exists("lock.json")
+
+
+def test_of_many_that_start_together_one_gets_it(storage):
+    got, refused = [], []
+    together, ended = threading.Barrier(8), threading.Barrier(8)
+
+    def start(number):
+        together.wait()
+        try:
+            with open_run(storage.root, **COMMON):
+                got.append(number)
+                ended.wait()
+        except UserError:
+            refused.append(number)
+            ended.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(start, range(8)))
+    assert (len(got), len(refused)) == (1, 7)
+
+
+def test_a_dead_driver_of_this_host_is_replaced_at_once(storage):
+    leave_lock(storage, pid=dead_pid())
+    with open_run(storage.root, **COMMON):
+        assert json.loads(storage.read_text("lock.json"))["pid"] == os.getpid()
+
+
+def test_a_driver_elsewhere_is_dead_when_it_no_longer_renews(storage):
+    leave_lock(storage, host="another-host", age=LOCK_STALE_S - 5)
+    with pytest.raises(UserError, match="on another-host is working in it"):
+        with open_run(storage.root, **COMMON):
+            pass
+    leave_lock(storage, host="another-host", age=LOCK_STALE_S + 1)
+    with open_run(storage.root, **COMMON):
+        pass
+
+
+def test_the_contract_s_thirty_seconds():
+    # The worst case: it died just after it had renewed.
+    assert LOCK_STALE_S <= 30
+    # And a live one may miss two renewals.
+    assert 3 * LOCK_HEARTBEAT_S <= LOCK_STALE_S
+
+
+def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
+    monkeypatch.setattr(rundir, "LOCK_HEARTBEAT_S", 0.02)
+
+    def renewed():
+        return json.loads(storage.read_text("lock.json"))["renewed"]
+
+    with open_run(storage.root, **COMMON):
+        first = renewed()
+        deadline = time.monotonic() + 5
+        while renewed() == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert renewed() > first
+        leave_lock(storage, host="another-host")
+        time.sleep(0.1)
+        assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+    # What another driver holds is not removed either.
+    assert storage.exists("lock.json")
+
+
+def test_a_lock_that_is_not_json_is_nobodys(storage):
+    storage.write_text("lock.json", "")
+    with open_run(storage.root, **COMMON):
+        pass
