@@ -184,7 +184,8 @@ def job_client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     # Uploads and closed sockets are not news.
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:

@@ -211,7 +211,8 @@ def _ask_served(serve: ServeJob, engine: EngineSource | None, config: PipelineJo
     request = {"query": query.text, "documents": [each.text for each in found[:5]], "top_n": 3}
     progress.update(Event("serve", 0, 1, "requests"))
     with serving(serve, engine) as url:
-        response = httpx.post(f"{url}/v1/rerank", json=request, timeout=300)
+        # A proxy that is set for the outside must not stand before a loopback address.
+        response = httpx.post(f"{url}/v1/rerank", json=request, timeout=300, trust_env=False)
         response.raise_for_status()
     progress.update(Event("serve", 1, 1, "requests", finished=True))
     results = response.json()["results"]

@@ -45,8 +45,11 @@ def bm25(documents: list[Document], queries: list[Query], depth: int, *, k1: flo
     """
     import bm25s
 
+    indexed = _tokens([document.contents for document in documents])
+    if not indexed.vocab:  # bm25s cannot index a corpus in which there is no word at all
+        return {query.query_id: {} for query in queries}
     index = bm25s.BM25(k1=k1, b=b)
-    index.index(_tokens([document.contents for document in documents]), show_progress=False)
+    index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
     texts = [f"{query.text} {query.instruction}".strip() for query in queries]
     places, scores = index.retrieve(_tokens(texts), k=depth, show_progress=False, n_threads=1)

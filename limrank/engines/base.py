@@ -58,7 +58,8 @@ class Engine(Protocol):
 
     Every method raises RowError for what is the request's fault (prompt and
     ``max_tokens`` exceed the context, refused, no such label) and EngineError where the
-    engine is dead.
+    engine is dead. An endpoint decides itself whether it refuses a prompt that leaves too
+    little room, or writes less and ends with ``length``.
     """
 
     @property

@@ -7,6 +7,8 @@ as soon as its step ends.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,11 @@ from limrank.errors import EngineError, LimrankError
 
 
 class EngineHost:
-    """The actor's body. Its methods run on the actor's event loop, many at a time."""
+    """The actor's body. Its methods run on the actor's event loop, many at a time.
+
+    A dead engine stays dead, so the process ends with it: callers see a dead actor, and
+    Ray starts another.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         self._engine = None
@@ -35,14 +41,16 @@ class EngineHost:
         return self._engine.limits, self._engine.tokenizer
 
     async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
-        return await self._engine.generate(prompt, **options)
+        with _ends_with_engine():
+            return await self._engine.generate(prompt, **options)
 
     async def stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncIterator[str]:
-        async for text in self._engine.stream(prompt, **options):
-            yield text
+        with _ends_with_engine():
+            async for text in self._engine.stream(prompt, **options):
+                yield text
 
     async def label_logprobs(self, prompt: Prompt, labels: list[str]) -> tuple[dict[str, float], Usage]:
-        with meter() as usage:
+        with _ends_with_engine(), meter() as usage:
             return await self._engine.label_logprobs(prompt, labels), usage
 
     async def aclose(self) -> None:
@@ -152,6 +160,15 @@ def _end(host: Any) -> None:
     except Exception:  # noqa: S110 - it is killed next, whatever state it is in
         pass
     ray.kill(host)
+
+
+@contextmanager
+def _ends_with_engine() -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        logging.getLogger(__name__).error("engine lost, host ends: %s", error)
+        os._exit(70)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from limrank import models
@@ -21,6 +22,9 @@ from limrank.errors import EngineError, RowError, UserError
 _CPU_BLOCK = 32
 """Tokens a block of the prefix cache. The CPU build's own 128 is longer than most queries,
 so that a query's candidates would share nothing."""
+
+_CPU_STEP_TOKENS = 4096
+"""Prompt tokens that the CPU build computes in one step, where no prompt is longer."""
 
 
 class VllmEngine:
@@ -47,7 +51,7 @@ class VllmEngine:
             trust_remote_code=False,
             load_format="safetensors",
             disable_log_stats=True,
-            **({"block_size": _CPU_BLOCK} if on_cpu else {}),
+            **(_cpu_arguments(model, path) if on_cpu else {}),
         )
         try:
             with reap_with_parent():
@@ -192,6 +196,28 @@ class VllmEngine:
         if len(ids) + max_tokens > self._limits.context:
             raise RowError(f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}")
         return ids
+
+
+def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
+    """What only the CPU build needs.
+
+    Its sampler dies (and the engine with it) of a seeded request whose prompt is computed
+    in parts: "CPU Generator does not use offset", vLLM 0.32. So prompts are computed
+    whole, which asks for a step that holds the longest one.
+    """
+    context = model.max_model_len or _own_context(path)
+    return {
+        "block_size": _CPU_BLOCK,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, _CPU_STEP_TOKENS),
+    }
+
+
+def _own_context(path: Path) -> int:
+    """The longest context that a model says it has, in tokens."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().max_position_embeddings
 
 
 def _environment(engine: EngineConfig) -> None:

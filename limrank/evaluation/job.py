@@ -19,10 +19,12 @@ from limrank import __version__
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation.inputs import read_inputs
-from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic
+from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic, parse_measure
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.significance import Difference, bootstrap_interval, paired_bootstrap
+from limrank.progress import Progress
 from limrank.records import Qrels, Run
+from limrank.result import JobResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,6 +64,34 @@ class EvaluateResult:
     first_stage: Evaluation | None
     differences: dict[str, Difference]
     warnings: list[str]
+
+
+def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
+    """The job as the command line calls it. It needs no cluster and takes seconds, so
+    ``address``, ``progress`` and ``overwrite`` change nothing.
+
+    Raises:
+        UserError: see :func:`evaluate_job`.
+    """
+    result = evaluate_job(config)
+    return JobResult(0, result.warnings, [console_table(result), f"report: {result.directory / 'report.html'}"])
+
+
+def plan(config: EvaluateJob) -> dict[str, Any]:
+    """What a run would measure, for ``--dry-run``; reads what it would read, writes nothing.
+
+    Raises:
+        UserError: see :func:`evaluate_job`.
+    """
+    inputs = read_inputs(config)
+    for measure in config.evaluation.measures:
+        parse_measure(measure)
+    return {
+        "run": inputs.name,
+        "queries": len(inputs.qrels),
+        "measures": list(config.evaluation.measures),
+        "warnings": inputs.warnings,
+    }
 
 
 def evaluate_job(config: EvaluateJob) -> EvaluateResult:

@@ -99,7 +99,7 @@ def run(
         config.run_dir,
         job="rerank",
         config_yaml=dump_config(config),
-        config_hash=rows_hash(config),
+        config_hash=rows_hash(config, benchmark),
         overwrite=overwrite,
     ) as run_dir:
         _keep_selection(run_dir.storage, benchmark)
@@ -145,13 +145,15 @@ def plan(config: RerankJob) -> dict[str, Any]:
     }
 
 
-def rows_hash(config: RerankJob) -> str:
+def rows_hash(config: RerankJob, benchmark: Benchmark) -> str:
     """The hash of all that a rerank job's rows depend on."""
     model = config.model.model_dump()
     return config_hash(
         {
             "job": "rerank",
             "data": benchmarks.fingerprint(config.data),
+            # Judgements select queries: others make another run, whatever their grades.
+            "queries": [query.query_id for query in benchmark.queries],
             "first_stage": config.first_stage.model_dump(exclude={"path"}),
             "first_stage_run": benchmarks.file_fingerprint(config.first_stage.path) if config.first_stage.path else None,
             "model": None if config.scoring.mode == "none" else model,

@@ -16,11 +16,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from limrank import prompts
+from limrank import cluster, prompts
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.errors import EngineError, UserError
 from limrank.fanout import check_resources, resources
+from limrank.progress import Progress
+from limrank.result import JobResult
 from limrank.serving.types import MAX_DOCUMENTS
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
@@ -36,7 +38,7 @@ def served_name(model_id: str) -> str:
 
 
 def plan(config: ServeJob) -> dict[str, Any]:
-    """What :func:`run` would start; nothing is started.
+    """What :func:`run` would start; nothing is started. ``first_prompt`` is the template.
 
     Raises:
         UserError: the scoring cannot be served, or there is no such prompt.
@@ -56,7 +58,7 @@ def plan(config: ServeJob) -> dict[str, Any]:
             "requests_per_replica": config.engine.max_in_flight,
             "waiting_requests": config.serving.max_queued_requests,
         },
-        "prompt": prompts.load(config.scoring.prompt),
+        "first_prompt": prompts.load(config.scoring.prompt),
     }
 
 
@@ -82,9 +84,9 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
     _check(config)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
-    cluster = ray.cluster_resources()
-    wanted = resources({"scorer": source}, config.workers, cluster.get("GPU", 0.0))
-    check_resources(wanted, config.workers.replicas, cluster)
+    available = ray.cluster_resources()
+    wanted = resources({"scorer": source}, config.workers, available.get("GPU", 0.0))
+    check_resources(wanted, config.workers.replicas, available)
     host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
@@ -102,14 +104,21 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         serve.shutdown()
 
 
-def run(config: ServeJob) -> None:
-    """Serve until SIGINT or SIGTERM, then stop and return. Raises as :func:`serving` does."""
+def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
+    """Serve until SIGINT or SIGTERM, then stop and return. A server has no end to get
+    nearer to and writes no rows, so ``progress`` and ``overwrite`` change nothing.
+
+    Raises:
+        UserError, EngineError: see :func:`serving`.
+    """
+    _check(config)
+    name = served_name(config.model.id)
     try:
-        with _stop_signals(), serving(config) as url:
-            print(f"serving {served_name(config.model.id)} at {url}", flush=True)
+        with cluster.connect(address), _stop_signals(), serving(config) as url:
+            print(f"serving {name} at {url}", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
-        return
+        return JobResult(shown=[f"{name} is no longer served"])
 
 
 def _check(config: ServeJob) -> None:
@@ -138,15 +147,15 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
 
 
 def _why_not(error: RuntimeError) -> str:
-    """The line that names the error, in the traceback of a replica that Serve keeps."""
+    """What a replica's constructor raised: the last line of the traceback that Serve keeps."""
     from ray import serve
 
     from limrank.serving.app import APP, SCORER
 
     application = serve.status().applications.get(APP)
     scorer = application.deployments.get(SCORER) if application else None
-    lines = (scorer.message if scorer else "").splitlines() + str(error).splitlines()
-    return next((line.strip() for line in lines if "Error: " in line), str(error))
+    lines = [line for line in (scorer.message if scorer else "").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("limrank.errors.EngineError: ") if lines else str(error)
 
 
 def _wait_until_reachable(url: str) -> None:

@@ -27,7 +27,7 @@ NO_CHAIN = "\n"
 Encode = Callable[[str], list[int]]
 T = TypeVar("T")
 
-_COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{"|".join(LABELS)})\s*", re.DOTALL)
+_COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{'|'.join(LABELS)})\s*", re.DOTALL)
 _PASSAGE = "\nPassage: "
 
 

@@ -15,7 +15,9 @@ from limrank.errors import EngineError, RowError, UserError
 
 TEXT = "The capital of France is"
 CHAT = [{"role": "user", "content": "Name a colour."}]
-QUESTION = "Is this statement true or false? Answer only with true or false.\nStatement: The sky is blue.\nAnswer:"
+STORY = [{"role": "user", "content": "Tell me a very long story."}]
+# Its answer is so plain that both labels are among the 20 likeliest tokens, as an endpoint needs.
+QUESTION = "Fire is cold. Answer: false\nIce is cold. Answer: true\nThe sky is green. Answer:"
 LABELS = (" true", " false")
 SCHEMA = {
     "type": "object",
@@ -133,7 +135,7 @@ def test_a_stream_honours_a_stop_string(live):
 
 def test_closing_a_stream_ends_its_request(live):
     async def first_piece():
-        stream = live.engine.stream("Tell a very long story.", max_tokens=1900)
+        stream = live.engine.stream(STORY, max_tokens=1900)
         async for piece in stream:
             await stream.aclose()
             return piece, requests_running(live)
@@ -148,7 +150,7 @@ def test_closing_a_stream_ends_its_request(live):
 
 def test_a_cancelled_request_ends(live):
     async def cancelled():
-        task = asyncio.create_task(live.engine.generate("Tell a very long story.", max_tokens=1900))
+        task = asyncio.create_task(live.engine.generate(STORY, max_tokens=1900))
         await asyncio.sleep(0.01 if live.kind == "fake" else 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -173,15 +175,26 @@ def test_a_label_of_several_tokens_is_refused(live):
         label_logprobs(live, QUESTION, (" true", " incontrovertibly false"))
 
 
-@pytest.mark.parametrize("room", ["prompt alone", "prompt and answer"])
-def test_a_prompt_too_long_fails_alone(live, room):
-    context = live.engine.limits.context
-    tokens = context + 1 if room == "prompt alone" else context - 10
-    prompt = (live.engine.tokenizer.encode(" the") * tokens)[:tokens]
+def prompt_of(live, tokens):
+    return (live.engine.tokenizer.encode(" the") * tokens)[:tokens]
+
+
+def test_a_prompt_too_long_fails_alone(live):
     with pytest.raises(RowError) as refused:
-        generate(live, prompt, max_tokens=16)
+        generate(live, prompt_of(live, live.engine.limits.context + 1), max_tokens=16)
     assert not refused.value.retryable
     assert generate(live, TEXT, max_tokens=4).text
+
+
+def test_an_answer_that_has_no_room_is_not_cut_in_silence(live):
+    prompt = prompt_of(live, live.engine.limits.context - 10)
+    if live.kind == "openai":  # vLLM's server writes what has room, and says so
+        answer = generate(live, prompt, max_tokens=16)
+        assert answer.finish_reason == "length"
+        assert answer.generated_tokens == 10
+    else:
+        with pytest.raises(RowError, match="2038 prompt tokens and 16 more exceed the context of 2048"):
+            generate(live, prompt, max_tokens=16)
 
 
 def test_the_meter_counts_tokens(live):

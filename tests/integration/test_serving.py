@@ -15,6 +15,7 @@ import pytest
 from limrank.config import ServeJob, with_values
 from limrank.engines import open_engine
 from limrank.errors import UserError
+from limrank.progress import open_progress
 from limrank.records import Query
 from limrank.scoring import rank_judgments, score_query
 from limrank.serving import job
@@ -28,15 +29,6 @@ CONFIG = ServeJob(
 )
 NAME = "smollm2-135m-instruct"
 DOCUMENTS = [f"passage {number}" for number in range(10)]
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    import ray
-
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +77,9 @@ def test_run_serves_until_sigterm_and_leaves_nothing(local_ray, capsys):
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=client)
     thread.start()
-    job.run(CONFIG)
+    result = job.run(CONFIG, address="local", progress=open_progress())
     thread.join()
+    assert result.failed == 0
     assert seen[1:] == [200]
     assert signal.getsignal(signal.SIGTERM) is before
     assert not serve.status().proxies

@@ -1,0 +1,96 @@
+"""A cluster for one command, jobs submitted to it over HTTP, and nothing left behind."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def load_local():
+    spec = importlib.util.spec_from_file_location("cluster_local", REPOSITORY / "cluster" / "local.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe(folder, **values):
+    path = folder / "rerank.yaml"
+    data = {"format": "pydocs", "split": "dev", "max_queries": 5}
+    base = {"job": "rerank", "run_dir": str(folder / "run"), "data": data, "first_stage": {"depth": 3}}
+    path.write_text(yaml.safe_dump(base | {"engine": {"kind": "fake"}} | values))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The dashboard's address and a function that runs `limrank …` against it."""
+    with load_local().local_cluster(num_cpus=4) as (address, environment):
+
+        def limrank(*arguments):
+            command = [sys.executable, "-m", "limrank", *arguments, "--address", address]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+
+        yield limrank
+
+
+def test_a_submitted_job_runs_is_followed_and_listed(cluster, tmp_path):
+    done = cluster("rerank", recipe(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rerank: 15/15 pairs" in done.stdout + done.stderr
+    assert "5 queries, 15 pairs, 0 failed" in done.stdout
+    assert "@limrank-progress" not in done.stdout
+    assert len((tmp_path / "run" / "run.trec").read_text().splitlines()) == 15
+    job_id = done.stdout.split()[1]
+    listed = cluster("jobs", "list")
+    assert f"{job_id}  SUCCEEDED" in listed.stdout and listed.stdout.rstrip().endswith("rerank")
+    assert f"{job_id} SUCCEEDED" in cluster("jobs", "status", job_id).stdout
+    assert "5 queries, 15 pairs, 0 failed" in cluster("jobs", "logs", job_id).stdout
+    assert "had ended already" in cluster("jobs", "stop", job_id).stdout
+
+
+def test_the_jobs_exit_code_is_ours(cluster, tmp_path):
+    failed = cluster("rerank", recipe(tmp_path, engine={"kind": "fake", "fail_rate": 0.5}))
+    assert failed.returncode == 3, failed.stdout + failed.stderr
+    assert "rows failed: see failures/" in failed.stdout
+    missing = cluster("rerank", recipe(tmp_path, data={"format": "beir", "path": str(tmp_path / "nowhere")}))
+    assert missing.returncode == 2
+    assert "nowhere" in missing.stdout
+
+
+def test_an_unknown_job_is_one_line(cluster):
+    unknown = cluster("jobs", "status", "raysubmit_nothing")
+    assert unknown.returncode == 2
+    assert "knows no job raysubmit_nothing" in unknown.stderr
+
+
+def test_nothing_is_left_when_the_command_ends():
+    command = [sys.executable, str(REPOSITORY / "cluster" / "local.py"), "--", sys.executable, "-c"]
+    code = "import sys; print(sys.argv[1]); sys.exit(7)"
+    before = {process.pid for process in psutil.process_iter()}
+    done = subprocess.run([*command, code, "{address}"], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 7
+    assert done.stdout.startswith("http://127.0.0.1:")
+    left = []
+    for process in psutil.process_iter():
+        if process.pid not in before and process.pid != os.getpid():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if "/lr-" in line:
+                left.append(line)
+    assert left == []
+
+
+def test_no_cluster_at_the_address_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "limrank", "rerank", recipe(tmp_path), "--address", "http://127.0.0.1:9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "http://127.0.0.1:9" in done.stderr

@@ -1,0 +1,215 @@
+import asyncio
+import json
+
+import pytest
+from helpers import EchoTask, fake_engine, planned, rows, runner
+
+from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, RECEIPT_KEY, Outcome, read_receipts, run_unit
+from limrank.errors import EngineError, RowError, UserError
+from limrank.rundir import Storage
+
+
+def answers(storage):
+    return {row["unit_id"]: row["answer"] for row in rows(storage)}
+
+
+def test_a_chunk_is_committed_with_its_receipt(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    receipt = runner(storage, EchoTask(), startup_seconds=2.5).run(0, alone=False)
+    assert storage.names("rows") == ["chunk-000000.parquet"]
+    assert answers(storage) == {"a": "A", "b": "B"}
+    assert (receipt.chunk, receipt.units, receipt.rows, receipt.failed) == (0, 2, 2, 0)
+    assert receipt.startup_seconds == 2.5
+    assert receipt.began <= receipt.ended
+    assert read_receipts(storage) == [receipt]
+    assert storage.names("failures") == []
+
+
+def test_the_row_schema_s_own_metadata_stays_beside_the_receipt(tmp_path):
+    class Versioned(EchoTask):
+        @property
+        def row_schema(self):
+            return super().row_schema.with_metadata({"version": "1"})
+
+    storage, _ = planned(tmp_path, ["a"])
+    runner(storage, Versioned()).run(0, alone=False)
+    metadata = storage.read_table("rows/chunk-000000.parquet").schema.metadata
+    assert metadata[b"version"] == b"1"
+    assert json.loads(metadata[RECEIPT_KEY])["rows"] == 1
+
+
+def test_a_unit_that_cannot_be_done_is_one_failure_with_its_rows(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b", "c"])
+    receipt = runner(storage, EchoTask(row_error={"b"})).run(0, alone=False)
+    assert answers(storage) == {"a": "A", "b": None, "c": "C"}
+    assert rows(storage, "failures") == [
+        {"unit_id": "b", "step": "echo", "error_type": "RowError", "error": "b cannot be done", "attempts": 1}
+    ]
+    assert (receipt.units, receipt.rows, receipt.failed) == (3, 3, 1)
+
+
+def test_a_bug_in_a_task_is_a_failure_and_not_a_crash(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    runner(storage, EchoTask(bug={"a"})).run(0, alone=False)
+    assert answers(storage) == {"a": None, "b": "B"}
+    assert [(row["error_type"], row["error"]) for row in rows(storage, "failures")] == [("ZeroDivisionError", "a bug")]
+
+
+def test_failures_are_published_before_the_rows(tmp_path, monkeypatch):
+    storage, _ = planned(tmp_path, ["a"])
+    written = []
+    real = Storage.write_table
+    monkeypatch.setattr(Storage, "write_table", lambda self, name, table: (written.append(name), real(self, name, table)))
+    runner(storage, EchoTask(row_error={"a"})).run(0, alone=False)
+    assert written == ["failures/chunk-000000.parquet", "rows/chunk-000000.parquet"]
+
+
+def test_a_second_run_overwrites_so_that_every_row_is_there_once(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    runner(storage, EchoTask(row_error={"b"}, suffix="1")).run(0, alone=False)
+    runner(storage, EchoTask(suffix="2")).run(0, alone=False)
+    assert [(row["unit_id"], row["answer"]) for row in rows(storage)] == [("a", "A2"), ("b", "B2")]
+    # The failure of the first try is no longer true.
+    assert rows(storage, "failures") == []
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_dead_engine_commits_nothing(tmp_path, alone):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    with pytest.raises(EngineError, match="the engine died"):
+        runner(storage, EchoTask(deadly={"b"})).run(0, alone=alone)
+    assert storage.names("rows") == []
+    assert storage.names("failures") == []
+
+
+def test_a_fault_of_every_unit_goes_further(tmp_path):
+    class Misconfigured(EchoTask):
+        async def run(self, unit, engines):
+            raise UserError("the labels are two tokens")
+
+    storage, _ = planned(tmp_path, ["a"])
+    with pytest.raises(UserError, match="two tokens"):
+        runner(storage, Misconfigured()).run(0, alone=False)
+    assert storage.names("rows") == []
+
+
+def test_every_attempt_is_on_record_before_the_work(tmp_path):
+    storage, _ = planned(tmp_path, ["a"])
+    seen = []
+
+    class Looking(EchoTask):
+        async def run(self, unit, engines):
+            seen.append(works.deaths(0))
+            return await super().run(unit, engines)
+
+    works = runner(storage, Looking(deadly={"a"}))
+    assert works.deaths(0) == 0
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            works.run(0, alone=False)
+    assert seen == [1, 2, 3]
+    assert works.deaths(0) == 3
+
+
+def test_a_poison_unit_is_found_and_its_neighbours_are_committed(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "bad", "c"])
+    task = EchoTask(deadly={"bad"})
+    sessions = 0
+    # What Ray does: it restarts the dead worker, which begins the chunk again, for ever.
+    while storage.names("rows") == []:
+        sessions += 1
+        assert sessions < 10
+        works = runner(storage, task)
+        alone = works.deaths(0) >= DEATHS_BEFORE_ALONE
+        try:
+            receipt = works.run(0, alone=alone)
+        except EngineError:
+            continue
+    # Twice with the others, twice alone, and once without it.
+    assert sessions == DEATHS_BEFORE_ALONE + DEATHS_ALONE + 1 == 5
+    assert task.calls.count("bad") == DEATHS_BEFORE_ALONE + DEATHS_ALONE
+    assert answers(storage) == {"a": "A", "bad": None, "c": "C"}
+    assert rows(storage, "failures") == [
+        {
+            "unit_id": "bad",
+            "step": "echo",
+            "error_type": "EngineError",
+            "error": "the engine died 2 times while it worked on this unit alone",
+            "attempts": 4,
+        }
+    ]
+    assert (receipt.units, receipt.rows, receipt.failed) == (3, 3, 1)
+
+
+def test_two_poison_units_of_a_chunk_are_both_found(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "bad", "c", "worse"])
+    task = EchoTask(deadly={"bad", "worse"})
+    for _ in range(2 * DEATHS_ALONE):
+        with pytest.raises(EngineError):
+            runner(storage, task).run(0, alone=True)
+    runner(storage, task).run(0, alone=True)
+    assert answers(storage) == {"a": "A", "bad": None, "c": "C", "worse": None}
+    assert sorted(row["unit_id"] for row in rows(storage, "failures")) == ["bad", "worse"]
+
+
+def test_units_run_alone_are_one_at_a_time_in_order(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b", "c"])
+    running, most = [], []
+
+    class Watched(EchoTask):
+        async def run(self, unit, engines):
+            running.append(unit["unit_id"])
+            most.append(len(running))
+            await asyncio.sleep(0)
+            running.remove(unit["unit_id"])
+            return await super().run(unit, engines)
+
+    for alone, expected in ((True, 1), (False, 3)):
+        most.clear()
+        runner(storage, Watched()).run(0, alone=alone)
+        assert max(most) == expected
+
+
+def test_receipts_count_the_requests_of_their_own_chunk(tmp_path):
+    names = [f"{letter}{number:02d}" for letter in "ab" for number in range(64)]
+    storage, plan = planned(tmp_path, names)
+    works = runner(storage, EchoTask(), {"engine": fake_engine()})
+    receipts = [works.run(chunk.number, alone=chunk.number == 1) for chunk in plan.chunks]
+    # A prompt is its id, three bytes; an answer is min(max_tokens, 24) words, here four.
+    assert [(each.requests, each.prompt_tokens, each.generated_tokens) for each in receipts] == [(64, 192, 256)] * 2
+    assert read_receipts(storage) == receipts
+
+
+def test_a_unit_s_failures_of_parts_stand_beside_its_rows(tmp_path):
+    from limrank.records import Failure
+
+    class Partly(EchoTask):
+        async def run(self, unit, engines):
+            outcome = await super().run(unit, engines)
+            return Outcome(outcome.rows, [Failure.of("a/part", "score", RowError("too long"))])
+
+    storage, _ = planned(tmp_path, ["a"])
+    receipt = runner(storage, Partly()).run(0, alone=False)
+    assert (receipt.rows, receipt.failed) == (1, 1)
+    assert answers(storage) == {"a": "A"}
+
+
+def test_no_rows_are_still_a_finished_chunk(tmp_path):
+    class Silent(EchoTask):
+        async def run(self, unit, engines):
+            return Outcome([])
+
+    storage, _ = planned(tmp_path, ["a"])
+    assert runner(storage, Silent()).run(0, alone=False).rows == 0
+    assert storage.names("rows") == ["chunk-000000.parquet"]
+    assert storage.read_table("rows/chunk-000000.parquet").schema.equals(EchoTask().row_schema)
+
+
+def test_run_unit_lets_a_dead_engine_through():
+    async def of(task):
+        return await run_unit(task, {"unit_id": "a"}, {})
+
+    with pytest.raises(EngineError):
+        asyncio.run(of(EchoTask(deadly={"a"})))
+    outcome = asyncio.run(of(EchoTask(row_error={"a"})))
+    assert (outcome.rows, len(outcome.failures)) == ([{"unit_id": "a", "answer": None}], 1)

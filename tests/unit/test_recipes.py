@@ -1,0 +1,37 @@
+"""Every recipe and cluster file in the repository is one that works."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from limrank.config import load_config
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_loads(path):
+    config = load_config(path)
+    assert config.job == yaml.safe_load(path.read_text())["job"]
+    assert (REPOSITORY / "jobs" / f"{config.job}.py").is_file()
+
+
+def test_the_papers_settings():
+    train = load_config(REPOSITORY / "jobs/recipes/paper-train.yaml")
+    settings = train.training
+    assert train.model.id == "Qwen/Qwen2.5-7B" and train.seed == 12345
+    assert (settings.lora_rank, settings.lora_alpha, settings.epochs) == (32, 64, 7)
+    assert (settings.learning_rate, settings.warmup_ratio, settings.cutoff_tokens) == (3e-5, 0.03, 2500)
+    assert (settings.batch_size, settings.gradient_accumulation, settings.save_steps) == (4, 8, 250)
+    for depth in (10, 100):
+        rerank = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-depth{depth}.yaml")
+        assert rerank.first_stage.depth == depth
+        assert (rerank.scoring.mode, rerank.scoring.think_tokens, rerank.model.max_model_len) == ("think", 8192, 16000)
+
+
+def test_the_cloud_cluster_file_fits_rays_schema():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    config = util.prepare_config(yaml.safe_load((REPOSITORY / "cluster" / "cloud.yaml").read_text()))
+    util.validate_config(config)

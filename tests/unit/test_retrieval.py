@@ -1,0 +1,99 @@
+import math
+
+import pytest
+from helpers import CORPUS
+
+from limrank.config import FirstStageConfig
+from limrank.errors import UserError
+from limrank.records import Benchmark, Document, Query
+from limrank.retrieval import bm25, candidates
+
+DOCUMENTS = [Document(doc_id, text) for doc_id, text in CORPUS.items()]
+
+
+def benchmark(*queries):
+    return Benchmark("tiny", DOCUMENTS, list(queries), {})
+
+
+def found(queries, **first_stage):
+    return {
+        query.query_id: [(each.rank, each.doc_id) for each in ranked]
+        for query, ranked in candidates(benchmark(*queries), FirstStageConfig(**first_stage))
+    }
+
+
+def test_bm25_by_hand():
+    # "cat" is in d1 and d3 of four. Lucene's idf is ln(1 + (4 - 2 + 0.5) / (2 + 0.5)) = ln 2.
+    # Words that count: d1 lazy cat sleeps warm roof (5), d2 quick dog runs through green
+    # park (6), d3 cat dog share one bowl (5), d4 trains leave station every hour (5).
+    k1, b, length, average = 0.9, 0.4, 5, 21 / 4
+    expected = math.log(2) / (1 + k1 * (1 - b + b * length / average))
+    run = bm25(DOCUMENTS, [Query("q", "cat")], 10, k1=k1, b=b)
+    assert run["q"].keys() == {"d1", "d3"}
+    assert run["q"]["d1"] == pytest.approx(expected, rel=1e-5)
+    assert run["q"]["d3"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_words_beat_one_and_ranks_start_at_one():
+    assert found([Query("q1", "cat roof"), Query("q2", "dog park")]) == {
+        "q1": [(1, "d1"), (2, "d3")],
+        "q2": [(1, "d2"), (2, "d3")],
+    }
+
+
+def test_a_candidate_carries_its_text_and_score():
+    ((_, ranked),) = candidates(benchmark(Query("q", "station")), FirstStageConfig())
+    assert [(each.doc_id, each.text) for each in ranked] == [("d4", CORPUS["d4"])]
+    assert ranked[0].score > 0
+
+
+def test_depth_cuts():
+    assert found([Query("q", "cat roof dog")], depth=2) == {"q": [(1, "d1"), (2, "d3")]}
+
+
+def test_excluded_documents_are_dropped_before_the_cut():
+    queries = [Query("q", "cat roof dog", excluded=frozenset({"d1"})), Query("other", "cat roof dog")]
+    assert found(queries, depth=2) == {"q": [(1, "d3"), (2, "d2")], "other": [(1, "d1"), (2, "d3")]}
+
+
+def test_the_instruction_is_searched_too():
+    assert found([Query("q", "cat", instruction="on the roof")], depth=1) == {"q": [(1, "d1")]}
+
+
+@pytest.mark.parametrize("text", ["zebra", "the", "", "!?"])
+def test_a_query_for_which_nothing_is_found_has_no_candidates(text):
+    assert found([Query("q", text), Query("other", "station")]) == {"q": [], "other": [(1, "d4")]}
+
+
+@pytest.mark.parametrize("text", ["the", "", "zebra"])
+def test_queries_of_which_none_is_found(text):
+    assert found([Query("q", text)]) == {"q": []}
+
+
+def test_a_corpus_without_a_word():
+    assert bm25([Document("d", "the of"), Document("e", "")], [Query("q", "cat")], 5) == {"q": {}}
+
+
+# ---- a given run ---------------------------------------------------------------------
+
+
+def test_a_given_run_is_taken_in_its_order_with_ties_as_they_stand(tmp_path):
+    run = tmp_path / "run.trec"
+    run.write_text("q Q0 d4 1 2.0 x\nq Q0 d2 2 1.0 x\nq Q0 d1 3 1.0 x\nq Q0 d3 4 3.0 x\n")
+    query = Query("q", "anything", excluded=frozenset({"d4"}))
+    assert found([query, Query("other", "x")], kind="run", path=str(run), depth=2) == {
+        "q": [(1, "d3"), (2, "d2")],
+        "other": [],
+    }
+
+
+def test_a_given_run_may_not_name_what_the_corpus_lacks(tmp_path):
+    run = tmp_path / "run.trec"
+    run.write_text("q Q0 d1 1 2.0 x\nq Q0 d9 2 1.0 x\n")
+    with pytest.raises(UserError) as caught:
+        found([Query("q", "cat")], kind="run", path=str(run))
+    assert str(caught.value) == f"{run}: document 'd9' of query 'q' is not in the corpus"
+    # A query that was not asked does not matter.
+    assert found([Query("other", "cat")], kind="run", path=str(run)) == {"other": []}
+    with pytest.raises(UserError, match="no such file"):
+        found([Query("q", "cat")], kind="run", path=str(tmp_path / "none.trec"))
