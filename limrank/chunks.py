@@ -4,7 +4,8 @@ No Ray here. A chunk is finished when ``rows/<chunk>.parquet`` is there; its fai
 are published before that, so a finished chunk has told everything. Attempts are on
 record before the work starts, because whoever restarts a dead worker does so for ever:
 after two deaths a chunk's units run alone, and a unit that dies twice alone is a
-failure, with no innocent neighbour.
+failure, with no innocent neighbour. A driver that is killed takes its workers along:
+the attempts that this cuts short are nobody's fault, and no unit fails by them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,8 +63,8 @@ class Receipt:
     """What a finished chunk cost; kept in its file's metadata, so that sums over the
     committed chunks are right however often the job was killed.
 
-    ``began`` and ``ended`` are Unix
-    times; ``startup_seconds`` is what its worker's engines took to start.
+    ``began`` and ``ended`` are Unix times; ``startup_seconds`` is what its worker's
+    engines took to start.
     """
 
     chunk: int
@@ -82,7 +84,7 @@ class ChunkRunner:
     """Runs chunks on open engines; one per worker process.
 
     ``call`` runs a coroutine on the engines' own loop and waits for its result; it may
-    be called from several threads.
+    be called from several threads. ``session`` names the driver that the worker belongs to.
     """
 
     def __init__(
@@ -91,17 +93,20 @@ class ChunkRunner:
         task: Task,
         engines: Engines,
         call: Callable[[Awaitable[Any]], Any],
+        *,
+        session: str,
         startup_seconds: float = 0.0,
     ) -> None:
         self._storage = storage
         self._task = task
         self._engines = engines
         self._call = call
+        self._session = session
         self._startup_seconds = startup_seconds
 
     def deaths(self, number: int) -> int:
-        """How often this chunk was begun and never finished."""
-        return len(self._storage.names(_attempts(number)))
+        """How often a worker died over this chunk while its driver lived on."""
+        return self._deaths(_attempts(number))
 
     def run(self, number: int, *, alone: bool) -> Receipt:
         """Run and commit a chunk.
@@ -110,7 +115,7 @@ class ChunkRunner:
             EngineError: the engine died; nothing of the chunk is committed.
             OSError: its files could not be written.
         """
-        self._storage.write_text(f"{_attempts(number)}/{uuid.uuid4().hex}", "")
+        self._mark(_attempts(number))
         began = time.time()
         units = read_chunk(self._storage, number)
         with meter() as usage:
@@ -124,16 +129,26 @@ class ChunkRunner:
         outcomes = []
         for index, unit in enumerate(units):
             folder = f"{_attempts(number)}/unit-{index:03d}"
-            deaths = len(self._storage.names(folder))
+            deaths = self._deaths(folder)
             if deaths >= DEATHS_ALONE:
                 error = EngineError(f"the engine died {deaths} times while it worked on this unit alone")
                 outcomes.append(unit_failed(self._task, unit, error, attempts=DEATHS_BEFORE_ALONE + deaths))
                 continue
-            mark = f"{folder}/{uuid.uuid4().hex}"
-            self._storage.write_text(mark, "")
+            mark = self._mark(folder)
             outcomes.append(self._call(run_unit(self._task, unit, self._engines)))
             self._storage.remove(mark)
         return outcomes
+
+    def _mark(self, folder: str) -> str:
+        """Put an attempt on record; the name of its file."""
+        name = f"{folder}/{self._session}.{uuid.uuid4().hex}"
+        self._storage.write_text(name, "")
+        return name
+
+    def _deaths(self, folder: str) -> int:
+        attempts = Counter(name.partition(".")[0] for name in self._storage.names(folder))
+        # An earlier session's last attempt may have been cut short by that session's end.
+        return sum(count - (session != self._session) for session, count in attempts.items())
 
     def _commit(self, number: int, outcomes: Sequence[Outcome], usage: Usage, began: float) -> Receipt:
         import pyarrow as pa

@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from limrank.errors import UserError
 
@@ -262,17 +270,17 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     Args:
         recipe: a YAML file.
         overrides: as after ``-s``: ``first_stage.depth=10``; the value is YAML, and
-            ``null`` unsets the key, so that its default holds.
+            ``null`` unsets the key, so that its default holds, as it does in the file.
         job: the command that reads it; a recipe that names another job is refused.
 
     Raises:
         UserError: naming the file and the line or key, with the nearest known key.
     """
     recipe = Path(recipe)
-    values = _read_yaml(recipe)
+    values = _without_nulls(_read_yaml(recipe))
     for override in overrides:
         _apply_override(values, override)
-    named = values.get("job") or job
+    named = values.get("job", job)
     if not isinstance(named, str) or named not in JOBS:
         raise UserError(f"{recipe}: job: {named!r} is none of {', '.join(JOBS)}")
     if job is not None and named != job:
@@ -333,10 +341,17 @@ def _words(field: Any) -> set[str]:
 
 def _absolute_paths(config: Job) -> Job:
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
-    for key in ("model.id", "judge.id"):
-        section = getattr(config, key.split(".")[0], None)
-        if section is not None and Path(section.id).expanduser().is_dir():
-            updates[key] = _absolute(section.id)
+    # These are a name or a path: a path where there is such a directory or file.
+    for key, is_there in (
+        ("model.id", Path.is_dir),
+        ("judge.id", Path.is_dir),
+        ("scoring.prompt", Path.is_file),
+        ("judge_scoring.prompt", Path.is_file),
+    ):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section, None), name, None)
+        if value is not None and is_there(Path(value).expanduser()):
+            updates[key] = _absolute(value)
     return with_values(config, updates)
 
 
@@ -369,6 +384,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     return values
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -411,6 +434,8 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
             message += f"; did you mean {nearest[0]}?"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+    elif first["type"] == "model_type":
+        message = f"{key}: should be a section of keys (got {first['input']!r})"
     elif first["type"] == "missing":
         message = f"{key}: is needed"
     else:

@@ -14,7 +14,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import Awaitable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,7 +151,7 @@ def _dispatch(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             ChunkWorker,
-            fn_constructor_args=(storage, task, dict(engines)),
+            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex),
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
@@ -171,7 +172,7 @@ class ChunkWorker:
     """One engine actor. An error that must end the job is handed back as a receipt: an
     exception here would come out as Ray's, after Ray's retries."""
 
-    def __init__(self, storage: Storage, task: Task, sources: Mapping[str, EngineSource]) -> None:
+    def __init__(self, storage: Storage, task: Task, sources: Mapping[str, EngineSource], session: str) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
         self._turns = _Turns()
@@ -179,7 +180,8 @@ class ChunkWorker:
         started = time.monotonic()
         try:
             engines = self._call(_open_all(sources))
-            self._runner = ChunkRunner(storage, task, engines, self._call, time.monotonic() - started)
+            took = time.monotonic() - started
+            self._runner = ChunkRunner(storage, task, engines, self._call, session=session, startup_seconds=took)
         except LimrankError as error:
             self._fatal = error
 

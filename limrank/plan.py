@@ -22,6 +22,10 @@ Unit = dict[str, Any]
 """One row of the units' schema: at least ``unit_id`` and ``cost`` (estimated tokens)."""
 
 UNITS_PER_CHUNK = 64
+CHARACTERS_A_TOKEN = 4
+GENERATED_TOKEN_COST = 4
+"""In tokens that are read: one that is written takes a step of its own."""
+
 _CHUNKS_PER_PART = 256
 _WINDOW = 8192
 

@@ -335,7 +335,7 @@ def _write_lock(storage: Storage, token: str) -> None:
 def _renew(storage: Storage, token: str, stop: threading.Event) -> None:
     while not stop.wait(LOCK_HEARTBEAT_S):
         # A full disk or a lost network must not kill the driver here; its own writes tell.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _deciding(storage):
             # One that was away for long (a laptop asleep) does not take it back.
             if _is_ours(storage, token):
                 _write_lock(storage, token)

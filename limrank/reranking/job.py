@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,19 +15,24 @@ from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.fanout import Summary, chunk_cost, fanout, finish
-from limrank.plan import Plan, Unit, read_plan, write_plan
+from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
-from limrank.records import Benchmark, Candidate, Failure, Judgment, Query, ScoreStatus, rerank_row_schema, rerank_unit_schema
+from limrank.records import (
+    Benchmark,
+    Candidate,
+    Failure,
+    Judgment,
+    Query,
+    ScoreStatus,
+    rerank_row_schema,
+    rerank_unit_schema,
+)
 from limrank.result import JobResult
 from limrank.rundir import RunDir, Storage, open_run
 from limrank.scoring import check_labels, prompt_query, rank_judgments, score_query
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_CHARACTERS_A_TOKEN = 4
-_GENERATED_TOKEN_COST = 4
-"""A token that is written takes a step of its own; one that is read shares its step."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +238,10 @@ def _plan(storage: Storage, config: RerankJob, benchmark: Benchmark) -> Plan:
 
 
 def _units(config: RerankJob, benchmark: Benchmark) -> Iterator[tuple[Unit, int]]:
-    chain = config.scoring.think_tokens * _GENERATED_TOKEN_COST
+    chain = config.scoring.think_tokens * GENERATED_TOKEN_COST
     for query, found in retrieval.candidates(benchmark, config.first_stage):
         length = len(query.text) + len(query.instruction)
-        cost = sum((length + len(candidate.text)) // _CHARACTERS_A_TOKEN + chain for candidate in found)
+        cost = sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found)
         unit = {
             "unit_id": query.query_id,
             "cost": cost,
@@ -253,9 +260,7 @@ def _unscored(unit: Unit, status: ScoreStatus) -> list[dict[str, Any]]:
 
 
 def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
-    import asyncio
-
-    runner = ChunkRunner(run_dir.storage, FirstStageTask(), {}, asyncio.run)
+    runner = ChunkRunner(run_dir.storage, FirstStageTask(), {}, asyncio.run, session=uuid.uuid4().hex)
     committed = set(run_dir.storage.names("rows"))
     for chunk in planned.chunks:
         if f"{chunk.name}.parquet" not in committed:

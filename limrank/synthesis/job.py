@@ -13,7 +13,7 @@ from limrank.config import ScoringConfig, SynthesizeJob, config_hash, dump_confi
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.fanout import Summary, chunk_cost, fanout
-from limrank.plan import Unit, read_plan, write_plan
+from limrank.plan import GENERATED_TOKEN_COST, Unit, read_plan, write_plan
 from limrank.progress import Progress
 from limrank.records import Persona, QueryKind, Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.result import JobResult
@@ -108,7 +108,7 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     kind, persona = first["personas"][0]["kind"], first["personas"][0]["text"]
     return {
         "units": f"{len(units)} seeds, {queries} queries, {pairs} pairs to judge, {len(personas)} personas to draw from",
-        "tokens": f"at most {sum(unit['cost'] for unit in units)} to write",
+        "tokens": f"at most {sum(unit['cost'] for unit in units) // GENERATED_TOKEN_COST} to write",
         "workers": config.workers.model_dump(exclude_none=True),
         "first_prompt": prompts.render(
             "synth_query", seed_query=first["query"], seed_passage=first["passage"], persona=persona, kind=kind
@@ -155,7 +155,7 @@ def _units(config: SynthesizeJob, seeds: Sequence[Seed], personas: Sequence[Pers
     mined = _mined(config, seeds)
     pairs = 1 + settings.negatives + settings.mined_negatives
     written = settings.query_tokens + 2 * settings.chain_tokens + (1 + settings.negatives) * settings.passage_tokens
-    cost = len(settings.kinds) * (written + pairs * (judging(config).think_tokens + 1))
+    cost = GENERATED_TOKEN_COST * len(settings.kinds) * (written + pairs * (judging(config).think_tokens + 1))
     for seed in seeds:
         draw = random.Random(f"{config.seed}/{seed.seed_id}")
         drawn = [(kind, draw.choice(personas)) for kind in settings.kinds]

@@ -20,22 +20,13 @@ from limrank.config import ScoringConfig, SynthesisConfig
 from limrank.engines.base import Engine, Generation
 from limrank.errors import RowError
 from limrank.records import Candidate, Failure, PassageRole, Persona, Query, QueryKind, Seed, SynthesisExample
-from limrank.scoring import score_pair
+from limrank.scoring import cut_at_sentence, score_pair
 from limrank.synthesis.filters import judged, rejected_before_judging
 
 _REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
 _WORDS = (60, 100, 160)
 
-_QUERY_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "domain": {"type": "string", "maxLength": 40},
-        "difficulty": {"enum": ["direct", "indirect", "multi_hop"]},
-        "query": {"type": "string", "maxLength": 600},
-    },
-    "required": ["domain", "difficulty", "query"],
-    "additionalProperties": False,
-}
+_DIFFICULTIES = ("direct", "indirect", "multi_hop")
 
 
 @dataclass(frozen=True)
@@ -137,11 +128,12 @@ async def write_query(writer: _Writer, seed: Seed, kind: QueryKind, persona: Per
     prompt = prompts.render(
         "synth_query", seed_query=seed.query, seed_passage=seed.passage[:1500], persona=persona.text, kind=str(kind)
     )
-    answer = _parsed(await writer.write("query", prompt, writer.settings.query_tokens, schema=_QUERY_SCHEMA))
+    room = writer.settings.query_tokens
+    answer = _parsed(await writer.write("query", prompt, room, schema=_query_schema(room)))
     if answer is None or not str(answer.get("query", "")).strip():
         return None
     domain, difficulty = str(answer.get("domain", "")).strip(), str(answer.get("difficulty", ""))
-    if difficulty not in _QUERY_SCHEMA["properties"]["difficulty"]["enum"]:
+    if difficulty not in _DIFFICULTIES:
         return None
     return WrittenQuery(domain, difficulty, " ".join(str(answer["query"]).split()))
 
@@ -156,10 +148,8 @@ async def describe_passages(writer: _Writer, query: str, chain: str) -> list[tup
     """Descriptions of the positive and the hard negatives; None where unreadable."""
     wanted = writer.settings.negatives
     prompt = prompts.render("synth_describe", query=query, chain=chain, negatives=wanted)
-    # Room for JSON's own characters around sentences of a chain's length in all.
-    answer = _parsed(
-        await writer.write("describe", prompt, writer.settings.chain_tokens, schema=_descriptions_schema(wanted))
-    )
+    room = writer.settings.chain_tokens
+    answer = _parsed(await writer.write("describe", prompt, room, schema=_descriptions_schema(wanted, room)))
     if answer is None:
         return None
     positive, negatives = answer.get("positive"), answer.get("hard_negatives")
@@ -177,7 +167,8 @@ async def write_passage(writer: _Writer, query: str, description: str, name: str
         "synth_passage", query=query, description=description, register=draw.choice(_REGISTERS), words=draw.choice(_WORDS)
     )
     generation = await writer.write(f"passage/{name}", prompt, writer.settings.passage_tokens)
-    return " ".join(generation.text.split())
+    whole = generation.finish_reason == "stop"
+    return " ".join((generation.text if whole else cut_at_sentence(generation.text)).split())
 
 
 async def judge_examples(
@@ -245,8 +236,23 @@ def _parsed(generation: Generation) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _descriptions_schema(negatives: int) -> dict[str, Any]:
-    sentence = {"type": "string", "maxLength": 300}
+def _query_schema(room: int) -> dict[str, Any]:
+    """Of an answer that fits into ``room`` tokens. The query comes first: what a weak
+    model writes before it would lead it astray."""
+    return {
+        "type": "object",
+        "properties": {
+            "query": {"type": "string", "minLength": 30, "maxLength": _characters(room - 30)},
+            "domain": {"type": "string", "minLength": 3, "maxLength": 30},
+            "difficulty": {"enum": list(_DIFFICULTIES)},
+        },
+        "required": ["query", "domain", "difficulty"],
+        "additionalProperties": False,
+    }
+
+
+def _descriptions_schema(negatives: int, room: int) -> dict[str, Any]:
+    sentence = {"type": "string", "minLength": 20, "maxLength": _characters(room // (negatives + 1) - 12)}
     return {
         "type": "object",
         "properties": {
@@ -256,3 +262,8 @@ def _descriptions_schema(negatives: int) -> dict[str, Any]:
         "required": ["positive", "hard_negatives"],
         "additionalProperties": False,
     }
+
+
+def _characters(tokens: int) -> int:
+    """Characters that surely fit into some tokens; JSON that is cut off cannot be read."""
+    return max(60, 3 * tokens)

@@ -54,7 +54,7 @@ def alive(process):
 
 
 def test_a_running_engine_leaves_no_orphan(engine_process):
-    assert engine_process.stdout.readline() == "ready\n"
+    assert "ready\n" in engine_process.stdout  # read up to it, past vLLM's own lines
     started = below(engine_process)
     assert any("EngineCore" in name for name in names(started)), names(started)
     engine_process.kill()

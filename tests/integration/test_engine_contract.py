@@ -136,9 +136,9 @@ def test_a_stream_honours_a_stop_string(live):
 def test_closing_a_stream_ends_its_request(live):
     async def first_piece():
         stream = live.engine.stream(STORY, max_tokens=1900)
-        async for piece in stream:
-            await stream.aclose()
-            return piece, requests_running(live)
+        piece = await anext(stream)
+        await stream.aclose()
+        return piece, requests_running(live)
 
     piece, running = live.run(first_piece())
     assert piece

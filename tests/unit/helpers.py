@@ -99,8 +99,8 @@ class EchoTask:
         return [{"unit_id": unit["unit_id"], "answer": None}]
 
 
-def runner(storage, task, engines=None, startup_seconds=0.0):
-    return ChunkRunner(storage, task, engines or {}, asyncio.run, startup_seconds)
+def runner(storage, task, engines=None, *, session="first", startup_seconds=0.0):
+    return ChunkRunner(storage, task, engines or {}, asyncio.run, session=session, startup_seconds=startup_seconds)
 
 
 def rows(storage, folder="rows"):

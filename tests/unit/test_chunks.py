@@ -59,7 +59,9 @@ def test_failures_are_published_before_the_rows(tmp_path, monkeypatch):
     storage, _ = planned(tmp_path, ["a"])
     written = []
     real = Storage.write_table
-    monkeypatch.setattr(Storage, "write_table", lambda self, name, table: (written.append(name), real(self, name, table)))
+    monkeypatch.setattr(
+        Storage, "write_table", lambda self, name, table: (written.append(name), real(self, name, table))
+    )
     runner(storage, EchoTask(row_error={"a"})).run(0, alone=False)
     assert written == ["failures/chunk-000000.parquet", "rows/chunk-000000.parquet"]
 
@@ -139,6 +141,30 @@ def test_a_poison_unit_is_found_and_its_neighbours_are_committed(tmp_path):
         }
     ]
     assert (receipt.units, receipt.rows, receipt.failed) == (3, 3, 1)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_job_that_is_killed_again_and_again_makes_no_unit_fail(tmp_path, alone):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    # To the files, a driver that is killed looks like this: an attempt that never ended.
+    for session in range(20):
+        works = runner(storage, EchoTask(deadly={"b"}), session=f"driver-{session}")
+        assert works.deaths(0) == 0
+        with pytest.raises(EngineError):
+            works.run(0, alone=alone)
+    receipt = runner(storage, EchoTask(), session="last").run(0, alone=alone)
+    assert (receipt.rows, receipt.failed) == (2, 0)
+    assert answers(storage) == {"a": "A", "b": "B"}
+
+
+def test_deaths_that_an_earlier_session_saw_still_count(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "bad"])
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            runner(storage, EchoTask(deadly={"bad"}), session="first").run(0, alone=False)
+    # Of the three the last may have been the driver's own end.
+    assert runner(storage, EchoTask(), session="second").deaths(0) == 2
+    assert runner(storage, EchoTask(), session="first").deaths(0) == 3
 
 
 def test_two_poison_units_of_a_chunk_are_both_found(tmp_path):

@@ -1,9 +1,5 @@
 """The command line as a person meets it: exit codes, and one line on stderr."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 from helpers import QRELS, write_beir, write_recipe
 
@@ -265,29 +261,11 @@ def test_a_job_is_submitted_as_its_resolved_recipe(recipe, monkeypatch, home):
 
 def test_the_address_is_the_cluster_s_own_inside_a_job(recipe, monkeypatch):
     addresses = []
-    monkeypatch.setattr("limrank.reranking.job.run", lambda config, *, address, **_: addresses.append(address) or JobResult())
+    monkeypatch.setattr(
+        "limrank.reranking.job.run", lambda config, *, address, **_: addresses.append(address) or JobResult()
+    )
     for variable, expected in ((None, "local"), ("10.0.0.1:6379", "auto")):
         if variable:
             monkeypatch.setenv("RAY_ADDRESS", variable)
         assert main(["rerank", recipe()]) == 0
         assert addresses[-1] == expected
-
-
-# ---- imports -------------------------------------------------------------------------
-
-HEAVY = ("ray", "torch", "transformers", "vllm", "pyarrow", "pandas", "datasets", "numpy", "openai")
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import limrank",
-        "import limrank.cli; limrank.cli.main(['--help'])",
-        "import limrank; limrank.load_config",
-        "import limrank; limrank.Reranker; limrank.open_engine",
-    ],
-)
-def test_nothing_heavy_is_imported_before_it_is_needed(statement):
-    code = f"{statement}\nimport sys, json\nprint()\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == []

@@ -124,6 +124,15 @@ def test_null_unsets_a_key_and_a_section(recipe):
     assert (config.first_stage.depth, config.first_stage.k1, config.data.max_queries) == (100, 2.0, None)
 
 
+def test_null_and_an_empty_section_in_the_recipe_are_the_defaults(recipe):
+    config = load_config(recipe("job:\nrun_dir: out\ndata:\nfirst_stage: {depth: null, b: 0.5}\n"), job="rerank")
+    assert (config.data.format, config.first_stage.depth, config.first_stage.b) == ("pydocs", 100, 0.5)
+
+
+def test_a_value_where_a_section_should_be(recipe):
+    assert refusal(recipe(RERANK + "model: gpt\n")) == "r.yaml: model: should be a section of keys (got 'gpt')"
+
+
 @pytest.mark.parametrize("override", ["depth", "=3", " =3"])
 def test_override_without_key_or_value(recipe, override):
     assert refusal(recipe(RERANK), [override]) == f"-s {override}: should be key=value"
@@ -166,6 +175,12 @@ def test_a_model_that_is_a_directory_is_absolute_and_a_name_is_not(recipe, tmp_p
     (tmp_path / "tuned").mkdir()
     assert load_config(recipe(RERANK), ["model.id=tuned"]).model.id == str(tmp_path / "tuned")
     assert load_config(recipe(RERANK), ["model.id=owner/tuned"]).model.id == "owner/tuned"
+
+
+def test_a_prompt_that_is_a_file_is_absolute_and_a_name_is_not(recipe, tmp_path):
+    (tmp_path / "mine.txt").write_text("{{ query }} {{ passage }}")
+    assert load_config(recipe(RERANK), ["scoring.prompt=mine.txt"]).scoring.prompt == str(tmp_path / "mine.txt")
+    assert load_config(recipe(RERANK)).scoring.prompt == "relevance"
 
 
 def test_pydocs_is_a_word_for_seeds_and_a_path_elsewhere(recipe, tmp_path):

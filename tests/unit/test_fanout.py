@@ -120,9 +120,9 @@ def test_nothing_done_has_no_rate():
 
 def test_a_chunk_that_is_not_committed_is_told(tmp_path):
     _, plan = planned(tmp_path, ["a"])
-    with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run:
-        with pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again"):
-            finish(run, plan, "pairs")
+    told = pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again")
+    with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, told:
+        finish(run, plan, "pairs")
 
 
 # ---- turns ---------------------------------------------------------------------------

@@ -50,9 +50,10 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self):
         answer = self.server.next_answer()
         if callable(answer):
-            return answer(self)
-        status, body = answer
-        self.send(status, "application/json" if isinstance(body, dict) else "text/html", body)
+            answer(self)
+        else:
+            status, body = answer
+            self.send(status, "application/json" if isinstance(body, dict) else "text/html", body)
 
     def send(self, status, kind, body):
         data = json.dumps(body) if isinstance(body, dict) else body

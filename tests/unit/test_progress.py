@@ -41,11 +41,18 @@ def test_updates_are_throttled_but_for_the_first_and_the_last(monkeypatch):
     recorder = Recorder()
     progress = Progress(recorder, every_s=0.5)
     with clock(monkeypatch, "limrank.progress") as now:
-        for seconds, done, finished in ((0.0, 0, False), (0.1, 1, False), (0.6, 2, False), (0.7, 3, False), (0.8, 4, True)):
+        for seconds, done, finished in (
+            (0.0, 0, False),
+            (0.1, 1, False),
+            (0.2, 0, False),
+            (0.75, 2, False),
+            (0.8, 3, False),
+            (0.9, 4, True),
+        ):
             now[0] = 1000 + seconds
             progress.update(Event("rerank", done, 4, "pairs", finished=finished))
     progress.close()
-    assert [each if each == "closed" else each.done for each in recorder.events] == [0, 2, 4, "closed"]
+    assert [each if each == "closed" else each.done for each in recorder.events] == [0, 0, 2, 4, "closed"]
 
 
 def test_lines_come_every_five_seconds_a_stage(monkeypatch):

@@ -78,7 +78,9 @@ def test_what_cannot_be_scored_comes_last_without_a_score():
     assert 0 < len(failed) < 20
     assert hits[-len(failed) :] == failed
     assert [hit.index for hit in failed] == sorted(hit.index for hit in failed)
-    assert {(hit.score, hit.error) for hit in failed} == {(None, "the fake engine failed this request, as it was told to")}
+    assert {(hit.score, hit.error) for hit in failed} == {
+        (None, "the fake engine failed this request, as it was told to")
+    }
 
 
 def test_it_works_inside_a_running_loop_and_from_threads(reranker):

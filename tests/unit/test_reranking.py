@@ -60,7 +60,9 @@ def test_rows_are_best_first_ties_in_first_stage_order_and_failed_ones_last():
     judgments = [
         Judgment("d1", None, FAILED, error=RowError("too long")),
         Judgment("d2", 0.5, DIRECT),
-        Judgment("d3", 0.9, ScoreStatus.FORCED, reasoning="because", prompt_tokens=7, generated_tokens=3, truncated=True),
+        Judgment(
+            "d3", 0.9, ScoreStatus.FORCED, reasoning="because", prompt_tokens=7, generated_tokens=3, truncated=True
+        ),
         Judgment("d4", None, FAILED, error=RowError("too long")),
         Judgment("d5", 0.5, DIRECT),
     ]

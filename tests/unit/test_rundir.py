@@ -23,6 +23,17 @@ def storage(tmp_path):
     return Storage(str(tmp_path / "run"))
 
 
+def listed(storage, folder=""):
+    """Every name in a folder, hidden and half-written files included."""
+    return sorted(path.name for path in Path(storage.root, folder).iterdir())
+
+
+def taking(storage, **options):
+    """Takes the run directory and gives it back at once."""
+    with open_run(storage.root, **(COMMON | options)) as run:
+        return run
+
+
 def manifest(storage):
     return json.loads(storage.read_text("manifest.json"))
 
@@ -51,7 +62,7 @@ def test_a_file_is_read_as_it_was_written_and_a_second_writer_replaces_it(storag
     storage.write_text("a/b.txt", "é")
     assert storage.read_text("a/b.txt") == "é"
     assert storage.read_bytes("a/b.txt") == b"\xc3\xa9"
-    assert os.listdir(Path(storage.root) / "a") == ["b.txt"]
+    assert listed(storage, "a") == ["b.txt"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(storage, monkeypatch):
@@ -61,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(storage, monkeypatc
         storage.write_text("a.txt", "new")
     monkeypatch.undo()
     assert storage.read_text("a.txt") == "old"
-    assert os.listdir(storage.root) == ["a.txt"]
+    assert listed(storage) == ["a.txt"]
 
 
 def test_a_reader_never_sees_half_a_file(storage):
@@ -117,7 +128,7 @@ def test_clear_is_safe_to_be_killed_in(storage, monkeypatch):
     for name in ("manifest.json", "lock.json", "config.yaml", "rows/a", "units/b"):
         storage.write_text(name, "")
     removed = []
-    monkeypatch.setattr(Storage, "remove", lambda self, name: removed.append((name, sorted(os.listdir(self.root)))))
+    monkeypatch.setattr(Storage, "remove", lambda self, name: removed.append((name, listed(self))))
     storage.clear()
     # The manifest is the last to go, when nothing else of the run is left.
     assert removed == [("manifest.json", ["lock.json", "manifest.json"])]
@@ -163,8 +174,7 @@ def test_another_config_is_refused_and_its_run_is_not_touched(storage, other):
         run.finish("done")
     before = manifest(storage)
     with pytest.raises(UserError, match="holds a rerank run of another config .*aaaa.*--overwrite"):
-        with open_run(storage.root, **(COMMON | other)):
-            pass
+        taking(storage, **other)
     assert manifest(storage) == before
     assert not storage.exists("lock.json")
 
@@ -176,7 +186,7 @@ def test_overwrite_empties_the_directory(storage):
     with open_run(storage.root, **(COMMON | {"config_hash": "bbbb"}), overwrite=True) as run:
         assert not run.resumed
         assert storage.names("rows") == []
-        assert sorted(os.listdir(storage.root)) == ["config.yaml", "lock.json", "manifest.json"]
+        assert listed(storage) == ["config.yaml", "lock.json", "manifest.json"]
 
 
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"name": "my web app"}'])
@@ -184,15 +194,13 @@ def test_overwrite_never_empties_what_is_not_ours(storage, text):
     storage.write_text("manifest.json", text)
     storage.write_text("index.html", "precious")
     with pytest.raises(UserError, match="its manifest.json is not one of limrank's"):
-        with open_run(storage.root, **COMMON, overwrite=True):
-            pass
+        taking(storage, overwrite=True)
     assert storage.read_text("index.html") == "precious"
 
 
 def test_a_job_that_fails_says_so_and_its_own_error_comes_through(storage):
-    with pytest.raises(PermissionError, match="the train file"):
-        with open_run(storage.root, **COMMON):
-            raise PermissionError("the train file")
+    with pytest.raises(PermissionError, match="the train file"), open_run(storage.root, **COMMON):
+        raise PermissionError("the train file")
     assert manifest(storage)["status"] == "failed"
     assert not storage.exists("lock.json")
 
@@ -201,8 +209,7 @@ def test_a_place_that_cannot_be_written_is_the_persons_fault(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run", "/proc/limrank", "s3x://bucket/run"):
         with pytest.raises(UserError, match="cannot be written: ") as caught:
-            with open_run(str(path), **COMMON):
-                pass
+            taking(Storage(str(path)))
         assert str(caught.value).startswith(f"run_dir {path}: ")
 
 
@@ -212,8 +219,7 @@ def test_a_place_that_cannot_be_written_is_the_persons_fault(tmp_path):
 def test_a_second_driver_is_refused_and_the_first_goes_on(storage):
     with open_run(storage.root, **COMMON) as run:
         with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working in it"):
-            with open_run(storage.root, **COMMON, overwrite=True):
-                pass
+            taking(storage, overwrite=True)
         run.finish("done")
     assert manifest(storage)["status"] == "done"
     assert not storage.exists("lock.json")
@@ -247,11 +253,9 @@ def test_a_dead_driver_of_this_host_is_replaced_at_once(storage):
 def test_a_driver_elsewhere_is_dead_when_it_no_longer_renews(storage):
     leave_lock(storage, host="another-host", age=LOCK_STALE_S - 5)
     with pytest.raises(UserError, match="on another-host is working in it"):
-        with open_run(storage.root, **COMMON):
-            pass
+        taking(storage)
     leave_lock(storage, host="another-host", age=LOCK_STALE_S + 1)
-    with open_run(storage.root, **COMMON):
-        pass
+    taking(storage)
 
 
 def test_the_contract_s_thirty_seconds():
@@ -273,7 +277,8 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
         while renewed() == first and time.monotonic() < deadline:
             time.sleep(0.01)
         assert renewed() > first
-        leave_lock(storage, host="another-host")
+        with rundir._deciding(storage):
+            leave_lock(storage, host="another-host")
         time.sleep(0.1)
         assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
     # What another driver holds is not removed either.
@@ -282,5 +287,4 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
 
 def test_a_lock_that_is_not_json_is_nobodys(storage):
     storage.write_text("lock.json", "")
-    with open_run(storage.root, **COMMON):
-        pass
+    taking(storage)

@@ -125,7 +125,7 @@ def test_the_prompts_carry_seed_persona_query_and_description():
     query, chain, describe, *passages = writer.prompts
     assert "merge sorted lists" in query and "a nurse on night shift" in query and "daily life" in query
     assert "how do I keep my rota in order" in chain
-    assert "word word" in describe and "2 \"hard_negatives\"" in describe
+    assert "word word" in describe and '2 "hard_negatives"' in describe
     assert [("one that helps" in text, "one\n" in text) for text in passages[:2]] == [(True, False), (False, True)]
     assert len(passages) == 3
 
@@ -153,7 +153,8 @@ def test_a_query_that_cannot_be_read_is_a_row_without_text(query):
 
 
 @pytest.mark.parametrize(
-    "describe", ["garbage", "{}", '{"positive": "", "hard_negatives": ["a", "b"]}', '{"positive": "a", "hard_negatives": ["b"]}']
+    "describe",
+    ["garbage", "{}", '{"positive": "", "hard_negatives": ["a", "b"]}', '{"positive": "a", "hard_negatives": ["b"]}'],
 )
 def test_descriptions_that_cannot_be_read_keep_the_query(describe):
     outcome = synthesize(writer=Writer(describe=describe))

@@ -1,0 +1,24 @@
+"""`import limrank` and `limrank --help` are instant because of what they do not import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("ray", "torch", "transformers", "vllm", "pyarrow", "pandas", "datasets", "numpy", "openai")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import limrank",
+        "import limrank.cli; limrank.cli.main(['--help'])",
+        "import limrank; limrank.load_config",
+        "import limrank; limrank.Reranker; limrank.open_engine",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(statement):
+    code = f"{statement}\nimport sys, json\nprint()\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
