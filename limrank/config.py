@@ -119,7 +119,9 @@ class WorkersConfig(Section):
     replicas: PositiveInt = 1
     tensor_parallel: PositiveInt = 1
     cpus: NonNegativeFloat = Field(1.0, description="logical CPUs that one replica takes")
-    gpus: NonNegativeFloat | None = Field(None, description="GPUs a replica; null: tensor_parallel where there are GPUs")
+    gpus: NonNegativeFloat | None = Field(
+        None, description="GPUs a replica; null: tensor_parallel where there are GPUs"
+    )
 
 
 class SynthesisConfig(Section):
@@ -128,7 +130,9 @@ class SynthesisConfig(Section):
     max_seeds: PositiveInt | None = None
     kinds: tuple[Literal["daily", "expert"], ...] = ("daily", "expert")
     negatives: NonNegativeInt = Field(1, description="hard negatives written a query")
-    mined_negatives: NonNegativeInt = Field(0, description="BM25 neighbours of the seed's passage, judged like the rest")
+    mined_negatives: NonNegativeInt = Field(
+        0, description="BM25 neighbours of the seed's passage, judged like the rest"
+    )
     query_tokens: PositiveInt = 160
     chain_tokens: PositiveInt = 256
     passage_tokens: PositiveInt = 256
@@ -144,7 +148,9 @@ class SynthesisConfig(Section):
     @model_validator(mode="after")
     def _ranking_has_negatives(self) -> SynthesisConfig:
         if self.agreement == "ranking" and not self.negatives + self.mined_negatives:
-            raise ValueError("synthesis.agreement=ranking compares with negatives: negatives or mined_negatives above 0")
+            raise ValueError(
+                "synthesis.agreement=ranking compares with negatives: negatives or mined_negatives above 0"
+            )
         return self
 
 
@@ -448,7 +454,9 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
 def _key(location: tuple[int | str, ...]) -> str:
     """A fault's place as the recipe's key; pydantic also names the branch of a union."""
     parts = [str(part) for part in location]
-    return ".".join(part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal[")))
+    return ".".join(
+        part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
+    )
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

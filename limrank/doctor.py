@@ -33,15 +33,15 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every check, in the order in which a person would mend them."""
-    checks: list[Callable[[], Finding]] = [
-        _python, _ray, _torch, _vllm, _vision, _model, _memory, _disk, _cluster
-    ]
+    checks: list[Callable[[], Finding]] = [_python, _ray, _torch, _vllm, _vision, _model, _memory, _disk, _cluster]
     return [check() for check in checks]
 
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", found, sys.version_info < (3, 11), "" if sys.version_info >= (3, 11) else "install Python 3.11+")
+    return Finding(
+        "python", found, sys.version_info < (3, 11), "" if sys.version_info >= (3, 11) else "install Python 3.11+"
+    )
 
 
 def _ray() -> Finding:
@@ -99,7 +99,9 @@ def _disk() -> Finding:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / _GIB
-    return Finding("disk", f"{free:.0f} GiB free for the cache", free < 2, "set LIMRANK_CACHE elsewhere" if free < 2 else "")
+    return Finding(
+        "disk", f"{free:.0f} GiB free for the cache", free < 2, "set LIMRANK_CACHE elsewhere" if free < 2 else ""
+    )
 
 
 def _cluster() -> Finding:

@@ -9,32 +9,26 @@ committed by the actor (see ``chunks.py``), and resuming is a list of file names
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import threading
-import time
 import uuid
-from collections.abc import Awaitable, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Receipt, Task, read_receipts
+from limrank.chunks import Receipt, Task, read_receipts
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
-from limrank.errors import EngineError, LimrankError, UserError
+from limrank.errors import EngineError, UserError
 from limrank.plan import Chunk, Plan
 from limrank.progress import Event, Progress
-from limrank.rundir import RunDir, Storage
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from limrank.rundir import RunDir
+from limrank.storage import Storage
+from limrank.worker import ChunkWorker
 
 OVERLAP = 4
 """Chunks that an actor works on at a time: while one drains, the next ones fill the engine."""
 
-
+_ANY_NUMBER = 1_000_000
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000
 
@@ -102,9 +96,24 @@ def chunk_cost(engine_kind: str) -> int:
     return _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
 
 
-def resources(engines: Mapping[str, EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, float]:
+def claim(engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int) -> dict[str, float]:
+    """What one replica takes of the cluster that this process is connected to, as Ray's
+    ``num_cpus`` and ``num_gpus``.
+
+    Raises:
+        UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
+    check_resources(wanted, replicas, nodes)
+    return wanted
+
+
+def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, float]:
     """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
-    if not any(source.holds_model for source in engines.values()):
+    if not any(source.holds_model for source in engines):
         return {"num_cpus": 0.1, "num_gpus": 0.0}
     gpus = workers.gpus
     if gpus is None:
@@ -112,19 +121,29 @@ def resources(engines: Mapping[str, EngineSource], workers: WorkersConfig, clust
     return {"num_cpus": workers.cpus, "num_gpus": gpus}
 
 
-def check_resources(wanted: Mapping[str, float], replicas: int, cluster: Mapping[str, float]) -> None:
-    """Raises UserError where the cluster as it stands cannot hold the pool: Ray would wait for ever.
+def check_resources(wanted: Mapping[str, float], replicas: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where the nodes cannot hold the replicas, each on one node.
 
     One logical CPU stays free for Ray Data's own tasks.
     """
-    for kind, key, spare in (("CPU", "num_cpus", 1), ("GPU", "num_gpus", 0)):
-        have, need = cluster.get(kind, 0.0), wanted[key] * replicas
-        if need and need + spare > have:
-            beside = " and one beside them" if spare else ""
-            raise UserError(
-                f"workers: {replicas} replicas need {need:g} {kind}s{beside}, and the cluster has {have:g}: "
-                f"lower workers.replicas or workers.{kind.lower()}s"
-            )
+    kinds = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+    needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in kinds if wanted[key])
+    fitting = sum(_fitting(wanted, node) for node in nodes)
+    whole = sum(node.get("CPU", 0.0) for node in nodes)
+    if fitting < replicas or whole < wanted["num_cpus"] * replicas + 1:
+        have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise UserError(
+            f"workers: {replicas} replicas of {needed} each, and one CPU beside them, do not fit into the cluster's "
+            f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
+        )
+
+
+def _fitting(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """How many replicas one node holds."""
+    shares = [
+        node.get(kind, 0.0) // wanted[key] for kind, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if wanted[key]
+    ]
+    return int(min(shares, default=_ANY_NUMBER))
 
 
 def _dispatch(
@@ -139,9 +158,7 @@ def _dispatch(
     import ray
     from ray.data import ActorPoolStrategy
 
-    cluster = ray.cluster_resources()
-    wanted = resources(engines, workers, cluster.get("GPU", 0.0))
-    check_resources(wanted, workers.replicas, cluster)
+    wanted = claim(engines.values(), workers, workers.replicas)
     _quiet_ray_data()
     longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
     receipts = (
@@ -166,94 +183,6 @@ def _dispatch(
     for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
         for row in batch.to_pylist():
             session.take(row)
-
-
-class ChunkWorker:
-    """One engine actor. An error that must end the job is handed back as a receipt: an
-    exception here would come out as Ray's, after Ray's retries."""
-
-    def __init__(self, storage: Storage, task: Task, sources: Mapping[str, EngineSource], session: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
-        self._turns = _Turns()
-        self._fatal: LimrankError | None = None
-        started = time.monotonic()
-        try:
-            engines = self._call(_open_all(sources))
-            took = time.monotonic() - started
-            self._runner = ChunkRunner(storage, task, engines, self._call, session=session, startup_seconds=took)
-        except LimrankError as error:
-            self._fatal = error
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        return pa.Table.from_pylist([self._row(number) for number in batch["chunk"].to_pylist()], schema=_wire())
-
-    def _row(self, number: int) -> dict[str, Any]:
-        if self._fatal is not None:
-            return _fatal_row(self._fatal)
-        try:
-            alone = self._runner.deaths(number) >= DEATHS_BEFORE_ALONE
-            with self._turns.alone() if alone else self._turns.shared():
-                receipt = self._runner.run(number, alone=alone)
-        except EngineError as error:
-            # A raised error would end the dataset, and a dead engine stays dead. With the
-            # process gone Ray starts another and gives it the unfinished chunks; attempts
-            # are on record, so this does not go on for ever.
-            logging.getLogger(__name__).error("engine lost, worker ends: %s", error)
-            os._exit(70)
-        except (UserError, OSError) as error:
-            return _fatal_row(error)
-        return asdict(receipt)
-
-    def _call(self, coroutine: Awaitable[Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-
-async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
-    # Roles that are played by one model share one engine.
-    opened: dict[EngineSource, Any] = {}
-    for source in sources.values():
-        if source not in opened:
-            opened[source] = source.open()
-    return {role: opened[source] for role, source in sources.items()}
-
-
-class _Turns:
-    """Chunks run side by side, but one that must run alone waits for the others to end
-    and keeps them out: what dies then is known to be its own fault."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self._waiting_alone = 0
-
-    @contextmanager
-    def shared(self):
-        with self._changed:
-            self._changed.wait_for(lambda: self._running >= 0 and not self._waiting_alone)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self):
-        with self._changed:
-            self._waiting_alone += 1
-            self._changed.wait_for(lambda: self._running == 0)
-            self._waiting_alone -= 1
-            self._running = -1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running = 0
-                self._changed.notify_all()
 
 
 class _Session:
@@ -357,21 +286,6 @@ def _covered(spans: list[tuple[float, float]]) -> float:
         covered += max(0.0, ended - max(began, end))
         end = max(end, ended)
     return covered
-
-
-def _wire() -> pa.Schema:
-    """A receipt as it travels: the Receipt's fields, or else the error that ends the job."""
-    import pyarrow as pa
-
-    floats = ("began", "ended", "startup_seconds")
-    return pa.schema(
-        [(name, pa.float64() if name in floats else pa.int64()) for name in Receipt.__dataclass_fields__]
-        + [("error_type", pa.string()), ("error", pa.string())]
-    )
-
-
-def _fatal_row(error: Exception) -> dict[str, Any]:
-    return {"error_type": type(error).__name__, "error": str(error)}
 
 
 def _quiet_ray_data() -> None:

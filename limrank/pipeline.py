@@ -29,12 +29,13 @@ from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokeniz
 from limrank.errors import UserError
 from limrank.evaluation.job import Evaluation, evaluate_run
 from limrank.evaluation.report import System, write_report
-from limrank.fanout import check_resources, resources
+from limrank.fanout import claim
 from limrank.progress import Event, Progress
 from limrank.records import Query
 from limrank.result import JobResult
-from limrank.rundir import Storage, versions
+from limrank.rundir import versions
 from limrank.scoring import check_labels
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +61,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         results = [reranking.run(stages["first_stage"], stage=FIRST_STAGE, **common)]
         open_stages = [name for name in ("synthesize", "rerank_base") if overwrite or not _done(stages[name].run_dir)]
         with _engine(config, config.model, open_stages, progress) as engine:
-            roles = {role: engine for role in ("writer", "judge", "scorer")} if engine else None
+            roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
             results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
         results.append(training.run(stages["train"], **common))
@@ -173,17 +174,13 @@ def _engine(
     config: PipelineJob, model: ModelConfig, open_stages: list[str], progress: Progress
 ) -> Iterator[EngineSource | None]:
     """One engine in an actor of its own for several stages; none where nothing is left to do."""
-    import ray
-
     from limrank.engines.served import host_engine
 
     if not open_stages:
         yield None
         return
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
-    available = ray.cluster_resources()
-    wanted = resources({"scorer": spec}, config.workers, available.get("GPU", 0.0))
-    check_resources(wanted, 1, available)
+    wanted = claim([spec], config.workers, 1)
     stage = f"engine, {Path(model.id).name}"
     progress.update(Event(stage, 0, 1, "started"))
     with host_engine(spec, wanted) as source:
@@ -248,9 +245,7 @@ def _report(config: PipelineJob, stages: dict[str, Any], evaluations: list[Evalu
     directory = Path(stages["rerank_base"].run_dir)
     queries: list[Query] = beir.read_queries(directory / "queries.jsonl")
     path = Path(config.run_dir) / "report.html"
-    systems = [
-        System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations
-    ]
+    systems = [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]
     facts = {
         "benchmark": f"{config.data.format} {config.data.name or config.data.split}, {len(queries)} queries, "
         f"depth {config.first_stage.depth}",
@@ -269,4 +264,3 @@ def _report(config: PipelineJob, stages: dict[str, Any], evaluations: list[Evalu
         seed=config.seed,
     )
     return path
-

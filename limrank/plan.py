@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa

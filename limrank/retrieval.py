@@ -33,9 +33,10 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
         # sorted() is stable: documents of one score stay in the order of the run.
         ranked = sorted(run.get(query.query_id, {}).items(), key=lambda item: -item[1])
         kept = [(doc_id, score) for doc_id, score in ranked if doc_id not in query.excluded][: first_stage.depth]
-        yield query, [
-            Candidate(doc_id, contents[doc_id], rank, score) for rank, (doc_id, score) in enumerate(kept, start=1)
-        ]
+        yield (
+            query,
+            [Candidate(doc_id, contents[doc_id], rank, score) for rank, (doc_id, score) in enumerate(kept, start=1)],
+        )
 
 
 def bm25(documents: list[Document], queries: list[Query], depth: int, *, k1: float = 0.9, b: float = 0.4) -> Run:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from limrank import prompts
 from limrank.config import ScoringConfig
 from limrank.engines.base import Engine, Tokenizer, label_token_ids
-from limrank.errors import RowError
+from limrank.errors import RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
 TRUE, FALSE = LABELS = (" true", " false")
@@ -44,6 +44,26 @@ class PairPrompt:
 def prompt_query(query: Query) -> str:
     """The query as the model sees it: an instruction is appended to its text."""
     return f"{query.text} {query.instruction}".strip()
+
+
+def prompt_template(scoring: ScoringConfig) -> str:
+    """The text of the scoring prompt, with its places for ``query`` and ``passage``.
+
+    Raises:
+        UserError: there is no such prompt, or a place is missing: every pair would be
+            the same to the model.
+    """
+    template = prompts.load(scoring.prompt)
+    found = {match.group(1) for match in _PLACE.finditer(template)}
+    if missing := {"query", "passage"} - found:
+        places = " and ".join(f"{{{{ {name} }}}}" for name in sorted(missing))
+        raise UserError(f"scoring.prompt {scoring.prompt}: has no {places}")
+    return template
+
+
+def pair_text(template: str, query: Query, passage: str) -> str:
+    """The prompt of a pair as text; the model is given :func:`encode_pair`'s ids."""
+    return _place(template, query, passage)
 
 
 def completion(chain: str | None, label: bool) -> str:

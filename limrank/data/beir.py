@@ -93,6 +93,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{path}:{number}: not JSON: {error.msg} (column {error.colno})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: not a JSON object, but {type(record).__name__}")
+        if "\\u" in line and _has_lone_surrogate(record):
+            raise UserError(f"{path}:{number}: half a surrogate pair, which is no character")
         yield number, record
 
 
@@ -153,6 +155,8 @@ def _identified(path: str | Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         an_id = str(value)
         if not an_id.strip():
             raise UserError(f"{where}: _id is empty")
+        if any(mark in an_id for mark in "\t\n\r"):
+            raise UserError(f"{where}: _id {an_id!r} holds a tab or a line end, and could not stand in a run file")
         first = first_seen.setdefault(an_id, number)
         if first != number:
             raise UserError(f"{where}: _id {an_id!r} is there twice: first on line {first}")
@@ -175,6 +179,14 @@ def _excluded(record: dict[str, Any], where: str) -> frozenset[str]:
     if ids is not None and not (isinstance(ids, list) and all(isinstance(an_id, str) for an_id in ids)):
         raise UserError(f"{where}: excluded_ids should be a list of strings")
     return excluded_ids(ids)
+
+
+def _has_lone_surrogate(record: dict[str, Any]) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _type_name(value: Any) -> str:

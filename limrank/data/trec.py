@@ -96,21 +96,31 @@ def read_qrels(path: str | Path) -> Qrels:
 def write_run_trec(path_or_file: str | Path | TextIO, run: Run, tag: str = "limrank") -> None:
     """Write a ranking in TREC's six columns, best document first, ranks from 1.
 
-    The columns are separated by tabs where an id of the run holds white space, else by
-    single spaces.
+    The columns are separated as :func:`run_separator` says.
 
     Raises:
         UserError: an id is empty or holds a tab or a line end, which no TREC file can carry.
     """
     ids = {doc_id for scores in run.values() for doc_id in scores} | run.keys()
     _check_writable(ids, "run")
-    separator = "\t" if any(len(an_id.split()) > 1 for an_id in ids) else " "
+    gap = run_separator(ids)
     lines = (
-        separator.join((query_id, "Q0", doc_id, str(rank), repr(float(score)), tag))
+        run_line(query_id, doc_id, rank, float(score), gap, tag)
         for query_id, scores in run.items()
         for rank, (doc_id, score) in enumerate(ranking(scores), start=1)
     )
     _write_lines(path_or_file, lines)
+
+
+def run_separator(ids: Iterable[str]) -> str:
+    """What separates a run's columns: a tab where an id holds white space (a no-break
+    space too), else a single space."""
+    return "\t" if any(an_id.split() != [an_id] for an_id in ids) else " "
+
+
+def run_line(query_id: str, doc_id: str, rank: int, score: float, gap: str = " ", tag: str = "limrank") -> str:
+    """One line of a TREC run, without its end."""
+    return gap.join((query_id, "Q0", doc_id, str(rank), repr(score), tag))
 
 
 def write_qrels(path: str | Path, qrels: Qrels) -> None:

@@ -82,9 +82,7 @@ def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
     return AutoTokenizer.from_pretrained(models.resolve(model.id), trust_remote_code=False)
 
 
-def open_engine(
-    model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1
-) -> Engine:
+def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:
     """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
 
     Raises:

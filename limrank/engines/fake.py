@@ -20,7 +20,26 @@ from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Generation, Limits, Prompt, label_token_ids, record_usage
 from limrank.errors import EngineError, RowError
 
-_WORDS = "the need is met when a passage says how it works and why it holds for this case".split()
+_WORDS = [
+    "the",
+    "need",
+    "is",
+    "met",
+    "when",
+    "a",
+    "passage",
+    "says",
+    "how",
+    "it",
+    "works",
+    "and",
+    "why",
+    "it",
+    "holds",
+    "for",
+    "this",
+    "case",
+]
 
 
 class ByteTokenizer:

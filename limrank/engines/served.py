@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,10 +155,9 @@ def host_engine(spec: EngineSpec, wanted: dict[str, float]) -> Iterator[HostedEn
 def _end(host: Any) -> None:
     import ray
 
-    try:
+    # It is killed next, whatever state it is in.
+    with suppress(Exception):
         ray.get(host.aclose.remote(), timeout=20)
-    except Exception:  # noqa: S110 - it is killed next, whatever state it is in
-        pass
     ray.kill(host)
 
 

@@ -159,8 +159,8 @@ class VllmEngine:
 
     async def _last(self, prompt: Prompt, params: Any) -> Any:
         last = None
-        async for last in self._outputs(prompt, params):
-            pass
+        async for output in self._outputs(prompt, params):
+            last = output
         if last is None:
             raise EngineError("vLLM ended a request without an output")
         return last
@@ -194,7 +194,9 @@ class VllmEngine:
             ids = list(prompt)
         # vLLM would write less than it was asked for, and say nothing.
         if len(ids) + max_tokens > self._limits.context:
-            raise RowError(f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}")
+            raise RowError(
+                f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}"
+            )
         return ids
 
 

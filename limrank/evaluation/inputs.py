@@ -83,6 +83,11 @@ def _rerank_run(directory: Path) -> Inputs:
             raise UserError(
                 f"run_dir: no {name} in {directory}; run `limrank rerank` first, or give evaluation.run and data"
             )
+    manifest = _mapping(directory / "manifest.json", json.loads)
+    if manifest.get("status", "done") != "done":
+        raise UserError(
+            f"run_dir {directory}: the rerank job is {manifest['status']}; run `limrank rerank` again, it goes on from there"
+        )
     run = trec.read_run(directory / "run.trec")
     queries = beir.read_queries(directory / "queries.jsonl")
     selected = {query.query_id for query in queries}
@@ -92,7 +97,6 @@ def _rerank_run(directory: Path) -> Inputs:
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
     recipe = _mapping(directory / "config.yaml", yaml.safe_load)
-    manifest = _mapping(directory / "manifest.json", json.loads)
     pairs_per_second, tokens_per_pair = _cost(manifest)
     first_stage = _first_stage(directory)
     return Inputs(

@@ -26,7 +26,9 @@ def load(name: str) -> str:
     path = Path(name)
     if path.is_file():
         return path.read_text(encoding="utf-8").removesuffix("\n")
-    names = sorted(entry.name.removesuffix(".txt") for entry in resources.files(__name__).iterdir() if entry.name.endswith(".txt"))
+    names = sorted(
+        entry.name.removesuffix(".txt") for entry in resources.files(__name__).iterdir() if entry.name.endswith(".txt")
+    )
     raise UserError(f"prompt {name}: no such file, and not one of {', '.join(names)}")
 
 

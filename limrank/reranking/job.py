@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, prompts, retrieval
+from limrank import cluster, models, prompts, retrieval
 from limrank.chunks import ChunkRunner, Engines, Outcome
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.data import benchmarks
+from limrank.data.trec import run_line, run_separator
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.fanout import Summary, chunk_cost, fanout, finish
 from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Plan, Unit, read_plan, write_plan
@@ -28,8 +29,9 @@ from limrank.records import (
     rerank_unit_schema,
 )
 from limrank.result import JobResult
-from limrank.rundir import RunDir, Storage, open_run
-from limrank.scoring import check_labels, prompt_query, rank_judgments, score_query
+from limrank.rundir import RunDir, open_run
+from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,6 +101,7 @@ def run(
         EngineError: an engine did not come up.
     """
     benchmark = benchmarks.load(config.data)
+    prompt_template(config.scoring)
     if config.scoring.mode != "none" and engines is None:
         check_engine(config.model, config.engine)
         check_labels(load_tokenizer(config.model, config.engine))
@@ -140,9 +143,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
     first = max(units, key=lambda unit: len(unit["candidates"]), default=None)
     prompt = None
     if first and first["candidates"] and config.scoring.mode != "none":
-        query = unit_query(first)
-        passage = first["candidates"][0]["text"]
-        prompt = prompts.render(config.scoring.prompt, query=prompt_query(query), passage=passage)
+        prompt = pair_text(prompt_template(config.scoring), unit_query(first), first["candidates"][0]["text"])
     return {
         "units": f"{len(units)} queries, {sum(len(unit['candidates']) for unit in units)} pairs",
         "tokens": f"about {sum(unit['cost'] for unit in units)} to read and write",
@@ -154,7 +155,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
 
 def rows_hash(config: RerankJob, benchmark: Benchmark) -> str:
     """The hash of all that a rerank job's rows depend on."""
-    model = config.model.model_dump()
+    unused = config.scoring.mode == "none"
     return config_hash(
         {
             "job": "rerank",
@@ -162,9 +163,11 @@ def rows_hash(config: RerankJob, benchmark: Benchmark) -> str:
             # Judgements select queries: others make another run, whatever their grades.
             "queries": [query.query_id for query in benchmark.queries],
             "first_stage": config.first_stage.model_dump(exclude={"path"}),
-            "first_stage_run": benchmarks.file_fingerprint(config.first_stage.path) if config.first_stage.path else None,
-            "model": None if config.scoring.mode == "none" else model,
-            "engine": [config.engine.kind, config.engine.fail_rate] if config.scoring.mode != "none" else None,
+            "first_stage_run": benchmarks.file_fingerprint(config.first_stage.path)
+            if config.first_stage.path
+            else None,
+            "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
+            "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
             "scoring": config.scoring.model_dump(exclude={"prompt"}),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
@@ -205,13 +208,14 @@ def write_runs(storage: Storage) -> None:
 
     The score in both is ``-rank``, so that every tool reads the same order, ties included.
     """
+    gap = run_separator(
+        each for query_id, ranked in _rankings(storage) for each in (query_id, *(doc for _, doc in ranked))
+    )
     with storage.open_output("run.trec") as trec, storage.open_output("run.json") as whole:
         separator = "{"
         for query_id, ranked in _rankings(storage):
             for rank, doc_id in ranked:
-                # Any white space, as trec.py reads it: a no-break space splits a line too.
-                gap = " " if query_id.split() == [query_id] and doc_id.split() == [doc_id] else "\t"
-                trec.write(gap.join((query_id, "Q0", doc_id, str(rank), str(-rank), "limrank")).encode() + b"\n")
+                trec.write(run_line(query_id, doc_id, rank, -rank, gap).encode() + b"\n")
             entry = json.dumps({doc_id: float(-rank) for rank, doc_id in ranked}, ensure_ascii=False)
             whole.write(f"{separator}\n{json.dumps(query_id, ensure_ascii=False)}: {entry}".encode())
             separator = ","

@@ -42,7 +42,11 @@ def application(config: ServeJob, source: EngineSource, model: str, wanted: dict
         model: the name it is served under.
         wanted: what one engine replica takes (num_cpus, num_gpus).
     """
-    replicas, ongoing, waiting = config.workers.replicas, config.engine.max_in_flight, config.serving.max_queued_requests
+    replicas, ongoing, waiting = (
+        config.workers.replicas,
+        config.engine.max_in_flight,
+        config.serving.max_queued_requests,
+    )
     # The API counts requests itself: Serve's own limit answers in plain text, and counts
     # those that are only on their way to a free replica as waiting.
     limit = None if waiting < 0 else replicas * ongoing + waiting

@@ -20,7 +20,7 @@ from limrank import cluster, prompts
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.errors import EngineError, UserError
-from limrank.fanout import check_resources, resources
+from limrank.fanout import claim
 from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.serving.types import MAX_DOCUMENTS
@@ -84,9 +84,7 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
     _check(config)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
-    available = ray.cluster_resources()
-    wanted = resources({"scorer": source}, config.workers, available.get("GPU", 0.0))
-    check_resources(wanted, config.workers.replicas, available)
+    wanted = claim([source], config.workers, config.workers.replicas)
     host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from limrank import prompts
-from limrank.config import SynthesizeJob
+from limrank.config import ScoringConfig, SynthesizeJob
 from limrank.fanout import Summary
 from limrank.records import Query
-from limrank.rundir import Storage
-from limrank.scoring import completion, prompt_query
+from limrank.scoring import completion, pair_text, prompt_template
+from limrank.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def training_pair(row: dict[str, Any], prompt: str = "relevance") -> dict[str, s
     """The prompt of the reranker and what it should write: the judge's chain, and the
     intended label (under agreement by verdict the chain's own)."""
     query = Query(row["example_id"], row["query"], row["instruction"] or "")
-    text = prompts.render(prompt, query=prompt_query(query), passage=row["passage"])
+    text = pair_text(prompt_template(ScoringConfig(prompt=prompt)), query, row["passage"])
     return {"prompt": text, "completion": completion(row["reasoning"], row["label"])}
 
 

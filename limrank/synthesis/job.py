@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, prompts, retrieval
+from limrank import cluster, models, prompts, retrieval
 from limrank.chunks import Engines, Outcome
 from limrank.config import ScoringConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
@@ -40,9 +40,7 @@ class SynthesisTask:
         return synthesis_row_schema()
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        personas = {
-            QueryKind(each["kind"]): Persona(each["persona_id"], each["text"]) for each in unit["personas"]
-        }
+        personas = {QueryKind(each["kind"]): Persona(each["persona_id"], each["text"]) for each in unit["personas"]}
         seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
         outcome = await synthesize_seed(seed, personas, unit["mined"], engines, self.inputs)
         return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
@@ -75,13 +73,16 @@ def run(
         for source in engines.values():
             check_engine(source.model, source.engine)
         check_labels(load_tokenizer(engines["judge"].model, engines["judge"].engine))
-    with open_run(
-        config.run_dir,
-        job="synthesize",
-        config_yaml=dump_config(config),
-        config_hash=rows_hash(config, seeds, personas),
-        overwrite=overwrite,
-    ) as run_dir, cluster.connect(address, paths=[config.run_dir]):
+    with (
+        open_run(
+            config.run_dir,
+            job="synthesize",
+            config_yaml=dump_config(config),
+            config_hash=rows_hash(config, seeds, personas),
+            overwrite=overwrite,
+        ) as run_dir,
+        cluster.connect(address, paths=[config.run_dir]),
+    ):
         planned = read_plan(run_dir.storage) or write_plan(
             run_dir.storage,
             ((unit, 1) for unit in _units(config, seeds, personas)),
@@ -123,8 +124,10 @@ def rows_hash(config: SynthesizeJob, seeds: Sequence[Seed], personas: Sequence[P
         {
             "job": "synthesize",
             "seeds": seed_data.fingerprint(seeds, personas),
-            "model": config.model.model_dump(),
-            "judge": (config.judge or config.model).model_dump(),
+            "models": [
+                (model.model_dump(), models.fingerprint(model.id))
+                for model in (config.model, config.judge or config.model)
+            ],
             "engines": [(each.kind, each.fail_rate) for each in (config.engine, judge_engine)],
             "scoring": judging(config).model_dump(exclude={"prompt"}),
             "synthesis": config.synthesis.model_dump(exclude={"seeds", "personas"}),

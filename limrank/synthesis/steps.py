@@ -164,16 +164,18 @@ async def write_passage(writer: _Writer, query: str, description: str, name: str
     """A passage from its description, of drawn length and register."""
     draw = random.Random(writer.request_seed(f"style/{name}"))
     prompt = prompts.render(
-        "synth_passage", query=query, description=description, register=draw.choice(_REGISTERS), words=draw.choice(_WORDS)
+        "synth_passage",
+        query=query,
+        description=description,
+        register=draw.choice(_REGISTERS),
+        words=draw.choice(_WORDS),
     )
     generation = await writer.write(f"passage/{name}", prompt, writer.settings.passage_tokens)
     whole = generation.finish_reason == "stop"
     return " ".join((generation.text if whole else cut_at_sentence(generation.text)).split())
 
 
-async def judge_examples(
-    examples: Sequence[SynthesisExample], judge: Engine, inputs: SynthesisInputs
-) -> SeedOutcome:
+async def judge_examples(examples: Sequence[SynthesisExample], judge: Engine, inputs: SynthesisInputs) -> SeedOutcome:
     """The judge's chain and p(true) for each example that is still in, and what it rules."""
     open_ones = [example for example in examples if example.reject_reason is None]
     judgments = await asyncio.gather(
@@ -213,9 +215,7 @@ class _Writer:
         digest = hashlib.sha256(f"{self.inputs.seed}/{self.place}/{step}".encode()).digest()
         return int.from_bytes(digest[:4]) >> 1
 
-    async def write(
-        self, step: str, prompt: str, max_tokens: int, schema: dict[str, Any] | None = None
-    ) -> Generation:
+    async def write(self, step: str, prompt: str, max_tokens: int, schema: dict[str, Any] | None = None) -> Generation:
         return await self.engine.generate(
             [{"role": "user", "content": prompt}],
             max_tokens=max_tokens,

@@ -14,7 +14,9 @@ from typing import Any
 
 from limrank import models
 from limrank.config import TrainJob
+from limrank.engines import EngineSpec
 from limrank.errors import EngineError, LimrankError, UserError
+from limrank.fanout import claim
 from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
 from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split
@@ -176,23 +178,13 @@ def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, A
 
 
 def _scaling(config: TrainJob):
-    import ray
     from ray.train import ScalingConfig
 
-    workers, there = config.workers, ray.cluster_resources()
-    gpus = workers.gpus if workers.gpus is not None else float(there.get("GPU", 0) > 0)
-    needed = {"CPU": workers.replicas * workers.cpus, "GPU": workers.replicas * gpus}
-    for resource, amount in needed.items():
-        # Ray would wait for ever.
-        if amount > there.get(resource, 0):
-            raise UserError(
-                f"workers: {workers.replicas} replicas need {amount:g} {resource}s, "
-                f"and the cluster has {there.get(resource, 0):g}"
-            )
+    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.replicas)
     return ScalingConfig(
-        num_workers=workers.replicas,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {}),
+        num_workers=config.workers.replicas,
+        use_gpu=wanted["num_gpus"] > 0,
+        resources_per_worker={"CPU": wanted["num_cpus"]} | ({"GPU": wanted["num_gpus"]} if wanted["num_gpus"] else {}),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limrank import cluster
+from limrank import cluster, models
 from limrank.config import TrainJob, config_hash, dump_config
 from limrank.data.benchmarks import file_fingerprint
 from limrank.progress import Event, Progress
@@ -54,7 +54,7 @@ def training_hash(config: TrainJob) -> str:
         {
             "job": "train",
             "train_file": file_fingerprint(config.training.train_file),
-            "model": config.model.model_dump(),
+            "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude={"train_file", "save_steps"}),
             "seed": config.seed,
         }

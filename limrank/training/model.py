@@ -115,7 +115,7 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
         r=training.lora_rank,
         lora_alpha=training.lora_alpha,
         target_modules="all-linear",
-        trainable_token_indices={name: added for name in names} if added else None,
+        trainable_token_indices=dict.fromkeys(names, added) if added else None,
     )
     return get_peft_model(model, adapter)
 

@@ -44,7 +44,7 @@ def committed(run_dir):
 
 
 def rows(run_dir):
-    from limrank.rundir import Storage
+    from limrank.storage import Storage
 
     storage = Storage(str(run_dir))
     return [row for name in storage.names("rows") for row in storage.read_table(f"rows/{name}").to_pylist()]
@@ -101,7 +101,7 @@ def test_a_killed_driver_is_resumed(beir, tmp_path, undisturbed):
     process.wait()
     time.sleep(2)  # its workers, gone with it, may be in the middle of a last rename
     before = committed(run_dir)
-    assert 0 < len(before)
+    assert len(before) > 0
     run_whole(beir, run_dir)
     after = committed(run_dir)
     assert {name: after[name] for name in before} == before, "a committed chunk was scored again"

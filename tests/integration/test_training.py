@@ -359,7 +359,7 @@ def train_alone(config):
 
 
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
-    with pytest.raises(UserError, match="3 replicas need 3 CPUs, and the cluster has 2"):
+    with pytest.raises(UserError, match="3 replicas of 1 CPUs each, and one CPU beside them"):
         fit.fit(train_job(tied_model, train_file, tmp_path, replicas=3), tmp_path)
 
 

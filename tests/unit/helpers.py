@@ -13,7 +13,7 @@ from limrank.engines import open_engine
 from limrank.errors import EngineError, RowError
 from limrank.plan import write_plan
 from limrank.progress import Progress
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 UNIT_SCHEMA = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
 ROW_SCHEMA = pa.schema([("unit_id", pa.string()), ("answer", pa.string())])

@@ -6,7 +6,7 @@ from helpers import EchoTask, fake_engine, planned, rows, runner
 
 from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, RECEIPT_KEY, Outcome, read_receipts, run_unit
 from limrank.errors import EngineError, RowError, UserError
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 
 def answers(storage):

@@ -9,20 +9,11 @@ from limrank.chunks import Receipt
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EngineError, UserError
-from limrank.fanout import (
-    Summary,
-    _covered,
-    _fatal_row,
-    _Session,
-    _Turns,
-    check_resources,
-    finish,
-    resources,
-    summarize,
-)
+from limrank.fanout import Summary, _covered, _Session, check_resources, finish, resources, summarize
 from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
 from limrank.rundir import open_run
+from limrank.worker import _fatal_row, _Turns
 
 RECEIPT = Receipt(
     chunk=0,
@@ -41,33 +32,40 @@ PLAN = Plan([Chunk(0, 2, 50, 20), Chunk(1, 2, 50, 20)])
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "replicas", "cluster"),
-    [(1, 0, 3, {"CPU": 4}), (0, 0, 9, {}), (1, 1, 2, {"CPU": 3, "GPU": 2}), (0.5, 0, 2, {"CPU": 2})],
+    ("cpus", "gpus", "replicas", "nodes"),
+    [
+        (1, 0, 3, [{"CPU": 4}]),
+        (1, 1, 2, [{"CPU": 3, "GPU": 2}]),
+        (0.5, 0, 2, [{"CPU": 2}]),
+        (2, 4, 2, [{"CPU": 4, "GPU": 4}, {"CPU": 4, "GPU": 4}]),
+    ],
 )
-def test_what_fits(cpus, gpus, replicas, cluster):
-    check_resources({"num_cpus": cpus, "num_gpus": gpus}, replicas, cluster)
+def test_what_fits(cpus, gpus, replicas, nodes):
+    check_resources({"num_cpus": cpus, "num_gpus": gpus}, replicas, nodes)
 
 
-def test_too_few_cpus_says_what_to_lower():
+def test_the_last_cpu_stays_free():
     with pytest.raises(UserError) as caught:
-        check_resources({"num_cpus": 2, "num_gpus": 0}, 2, {"CPU": 4})
+        check_resources({"num_cpus": 2, "num_gpus": 0}, 2, [{"CPU": 4}])
     assert str(caught.value) == (
-        "workers: 2 replicas need 4 CPUs and one beside them, and the cluster has 4: "
-        "lower workers.replicas or workers.cpus"
+        "workers: 2 replicas of 2 CPUs each, and one CPU beside them, do not fit into the cluster's nodes "
+        "(4 CPUs 0 GPUs): lower workers.replicas, workers.cpus or workers.gpus"
     )
 
 
 def test_too_few_gpus():
-    with pytest.raises(UserError) as caught:
-        check_resources({"num_cpus": 1, "num_gpus": 1}, 2, {"CPU": 64, "GPU": 1})
-    assert str(caught.value) == (
-        "workers: 2 replicas need 2 GPUs, and the cluster has 1: lower workers.replicas or workers.gpus"
-    )
+    with pytest.raises(UserError, match="2 replicas of 1 CPUs and 1 GPUs each"):
+        check_resources({"num_cpus": 1, "num_gpus": 1}, 2, [{"CPU": 64, "GPU": 1}])
+
+
+def test_a_replica_is_not_spread_over_nodes():
+    with pytest.raises(UserError, match="1 replicas of 1 CPUs and 8 GPUs each"):
+        check_resources({"num_cpus": 1, "num_gpus": 8}, 1, [{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}])
 
 
 def test_what_a_replica_takes():
-    vllm = {"scorer": EngineSpec(ModelConfig(), EngineConfig(kind="vllm"))}
-    fake = {"scorer": EngineSpec(ModelConfig(), EngineConfig(kind="fake"))}
+    vllm = [EngineSpec(ModelConfig(), EngineConfig(kind="vllm"))]
+    fake = [EngineSpec(ModelConfig(), EngineConfig(kind="fake"))]
     four = WorkersConfig(tensor_parallel=4, cpus=2)
     assert resources(vllm, four, cluster_gpus=8) == {"num_cpus": 2, "num_gpus": 4}
     assert resources(vllm, four, cluster_gpus=0) == {"num_cpus": 2, "num_gpus": 0}

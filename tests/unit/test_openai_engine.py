@@ -114,7 +114,9 @@ def test_an_answer_is_read(endpoint):
 
 def test_chat_messages_go_to_the_chat_endpoint(endpoint):
     message = {"role": "assistant", "content": "hello"}
-    endpoint.answers = [(200, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": USAGE})]
+    endpoint.answers = [
+        (200, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": USAGE})
+    ]
     answer = generate(endpoint.url, [{"role": "user", "content": "hi"}])
     assert (answer.text, answer.finish_reason) == ("hello", "length")
     assert endpoint.requests[0][0] == "/v1/chat/completions"
@@ -282,7 +284,9 @@ def test_label_logprobs_are_read_from_the_top(endpoint):
 
 
 def test_label_logprobs_of_a_chat(endpoint):
-    top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in [(" true", -2.0), (" false", -3.0)]]
+    top = [
+        {"token": token, "logprob": logprob, "bytes": None} for token, logprob in [(" true", -2.0), (" false", -3.0)]
+    ]
     content = [{"token": " true", "logprob": -2.0, "bytes": None, "top_logprobs": top}]
     message = {"role": "assistant", "content": " true"}
     choice = {"index": 0, "message": message, "finish_reason": "length", "logprobs": {"content": content}}

@@ -4,7 +4,7 @@ import pytest
 from helpers import UNIT_SCHEMA, planned
 
 from limrank.plan import Chunk, Plan, read_chunk, read_plan, write_plan
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 
 def write(tmp_path, costs, *, chunk_cost, weights=None):

@@ -95,7 +95,9 @@ def test_a_child_from_before_is_left_alone():
             inside = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
         print(before.pid, inside.pid, flush=True)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True, timeout=30
+    )
     before, inside = map(int, done.stdout.split())
     try:
         assert gone_within(5, [inside])

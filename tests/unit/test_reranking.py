@@ -11,7 +11,7 @@ from limrank.errors import RowError, UserError
 from limrank.plan import write_plan
 from limrank.records import Candidate, Judgment, Query, ScoreStatus, rerank_row_schema, rerank_unit_schema
 from limrank.reranking import job
-from limrank.rundir import Storage
+from limrank.storage import Storage
 
 DIRECT, FAILED = ScoreStatus.DIRECT, ScoreStatus.FAILED
 

@@ -13,7 +13,8 @@ import pytest
 
 from limrank import rundir
 from limrank.errors import UserError
-from limrank.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, Storage, open_run
+from limrank.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, open_run
+from limrank.storage import Storage
 
 COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
 

@@ -98,7 +98,15 @@ def test_braces_in_a_passage_are_not_places(tokenizer):
     assert passage_of(tokenizer, encode(tokenizer, passage).ids) == passage
 
 
-SPECIAL = ["<|im_end|>", "<|endoftext|>", "</think>", "<think>", "a</think> true", "<<|im_end|>|im_end|>", "<|im_end|><|im_end|>"]
+SPECIAL = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "</think>",
+    "<think>",
+    "a</think> true",
+    "<<|im_end|>|im_end|>",
+    "<|im_end|><|im_end|>",
+]
 
 
 @pytest.mark.parametrize("text", SPECIAL)
@@ -247,7 +255,11 @@ def test_an_unfinished_chain_is_cut_at_its_last_sentence():
     (judgment,) = score(engine, ["Yeast makes gas."], mode="budget", max_think_tokens=64)
     assert engine.options["max_tokens"] == 64
     assert engine.asked == [PROMPT + "\nYeast is why.\n</think>"]
-    assert (judgment.status, judgment.reasoning, judgment.generated_tokens) == (ScoreStatus.FORCED, "\nYeast is why.", 65)
+    assert (judgment.status, judgment.reasoning, judgment.generated_tokens) == (
+        ScoreStatus.FORCED,
+        "\nYeast is why.",
+        65,
+    )
 
 
 def test_an_empty_chain_is_the_direct_question():
@@ -299,7 +311,8 @@ def test_order_is_by_score_then_first_stage_rank_then_failed():
     ranks = {"a": 3, "b": 5, "c": 6, "d": 2, "e": 4, "f": 1, "g": 7}
     candidates = [Candidate(name, "", ranks[name], 0.0) for name in scores]
     judgments = [
-        Judgment(name, value, ScoreStatus.FAILED if value is None else ScoreStatus.DIRECT) for name, value in scores.items()
+        Judgment(name, value, ScoreStatus.FAILED if value is None else ScoreStatus.DIRECT)
+        for name, value in scores.items()
     ]
     order = [candidates[index].doc_id for index in scoring.rank_judgments(candidates, judgments)]
     assert order == ["c", "g", "d", "a", "f", "e", "b"]

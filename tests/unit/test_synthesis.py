@@ -22,7 +22,7 @@ from limrank.records import (
     synthesis_row_schema,
     synthesis_unit_schema,
 )
-from limrank.rundir import Storage
+from limrank.storage import Storage
 from limrank.synthesis import job
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import judged, rejected_before_judging

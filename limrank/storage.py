@@ -1,0 +1,139 @@
+"""Files below one root, on a local path or, through pyarrow's filesystems, in an object store.
+
+A file appears whole or not at all: locally it is written beside its name and renamed; an
+object store's put is atomic by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limrank.config import is_uri
+from limrank.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root, by relative name. Travels between processes."""
+
+    root: str
+
+    def read_bytes(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        filesystem, path = self._at(name)
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Publish a file atomically; a second writer of the same name replaces it whole."""
+        filesystem, path = self._at(name)
+        if is_uri(self.root):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def read_table(self, name: str) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        filesystem, path = self._at(name)
+        return filesystem.get_file_info(path).type != FileType.NotFound
+
+    def names(self, folder: str) -> list[str]:
+        """File names in a folder, sorted; [] where there is no such folder. Files that
+        are being written are not among them."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self._at(folder)
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.is_file and not entry.base_name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        filesystem, path = self._at(name)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(path)
+
+    def clear(self) -> None:
+        """Delete everything below the root but the lock. The manifest goes last: whatever
+        is left after a kill still belongs to the run that it names."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = self._at("")
+        for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+            if not entry.is_file:
+                filesystem.delete_dir(entry.path)
+            elif entry.base_name not in ("lock.json", "manifest.json"):
+                filesystem.delete_file(entry.path)
+        self.remove("manifest.json")
+
+    def open_input(self, name: str):
+        """A seekable binary stream. Raises FileNotFoundError."""
+        filesystem, path = self._at(name)
+        return filesystem.open_input_file(path)
+
+    def open_output(self, name: str):
+        """A binary stream to a new file, for output that is too large to hold; it is
+        not atomic, so only what can be made again from the rows is written this way."""
+        filesystem, path = self._at(name)
+        if not is_uri(self.root):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return filesystem.open_output_stream(path)
+
+    def local(self, name: str = "") -> Path:
+        """The file's local path.
+
+        Raises:
+            UserError: the root is in an object store, and this needs a file.
+        """
+        if is_uri(self.root):
+            raise UserError(f"run_dir {self.root}: this job writes files that need a local path")
+        return Path(self.root) / name
+
+    def _at(self, name: str):
+        from pyarrow.fs import FileSystem, LocalFileSystem
+
+        if not is_uri(self.root):
+            return LocalFileSystem(), os.path.join(self.root, name)
+        filesystem, path = FileSystem.from_uri(self.root)
+        return filesystem, f"{path.rstrip('/')}/{name}".rstrip("/")
