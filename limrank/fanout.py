@@ -96,9 +96,11 @@ def chunk_cost(engine_kind: str) -> int:
     return _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
 
 
-def claim(engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int) -> dict[str, float]:
+def claim(
+    engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int, *, spare_cpus: int = 1
+) -> dict[str, float]:
     """What one replica takes of the cluster that this process is connected to, as Ray's
-    ``num_cpus`` and ``num_gpus``.
+    ``num_cpus`` and ``num_gpus``. ``spare_cpus`` are left to Ray's own tasks.
 
     Raises:
         UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
@@ -107,7 +109,7 @@ def claim(engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
-    check_resources(wanted, replicas, nodes)
+    check_resources(wanted, replicas, nodes, spare_cpus)
     return wanted
 
 
@@ -121,19 +123,20 @@ def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_g
     return {"num_cpus": workers.cpus, "num_gpus": gpus}
 
 
-def check_resources(wanted: Mapping[str, float], replicas: int, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raises UserError where the nodes cannot hold the replicas, each on one node.
-
-    One logical CPU stays free for Ray Data's own tasks.
-    """
+def check_resources(
+    wanted: Mapping[str, float], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
+) -> None:
+    """Raises UserError where the nodes cannot hold the replicas, each on one node, and
+    ``spare_cpus`` beside them."""
     kinds = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
     needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in kinds if wanted[key])
     fitting = sum(_fitting(wanted, node) for node in nodes)
     whole = sum(node.get("CPU", 0.0) for node in nodes)
-    if fitting < replicas or whole < wanted["num_cpus"] * replicas + 1:
+    if fitting < replicas or whole < wanted["num_cpus"] * replicas + spare_cpus:
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
+        beside = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
         raise UserError(
-            f"workers: {replicas} replicas of {needed} each, and one CPU beside them, do not fit into the cluster's "
+            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's "
             f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
         )
 

@@ -180,7 +180,7 @@ def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, A
 def _scaling(config: TrainJob):
     from ray.train import ScalingConfig
 
-    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.replicas)
+    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.replicas, spare_cpus=0)
     return ScalingConfig(
         num_workers=config.workers.replicas,
         use_gpu=wanted["num_gpus"] > 0,

@@ -23,15 +23,6 @@ PROMPT = (
 )
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def tiny_model(request, tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
@@ -359,8 +350,8 @@ def train_alone(config):
 
 
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
-    with pytest.raises(UserError, match="3 replicas of 1 CPUs each, and one CPU beside them"):
-        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=3), tmp_path)
+    with pytest.raises(UserError, match="9 replicas of 1 CPUs each do not fit"):
+        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=9), tmp_path)
 
 
 def test_the_error_of_a_worker_is_one_line():
