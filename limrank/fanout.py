@@ -25,7 +25,7 @@ from limrank.rundir import RunDir
 from limrank.storage import Storage
 from limrank.worker import ChunkWorker
 
-OVERLAP = 4
+OVERLAP = 8
 """Chunks that an actor works on at a time: while one drains, the next ones fill the engine."""
 
 _ANY_NUMBER = 1_000_000

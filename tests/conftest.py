@@ -35,7 +35,7 @@ class LiveEngine:
         self.kind = kind
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name=f"{kind}-engine", daemon=True).start()
-        self.engine = self.run(opened(), timeout=300)
+        self.engine = self.run(opened(), timeout=600)
 
     def run(self, coroutine, timeout=120):
         """What the coroutine returns, or raises, on the engine's loop."""
@@ -100,7 +100,7 @@ def vllm_server(model_dir, tmp_path_factory):
         server.wait()
 
 
-def _wait_for_server(server, url, log, patience_s=300):
+def _wait_for_server(server, url, log, patience_s=600):
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         assert server.poll() is None, f"the server ended:\n{log.read_text()[-3000:]}"

@@ -31,6 +31,7 @@ class VllmEngine:
     def __init__(self, model: ModelConfig, engine: EngineConfig, *, tensor_parallel: int = 1) -> None:
         path = models.resolve(model.id)
         _environment(engine)
+        from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -51,6 +52,8 @@ class VllmEngine:
             trust_remote_code=False,
             load_format="safetensors",
             disable_log_stats=True,
+            # A weak model that may put blanks between JSON's tokens puts nothing else.
+            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             **(_cpu_arguments(model, path) if on_cpu else {}),
         )
         try:

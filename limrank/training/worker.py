@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,11 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     directory, total_steps = Path(task["directory"]), task["plan"]["steps"]
     first = ray.train.get_context().get_world_rank() == 0
     device = get_device()
+    if device.type == "cpu":
+        # Ray sets as many threads as a worker has logical CPUs, mostly one; a node's cores
+        # are there for its workers.
+        here = ray.train.get_context().get_local_world_size()
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     saved = _load_checkpoint(task["plan"])
     if saved and saved["progress"]["step"] == total_steps and (directory / "model").is_dir():
         return saved["progress"]
