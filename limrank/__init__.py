@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from limrank.config import load_config
     from limrank.engines import open_engine
+    from limrank.recipe import load_config
     from limrank.reranking import Reranker
 
-_PUBLIC = {"Reranker": "limrank.reranking", "open_engine": "limrank.engines", "load_config": "limrank.config"}
+_PUBLIC = {"Reranker": "limrank.reranking", "open_engine": "limrank.engines", "load_config": "limrank.recipe"}
 
 __all__ = ["Reranker", "__version__", "load_config", "open_engine"]
 

@@ -69,7 +69,8 @@ def _job_command(name: str, summary: str) -> Callable[..., None]:
         overwrite: Overwrite = False,
     ) -> None:
         from limrank.cluster import default_address
-        from limrank.config import dump_config, load_config
+        from limrank.config import dump_config
+        from limrank.recipe import load_config
 
         config = load_config(recipe, overrides or (), job=name)
         address = address or default_address()

@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models
-from limrank.config import (
-    ModelConfig,
-    PipelineJob,
-    RerankJob,
-    ScoringConfig,
-    ServeJob,
-    SynthesizeJob,
-    TrainJob,
-    is_uri,
-)
+from limrank.config import ModelConfig, PipelineJob, RerankJob, ScoringConfig, ServeJob, SynthesizeJob, TrainJob, is_uri
 from limrank.data import beir, benchmarks, trec
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
@@ -59,25 +50,33 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     common = {"address": address, "progress": progress, "overwrite": overwrite}
     with cluster.connect(address, paths=[config.run_dir]):
         results = [reranking.run(stages["first_stage"], stage=FIRST_STAGE, **common)]
-        open_stages = [name for name in ("synthesize", "rerank_base") if overwrite or not _done(stages[name].run_dir)]
-        with _engine(config, config.model, open_stages, progress) as engine:
+        needed = overwrite or not (_done(stages["synthesize"].run_dir) and _done(stages["rerank_base"].run_dir))
+        with _engine(config, config.model, needed, progress) as engine:
             roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
             results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
         results.append(training.run(stages["train"], **common))
         tuned = stages["rerank_tuned"].model
-        open_stages = ["serve"] + ([] if _done(stages["rerank_tuned"].run_dir) else ["rerank_tuned"])
-        with _engine(config, tuned, open_stages, progress) as engine:
-            roles = {"scorer": engine}
+        answer = Path(stages["serve"].run_dir) / "answer.json"
+        needed = overwrite or not (_done(stages["rerank_tuned"].run_dir) and answer.is_file())
+        with _engine(config, tuned, needed, progress) as engine:
+            roles = {"scorer": engine} if engine else None
             results.append(reranking.run(stages["rerank_tuned"], engines=roles, stage=f"rerank, {TUNED}", **common))
-            served = _ask_served(stages["serve"], engine, config, progress)
+            if engine:
+                _ask_served(stages["serve"], engine, config, answer, progress)
+    best = json.loads(answer.read_text())["results"][0]
     shown = [result.shown[0] for result in results if result.shown]
     evaluations = _evaluate(config, stages)
     report = _report(config, stages, evaluations)
     return JobResult(
         sum(result.failed for result in results),
         list(dict.fromkeys(warning for result in results for warning in result.warnings)),
-        [*shown, served, comparison_table(evaluations), f"report: {report}"],
+        [
+            *shown,
+            f"served over HTTP: the best document of the first query is {best['doc_id']}",
+            comparison_table(evaluations),
+            f"report: {report}",
+        ],
     )
 
 
@@ -170,13 +169,12 @@ def comparison_table(evaluations: list[Evaluation]) -> Table:
 
 
 @contextmanager
-def _engine(
-    config: PipelineJob, model: ModelConfig, open_stages: list[str], progress: Progress
-) -> Iterator[EngineSource | None]:
-    """One engine in an actor of its own for several stages; none where nothing is left to do."""
+def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Progress) -> Iterator[EngineSource | None]:
+    """One engine in an actor of its own for several stages; None where it is not needed:
+    they are done, and only look their rows over."""
     from limrank.engines.served import host_engine
 
-    if not open_stages:
+    if not needed:
         yield None
         return
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
@@ -196,8 +194,8 @@ def _done(run_dir: str) -> bool:
         return False
 
 
-def _ask_served(serve: ServeJob, engine: EngineSource | None, config: PipelineJob, progress: Progress) -> str:
-    """Serve the tuned model, ask it one real query over HTTP, and stop serving."""
+def _ask_served(serve: ServeJob, engine: EngineSource, config: PipelineJob, answer: Path, progress: Progress) -> None:
+    """Serve the tuned model, ask it one real query over HTTP, keep the answer, stop serving."""
     import httpx
 
     from limrank.retrieval import candidates
@@ -205,16 +203,15 @@ def _ask_served(serve: ServeJob, engine: EngineSource | None, config: PipelineJo
 
     benchmark = benchmarks.load(config.data)
     query, found = next((query, found) for query, found in candidates(benchmark, config.first_stage) if found)
-    request = {"query": query.text, "documents": [each.text for each in found[:5]], "top_n": 3}
+    request = {"query": query.text, "documents": [each.text for each in found[:5]], "return_documents": False}
     progress.update(Event("serve", 0, 1, "requests"))
     with serving(serve, engine) as url:
         # A proxy that is set for the outside must not stand before a loopback address.
         response = httpx.post(f"{url}/v1/rerank", json=request, timeout=300, trust_env=False)
         response.raise_for_status()
     progress.update(Event("serve", 1, 1, "requests", finished=True))
-    results = response.json()["results"]
-    best = found[results[0]["index"]].doc_id
-    return f"served: POST {url}/v1/rerank ranked {len(request['documents'])} documents, best {best}"
+    ranked = [result | {"doc_id": found[result["index"]].doc_id} for result in response.json()["results"]]
+    Storage(serve.run_dir).write_text(answer.name, json.dumps({"query_id": query.query_id, "results": ranked}) + "\n")
 
 
 def _evaluate(config: PipelineJob, stages: dict[str, Any]) -> list[Evaluation]:

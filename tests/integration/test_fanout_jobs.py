@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from limrank.config import parse_config
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
+from limrank.recipe import parse_config
 from limrank.reranking import job as reranking
 from limrank.storage import Storage
 from limrank.synthesis import job as synthesis

@@ -1,19 +1,9 @@
 import pytest
 import yaml
 
-from limrank.config import (
-    RerankJob,
-    ScoringConfig,
-    SynthesisConfig,
-    config_hash,
-    dump_config,
-    is_uri,
-    load_config,
-    parse_config,
-    path_values,
-    with_values,
-)
+from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, config_hash, dump_config, is_uri
 from limrank.errors import UserError
+from limrank.recipe import load_config, parse_config, path_values, with_values
 
 
 @pytest.fixture

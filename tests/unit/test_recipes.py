@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from limrank.config import load_config
+from limrank.recipe import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml"))

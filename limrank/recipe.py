@@ -1,0 +1,200 @@
+"""From a YAML recipe and ``-s key=value`` overrides to a checked config.
+
+What is wrong is told in one line that names the file and the line or the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from limrank.config import JOBS, Job, PathMark, is_uri
+from limrank.errors import UserError
+
+
+def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), job: str | None = None) -> Job:
+    """Read a recipe, apply ``key=value`` overrides, check everything, make paths absolute.
+
+    Args:
+        recipe: a YAML file.
+        overrides: as after ``-s``: ``first_stage.depth=10``; the value is YAML, and
+            ``null`` unsets the key, so that its default holds, as it does in the file.
+        job: the command that reads it; a recipe that names another job is refused.
+
+    Raises:
+        UserError: naming the file and the line or key, with the nearest known key.
+    """
+    recipe = Path(recipe)
+    values = _without_nulls(_read_yaml(recipe))
+    for override in overrides:
+        _apply_override(values, override)
+    named = values.get("job", job)
+    if not isinstance(named, str) or named not in JOBS:
+        raise UserError(f"{recipe}: job: {named!r} is none of {', '.join(JOBS)}")
+    if job is not None and named != job:
+        raise UserError(f"{recipe}: job: this recipe is for `limrank {named}`, not `limrank {job}`")
+    values["job"] = named
+    return parse_config(values, source=str(recipe))
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> Job:
+    """A checked config from a plain dictionary with a ``job`` key (see load_config)."""
+    try:
+        config = JOBS[values["job"]].model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, JOBS[values["job"]], source)) from None
+    return _absolute_paths(config)
+
+
+def path_values(config: BaseModel, prefix: str = "") -> dict[str, str]:
+    """Every local path in a config: ``{"data.path": "/…"}``."""
+    found = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= path_values(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and _is_path(field) and not is_uri(value) and value not in _words(field):
+            found[prefix + name] = value
+    return found
+
+
+def _is_path(field: Any) -> bool:
+    marks = [*field.metadata]
+    for argument in (field.annotation, *get_args(field.annotation)):
+        marks += getattr(argument, "__metadata__", ())
+    return any(isinstance(mark, PathMark) for mark in marks)
+
+
+def _words(field: Any) -> set[str]:
+    """The words that stand for themselves where a path could: ``pydocs`` for seeds."""
+    literals = [each for each in get_args(field.annotation) if get_origin(each) is Literal]
+    return {word for each in literals for word in get_args(each)}
+
+
+def _absolute_paths(config: Job) -> Job:
+    updates = {key: _absolute(value) for key, value in path_values(config).items()}
+    # These are a name or a path: a path where there is such a directory or file.
+    for key, is_there in (
+        ("model.id", Path.is_dir),
+        ("judge.id", Path.is_dir),
+        ("scoring.prompt", Path.is_file),
+        ("judge_scoring.prompt", Path.is_file),
+    ):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section, None), name, None)
+        if value is not None and is_there(Path(value).expanduser()):
+            updates[key] = _absolute(value)
+    return with_values(config, updates)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def with_values(config: Job, updates: dict[str, Any]) -> Job:
+    """A copy of a config with dotted keys set, checked again."""
+    values = config.model_dump()
+    for key, value in updates.items():
+        _set(values, key.split("."), value)
+    return type(config).model_validate(values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    return values
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"-s {override}: should be key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"-s {override}: the value is not YAML") from None
+    _set(values, key.split("."), value, source=f"-s {override}")
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") -> None:
+    *parents, last = keys
+    for parent in parents:
+        below = values.get(parent)
+        if below is None:
+            below = values[parent] = {}
+        if not isinstance(below, dict):
+            raise UserError(f"{source}: {parent} is not a section")
+        values = below
+    if value is None:
+        values.pop(last, None)
+    else:
+        values[last] = value
+
+
+def _explain(error: ValidationError, job: type[Job], source: str) -> str:
+    """One line for the first fault of a recipe, and how many more there are."""
+    by_key: dict[str, Any] = {}
+    for fault in error.errors(include_url=False):
+        by_key.setdefault(_key(fault["loc"]), fault)
+    key, first = next(iter(by_key.items()))
+    if first["type"] == "extra_forbidden":
+        message = f"{key}: unknown key"
+        nearest = difflib.get_close_matches(key, _known_keys(job), n=1, cutoff=0.5)
+        if nearest:
+            message += f"; did you mean {nearest[0]}?"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    elif first["type"] == "model_type":
+        message = f"{key}: should be a section of keys (got {first['input']!r})"
+    elif first["type"] == "missing":
+        message = f"{key}: is needed"
+    else:
+        what = first["msg"][0].lower() + first["msg"][1:]
+        message = f"{key}: {what} (got {first['input']!r})"
+    more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
+    return f"{source}: {message}{more}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """A fault's place as the recipe's key; pydantic also names the branch of a union."""
+    parts = [str(part) for part in location]
+    return ".".join(
+        part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
+    )
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for argument in (field.annotation, *get_args(field.annotation)):
+            if isinstance(argument, type) and issubclass(argument, BaseModel):
+                keys += _known_keys(argument, f"{prefix}{name}.")
+    return keys
