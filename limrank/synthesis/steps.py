@@ -27,6 +27,13 @@ _REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", 
 _WORDS = (60, 100, 160)
 
 _DIFFICULTIES = ("direct", "indirect", "multi_hop")
+_SEED_CHARACTERS = 1500
+"""Of the seed's passage: enough to know what it is about."""
+
+_CHARACTERS_A_TOKEN = 3
+_JSON_TOKENS = 60
+"""Beside its texts. The schema bounds the texts in characters, and max_tokens leaves a token
+for each, so that no answer is cut off in the middle of its JSON, whatever the script."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +133,14 @@ async def _one_query(
 async def write_query(writer: _Writer, seed: Seed, kind: QueryKind, persona: Persona) -> WrittenQuery | None:
     """One query of a kind, or None where the writer's JSON cannot be read."""
     prompt = prompts.render(
-        "synth_query", seed_query=seed.query, seed_passage=seed.passage[:1500], persona=persona.text, kind=str(kind)
+        "synth_query",
+        seed_query=seed.query,
+        seed_passage=seed.passage[:_SEED_CHARACTERS],
+        persona=persona.text,
+        kind=str(kind),
     )
-    room = writer.settings.query_tokens
-    answer = _parsed(await writer.write("query", prompt, room, schema=_query_schema(room)))
+    longest = _CHARACTERS_A_TOKEN * writer.settings.query_tokens
+    answer = _parsed(await writer.write("query", prompt, longest + _JSON_TOKENS, schema=_query_schema(longest)))
     if answer is None or not str(answer.get("query", "")).strip():
         return None
     domain, difficulty = str(answer.get("domain", "")).strip(), str(answer.get("difficulty", ""))
@@ -148,8 +159,9 @@ async def describe_passages(writer: _Writer, query: str, chain: str) -> list[tup
     """Descriptions of the positive and the hard negatives; None where unreadable."""
     wanted = writer.settings.negatives
     prompt = prompts.render("synth_describe", query=query, chain=chain, negatives=wanted)
-    room = writer.settings.chain_tokens
-    answer = _parsed(await writer.write("describe", prompt, room, schema=_descriptions_schema(wanted, room)))
+    longest = _CHARACTERS_A_TOKEN * writer.settings.chain_tokens
+    schema = _descriptions_schema(wanted, longest // (wanted + 1))
+    answer = _parsed(await writer.write("describe", prompt, longest + _JSON_TOKENS, schema=schema))
     if answer is None:
         return None
     positive, negatives = answer.get("positive"), answer.get("hard_negatives")
@@ -236,13 +248,12 @@ def _parsed(generation: Generation) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _query_schema(room: int) -> dict[str, Any]:
-    """Of an answer that fits into ``room`` tokens. The query comes first: what a weak
-    model writes before it would lead it astray."""
+def _query_schema(longest: int) -> dict[str, Any]:
+    """The query comes first: what a weak model writes before it would lead it astray."""
     return {
         "type": "object",
         "properties": {
-            "query": {"type": "string", "minLength": 30, "maxLength": _characters(room - 30)},
+            "query": {"type": "string", "minLength": 30, "maxLength": max(60, longest)},
             "domain": {"type": "string", "minLength": 3, "maxLength": 30},
             "difficulty": {"enum": list(_DIFFICULTIES)},
         },
@@ -251,8 +262,8 @@ def _query_schema(room: int) -> dict[str, Any]:
     }
 
 
-def _descriptions_schema(negatives: int, room: int) -> dict[str, Any]:
-    sentence = {"type": "string", "minLength": 20, "maxLength": _characters(room // (negatives + 1) - 12)}
+def _descriptions_schema(negatives: int, longest: int) -> dict[str, Any]:
+    sentence = {"type": "string", "minLength": 20, "maxLength": max(60, longest)}
     return {
         "type": "object",
         "properties": {
@@ -262,8 +273,3 @@ def _descriptions_schema(negatives: int, room: int) -> dict[str, Any]:
         "required": ["positive", "hard_negatives"],
         "additionalProperties": False,
     }
-
-
-def _characters(tokens: int) -> int:
-    """Characters that surely fit into some tokens; JSON that is cut off cannot be read."""
-    return max(60, 3 * tokens)
