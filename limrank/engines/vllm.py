@@ -148,7 +148,10 @@ class VllmEngine:
         return {label: logprobs[token].logprob for label, token in zip(labels, ids, strict=True)}
 
     async def aclose(self) -> None:
-        self._llm.shutdown(timeout=10)
+        # Let go of at once: its finaliser would shut it down again when Python ends, too late.
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown(timeout=10)
 
     def _stops(self, stop: Sequence[str]) -> dict[str, Any]:
         # A stop that is a special token of this model is matched as a token: special
