@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limrank.errors import LimrankError, UserError
+from limrank.errors import LimrankError, UnavailableError, UserError
 
 if TYPE_CHECKING:
     from limrank.config import Job
@@ -111,10 +111,14 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 def _print_plan(config: Job) -> None:
     from limrank.config import dump_config
 
-    plan = import_module(_ROOMS[config.job][0]).plan(config)
-    prompt = plan.pop("first_prompt", None)
     print(dump_config(config))
     print("# plan")
+    try:
+        plan = import_module(_ROOMS[config.job][0]).plan(config)
+    except UnavailableError as error:
+        print(f"#   not known on this machine: {error}")
+        return
+    prompt = plan.pop("first_prompt", None)
     for key, value in plan.items():
         if value not in (None, [], {}):
             print(f"#   {key}: {value}")

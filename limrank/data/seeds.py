@@ -24,7 +24,7 @@ from typing import Any
 
 from limrank.data import beir
 from limrank.data.trec import read_lines, read_qrels
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 from limrank.records import Document, Persona, Seed
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
@@ -175,7 +175,7 @@ def _file_seeds(path: str) -> list[Seed]:
 
 def _seed_rows(path: str) -> _Rows:
     if not Path(path).is_file():
-        raise UserError(
+        raise UnavailableError(
             f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file"
         )
     if _is_jsonl(path):

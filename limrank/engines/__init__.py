@@ -57,7 +57,7 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
         UserError: the model is not to be had, or the endpoint does not serve it.
     """
     if engine.kind == "vllm":
-        models.resolve(model.id)
+        models.resolve(model.id, weights=False)
     elif engine.kind == "openai":
         import asyncio
 
@@ -79,7 +79,7 @@ def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
         return ByteTokenizer()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(models.resolve(model.id), trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(models.resolve(model.id, weights=False), trust_remote_code=False)
 
 
 def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:

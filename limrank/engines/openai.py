@@ -42,7 +42,7 @@ class OpenAIEngine:
     def tokenizer(self) -> Tokenizer:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(models.resolve(self._model.id), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(models.resolve(self._model.id, weights=False), trust_remote_code=False)
 
     @property
     def limits(self) -> Limits:

@@ -12,7 +12,7 @@ import yaml
 
 from limrank.config import DataConfig, EvaluateJob
 from limrank.data import beir, benchmarks, hub, trec
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 from limrank.records import Qrels, Query, Run
 
 
@@ -80,7 +80,7 @@ def _given_run(config: EvaluateJob) -> Inputs:
 def _rerank_run(directory: Path) -> Inputs:
     for name in ("run.trec", "queries.jsonl", "qrels.tsv"):
         if not (directory / name).is_file():
-            raise UserError(
+            raise UnavailableError(
                 f"run_dir: no {name} in {directory}; run `limrank rerank` first, or give evaluation.run and data"
             )
     manifest = _mapping(directory / "manifest.json", json.loads)

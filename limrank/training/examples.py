@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def read_examples(path: str | Path) -> list[Example]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise UserError(f"training.train_file: {path}: no such file") from None
+        raise UnavailableError(f"training.train_file: {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"training.train_file: {path}: cannot be read: {error}") from None
     examples = [_parse(line, number, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

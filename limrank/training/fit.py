@@ -60,7 +60,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
     Raises:
         UserError: as :func:`fit` does for file, model and dtype.
     """
-    return _plan(config, *_prepare(config))
+    return _plan(config, *_prepare(config, weights=False))
 
 
 def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None) -> TrainResult:
@@ -111,13 +111,13 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
     )
 
 
-def _prepare(config: TrainJob) -> tuple[Path, list[EncodedExample], list[EncodedExample]]:
+def _prepare(config: TrainJob, *, weights: bool = True) -> tuple[Path, list[EncodedExample], list[EncodedExample]]:
     """The model's directory, the training examples and the validation examples."""
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training = config.training
     examples = select(read_examples(training.train_file), training.max_examples, config.seed)
-    model_dir = models.resolve(config.model.id)
+    model_dir = models.resolve(config.model.id, weights=weights)
     tokenizer, _ = load_tokenizer(model_dir)
     encoded = encode_examples(
         aim(examples, training.target),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from limrank.cli import main
 from limrank.recipe import load_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -16,6 +17,16 @@ def test_a_recipe_loads(path):
     config = load_config(path)
     assert config.job == yaml.safe_load(path.read_text())["job"]
     assert (REPOSITORY / "jobs" / f"{config.job}.py").is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    job = yaml.safe_load(path.read_text())["job"]
+    assert main([job, str(path), "--dry-run", "-s", f"run_dir={tmp_path / 'run'}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"job: {job}\n" in printed and "# plan\n#   " in printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_papers_settings():
