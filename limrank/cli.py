@@ -111,14 +111,13 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 def _print_plan(config: Job) -> None:
     from limrank.config import dump_config
 
-    print(dump_config(config))
-    print("# plan")
     try:
         plan = import_module(_ROOMS[config.job][0]).plan(config)
     except UnavailableError as error:
-        print(f"#   not known on this machine: {error}")
-        return
+        plan = {"not known on this machine": str(error)}
     prompt = plan.pop("first_prompt", None)
+    print(dump_config(config))
+    print("# plan")
     for key, value in plan.items():
         if value not in (None, [], {}):
             print(f"#   {key}: {value}")
