@@ -11,6 +11,14 @@ from limrank.records import Judgment, PassageRole, Seed, SynthesisExample
 MIN_QUERY_WORDS, MIN_PASSAGE_WORDS = 4, 12
 
 
+def query_fault(query: str | None, seed: Seed) -> str | None:
+    """Why no passage need be written for a query: ``copies_seed`` or ``length``; None where
+    one may."""
+    if _normal(query) == _normal(seed.query):
+        return "copies_seed"
+    return "length" if len(_normal(query).split()) < MIN_QUERY_WORDS else None
+
+
 def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed) -> list[SynthesisExample]:
     """The same examples, with a reason on those that need no judge: ``length``,
     ``copies_seed``, ``same_passages`` (a written passage stands twice under one query)."""
@@ -18,12 +26,8 @@ def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed) ->
     checked = []
     for example in examples:
         passage = _normal(example.passage)
-        reason = None
-        if _normal(example.query) == _normal(seed.query):
-            reason = "copies_seed"
-        elif len(_normal(example.query).split()) < MIN_QUERY_WORDS:
-            reason = "length"
-        elif example.passage_role is not PassageRole.MINED_NEGATIVE:
+        reason = query_fault(example.query, seed)
+        if reason is None and example.passage_role is not PassageRole.MINED_NEGATIVE:
             if len(passage.split()) < MIN_PASSAGE_WORDS:
                 reason = "length"
             elif passage == _normal(seed.passage):

@@ -21,7 +21,7 @@ from limrank.engines.base import Engine, Generation
 from limrank.errors import RowError
 from limrank.records import Candidate, Failure, PassageRole, Persona, Query, QueryKind, Seed, SynthesisExample
 from limrank.scoring import cut_at_sentence, score_pair
-from limrank.synthesis.filters import judged, rejected_before_judging
+from limrank.synthesis.filters import judged, query_fault, rejected_before_judging
 
 _REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
 _WORDS = (60, 100, 160)
@@ -105,6 +105,8 @@ async def _one_query(
     if written is None:
         return SeedOutcome([replace(blank, reject_reason="unparsable")], [])
     blank = replace(blank, domain=written.domain, difficulty=written.difficulty, query=written.text)
+    if fault := query_fault(written.text, seed):
+        return SeedOutcome([replace(blank, reject_reason=fault)], [])
     chain = await write_chain(writer, written.text)
     descriptions = await describe_passages(writer, written.text, chain)
     if descriptions is None:
