@@ -50,7 +50,9 @@ Address = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and first prompt; start nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty a run_dir that holds another config's run.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Empty the run_dir first, whichever config's run it holds.")
+]
 Dashboard = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models
-from limrank.config import ModelConfig, PipelineJob, RerankJob, ScoringConfig, ServeJob, SynthesizeJob, TrainJob, is_uri
+from limrank.config import (
+    ModelConfig,
+    PipelineJob,
+    RerankJob,
+    ScoringConfig,
+    ServeJob,
+    SynthesizeJob,
+    TrainJob,
+    config_hash,
+    dump_config,
+    is_uri,
+)
 from limrank.data import beir, benchmarks, trec
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
@@ -24,7 +35,7 @@ from limrank.fanout import claim
 from limrank.progress import Event, Progress
 from limrank.records import Query
 from limrank.result import JobResult
-from limrank.rundir import versions
+from limrank.rundir import open_run, versions
 from limrank.scoring import check_labels
 from limrank.storage import Storage
 
@@ -47,10 +58,19 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     stages = stage_configs(config)
     check_engine(config.model, config.engine)
     check_labels(load_tokenizer(config.model, config.engine))
-    common = {"address": address, "progress": progress, "overwrite": overwrite}
-    with cluster.connect(address, paths=[config.run_dir]):
+    common = {"address": address, "progress": progress}
+    with (
+        open_run(
+            config.run_dir,
+            job="pipeline",
+            config_yaml=dump_config(config),
+            config_hash=_stages_hash(config),
+            overwrite=overwrite,
+        ) as run_dir,
+        cluster.connect(address, paths=[config.run_dir]),
+    ):
         results = [reranking.run(stages["first_stage"], stage=FIRST_STAGE, **common)]
-        needed = overwrite or not (_done(stages["synthesize"].run_dir) and _done(stages["rerank_base"].run_dir))
+        needed = not (_done(stages["synthesize"].run_dir) and _done(stages["rerank_base"].run_dir))
         with _engine(config, config.model, needed, progress) as engine:
             roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
@@ -58,16 +78,18 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         results.append(training.run(stages["train"], **common))
         tuned = stages["rerank_tuned"].model
         answer = Path(stages["serve"].run_dir) / "answer.json"
-        needed = overwrite or not (_done(stages["rerank_tuned"].run_dir) and answer.is_file())
+        needed = not (_done(stages["rerank_tuned"].run_dir) and answer.is_file())
         with _engine(config, tuned, needed, progress) as engine:
             roles = {"scorer": engine} if engine else None
             results.append(reranking.run(stages["rerank_tuned"], engines=roles, stage=f"rerank, {TUNED}", **common))
             if engine:
                 _ask_served(stages["serve"], engine, config, answer, progress)
-    best = json.loads(answer.read_text())["results"][0]
+        best = json.loads(answer.read_text())["results"][0]
+        evaluations = _evaluate(config, stages)
+        report = _report(config, stages, evaluations)
+        run_dir.note(counts={"failed": sum(result.failed for result in results)})
+        run_dir.finish("done")
     shown = [result.shown[0] for result in results if result.shown]
-    evaluations = _evaluate(config, stages)
-    report = _report(config, stages, evaluations)
     return JobResult(
         sum(result.failed for result in results),
         list(dict.fromkeys(warning for result in results for warning in result.warnings)),
@@ -78,6 +100,12 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
             f"report: {report}",
         ],
     )
+
+
+def _stages_hash(config: PipelineJob) -> str:
+    """Of all that any stage's rows depend on; each stage's own hash covers its files too."""
+    apart = {"run_dir": True, "allow_failures": True, "workers": True, "serving": True, "evaluation": True}
+    return config_hash(config.model_dump(exclude=apart | {"engine": {"latency_ms", "base_url", "request_timeout_s"}}))
 
 
 def plan(config: PipelineJob) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A chunk is a row group: `units/part-<k>.parquet` holds 256 of them. Units are sorted by
 cost in windows, so that long ones start first and planning needs little memory however
-many there are (a million single-row units: 16 s and 130 MiB on two cores).
+many there are (``benchmarks/planning.py``).
 ``plan.json`` is written last: where it is, the plan is whole.
 """
 

@@ -84,8 +84,8 @@ class ScoreStatus(StrEnum):
 class Judgment:
     """One scored (query, passage) pair.
 
-    ``score`` is p(true) / (p(true) + p(false)) in [0, 1], or None where ``status`` is
-    ``failed``; ``error`` then says why. ``reasoning`` is the chain as it was judged.
+    ``score`` is p(true) / (p(true) + p(false)) in [0, 1]; None where ``status`` is
+    ``failed`` (``error`` then says why) or ``skipped``. ``reasoning`` is the chain as it was judged.
     """
 
     doc_id: str

@@ -101,7 +101,7 @@ def versions() -> dict[str, str]:
 
 
 def _belongs(storage: Storage, job: str, config_hash: str, overwrite: bool) -> bool:
-    """Whether the directory holds this config's run; emptied of another's if so wished."""
+    """Whether the directory holds this config's run; ``overwrite`` empties it first."""
     known = _read_manifest(storage)
     if known is None:
         return False

@@ -3,8 +3,8 @@
 *Think, then ask*: the model writes a chain until ``</think>``, its own end, or the
 budget; the chain is closed; both labels' log-probabilities of the next token are read
 in one request of one token, whose prefix the engine has cached. ``direct`` is the same
-with an empty chain. The prompt and the label tokens are Rank1's and LimRank's (FACTS:
-the published weights need them byte for byte); nothing else knows label tokens.
+with an empty chain. The prompt and the label tokens are Rank1's and LimRank's (the
+published weights need them byte for byte); nothing else knows label tokens.
 """
 
 from __future__ import annotations
@@ -177,11 +177,12 @@ def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment
 async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
     tokenizer = engine.tokenizer
     close = encode_template(tokenizer, CLOSE)
-    # One more token for the label, and a prompt is not squeezed out by its own chain:
-    # the budget gives way first, down to half of the context.
-    budget = min(scoring.think_tokens, engine.limits.context // 2)
-    room = engine.limits.context - budget - len(close) - 1
+    # One more token for the label. A long prompt keeps at least half of the context from
+    # its chain; the chain may have all that a short one leaves.
+    context = engine.limits.context - len(close) - 1
+    room = context - min(scoring.think_tokens, engine.limits.context // 2)
     prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)
+    budget = min(scoring.think_tokens, context - len(prompt.ids))
     chain, status, generated, thought = None, ScoreStatus.DIRECT, 0, []
     if budget:
         generation = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE])

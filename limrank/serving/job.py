@@ -23,6 +23,7 @@ from limrank.errors import EngineError, UserError
 from limrank.fanout import claim
 from limrank.progress import Progress
 from limrank.result import JobResult
+from limrank.scoring import prompt_template
 from limrank.serving.types import MAX_DOCUMENTS
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
@@ -122,7 +123,7 @@ def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool =
 def _check(config: ServeJob) -> None:
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
-    prompts.load(config.scoring.prompt)
+    prompt_template(config.scoring)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:

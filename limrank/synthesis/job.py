@@ -12,13 +12,14 @@ from limrank.chunks import Engines, Outcome
 from limrank.config import ScoringConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.errors import UserError
 from limrank.fanout import Summary, chunk_cost, fanout
 from limrank.plan import GENERATED_TOKEN_COST, Unit, read_plan, write_plan
 from limrank.progress import Progress
 from limrank.records import Persona, QueryKind, Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.result import JobResult
 from limrank.rundir import open_run
-from limrank.scoring import check_labels
+from limrank.scoring import check_labels, prompt_template
 from limrank.synthesis.export import Funnel, export
 from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
 
@@ -68,6 +69,9 @@ def run(
     """
     seeds = seed_data.load_seeds(config.synthesis.seeds, config.synthesis.max_seeds)
     personas = seed_data.load_personas(config.synthesis.personas)
+    if config.scoring.mode == "none":
+        raise UserError("scoring.mode none judges nothing: take direct, think or budget")
+    prompt_template(config.scoring)
     if engines is None:
         engines = _sources(config)
         for source in engines.values():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from limrank import cluster, models
-from limrank.config import TrainJob, config_hash, dump_config
+from limrank.config import TrainJob, config_hash, dump_config, is_uri
 from limrank.data.benchmarks import file_fingerprint
+from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
@@ -23,6 +24,8 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         UserError: the file, the model, the dtype or the number of workers does not do.
         EngineError: a worker died, or the loss diverged.
     """
+    if is_uri(config.run_dir):
+        raise UserError(f"run_dir {config.run_dir}: training writes local files: take a path that all workers see")
     planned = plan(config)
     with (
         open_run(
