@@ -180,7 +180,7 @@ class Scripted:
         self.asked = []
 
     async def generate(self, prompt, **options):
-        self.options = options
+        self.prompt, self.options = prompt, options
         return self.generation
 
     async def label_logprobs(self, prompt, labels):
@@ -244,7 +244,9 @@ def test_direct_asks_after_an_empty_chain():
 def test_a_finished_chain_is_closed_and_asked():
     engine = Scripted(generation=Generation("\nYeast is why.\n", "stop", 9, 0, 5))
     (judgment,) = score(engine, ["Yeast makes gas."], mode="think")
-    assert engine.options == {"max_tokens": 1024, "stop": ["</think>"]}  # half of the context at most
+    # All that a context of 2048 has beside the prompt, the close of the chain (bytes here)
+    # and the label: far below 8192.
+    assert engine.options == {"max_tokens": 2048 - len(engine.prompt) - len("\n</think>") - 1, "stop": ["</think>"]}
     assert engine.asked == [PROMPT + "\nYeast is why.\n</think>"]
     assert judgment.reasoning == "\nYeast is why."
     assert (judgment.status, judgment.generated_tokens) == (ScoreStatus.COMPLETE, 6)
