@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ class Funnel:
 
 def export(storage: Storage, config: SynthesizeJob, summary: Summary) -> Funnel:
     """Write ``train.jsonl``, ``alpaca.json``, ``stats.json`` and ``DATASET.md``."""
-    kept = [row for row in _rows(storage) if row["kept"]]
-    funnel = _funnel(storage)
+    kept, funnel = _sift(_rows(storage))
     pairs = [training_pair(row, config.scoring.prompt) for row in kept]
     storage.write_text("train.jsonl", "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
     alpaca = [{"instruction": pair["prompt"], "input": "", "output": pair["completion"]} for pair in pairs]
@@ -52,16 +51,19 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
         yield from storage.read_table(f"rows/{name}").to_pylist()
 
 
-def _funnel(storage: Storage) -> Funnel:
-    examples = kept = positive = 0
+def _sift(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Funnel]:
+    """The kept rows, and the counts of all, in one pass over the files."""
+    examples = 0
+    kept: list[dict[str, Any]] = []
     rejected: Counter[str] = Counter()
-    for row in _rows(storage):
+    for row in rows:
         examples += 1
-        kept += row["kept"]
-        positive += bool(row["kept"] and row["label"])
+        if row["kept"]:
+            kept.append(row)
         if row["reject_reason"]:
             rejected[row["reject_reason"]] += 1
-    return Funnel(examples, kept, positive, dict(rejected.most_common()))
+    positive = sum(bool(row["label"]) for row in kept)
+    return kept, Funnel(examples, len(kept), positive, dict(rejected.most_common()))
 
 
 def _stats(kept: list[dict[str, Any]], funnel: Funnel, config: SynthesizeJob, summary: Summary) -> dict[str, Any]:
