@@ -36,16 +36,20 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    format: Literal["beir", "pydocs", "hub"] = "pydocs"
-    path: PathStr | None = Field(None, description="BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv")
+    format: Literal["beir", "pydocs", "hub", "pairs"] = "pydocs"
+    path: PathStr | None = Field(
+        None,
+        description="for beir: a folder with corpus.jsonl, queries.jsonl, qrels/<split>.tsv; for pairs: "
+        "Parquet (a file, a folder) or a saved dataset of query_id, query, doc_id, text",
+    )
     name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
     split: str = "test"
     max_queries: PositiveInt | None = Field(None, description="select this many queries, evenly over the file")
 
     @model_validator(mode="after")
     def _source_given(self) -> DataConfig:
-        if self.format == "beir" and not self.path:
-            raise ValueError("data.path is needed for data.format=beir")
+        if self.format in ("beir", "pairs") and not self.path:
+            raise ValueError(f"data.path is needed for data.format={self.format}")
         if self.format == "hub" and not self.name:
             raise ValueError("data.name is needed for data.format=hub")
         return self
@@ -75,11 +79,18 @@ class ModelConfig(Section):
 
 
 class EngineConfig(Section):
-    kind: Literal["vllm", "openai", "fake"] = "vllm"
-    base_url: str | None = Field(None, description="for openai: the endpoint, ending in /v1")
+    kind: Literal["vllm", "openai", "serve", "fake"] = "vllm"
+    base_url: str | None = Field(
+        None,
+        description="for openai: the endpoint, ending in /v1; for serve: the URL of a running `limrank serve`, "
+        "null: the one on this Ray cluster",
+    )
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
     request_timeout_s: float = Field(600.0, gt=0)
-    max_in_flight: PositiveInt = Field(256, description="requests in the engine at a time")
+    startup_timeout_s: float = Field(1800.0, gt=0, description="until the first engine has to be up")
+    max_in_flight: PositiveInt | None = Field(
+        None, description="requests in the engine at a time; null: as many as the engine runs at once"
+    )
     gpu_memory_utilization: Unit = 0.9
     kv_cache_gib: PositiveInt = Field(2, description="key-value cache on a CPU")
     enforce_eager: bool | None = Field(None, description="null: eager on a CPU, CUDA graphs on a GPU")
@@ -95,28 +106,56 @@ class EngineConfig(Section):
 
 
 class ScoringConfig(Section):
-    mode: Literal["none", "direct", "think", "budget"] = "direct"
+    mode: Literal["none", "direct", "think", "budget", "cascade"] = "direct"
     max_think_tokens: PositiveInt | None = Field(
-        None, description="longest chain; null: 8192 for think (the paper's), 256 for budget"
+        None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
     )
     prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, or a file")
+    cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")
+    band: NonNegativeFloat = Field(
+        0.5,
+        description="cascade: how far from the cut-off a direct score is in doubt, in its query's standard deviations",
+    )
+    token_budget: PositiveInt | None = Field(
+        None, description="cascade: generated tokens that the whole run may take; null: no limit"
+    )
 
     @property
     def think_tokens(self) -> int:
         """The longest chain in tokens: 0 where the mode writes none."""
-        defaults = {"none": 0, "direct": 0, "think": 8192, "budget": 256}
+        defaults = {"none": 0, "direct": 0, "think": 8192, "budget": 256, "cascade": 256}
         if self.mode in ("none", "direct"):
             return 0
         return self.max_think_tokens or defaults[self.mode]
 
 
 class WorkersConfig(Section):
-    replicas: PositiveInt = 1
+    replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1,
+        description="engines; [min, max] lets a pool grow and shrink between the two; training, whose number is fixed, takes min",
+    )
     tensor_parallel: PositiveInt = 1
     cpus: NonNegativeFloat = Field(1.0, description="logical CPUs that one replica takes")
     gpus: NonNegativeFloat | None = Field(
         None, description="GPUs a replica; null: tensor_parallel where there are GPUs"
     )
+    accelerator: str | None = Field(
+        None, description="only nodes with this accelerator, in Ray's names: H100, A100, L4"
+    )
+
+    @model_validator(mode="after")
+    def _range_in_order(self) -> WorkersConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"workers.replicas: [min, max] with min above max: {list(self.replicas)}")
+        return self
+
+    @property
+    def min_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[0]
+
+    @property
+    def max_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[1]
 
 
 class SynthesisConfig(Section):
@@ -176,6 +215,9 @@ class ServingConfig(Section):
 
 class EvaluationConfig(Section):
     run: PathStr | None = Field(None, description="a TREC or JSON run, instead of a rerank job's run_dir")
+    compare: tuple[PathStr, ...] = Field(
+        (), description="run_dirs of rerank jobs: quality against generated tokens, instead of one run's evaluation"
+    )
     measures: tuple[str, ...] = ("nDCG@10", "AP", "RR", "R@20", "P@5")
     bootstrap_samples: PositiveInt = 2000
 

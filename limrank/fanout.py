@@ -98,9 +98,9 @@ def chunk_cost(engine_kind: str) -> int:
 
 def claim(
     engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int, *, spare_cpus: int = 1
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What one replica takes of the cluster that this process is connected to, as Ray's
-    ``num_cpus`` and ``num_gpus``. ``spare_cpus`` are left to Ray's own tasks.
+    ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
 
     Raises:
         UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
@@ -113,23 +113,30 @@ def claim(
     return wanted
 
 
-def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, float]:
+def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
     """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
     if not any(source.holds_model for source in engines):
         return {"num_cpus": 0.1, "num_gpus": 0.0}
     gpus = workers.gpus
     if gpus is None:
         gpus = float(workers.tensor_parallel) if cluster_gpus else 0.0
-    return {"num_cpus": workers.cpus, "num_gpus": gpus}
+    wanted = {"num_cpus": workers.cpus, "num_gpus": gpus}
+    return wanted | {"accelerator_type": workers.accelerator} if workers.accelerator else wanted
 
 
 def check_resources(
-    wanted: Mapping[str, float], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
+    wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
 ) -> None:
     """Raises UserError where the nodes cannot hold the replicas, each on one node, and
     ``spare_cpus`` beside them."""
     kinds = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
     needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in kinds if wanted[key])
+    accelerator = wanted.get("accelerator_type")
+    if accelerator:
+        has = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+        if accelerator not in has:
+            raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
+        nodes = [node for node in nodes if f"accelerator_type:{accelerator}" in node]
     fitting = sum(_fitting(wanted, node) for node in nodes)
     whole = sum(node.get("CPU", 0.0) for node in nodes)
     if fitting < replicas or whole < wanted["num_cpus"] * replicas + spare_cpus:

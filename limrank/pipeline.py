@@ -105,7 +105,11 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
 def _stages_hash(config: PipelineJob) -> str:
     """Of all that any stage's rows depend on; each stage's own hash covers its files too."""
     apart = {"run_dir": True, "allow_failures": True, "workers": True, "serving": True, "evaluation": True}
-    return config_hash(config.model_dump(exclude=apart | {"engine": {"latency_ms", "base_url", "request_timeout_s"}}))
+    return config_hash(
+        config.model_dump(
+            exclude=apart | {"engine": {"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}}
+        )
+    )
 
 
 def plan(config: PipelineJob) -> dict[str, Any]:

@@ -7,7 +7,9 @@ that costs can be told by unit of work however the requests overlap.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,6 +54,47 @@ class Limits:
     in_flight: int
 
 
+DEFAULT_IN_FLIGHT = 256
+"""Requests at a time, where neither the recipe nor the engine says how many."""
+
+
+class Traffic:
+    """The requests that an engine has: ``async with traffic`` around each one lets so many
+    run at a time and the others wait.
+
+    ``requests`` counts both; ``busy_seconds`` is the time in which at least one ran.
+    """
+
+    def __init__(self, in_flight: int) -> None:
+        self.requests = 0
+        self._slots = asyncio.Semaphore(in_flight)
+        self._running = 0
+        self._busy = 0.0
+        self._since = 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._busy + (time.monotonic() - self._since if self._running else 0.0)
+
+    async def __aenter__(self) -> None:
+        self.requests += 1
+        try:
+            await self._slots.acquire()
+        except BaseException:
+            self.requests -= 1
+            raise
+        if not self._running:
+            self._since = time.monotonic()
+        self._running += 1
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._slots.release()
+        self.requests -= 1
+        self._running -= 1
+        if not self._running:
+            self._busy += time.monotonic() - self._since
+
+
 @runtime_checkable
 class Engine(Protocol):
     """One model that answers requests.
@@ -67,6 +110,9 @@ class Engine(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def traffic(self) -> Traffic: ...
 
     async def generate(
         self,

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Generation, Limits, Prompt, label_token_ids, record_usage
+from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Traffic, label_token_ids, record_usage
 from limrank.errors import EngineError, RowError
 
 _WORDS = [
@@ -62,9 +62,9 @@ class ByteTokenizer:
 class FakeEngine:
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         self.tokenizer = ByteTokenizer()
-        self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight)
+        self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self._config = engine
-        self._slots = asyncio.Semaphore(engine.max_in_flight)
+        self.traffic = Traffic(self.limits.in_flight)
 
     async def generate(
         self,
@@ -115,7 +115,7 @@ class FakeEngine:
         length = len(prompt) if prompt and isinstance(prompt[0], int) else len(text.encode())
         if length + max_tokens > self.limits.context:
             raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
-        async with self._slots:
+        async with self.traffic:
             if self._config.latency_ms:
                 await asyncio.sleep(self._config.latency_ms / 1000)
         if self._config.poison and self._config.poison in text:

@@ -7,7 +7,6 @@ among them is a RowError.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, record_usage
+from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
 from limrank.errors import EngineError, RowError, UserError
 
 _TOP_LOGPROBS = 20
@@ -35,8 +34,8 @@ class OpenAIEngine:
         self._client = AsyncOpenAI(
             base_url=engine.base_url, api_key=self._key or "none", timeout=engine.request_timeout_s, max_retries=0
         )
-        self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight)
-        self._slots = asyncio.Semaphore(engine.max_in_flight)
+        self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
+        self.traffic = Traffic(self._limits.in_flight)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -82,7 +81,7 @@ class OpenAIEngine:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         options = _sampling(max_tokens, temperature, top_p, stop) | streamed
         usage = None
-        async with self._slots, await self._send(prompt, options) as events:
+        async with self.traffic, await self._send(prompt, options) as events:
             try:
                 async for event in events:
                     usage = event.usage or usage
@@ -149,7 +148,7 @@ class OpenAIEngine:
         return bool(stop) and not self.tokenizer.get_added_vocab().keys().isdisjoint(stop)
 
     async def _ask(self, prompt: Prompt, options: dict[str, Any]) -> Any:
-        async with self._slots:
+        async with self.traffic:
             return await self._send(prompt, options)
 
     async def _send(self, prompt: Prompt, options: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ as soon as its step ends.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from limrank.engines import EngineSpec
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Usage, meter, record_usage
+from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
 from limrank.errors import EngineError, LimrankError
 
 
@@ -79,7 +78,7 @@ class HostedEngine:
     def __init__(self, host: Any, limits: Limits) -> None:
         self._host = host
         self.limits = limits
-        self._slots = asyncio.Semaphore(limits.in_flight)
+        self.traffic = Traffic(limits.in_flight)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -127,7 +126,7 @@ class HostedEngine:
         """Nothing: the host belongs to whoever started it."""
 
     async def _ask(self, method: Any, *arguments: Any) -> Any:
-        async with self._slots:
+        async with self.traffic:
             with _engine_errors():
                 return await method.remote(*arguments)
 

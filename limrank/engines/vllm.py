@@ -5,7 +5,6 @@ The only module that imports vLLM.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -15,7 +14,7 @@ from typing import Any
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, label_token_ids, record_usage
+from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
 from limrank.errors import EngineError, RowError, UserError
 
@@ -34,6 +33,7 @@ class VllmEngine:
         from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         on_cpu = current_platform.is_cpu()
@@ -58,14 +58,16 @@ class VllmEngine:
         )
         try:
             with reap_with_parent():
-                self._llm = AsyncLLM.from_engine_args(arguments)
+                # Batches as large as vLLM makes them for offline work on this device.
+                self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"model {model.id}: vLLM refuses these settings: {_first_line(error)}") from error
         except Exception as error:
             raise EngineError(f"model {model.id}: vLLM did not start: {_first_line(error)}") from error
         # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
-        self._limits = Limits(self._llm.model_config.max_model_len, 2 * engine.max_in_flight)
-        self._slots = asyncio.Semaphore(self._limits.in_flight)
+        runs = self._llm.vllm_config.scheduler_config.max_num_seqs
+        self._limits = Limits(self._llm.model_config.max_model_len, 2 * runs)
+        self.traffic = Traffic(self._limits.in_flight)
         self._requests = 0
 
     @cached_property
@@ -176,7 +178,7 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        async with self._slots:
+        async with self.traffic:
             self._requests += 1
             try:
                 prompt = TokensPrompt(prompt_token_ids=self._encoded(prompt, params.max_tokens))

@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from limrank.config import ScoringConfig, ServeJob
 from limrank.engines import Engine, EngineSource
+from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query
@@ -42,19 +43,18 @@ def application(config: ServeJob, source: EngineSource, model: str, wanted: dict
         model: the name it is served under.
         wanted: what one engine replica takes (num_cpus, num_gpus).
     """
-    replicas, ongoing, waiting = (
-        config.workers.replicas,
-        config.engine.max_in_flight,
-        config.serving.max_queued_requests,
-    )
+    workers, waiting = config.workers, config.serving.max_queued_requests
+    ongoing = config.engine.max_in_flight or DEFAULT_IN_FLIGHT
+    autoscaling = {"min_replicas": workers.min_replicas, "max_replicas": workers.max_replicas}
+    grows = workers.min_replicas < workers.max_replicas
     # The API counts requests itself: Serve's own limit answers in plain text, and counts
     # those that are only on their way to a free replica as waiting.
-    limit = None if waiting < 0 else replicas * ongoing + waiting
+    limit = None if waiting < 0 else workers.max_replicas * ongoing + waiting
     stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
     scorer = serve.deployment(
         Scorer,
         name=SCORER,
-        num_replicas=replicas,
+        **({"autoscaling_config": autoscaling} if grows else {"num_replicas": workers.min_replicas}),
         ray_actor_options=wanted,
         # A request is one pair or more, so more requests than that cannot be worked on.
         max_ongoing_requests=ongoing,

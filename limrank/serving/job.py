@@ -19,6 +19,7 @@ from typing import Any
 from limrank import cluster, prompts
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
+from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.errors import EngineError, UserError
 from limrank.fanout import claim
 from limrank.progress import Progress
@@ -56,7 +57,7 @@ def plan(config: ServeJob) -> dict[str, Any]:
         "scoring": {"mode": config.scoring.mode, "max_think_tokens": config.scoring.think_tokens},
         "limits": {
             "documents_per_request": MAX_DOCUMENTS,
-            "requests_per_replica": config.engine.max_in_flight,
+            "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
             "waiting_requests": config.serving.max_queued_requests,
         },
         "first_prompt": prompts.load(config.scoring.prompt),
@@ -85,7 +86,7 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
     _check(config)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
-    wanted = claim([source], config.workers, config.workers.replicas)
+    wanted = claim([source], config.workers, config.workers.min_replicas)
     host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")

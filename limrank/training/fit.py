@@ -132,7 +132,7 @@ def _prepare(config: TrainJob, *, weights: bool = True) -> tuple[Path, list[Enco
 def _plan(
     config: TrainJob, model_dir: Path, training: list[EncodedExample], validation: list[EncodedExample]
 ) -> dict[str, Any]:
-    replicas = config.workers.replicas
+    replicas = config.workers.min_replicas
     lengths = [len(example.ids) for example in training]
     return {
         "model": config.model.id,
@@ -180,9 +180,10 @@ def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, A
 def _scaling(config: TrainJob):
     from ray.train import ScalingConfig
 
-    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.replicas, spare_cpus=0)
+    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.min_replicas, spare_cpus=0)
     return ScalingConfig(
-        num_workers=config.workers.replicas,
+        num_workers=config.workers.min_replicas,
+        accelerator_type=config.workers.accelerator,
         use_gpu=wanted["num_gpus"] > 0,
         resources_per_worker={"CPU": wanted["num_cpus"]} | ({"GPU": wanted["num_gpus"]} if wanted["num_gpus"] else {}),
     )
