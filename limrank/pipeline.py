@@ -219,9 +219,11 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
 
 
 def _done(run_dir: str) -> bool:
-    """Whether a stage ended well before; its own check of the config comes later."""
+    """Whether a stage ended well before and has nothing to try again; its own check of the
+    config comes later."""
     try:
-        return json.loads(Storage(run_dir).read_text("manifest.json")).get("status") == "done"
+        manifest = json.loads(Storage(run_dir).read_text("manifest.json"))
+        return manifest.get("status") == "done" and not manifest["counts"].get("failed")
     except (FileNotFoundError, ValueError):
         return False
 

@@ -31,6 +31,10 @@ class EngineSource(Protocol):
     def holds_model(self) -> bool:
         """Whether opening it loads weights there (and so takes the worker's resources)."""
 
+    @property
+    def startup_timeout_s(self) -> float:
+        """How long opening it may take."""
+
     def open(self) -> Engine: ...
 
 
@@ -45,6 +49,10 @@ class EngineSpec:
     @property
     def holds_model(self) -> bool:
         return self.engine.kind == "vllm"
+
+    @property
+    def startup_timeout_s(self) -> float:
+        return self.engine.startup_timeout_s
 
     def open(self) -> Engine:
         return open_engine(self.model, self.engine, tensor_parallel=self.tensor_parallel)

@@ -64,10 +64,10 @@ class VllmEngine:
             raise UserError(f"model {model.id}: vLLM refuses these settings: {_first_line(error)}") from error
         except Exception as error:
             raise EngineError(f"model {model.id}: vLLM did not start: {_first_line(error)}") from error
-        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
-        self._limits = Limits(self._llm.model_config.max_model_len, 2 * runs)
-        self.traffic = Traffic(self._limits.in_flight)
+        self._limits = Limits(self._llm.model_config.max_model_len, runs)
+        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
+        self.traffic = Traffic(2 * runs)
         self._requests = 0
 
     @cached_property
