@@ -134,10 +134,10 @@ class ChunkRunner:
             outcomes = await (self._alone(chunk) if alone else self._together(chunk))
         return await asyncio.to_thread(self._commit, chunk, outcomes, usage)
 
-    async def _together(self, chunk: Opened) -> list[_Built]:
+    async def _together(self, chunk: Opened) -> list[Outcome]:
         return list(await asyncio.gather(*(self._unit(unit, chunk.earlier) for unit in chunk.units)))
 
-    async def _alone(self, chunk: Opened) -> list[_Built]:
+    async def _alone(self, chunk: Opened) -> list[Outcome]:
         outcomes = []
         for index, unit in enumerate(chunk.units):
             folder = f"{_attempts(chunk.number)}/unit-{index:03d}"
@@ -151,16 +151,16 @@ class ChunkRunner:
             await asyncio.to_thread(self._storage.remove, mark)
         return outcomes
 
-    async def _unit(self, unit: Unit, earlier: Earlier | None) -> _Built:
+    async def _unit(self, unit: Unit, earlier: Earlier | None) -> Outcome:
         if earlier is None:
             return await run_unit(self._task, unit, self._engines)
         name = unit["unit_id"]
         rows, failures = earlier.rows.get(name, []), earlier.failures.get(name)
         if not failures:
-            return _built(self._task, Outcome(rows))
-        built = await run_unit(self._task, unit, self._engines, rows)
+            return Outcome(rows)
+        outcome = await run_unit(self._task, unit, self._engines, rows)
         tried = max(failure.attempts for failure in failures)
-        return replace(built, failures=[replace(each, attempts=each.attempts + tried) for each in built.failures])
+        return replace(outcome, failures=[replace(each, attempts=each.attempts + tried) for each in outcome.failures])
 
     def _open(self, number: int) -> Opened | Receipt:
         name = f"{chunk_name(number)}.parquet"
@@ -198,11 +198,11 @@ class ChunkRunner:
         # An earlier session's last attempt may have been cut short by that session's end.
         return sum(count - (session != self._worker.session) for session, count in attempts.items())
 
-    def _commit(self, chunk: Opened, outcomes: Sequence[_Built], usage: Usage) -> Receipt:
+    def _commit(self, chunk: Opened, outcomes: Sequence[Outcome], usage: Usage) -> Receipt:
         import pyarrow as pa
 
-        table = pa.concat_tables([self._task.row_schema.empty_table(), *(built.rows for built in outcomes)])
-        failures = [asdict(failure) for built in outcomes for failure in built.failures]
+        table, outcomes = _table(self._task, chunk.units, outcomes)
+        failures = [asdict(failure) for outcome in outcomes for failure in outcome.failures]
         if chunk.earlier is not None:
             before = chunk.earlier.receipt
             usage.add(
@@ -243,36 +243,41 @@ class ChunkRunner:
         )
 
 
-@dataclass(frozen=True)
-class _Built:
-    """An outcome whose rows are known to fit the schema."""
-
-    rows: pa.Table
-    failures: list[Failure]
-
-
-async def run_unit(task: Task, unit: Unit, engines: Engines, earlier: Rows | None = None) -> _Built:
-    """One unit, or what failed of it. Whatever is its own fault, a bug in the task or a row
-    that does not fit its schema included, ends as its failure; only a dead engine, or a
-    fault that every unit would have, goes further."""
+async def run_unit(task: Task, unit: Unit, engines: Engines, earlier: Rows | None = None) -> Outcome:
+    """One unit, or what failed of it. Whatever is its own fault, a bug in the task included,
+    ends as its failure; only a dead engine, or a fault that every unit would have, goes
+    further."""
     try:
-        outcome = await (task.run(unit, engines) if earlier is None else task.again(unit, earlier, engines))
-        return _built(task, outcome)
+        return await (task.run(unit, engines) if earlier is None else task.again(unit, earlier, engines))
     except (EngineError, UserError):
         raise
     except Exception as error:
         return unit_failed(task, unit, error)
 
 
-def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int | None = None) -> _Built:
-    failure = Failure.of(unit["unit_id"], task.step, error, attempts)
-    return _built(task, Outcome(task.failed_rows(unit), [failure]))
+def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int | None = None) -> Outcome:
+    return Outcome(task.failed_rows(unit), [Failure.of(unit["unit_id"], task.step, error, attempts)])
 
 
-def _built(task: Task, outcome: Outcome) -> _Built:
+def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tuple[pa.Table, list[Outcome]]:
+    """All rows as a table. A unit whose rows do not fit the schema is a failure."""
     import pyarrow as pa
 
-    return _Built(pa.Table.from_pylist(outcome.rows, schema=task.row_schema), outcome.failures)
+    def built(outcomes: Sequence[Outcome]) -> pa.Table:
+        return pa.Table.from_pylist([row for outcome in outcomes for row in outcome.rows], schema=task.row_schema)
+
+    def fitting(unit: Unit, outcome: Outcome) -> Outcome:
+        try:
+            built([outcome])
+        except (pa.ArrowException, OverflowError) as error:
+            return unit_failed(task, unit, error)
+        return outcome
+
+    try:
+        return built(outcomes), list(outcomes)
+    except (pa.ArrowException, OverflowError):
+        outcomes = [fitting(unit, outcome) for unit, outcome in zip(units, outcomes, strict=True)]
+        return built(outcomes), outcomes
 
 
 def _unit_of(failure: Failure, units: Mapping[str, Any]) -> str:

@@ -91,9 +91,12 @@ def claim(
     """
     import ray
 
+    engines = list(engines)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
     check_resources(wanted, replicas, nodes, spare_cpus)
+    if not wanted["num_gpus"]:
+        check_memory(sum(source.memory_bytes for source in set(engines)), nodes)
     return wanted
 
 
@@ -129,6 +132,16 @@ def check_resources(
         raise UserError(
             f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's "
             f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
+        )
+
+
+def check_memory(needed: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where no node has the main memory (bytes) that one replica needs."""
+    most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    if needed > most:
+        raise UserError(
+            f"model.id, engine.kv_cache_gib: one replica's weights and key-value cache take about {needed / 2**30:.1f} "
+            f"GiB, and no node of the cluster has more than {most / 2**30:.1f} GiB for it"
         )
 
 

@@ -71,6 +71,10 @@ class HostedEngineSource:
         return False
 
     @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    @property
     def startup_timeout_s(self) -> float:
         return _CLIENT_OPENS_S
 

@@ -4,7 +4,7 @@ from helpers import EchoTask, Recorder, planned, runner
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
-from limrank.fanout import _at_once, _Session, check_resources, finish, resources, unfinished
+from limrank.fanout import _at_once, _Session, check_memory, check_resources, finish, resources, unfinished
 from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
 from limrank.receipts import Receipt, Work
@@ -48,12 +48,19 @@ def test_a_replica_is_not_spread_over_nodes():
 
 def test_what_a_replica_takes():
     vllm = [EngineSpec(ModelConfig(), EngineConfig(kind="vllm"))]
-    fake = [EngineSpec(ModelConfig(), EngineConfig(kind="fake"))]
+    endpoint = [EngineSpec(ModelConfig(), EngineConfig(kind="openai", base_url="http://127.0.0.1:1/v1"))]
     four = WorkersConfig(tensor_parallel=4, cpus=2)
     assert resources(vllm, four, cluster_gpus=8) == {"num_cpus": 2, "num_gpus": 4}
     assert resources(vllm, four, cluster_gpus=0) == {"num_cpus": 2, "num_gpus": 0}
     assert resources(vllm, WorkersConfig(gpus=0.5), cluster_gpus=8) == {"num_cpus": 1, "num_gpus": 0.5}
-    assert resources(fake, four, cluster_gpus=8) == {"num_cpus": 0.1, "num_gpus": 0}
+    assert resources(endpoint, four, cluster_gpus=8) == {"num_cpus": 0.1, "num_gpus": 0}
+
+
+def test_a_model_that_no_node_has_the_memory_for_is_refused():
+    gib = 2**30
+    check_memory(7 * gib, [{"CPU": 4, "memory": 4 * gib}, {"CPU": 4, "memory": 8 * gib}])
+    with pytest.raises(UserError, match=r"take about 9.0 GiB, and no node of the cluster has more than 8.0 GiB"):
+        check_memory(9 * gib, [{"CPU": 4, "memory": 4 * gib}, {"CPU": 4, "memory": 8 * gib}])
 
 
 def test_a_chunk_that_is_not_committed_is_told(tmp_path):

@@ -117,7 +117,7 @@ def test_a_worker_answers_with_receipts(tmp_path):
 
 
 class Unopenable:
-    holds_model, startup_timeout_s = True, 10.0
+    holds_model, memory_bytes, startup_timeout_s = True, 0, 10.0
 
     def __init__(self, error):
         self.error = error
