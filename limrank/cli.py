@@ -105,7 +105,10 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
         progress.close()
     _print_result(result)
     if result.failed and not config.allow_failures:
-        print(f"{result.failed} rows failed: see failures/ in {config.run_dir}", file=sys.stderr)
+        print(
+            f"{result.failed} rows failed: see failures/, explained by `limrank failures {config.run_dir}`",
+            file=sys.stderr,
+        )
         return ROWS_FAILED
     return DONE
 
@@ -214,6 +217,19 @@ def doctor() -> None:
     for finding in findings:
         print(finding)
     raise typer.Exit(FAILED if any(finding.broken for finding in findings) else DONE)
+
+
+@app.command()
+def failures(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A job's run_dir.", show_default=False)],
+) -> None:
+    """What failed in a run: how often, where, an example of each, and what to do."""
+    import shutil
+
+    from limrank.failures import examine, explain
+
+    for line in explain(examine(run_dir), shutil.get_terminal_size((120, 24)).columns):
+        print(line)
 
 
 @app.command()
