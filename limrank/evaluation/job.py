@@ -2,7 +2,8 @@
 ``report.html``.
 
 The run is either what a rerank job left in its directory (``run.trec``, ``queries.jsonl``,
-``qrels.tsv``), then compared with the first stage that it started from, or any file.
+``qrels.tsv``), then compared with the first stage that it started from, or any file. With
+``evaluation.compare`` there are several, and ``compare_job.py`` does the work.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
+from limrank.evaluation import compare_job
 from limrank.evaluation.inputs import read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import System, provenance, write_report
@@ -45,6 +47,8 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
     Raises:
         UserError: see :func:`evaluate_job`.
     """
+    if config.evaluation.compare:
+        return compare_job.run(config)
     result = evaluate_job(config)
     return JobResult(0, result.warnings, [console_table(result), f"report: {result.directory / 'report.html'}"])
 
@@ -55,6 +59,8 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
     Raises:
         UserError: see :func:`evaluate_job`.
     """
+    if config.evaluation.compare:
+        return compare_job.plan(config)
     inputs = read_inputs(config)
     for measure in config.evaluation.measures:
         parse_measure(measure)
