@@ -29,8 +29,8 @@ from limrank.config import (
 from limrank.data import beir, benchmarks, trec
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.evaluation.job import Evaluation, evaluate_run
 from limrank.evaluation.report import System, write_report
+from limrank.evaluation.system import Evaluation, evaluate_run
 from limrank.fanout import claim
 from limrank.progress import Event, Progress
 from limrank.records import Query
