@@ -40,5 +40,10 @@ class EngineError(LimrankError):
     """The engine is dead, or was never alive. Nothing more can be asked of it."""
 
 
+class EndpointError(EngineError):
+    """An endpoint is gone, or is not what the recipe says it is. No unit is to blame: the
+    job stops, and the same command resumes it once the endpoint is back."""
+
+
 def _rebuild_row_error(message: str, retryable: bool) -> RowError:
     return RowError(message, retryable=retryable)
