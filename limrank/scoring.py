@@ -13,12 +13,12 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from limrank import prompts
 from limrank.config import ScoringConfig
-from limrank.engines.base import Engine, Tokenizer, label_token_ids
+from limrank.engines.base import Engine, Judge, Tokenizer, label_token_ids
 from limrank.errors import RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
@@ -156,10 +156,13 @@ async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring
 
 
 async def score_query(
-    query: Query, candidates: Sequence[Candidate], engine: Engine, scoring: ScoringConfig
+    query: Query, candidates: Sequence[Candidate], engine: Engine | Judge, scoring: ScoringConfig
 ) -> list[Judgment]:
     """Score a query's candidates, all at once: the engine batches them and keeps their
     common prefix. Judgments are in the candidates' order."""
+    if isinstance(engine, Judge):
+        judged = await engine.judge(query, [candidate.text for candidate in candidates])
+        return [replace(each, doc_id=candidate.doc_id) for each, candidate in zip(judged, candidates, strict=True)]
     return list(await asyncio.gather(*(score_pair(query, candidate, engine, scoring) for candidate in candidates)))
 
 
