@@ -28,7 +28,7 @@ _IN_FLIGHT = 32
 """Queries at a time: with ten documents each they fill an engine's batch."""
 
 _ATTEMPTS = 8
-"""Half a minute in all: so long a server that others use too may be full."""
+"""About half a minute in all: so long a server that others use too may be full."""
 
 _LOOK_S = 30.0
 """How often a server that has not answered yet is asked whether it is well."""
