@@ -15,10 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from limrank.engines import EngineSpec
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
+from limrank.engines.base import Elsewhere, Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
 from limrank.errors import EngineError, LimrankError
-
-_CLIENT_OPENS_S = 600.0
 
 
 class EngineHost:
@@ -60,23 +58,11 @@ class EngineHost:
 
 
 @dataclass(frozen=True)
-class HostedEngineSource:
+class HostedEngineSource(Elsewhere):
     """Opens as a client of a running host."""
 
     host: Any
     limits: Limits
-
-    @property
-    def holds_model(self) -> bool:
-        return False
-
-    @property
-    def memory_bytes(self) -> int:
-        return 0
-
-    @property
-    def startup_timeout_s(self) -> float:
-        return _CLIENT_OPENS_S
 
     def open(self) -> HostedEngine:
         return HostedEngine(self.host, self.limits)

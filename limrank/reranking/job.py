@@ -15,6 +15,7 @@ from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.data import benchmarks
 from limrank.data.trec import run_line, run_separator
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines.serve_client import ServedReranker
 from limrank.errors import UserError
 from limrank.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Plan, Unit, read_plan, write_plan
@@ -123,8 +124,7 @@ def run(
     benchmark = benchmarks.load(config.data)
     prompt_template(config.scoring)
     if config.scoring.mode != "none" and engines is None:
-        check_engine(config.model, config.engine)
-        check_labels(load_tokenizer(config.model, config.engine))
+        engines = {"scorer": _scorer(config)}
     with open_run(
         config.run_dir,
         job="rerank",
@@ -137,12 +137,14 @@ def run(
             summary = _without_engine(run_dir, _plan(run_dir.storage, config, benchmark))
         else:
             with cluster.connect(address, paths=[config.run_dir]):
+                if config.engine.kind == "serve" and not config.engine.base_url:
+                    engines["scorer"].check()
                 planned = _plan(run_dir.storage, config, benchmark)
                 summary = fanout(
                     run_dir,
                     planned,
                     RerankTask(config.scoring, _tokens_a_pair(config.scoring, planned)),
-                    engines or {"scorer": EngineSpec(config.model, config.engine, config.workers.tensor_parallel)},
+                    engines,
                     config.workers,
                     progress=progress,
                     stage=stage,
@@ -264,6 +266,19 @@ def _rankings(storage: Storage) -> Iterator[tuple[str, list[tuple[int, str]]]]:
             ranked.setdefault(row["query_id"], []).append((row["rank"], row["doc_id"]))
         for query_id, places in ranked.items():
             yield query_id, sorted(places)
+
+
+def _scorer(config: RerankJob) -> EngineSource:
+    """What judges, as far as it can be checked before Ray is there: a server on the cluster
+    cannot."""
+    if config.engine.kind == "serve":
+        server = ServedReranker(config.model, config.engine, config.scoring)
+        if config.engine.base_url:
+            server.check()
+        return server
+    check_engine(config.model, config.engine)
+    check_labels(load_tokenizer(config.model, config.engine))
+    return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 
 
 def _plan(storage: Storage, config: RerankJob, benchmark: Benchmark) -> Plan:
