@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from limrank.engines import EngineSpec
@@ -69,18 +68,16 @@ class HostedEngineSource(Elsewhere):
 
 
 class HostedEngine:
-    """The client. Its tokenizer is the host's, fetched once."""
+    """The client. Its tokenizer is the host's, fetched as it opens: with its library it takes
+    seconds, in which the host would wait for the first request."""
 
     def __init__(self, host: Any, limits: Limits) -> None:
-        self._host = host
-        self.limits = limits
-        self.traffic = Traffic(2 * limits.in_flight)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
         import ray
 
-        return ray.get(self._host.ready.remote())[1]
+        self._host = host
+        self.tokenizer: Tokenizer = ray.get(host.ready.remote())[1]
+        self.limits = limits
+        self.traffic = Traffic(2 * limits.in_flight)
 
     async def generate(
         self,
