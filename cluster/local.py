@@ -91,17 +91,15 @@ class LocalCluster:
     environment: dict[str, str]
     nodes: list[Node] = field(default_factory=list)
 
-    def add_nodes(self, count: int, num_cpus: int) -> list[Node]:
-        """More raylets, up when this returns.
+    def add_nodes(self, count: int, num_cpus: int) -> None:
+        """More raylets, up when this returns, one after the other: a raylet has 30 s to
+        report itself, and several that start together keep a small machine busy for longer.
 
         Raises:
             RuntimeError: one did not come up.
         """
-        arguments = [f"--address={self.gcs}"]
-        added = [self._start(f"node-{len(self.nodes)}", num_cpus, arguments) for _ in range(count)]
-        for node in added:
-            self._wait_for(node)
-        return added
+        for _ in range(count):
+            self._start_node(num_cpus, [f"--address={self.gcs}"])
 
     def alive(self) -> set[str]:
         """The names of the nodes that the cluster takes for alive."""
@@ -117,7 +115,16 @@ class LocalCluster:
             "--head", f"--port={gcs_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
             f"--temp-dir={self.folder}/ray",
         ]  # fmt: skip
-        self._wait_for(self._start("head", num_cpus, arguments))
+        self._start_node(num_cpus, arguments, tries=1)
+
+    def _start_node(self, num_cpus: int, arguments: list[str], tries: int = 3) -> None:
+        for left in reversed(range(tries)):
+            node = self._start(f"node-{len(self.nodes)}" if self.nodes else "head", num_cpus, arguments)
+            if self._comes_up(node):
+                return
+            if not left:
+                log = node.log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"the Ray node {node.name} did not come up:\n{log}")
 
     def _start(self, name: str, num_cpus: int, arguments: list[str]) -> Node:
         own = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
@@ -144,15 +151,14 @@ class LocalCluster:
         self.nodes.append(node)
         return node
 
-    def _wait_for(self, node: Node) -> None:
+    def _comes_up(self, node: Node) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and node.process.poll() is None:
             with contextlib.suppress(OSError):  # nothing answers yet
                 if node.name in self.alive():
-                    return
+                    return True
             time.sleep(0.3)
-        log = node.log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"the Ray node {node.name} did not come up:\n{log}")
+        return False
 
 
 @contextlib.contextmanager

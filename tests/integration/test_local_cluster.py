@@ -40,21 +40,23 @@ def with_folder(folder):
 
 def test_three_raylets_join_and_one_may_be_lost():
     with load_local().local_cluster(num_cpus=2, nodes=3) as cluster:
-        assert cluster.alive() == {"head", "node-1", "node-2"}
+        # By number of its try: on a busy machine a node may need a second one.
+        head, *others = sorted(cluster.alive())
+        assert (head, len(others)) == ("head", 2)
         attached = cluster.environment | {"RAY_ADDRESS": cluster.gcs}
         seen = subprocess.run(
             [sys.executable, "-c", ATTACH], env=attached, capture_output=True, text=True, timeout=120, check=False
         )
         assert seen.stdout.splitlines()[-1:] == ["[2.0, 2.0, 2.0]"], seen.stderr
-        raylets = [node.raylet for node in cluster.nodes]
-        assert len(set(raylets)) == 3
-        os.kill(raylets[1], signal.SIGKILL)
+        raylets = {node.name: node.raylet for node in cluster.nodes if node.name in (head, *others)}
+        assert len(set(raylets.values())) == 3
+        os.kill(raylets[others[0]], signal.SIGKILL)
         deadline = time.monotonic() + 60
-        while cluster.alive() != {"head", "node-2"}:
+        while cluster.alive() != {"head", others[1]}:
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        (added,) = cluster.add_nodes(1, num_cpus=1)
-        assert cluster.alive() == {"head", "node-2", added.name}
+        cluster.add_nodes(1, num_cpus=1)
+        assert cluster.alive() == {"head", others[1], cluster.nodes[-1].name}
         folder = str(cluster.folder)
         assert with_folder(folder)
     assert with_folder(folder) == []
