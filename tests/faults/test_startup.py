@@ -1,5 +1,6 @@
 """What can never run is refused in seconds; an engine that does not start ends the job."""
 
+import os
 import subprocess
 import time
 
@@ -10,13 +11,18 @@ REFUSED_S = 20
 GIVEN_UP_S = 10
 
 
+def on_this_machine(seconds):
+    """What a promise in seconds comes to where others use the cores as well."""
+    return seconds * max(1.0, os.getloadavg()[0] / os.cpu_count())
+
+
 def refused(command):
     """The line that a command is refused with, in time."""
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     took = time.monotonic() - began
     assert done.returncode == 2, done.stdout + done.stderr
-    assert took < REFUSED_S
+    assert took < on_this_machine(REFUSED_S)
     return complaint(done.stderr)
 
 
@@ -40,7 +46,7 @@ def test_an_engine_that_fails_at_its_start_ends_the_job(work, tmp_path):
         began = time.monotonic()
         assert run.wait() == 1
         # It raises so long after it is seen, and later where this machine is busy.
-        assert time.monotonic() - began < start_s + GIVEN_UP_S
+        assert time.monotonic() - began < on_this_machine(start_s + GIVEN_UP_S)
         assert run.left() == []
     assert "the fake engine did not start" in complaint(run.log.read_text())
 
@@ -51,6 +57,6 @@ def test_an_engine_that_does_not_come_up_ends_the_job(work, tmp_path):
         wait_until(lambda: run.ended() or any(named(each, ACTOR) for each in run.look()), "the actor")
         began = time.monotonic()
         assert run.wait() == 1
-        assert time.monotonic() - began < 3 + GIVEN_UP_S
+        assert time.monotonic() - began < on_this_machine(3 + GIVEN_UP_S)
         assert run.left() == []
     assert "engine.startup_timeout_s" in complaint(run.log.read_text())
