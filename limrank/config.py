@@ -99,6 +99,12 @@ class EngineConfig(Section):
     latency_ms: NonNegativeFloat = Field(0.0, description="fake engine: time a request takes")
     fail_rate: Unit = Field(0.0, description="fake engine: share of prompts that raise a RowError")
     poison: str | None = Field(None, description="fake engine: a prompt that holds this text kills the engine")
+    own_process: bool = Field(
+        False,
+        description="fake engine: keep a process beside it, as vLLM does; its death is the engine's",
+    )
+    start_s: NonNegativeFloat = Field(0.0, description="fake engine: time it takes to start")
+    fail_start: bool = Field(False, description="fake engine: start, and fail at the end of it")
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
