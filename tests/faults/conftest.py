@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from killing import SEED
+
 from runs import Work, committed, scores, write_beir
 
 LOCAL = Path(__file__).parents[2] / "cluster" / "local.py"

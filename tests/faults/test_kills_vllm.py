@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from killing import SEED, VICTIMS, Moment, survive
+
 from runs import Work, scores, write_beir
 
 pytestmark = pytest.mark.faults

@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+
 from runs import Work, rows_of, write_beir
 
 UNITS = 10_000

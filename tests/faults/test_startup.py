@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+
 from runs import ACTOR, Run, complaint, named, wait_until
 
 REFUSED_S = 20
