@@ -1,8 +1,8 @@
 """Units of work laid down in Parquet and cut into chunks, fixed from then on.
 
 A chunk is a row group: `units/part-<k>.parquet` holds 256 of them. Units are sorted by
-cost in windows, so that long ones start first and planning needs little memory however
-many there are (``benchmarks/planning.py``).
+cost in windows of so much weight, so that long ones start first and planning needs little
+memory however many there are, and however many pairs each holds (``benchmarks/planning.py``).
 ``plan.json`` is written last: where it is, the plan is whole.
 """
 
@@ -124,11 +124,13 @@ def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tu
 
 def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int]]]:
     window: list[tuple[Unit, int]] = []
+    weight = 0
     for member in units:
         window.append(member)
-        if len(window) == _WINDOW:
+        weight += max(member[1], 1)
+        if weight >= _WINDOW:
             yield window
-            window = []
+            window, weight = [], 0
     if window:
         yield window
 
