@@ -78,6 +78,12 @@ def _given_run(config: EvaluateJob) -> Inputs:
 
 
 def _rerank_run(directory: Path) -> Inputs:
+    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
+    if recipe.get("data", {}).get("format") == "pairs":
+        raise UserError(
+            f"run_dir {directory}: reranked pairs, which carry no judgements; "
+            "to evaluate run.trec by a benchmark's, give it as evaluation.run, with data"
+        )
     for name in ("run.trec", "queries.jsonl", "qrels.tsv"):
         if not (directory / name).is_file():
             raise UnavailableError(
@@ -96,7 +102,6 @@ def _rerank_run(directory: Path) -> Inputs:
     warnings = []
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
-    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
     pairs_per_second, tokens_per_pair = _cost(manifest)
     first_stage = _first_stage(directory)
     return Inputs(
