@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NEEDED = ("query_id", "query", "doc_id", "text")
 OPTIONAL = ("instruction", "score")
 
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 1024
 _READ_BUFFER = 1 << 20
 _MAX_SUSPECTS = 1000
 
@@ -144,7 +144,7 @@ def open_pairs(path: str, split: str = "test") -> Pairs:
 
 
 class _Part(NamedTuple):
-    """One stream of rows: ``batches`` of given columns, in order, a few thousand rows each."""
+    """One stream of rows: ``batches`` of given columns, in order, about a thousand rows each."""
 
     name: str
     schema: pa.Schema
