@@ -6,22 +6,25 @@ record before the work starts, because whoever restarts a dead worker does so fo
 after two deaths a chunk's units run alone, and a unit that dies twice alone is a
 failure, with no innocent neighbour. A driver that is killed takes its workers along:
 the attempts that this cuts short are nobody's fault, and no unit fails by them.
+
+A finished chunk that is handed out by a later session is one with failures: what failed
+is tried once more, and what did not stays as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
 from limrank.plan import Unit, chunk_name, read_chunk
+from limrank.receipts import Receipt, Work, read_receipt
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 
@@ -30,23 +33,29 @@ if TYPE_CHECKING:
 
 DEATHS_BEFORE_ALONE = 2
 DEATHS_ALONE = 2
-RECEIPT_KEY = b"limrank.receipt"
 
 Engines = Mapping[str, Engine]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a unit became. ``failures`` are of parts of it; the rest is in ``rows``."""
 
-    rows: list[dict[str, Any]]
+    rows: Rows
     failures: list[Failure] = field(default_factory=list)
 
 
 class Task(Protocol):
-    """The work on one unit: a pure async function, with the shapes around it. Picklable."""
+    """The work on one unit: a pure async function, with the shapes around it. Picklable.
+
+    ``unit_column`` is the column that says which unit a row is of; ``row_key`` are the
+    columns that together name a row, over the whole run.
+    """
 
     step: str
+    unit_column: str
+    row_key: tuple[str, ...]
 
     @property
     def row_schema(self) -> pa.Schema: ...
@@ -54,156 +63,226 @@ class Task(Protocol):
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         """Raises RowError where nothing of the unit could be done."""
 
-    def failed_rows(self, unit: Unit) -> list[dict[str, Any]]:
+    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+        """Try what failed of a unit once more; ``rows`` are what it became before."""
+
+    def failed_rows(self, unit: Unit) -> Rows:
         """The rows that stand for a unit that could not run at all; [] for none."""
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What a finished chunk cost; kept in its file's metadata, so that sums over the
-    committed chunks are right however often the job was killed.
+class Worker:
+    """Who works: the driver's session, and one worker process of it, whose engines were
+    up at ``ready`` (Unix time) after ``startup_seconds``."""
 
-    ``began`` and ``ended`` are Unix times; ``startup_seconds`` is what its worker's
-    engines took to start.
-    """
+    session: str
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    ready: float = field(default_factory=time.time)
+    startup_seconds: float = 0.0
 
-    chunk: int
-    units: int
-    rows: int
-    failed: int
-    requests: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    generated_tokens: int
+
+@dataclass(frozen=True)
+class Opened:
+    """A chunk whose attempt is on record: its units, and what it is committed with."""
+
+    number: int
+    units: list[Unit]
+    earlier: Earlier | None
     began: float
-    ended: float
-    startup_seconds: float
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A chunk as an earlier session committed it, with failures."""
+
+    receipt: Receipt
+    rows: dict[str, Rows]
+    failures: dict[str, list[Failure]]
 
 
 class ChunkRunner:
-    """Runs chunks on open engines; one per worker process.
+    """Runs chunks on open engines; one per worker process. Its coroutines run on the
+    engines' loop, and several chunks may be at work at a time."""
 
-    ``call`` runs a coroutine on the engines' own loop and waits for its result; it may
-    be called from several threads. ``session`` names the driver that the worker belongs to.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        task: Task,
-        engines: Engines,
-        call: Callable[[Awaitable[Any]], Any],
-        *,
-        session: str,
-        startup_seconds: float = 0.0,
-    ) -> None:
+    def __init__(self, storage: Storage, task: Task, engines: Engines, worker: Worker) -> None:
         self._storage = storage
         self._task = task
         self._engines = engines
-        self._call = call
-        self._session = session
-        self._startup_seconds = startup_seconds
+        self._worker = worker
 
-    def deaths(self, number: int) -> int:
+    async def deaths(self, number: int) -> int:
         """How often a worker died over this chunk while its driver lived on."""
-        return self._deaths(_attempts(number))
+        return await asyncio.to_thread(self._deaths, _attempts(number))
 
-    def run(self, number: int, *, alone: bool) -> Receipt:
+    async def open(self, number: int) -> Opened | Receipt:
+        """Put an attempt on record and read the chunk's units; its receipt where this
+        session has committed it already (its worker died before it could say so).
+
+        Raises:
+            OSError: its files could not be read or written.
+        """
+        return await asyncio.to_thread(self._open, number)
+
+    async def run(self, chunk: Opened, *, alone: bool) -> Receipt:
         """Run and commit a chunk.
 
         Raises:
             EngineError: the engine died; nothing of the chunk is committed.
             OSError: its files could not be written.
         """
-        self._mark(_attempts(number))
-        began = time.time()
-        units = read_chunk(self._storage, number)
         with meter() as usage:
-            outcomes = self._alone(number, units) if alone else self._call(self._together(units))
-        return self._commit(number, outcomes, usage, began)
+            outcomes = await (self._alone(chunk) if alone else self._together(chunk))
+        return await asyncio.to_thread(self._commit, chunk, outcomes, usage)
 
-    async def _together(self, units: Sequence[Unit]) -> list[Outcome]:
-        return list(await asyncio.gather(*(run_unit(self._task, unit, self._engines) for unit in units)))
+    async def _together(self, chunk: Opened) -> list[Outcome]:
+        return list(await asyncio.gather(*(self._unit(unit, chunk.earlier) for unit in chunk.units)))
 
-    def _alone(self, number: int, units: Sequence[Unit]) -> list[Outcome]:
+    async def _alone(self, chunk: Opened) -> list[Outcome]:
         outcomes = []
-        for index, unit in enumerate(units):
-            folder = f"{_attempts(number)}/unit-{index:03d}"
-            deaths = self._deaths(folder)
+        for index, unit in enumerate(chunk.units):
+            folder = f"{_attempts(chunk.number)}/unit-{index:03d}"
+            deaths = await asyncio.to_thread(self._deaths, folder)
             if deaths >= DEATHS_ALONE:
                 error = EngineError(f"the engine died {deaths} times while it worked on this unit alone")
                 outcomes.append(unit_failed(self._task, unit, error, attempts=DEATHS_BEFORE_ALONE + deaths))
                 continue
-            mark = self._mark(folder)
-            outcomes.append(self._call(run_unit(self._task, unit, self._engines)))
-            self._storage.remove(mark)
+            mark = await asyncio.to_thread(self._mark, folder)
+            outcomes.append(await self._unit(unit, chunk.earlier))
+            await asyncio.to_thread(self._storage.remove, mark)
         return outcomes
+
+    async def _unit(self, unit: Unit, earlier: Earlier | None) -> Outcome:
+        if earlier is None:
+            return await run_unit(self._task, unit, self._engines)
+        name = unit["unit_id"]
+        rows, failures = earlier.rows.get(name, []), earlier.failures.get(name)
+        if not failures:
+            return Outcome(rows)
+        outcome = await run_unit(self._task, unit, self._engines, rows)
+        tried = max(failure.attempts for failure in failures)
+        return replace(outcome, failures=[replace(each, attempts=each.attempts + tried) for each in outcome.failures])
+
+    def _open(self, number: int) -> Opened | Receipt:
+        name = f"{chunk_name(number)}.parquet"
+        receipt = read_receipt(self._storage, name) if self._storage.exists(f"rows/{name}") else None
+        if receipt is not None and (not receipt.failed or receipt.work[-1].session == self._worker.session):
+            return receipt
+        self._mark(_attempts(number))
+        units = read_chunk(self._storage, number)
+        return Opened(number, units, self._earlier(name, receipt, units) if receipt else None, time.time())
+
+    def _earlier(self, name: str, receipt: Receipt, units: Sequence[Unit]) -> Earlier | None:
+        """None where failures and rows are not of one commit: then all of it runs again."""
+        listed = self._storage.read_table(f"failures/{name}").to_pylist() if name in self._failing() else []
+        if len(listed) != receipt.failed:
+            return None
+        rows: dict[str, Rows] = {}
+        for row in self._storage.read_table(f"rows/{name}").to_pylist():
+            rows.setdefault(row[self._task.unit_column], []).append(row)
+        failures = {unit["unit_id"]: [] for unit in units}
+        for failure in (Failure(**each) for each in listed):
+            failures[_unit_of(failure, failures)].append(failure)
+        return Earlier(receipt, rows, failures)
+
+    def _failing(self) -> list[str]:
+        return self._storage.names("failures")
 
     def _mark(self, folder: str) -> str:
         """Put an attempt on record; the name of its file."""
-        name = f"{folder}/{self._session}.{uuid.uuid4().hex}"
+        name = f"{folder}/{self._worker.session}.{uuid.uuid4().hex}"
         self._storage.write_text(name, "")
         return name
 
     def _deaths(self, folder: str) -> int:
         attempts = Counter(name.partition(".")[0] for name in self._storage.names(folder))
         # An earlier session's last attempt may have been cut short by that session's end.
-        return sum(count - (session != self._session) for session, count in attempts.items())
+        return sum(count - (session != self._worker.session) for session, count in attempts.items())
 
-    def _commit(self, number: int, outcomes: Sequence[Outcome], usage: Usage, began: float) -> Receipt:
+    def _commit(self, chunk: Opened, outcomes: Sequence[Outcome], usage: Usage) -> Receipt:
         import pyarrow as pa
 
-        rows = [row for outcome in outcomes for row in outcome.rows]
+        table, outcomes = _table(self._task, chunk.units, outcomes)
         failures = [asdict(failure) for outcome in outcomes for failure in outcome.failures]
+        if chunk.earlier is not None:
+            before = chunk.earlier.receipt
+            usage.add(
+                Usage(before.requests, before.prompt_tokens, before.cached_prompt_tokens, before.generated_tokens)
+            )
         receipt = Receipt(
-            chunk=number,
+            chunk=chunk.number,
             units=len(outcomes),
-            rows=len(rows),
+            rows=len(table),
             failed=len(failures),
             requests=usage.requests,
             prompt_tokens=usage.prompt,
             cached_prompt_tokens=usage.cached_prompt,
             generated_tokens=usage.generated,
-            began=began,
-            ended=time.time(),
-            startup_seconds=self._startup_seconds,
+            work=(*(chunk.earlier.receipt.work if chunk.earlier else ()), self._work(chunk.began)),
         )
-        name = f"{chunk_name(number)}.parquet"
+        name = f"{chunk_name(chunk.number)}.parquet"
         if failures:
             self._storage.write_table(f"failures/{name}", pa.Table.from_pylist(failures, schema=failure_schema()))
         else:
             self._storage.remove(f"failures/{name}")
-        table = pa.Table.from_pylist(rows, schema=self._task.row_schema)
-        metadata = {**(table.schema.metadata or {}), RECEIPT_KEY: json.dumps(asdict(receipt)).encode()}
-        self._storage.write_table(f"rows/{name}", table.replace_schema_metadata(metadata))
+        self._storage.write_table(f"rows/{name}", receipt.attach(table))
         return receipt
 
+    def _work(self, began: float) -> Work:
+        # Roles that share an engine count it once.
+        engines = {id(engine): engine for engine in self._engines.values()}.values()
+        worker = self._worker
+        return Work(
+            session=worker.session,
+            worker=worker.name,
+            began=began,
+            ended=time.time(),
+            ready=worker.ready,
+            startup_seconds=worker.startup_seconds,
+            engines=len(engines),
+            busy_seconds=sum(engine.traffic.busy_seconds for engine in engines),
+        )
 
-async def run_unit(task: Task, unit: Unit, engines: Engines) -> Outcome:
-    """One unit. Whatever is its own fault, a bug in the task included, ends as its
-    failure; only a dead engine, or a fault that every unit would have, goes further."""
+
+async def run_unit(task: Task, unit: Unit, engines: Engines, earlier: Rows | None = None) -> Outcome:
+    """One unit, or what failed of it. Whatever is its own fault, a bug in the task included,
+    ends as its failure; only a dead engine, or a fault that every unit would have, goes
+    further."""
     try:
-        return await task.run(unit, engines)
+        return await (task.run(unit, engines) if earlier is None else task.again(unit, earlier, engines))
     except (EngineError, UserError):
         raise
     except Exception as error:
         return unit_failed(task, unit, error)
 
 
-def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int = 1) -> Outcome:
+def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int | None = None) -> Outcome:
     return Outcome(task.failed_rows(unit), [Failure.of(unit["unit_id"], task.step, error, attempts)])
 
 
-def read_receipts(storage: Storage) -> list[Receipt]:
-    """The receipts of all committed chunks."""
-    import pyarrow.parquet as pq
+def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tuple[pa.Table, list[Outcome]]:
+    """All rows as a table. A unit whose rows do not fit the schema is a failure."""
+    import pyarrow as pa
 
-    receipts = []
-    for name in storage.names("rows"):
-        with storage.open_input(f"rows/{name}") as stream:
-            metadata = pq.read_schema(stream).metadata
-        receipts.append(Receipt(**json.loads(metadata[RECEIPT_KEY])))
-    return receipts
+    def built(outcomes: Sequence[Outcome]) -> pa.Table:
+        return pa.Table.from_pylist([row for outcome in outcomes for row in outcome.rows], schema=task.row_schema)
+
+    def fitting(unit: Unit, outcome: Outcome) -> Outcome:
+        try:
+            built([outcome])
+        except (pa.ArrowException, OverflowError) as error:
+            return unit_failed(task, unit, error)
+        return outcome
+
+    try:
+        return built(outcomes), list(outcomes)
+    except (pa.ArrowException, OverflowError):
+        outcomes = [fitting(unit, outcome) for unit, outcome in zip(units, outcomes, strict=True)]
+        return built(outcomes), outcomes
+
+
+def _unit_of(failure: Failure, units: Mapping[str, Any]) -> str:
+    """The unit of a failure, whose id is the unit's, or begins with it and names a part."""
+    return max((name for name in units if failure.unit_id.startswith(name)), key=len)
 
 
 def _attempts(number: int) -> str:

@@ -40,6 +40,17 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(models_app, name="models")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The job's recipe.", show_default=False)]
+Compared = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE.yaml | RUN_DIR",
+        help="The job's recipe; with --compare, run directories of rerank jobs.",
+        show_default=False,
+    ),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Quality against generated tokens of several rerank runs; needs no recipe.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a recipe key; null unsets it.")
 ]
@@ -70,29 +81,52 @@ def _job_command(name: str, summary: str) -> Callable[..., None]:
         dry_run: DryRun = False,
         overwrite: Overwrite = False,
     ) -> None:
-        from limrank.cluster import default_address
-        from limrank.config import dump_config
         from limrank.recipe import load_config
 
-        config = load_config(recipe, overrides or (), job=name)
-        address = address or default_address()
-        if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
-            raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
-        if dry_run:
-            _print_plan(config)
-        elif address.startswith("http"):
-            from limrank.cluster import submit
-
-            raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
-        else:
-            raise typer.Exit(_run(name, config, address, overwrite))
+        _start(name, load_config(recipe, overrides or (), job=name), address, dry_run, overwrite)
 
     command.__doc__ = summary
     return command
 
 
+def _evaluate(
+    paths: Compared,
+    compare: Compare = False,
+    overrides: Overrides = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    from limrank.recipe import compare_config, load_config
+
+    if not compare and len(paths) > 1:
+        raise UserError(f"evaluate takes one recipe (got {len(paths)}); several run directories go with --compare")
+    config = compare_config(paths, overrides or ()) if compare else load_config(paths[0], overrides or (), "evaluate")
+    _start("evaluate", config, address, dry_run, overwrite)
+
+
+_evaluate.__doc__ = _ROOMS["evaluate"][1]
+
 for _name, (_, _summary) in _ROOMS.items():
-    app.command(_name)(_job_command(_name, _summary))
+    app.command(_name)(_evaluate if _name == "evaluate" else _job_command(_name, _summary))
+
+
+def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool) -> None:
+    """Run a job where it is to run, or print its plan, and exit with its code."""
+    from limrank.cluster import default_address
+    from limrank.config import dump_config
+
+    address = address or default_address()
+    if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
+    if dry_run:
+        _print_plan(config)
+    elif address.startswith("http"):
+        from limrank.cluster import submit
+
+        raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
+    else:
+        raise typer.Exit(_run(name, config, address, overwrite))
 
 
 def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
@@ -105,7 +139,10 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
         progress.close()
     _print_result(result)
     if result.failed and not config.allow_failures:
-        print(f"{result.failed} rows failed: see failures/ in {config.run_dir}", file=sys.stderr)
+        print(
+            f"{result.failed} rows failed: see failures/, explained by `limrank failures {config.run_dir}`",
+            file=sys.stderr,
+        )
         return ROWS_FAILED
     return DONE
 
@@ -214,6 +251,19 @@ def doctor() -> None:
     for finding in findings:
         print(finding)
     raise typer.Exit(FAILED if any(finding.broken for finding in findings) else DONE)
+
+
+@app.command()
+def failures(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A job's run_dir.", show_default=False)],
+) -> None:
+    """What failed in a run: how often, where, an example of each, and what to do."""
+    import shutil
+
+    from limrank.failures import examine, explain
+
+    for line in explain(examine(run_dir), shutil.get_terminal_size((120, 24)).columns):
+        print(line)
 
 
 @app.command()

@@ -25,20 +25,32 @@ class RowError(LimrankError):
 
     ``retryable`` says whether the same request may succeed when it is sent again
     (a time-out, a rate limit), as opposed to one that never will (a prompt that is too
-    long).
+    long). Engines try a retryable one again themselves before they raise it;
+    ``attempts`` counts their tries.
     """
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, attempts: int = 1) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.attempts = attempts
 
     def __reduce__(self):
-        return _rebuild_row_error, (str(self), self.retryable)
+        return _rebuild_row_error, (str(self), self.retryable, self.attempts)
 
 
 class EngineError(LimrankError):
     """The engine is dead, or was never alive. Nothing more can be asked of it."""
 
 
-def _rebuild_row_error(message: str, retryable: bool) -> RowError:
-    return RowError(message, retryable=retryable)
+class EndpointError(EngineError):
+    """An endpoint is gone, or refuses everything. No unit is to blame, and none is charged
+    with it: the job stops, and the same command goes on once the endpoint is back."""
+
+
+class StorageError(LimrankError, OSError):
+    """The run directory could not be written or read: a full disk, a lost bucket, a
+    damaged file. The same command goes on once that is mended."""
+
+
+def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError:
+    return RowError(message, retryable=retryable, attempts=attempts)

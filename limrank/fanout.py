@@ -10,50 +10,33 @@ committed by the actor (see ``chunks.py``), and resuming is a list of file names
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from limrank.chunks import Receipt, Task, read_receipts
+from limrank import errors
+from limrank.chunks import Task
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, UserError
 from limrank.plan import Chunk, Plan
 from limrank.progress import Event, Progress
+from limrank.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
 from limrank.rundir import RunDir
 from limrank.storage import Storage
 from limrank.worker import ChunkWorker
 
-OVERLAP = 8
-"""Chunks that an actor works on at a time: while one drains, the next ones fill the engine."""
-
 _ANY_NUMBER = 1_000_000
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000
+_MANY_REQUESTS = 2048
+"""More than any engine runs at a time."""
 
-
-@dataclass(frozen=True)
-class Summary:
-    """Totals over all committed chunks, whichever session they come from.
-
-    ``seconds`` is the time in which at least one chunk was being worked on, start-up left
-    out; ``startup_seconds`` is the slowest engine's; ``rate`` is weight (pairs, seeds) a second.
-    """
-
-    units: int
-    rows: int
-    failed: int
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    generated_tokens: int
-    seconds: float
-    startup_seconds: float
-    rate: float | None
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.generated_tokens
+_MOST_AT_ONCE = 64
+_STARTS_THAT_MAY_DIE = 3
+"""Processes in a row that may die while their engine starts (a lost spot machine) before
+it is the engine's own doing (out of memory)."""
 
 
 def fanout(
@@ -67,7 +50,8 @@ def fanout(
     stage: str,
     weighed_in: str,
 ) -> Summary:
-    """Run every chunk of the plan that is not committed yet. Ray must be initialised.
+    """Run every chunk of the plan that is not committed yet, and try what failed in the
+    committed ones once more. Ray must be initialised.
 
     Args:
         engines: role → engine, opened in every actor.
@@ -76,14 +60,14 @@ def fanout(
     Raises:
         UserError: the cluster can never give what ``workers`` asks for, or an engine
             refuses its settings.
-        EngineError: an engine did not come up.
+        EngineError: an engine did not come up, or the cluster had no room for one in time.
+        StorageError: the run directory cannot be written.
     """
-    committed = {name.removesuffix(".parquet") for name in run.storage.names("rows")}
-    pending = [chunk for chunk in plan.chunks if chunk.name not in committed]
+    pending = unfinished(run, plan)
     session = _Session(plan, pending, progress, stage, weighed_in)
     if pending:
         _dispatch(run.storage, pending, task, engines, workers, session)
-    summary = finish(run, plan, weighed_in)
+    summary = finish(run, plan, task, weighed_in)
     session.show(finished=True)
     return summary
 
@@ -107,9 +91,12 @@ def claim(
     """
     import ray
 
+    engines = list(engines)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
     check_resources(wanted, replicas, nodes, spare_cpus)
+    if not wanted["num_gpus"]:
+        check_memory(sum(source.memory_bytes for source in set(engines)), nodes)
     return wanted
 
 
@@ -148,12 +135,29 @@ def check_resources(
         )
 
 
+def check_memory(needed: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where no node has the main memory (bytes) that one replica needs."""
+    most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    if needed > most:
+        raise UserError(
+            f"model.id, engine.kv_cache_gib: one replica's weights and key-value cache take about {needed / 2**30:.1f} "
+            f"GiB, and no node of the cluster has more than {most / 2**30:.1f} GiB for it"
+        )
+
+
 def _fitting(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
     """How many replicas one node holds."""
     shares = [
         node.get(kind, 0.0) // wanted[key] for kind, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if wanted[key]
     ]
     return int(min(shares, default=_ANY_NUMBER))
+
+
+def unfinished(run: RunDir, plan: Plan) -> list[Chunk]:
+    """The chunks that have something left to do: not committed, or with failures that
+    were there before this session."""
+    done = {receipt.chunk for receipt in read_receipts(run.storage) if not receipt.failed}
+    return [chunk for chunk in plan.chunks if chunk.number not in done]
 
 
 def _dispatch(
@@ -167,9 +171,18 @@ def _dispatch(
     import pyarrow as pa
     import ray
     from ray.data import ActorPoolStrategy
+    from ray.exceptions import RayActorError
 
-    wanted = claim(engines.values(), workers, workers.replicas)
-    _quiet_ray_data()
+    # One client is enough where the engines live elsewhere. With several, a unit that kills
+    # the engine would do so while another one's suspects run alone.
+    alone = not any(source.holds_model for source in engines.values())
+    fewest, most = (1, 1) if alone else (workers.min_replicas, workers.max_replicas)
+    wanted = claim(engines.values(), workers, fewest)
+    timeout_s = max(source.startup_timeout_s for source in engines.values())
+    _wait_for_room(wanted, timeout_s)
+    _prepare_ray_data()
+    fewest, most = min(fewest, len(pending)), min(most, len(pending))
+    at_once = _at_once(pending, most)
     longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
     receipts = (
         ray.data.from_arrow(pa.table({"chunk": [chunk.number for chunk in longest_first]}))
@@ -178,21 +191,61 @@ def _dispatch(
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             ChunkWorker,
-            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex),
+            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s),
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
-                size=min(workers.replicas, len(pending)),
-                max_tasks_in_flight_per_actor=2 * OVERLAP,
-                max_concurrent_calls_per_actor=OVERLAP,
+                min_size=fewest,
+                max_size=most,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             **wanted,
         )
     )
-    for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
-        for row in batch.to_pylist():
-            session.take(row)
+    try:
+        for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            for row in batch.to_pylist():
+                session.take(row)
+    except RayActorError as error:
+        raise EngineError(
+            f"{_STARTS_THAT_MAY_DIE + 1} processes in a row died while their engine started: is there "
+            f"memory for the model? Ray says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _at_once(pending: Sequence[Chunk], replicas: int) -> int:
+    """Chunks that a worker is handed at a time. Its engine decides how many of them are at
+    work (``worker.Admission``); these are enough to fill any engine, and at the end of a
+    run not so many that one worker sits on what another could do."""
+    weight = sum(chunk.weight for chunk in pending) / len(pending)
+    share = math.ceil(len(pending) / (4 * replicas)) if replicas > 1 else _MOST_AT_ONCE
+    return max(2, min(_MOST_AT_ONCE, share, math.ceil(_MANY_REQUESTS / max(weight, 1)) + 1))
+
+
+def _wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:
+    """Wait until the cluster has room for one worker; others' jobs may hold all of it.
+
+    Raises:
+        EngineError: it had none in time. Ray would wait on, without a word.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    room = ray.remote(_nothing).options(**wanted).remote()
+    try:
+        ray.get(room, timeout=timeout_s)
+    except GetTimeoutError:
+        ray.cancel(room, force=True)
+        raise EngineError(
+            f"the cluster had no room for one worker ({dict(wanted)}) within {timeout_s:g} s "
+            "(engine.startup_timeout_s): other work holds it"
+        ) from None
+
+
+def _nothing() -> None:
+    return None
 
 
 class _Session:
@@ -217,15 +270,16 @@ class _Session:
         return self._ended - self._began if self._began is not None else 0.0
 
     def take(self, row: dict[str, Any]) -> None:
-        if row["error"]:
-            kind = {"UserError": UserError, "EngineError": EngineError}.get(row["error_type"], OSError)
-            raise kind(row["error"])
+        if row["error_type"]:
+            raise getattr(errors, row["error_type"], RuntimeError)(row["error"])
+        receipt = Receipt.from_json(row["receipt"])
         # A chunk that ran twice (its first actor died after the commit) counts once.
-        self.done_weight += self._weights.pop(row["chunk"], 0)
-        self.tokens += row["prompt_tokens"] + row["generated_tokens"]
-        self.failed += row["failed"]
-        self._began = row["began"] if self._began is None else min(self._began, row["began"])
-        self._ended = max(self._ended, row["ended"])
+        self.done_weight += self._weights.pop(receipt.chunk, 0)
+        self.tokens += receipt.prompt_tokens + receipt.generated_tokens
+        self.failed += receipt.failed
+        began, ended = receipt.work[-1].began, receipt.work[-1].ended
+        self._began = began if self._began is None else min(self._began, began)
+        self._ended = max(self._ended, ended)
         self.show()
 
     def show(self, finished: bool = False) -> None:
@@ -244,64 +298,25 @@ class _Session:
         )
 
 
-def finish(run: RunDir, plan: Plan, weighed_in: str) -> Summary:
-    """Check that every chunk is committed, and put the totals into the manifest."""
+def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str) -> Summary:
+    """Check that every chunk is committed, once, and put the totals into the manifest."""
     receipts = read_receipts(run.storage)
     missing = len(plan.chunks) - len(receipts)
     if missing:
         raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
-    summary = summarize(receipts, plan)
-    run.note(
-        counts={"units": summary.units, "rows": summary.rows, "failed": summary.failed},
-        seconds={"engine_startup": round(summary.startup_seconds, 3), "work": round(summary.seconds, 3)},
-        tokens={
-            "prompt": summary.prompt_tokens,
-            "cached_prompt": summary.cached_prompt_tokens,
-            "generated": summary.generated_tokens,
-        },
-        rates={
-            f"{weighed_in}_per_second": round(summary.rate, 3),
-            "tokens_per_second": round(summary.tokens / summary.seconds, 1),
-        }
-        if summary.rate
-        else {},
-    )
+    check_unique(run.storage, task.row_key)
+    summary = summarize(receipts, plan.weight)
+    run.note(**manifest_parts(summary, weighed_in))
     return summary
 
 
-def summarize(receipts: list[Receipt], plan: Plan) -> Summary:
-    """Sum receipts up; pure."""
-    seconds = _covered([(receipt.began, receipt.ended) for receipt in receipts])
-
-    def total(name: str) -> int:
-        return sum(getattr(receipt, name) for receipt in receipts)
-
-    return Summary(
-        units=total("units"),
-        rows=total("rows"),
-        failed=total("failed"),
-        prompt_tokens=total("prompt_tokens"),
-        cached_prompt_tokens=total("cached_prompt_tokens"),
-        generated_tokens=total("generated_tokens"),
-        seconds=seconds,
-        startup_seconds=max((receipt.startup_seconds for receipt in receipts), default=0.0),
-        rate=plan.weight / seconds if seconds else None,
-    )
-
-
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """The length of the union of time spans."""
-    covered, end = 0.0, float("-inf")
-    for began, ended in sorted(spans):
-        covered += max(0.0, ended - max(began, end))
-        end = max(end, ended)
-    return covered
-
-
-def _quiet_ray_data() -> None:
+def _prepare_ray_data() -> None:
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
+    context.max_consecutive_actor_init_deaths = _STARTS_THAT_MAY_DIE
+    # A chunk takes as long as it takes; what hangs at the start is told by our own clock.
+    context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -7,6 +7,7 @@ from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def fingerprint(name: str) -> str:
             stream.seek(max(0, size - _END_BYTES))
             digest.update(stream.read())
     return digest.hexdigest()
+
+
+def parameters(name: str) -> int:
+    """How many parameters a model has, by its weights' own tables; 0 where they are not on
+    this machine.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from safetensors import safe_open
+
+    if not Path(name).expanduser().is_dir() and name not in PACKAGED:
+        return 0
+    count = 0
+    for file in resolve(name).glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def is_cached(name: str) -> bool:

@@ -29,8 +29,8 @@ from limrank.config import (
 from limrank.data import beir, benchmarks, trec
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.evaluation.job import Evaluation, evaluate_run
 from limrank.evaluation.report import System, write_report
+from limrank.evaluation.system import Evaluation, evaluate_run
 from limrank.fanout import claim
 from limrank.progress import Event, Progress
 from limrank.records import Query
@@ -219,9 +219,11 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
 
 
 def _done(run_dir: str) -> bool:
-    """Whether a stage ended well before; its own check of the config comes later."""
+    """Whether a stage ended well before and has nothing to try again; its own check of the
+    config comes later."""
     try:
-        return json.loads(Storage(run_dir).read_text("manifest.json")).get("status") == "done"
+        manifest = json.loads(Storage(run_dir).read_text("manifest.json"))
+        return manifest.get("status") == "done" and not manifest["counts"].get("failed")
     except (FileNotFoundError, ValueError):
         return False
 

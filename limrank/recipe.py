@@ -16,6 +16,9 @@ from pydantic import BaseModel, ValidationError
 from limrank.config import JOBS, Job, PathMark, is_uri
 from limrank.errors import UserError
 
+COMPARE_DIR = "runs/compare"
+"""Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
+
 
 def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), job: str | None = None) -> Job:
     """Read a recipe, apply ``key=value`` overrides, check everything, make paths absolute.
@@ -29,17 +32,33 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     Raises:
         UserError: naming the file and the line or key, with the nearest known key.
     """
-    recipe = Path(recipe)
-    values = _without_nulls(_read_yaml(recipe))
+    return _resolve(_without_nulls(_read_yaml(Path(recipe))), overrides, job, source=str(Path(recipe)))
+
+
+def compare_config(directories: list[str], overrides: list[str] | tuple[str, ...] = ()) -> Job:
+    """The config of ``limrank evaluate --compare``, which needs no recipe.
+
+    Args:
+        directories: the ``run_dir`` of each rerank job.
+        overrides: as for :func:`load_config`.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    values = {"run_dir": COMPARE_DIR, "evaluation": {"compare": directories}}
+    return _resolve(values, overrides, "evaluate", source="--compare")
+
+
+def _resolve(values: dict[str, Any], overrides: list[str] | tuple[str, ...], job: str | None, source: str) -> Job:
     for override in overrides:
         _apply_override(values, override)
     named = values.get("job", job)
     if not isinstance(named, str) or named not in JOBS:
-        raise UserError(f"{recipe}: job: {named!r} is none of {', '.join(JOBS)}")
+        raise UserError(f"{source}: job: {named!r} is none of {', '.join(JOBS)}")
     if job is not None and named != job:
-        raise UserError(f"{recipe}: job: this recipe is for `limrank {named}`, not `limrank {job}`")
+        raise UserError(f"{source}: job: this recipe is for `limrank {named}`, not `limrank {job}`")
     values["job"] = named
-    return parse_config(values, source=str(recipe))
+    return parse_config(values, source=source)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Job:
@@ -51,16 +70,23 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Job:
     return _absolute_paths(config)
 
 
-def path_values(config: BaseModel, prefix: str = "") -> dict[str, str]:
-    """Every local path in a config: ``{"data.path": "/…"}``."""
+def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[str, ...]]:
+    """Every local path in a config: ``{"data.path": "/…"}``; a key of several has a tuple."""
     found = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             found |= path_values(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and _is_path(field) and not is_uri(value) and value not in _words(field):
+        elif _is_path(field) and _is_local(value, field):
             found[prefix + name] = value
     return found
+
+
+def _is_local(value: Any, field: Any) -> bool:
+    """Whether a path key's value is a local path, or several paths."""
+    if isinstance(value, tuple):
+        return bool(value)
+    return isinstance(value, str) and not is_uri(value) and value not in _words(field)
 
 
 def _is_path(field: Any) -> bool:
@@ -92,7 +118,9 @@ def _absolute_paths(config: Job) -> Job:
     return with_values(config, updates)
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(path, tuple):
+        return tuple(each if is_uri(each) else _absolute(each) for each in path)
     return os.path.abspath(os.path.expanduser(path))
 
 

@@ -86,6 +86,8 @@ class Judgment:
 
     ``score`` is p(true) / (p(true) + p(false)) in [0, 1]; None where ``status`` is
     ``failed`` (``error`` then says why) or ``skipped``. ``reasoning`` is the chain as it was judged.
+    A cascade keeps what its score is fused of: ``direct_score`` without a chain, and
+    ``think_score`` after one.
     """
 
     doc_id: str
@@ -96,6 +98,8 @@ class Judgment:
     generated_tokens: int = 0
     truncated: bool = False
     error: Exception | None = None
+    direct_score: float | None = None
+    think_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +164,8 @@ class Failure:
     attempts: int
 
     @classmethod
-    def of(cls, unit_id: str, step: str, error: BaseException, attempts: int = 1) -> Failure:
-        return cls(unit_id, step, type(error).__name__, str(error), attempts)
+    def of(cls, unit_id: str, step: str, error: BaseException, attempts: int | None = None) -> Failure:
+        return cls(unit_id, step, type(error).__name__, str(error), attempts or getattr(error, "attempts", 1))
 
 
 # ---- Arrow schemas -------------------------------------------------------------------
@@ -195,12 +199,13 @@ def rerank_unit_schema() -> pa.Schema:
 
 
 def rerank_row_schema() -> pa.Schema:
-    """One scored pair; ``rank`` is the 1-based place that the reranker gave it."""
+    """One scored pair; ``rank`` is the 1-based place that the reranker gave it. A cascade's
+    ``direct_score`` and ``think_score`` are null in other modes."""
     import pyarrow as pa
 
     return _schema(
         "rerank_row",
-        1,
+        2,
         [
             ("query_id", pa.string()),
             ("doc_id", pa.string()),
@@ -213,6 +218,8 @@ def rerank_row_schema() -> pa.Schema:
             ("prompt_tokens", pa.int32()),
             ("generated_tokens", pa.int32()),
             ("truncated", pa.bool_()),
+            ("direct_score", pa.float64()),
+            ("think_score", pa.float64()),
         ],
     )
 

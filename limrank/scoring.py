@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from limrank import prompts
+from limrank.cascade import cascade
 from limrank.config import ScoringConfig
 from limrank.engines.base import Engine, Tokenizer, label_token_ids
 from limrank.errors import RowError, UserError
@@ -156,11 +157,41 @@ async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring
 
 
 async def score_query(
-    query: Query, candidates: Sequence[Candidate], engine: Engine, scoring: ScoringConfig
+    query: Query,
+    candidates: Sequence[Candidate],
+    engine: Engine,
+    scoring: ScoringConfig,
+    *,
+    allowance: int | None = None,
+    known: Mapping[str, Judgment] | None = None,
 ) -> list[Judgment]:
     """Score a query's candidates, all at once: the engine batches them and keeps their
-    common prefix. Judgments are in the candidates' order."""
-    return list(await asyncio.gather(*(score_pair(query, candidate, engine, scoring) for candidate in candidates)))
+    common prefix. Judgments are in the candidates' order.
+
+    Args:
+        allowance: tokens that a cascade may generate; None: any number.
+        known: judgments that there are already, by document; what failed is scored again.
+    """
+    known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
+
+    async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
+        return await score_pair(query, candidate, engine, scoring)
+
+    if scoring.mode == "cascade":
+        return await cascade(
+            candidates,
+            partial(judge, scoring.model_copy(update={"mode": "direct"})),
+            partial(judge, scoring),
+            cutoff=scoring.cutoff,
+            band=scoring.band,
+            longest=scoring.think_tokens + 1,
+            allowance=allowance,
+            known=known,
+        )
+    left = [candidate for candidate in candidates if candidate.doc_id not in known]
+    judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in left))
+    by_id = {**known, **{judgment.doc_id: judgment for judgment in judged}}
+    return [by_id[candidate.doc_id] for candidate in candidates]
 
 
 def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment]) -> list[int]:

@@ -1,4 +1,4 @@
-"""One worker process: engines on an event loop of their own, chunks in threads beside it.
+"""One worker process: engines on an event loop of their own, and the chunks at work on it.
 
 Ray calls it, but nothing here knows Ray.
 """
@@ -10,61 +10,94 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Receipt, Task
+from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
 from limrank.engines import EngineSource
-from limrank.errors import EngineError, LimrankError, UserError
+from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
+from limrank.receipts import Receipt
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_LOOK_S = 0.005
+"""How often a chunk that waits for room in the engines looks again."""
+
+_STEPS_TO_ENGINE = 5
+"""Turns of the event loop from a chunk's start until its first requests are in the engines."""
+
 
 class ChunkWorker:
-    """One engine actor. An error that must end the job is handed back as a receipt: an
-    exception here would come out as Ray's, after Ray's retries."""
+    """One engine actor. An error that must end the job is handed back in a receipt's place:
+    an exception here would come out as Ray's, after Ray's retries."""
 
-    def __init__(self, storage: Storage, task: Task, sources: Mapping[str, EngineSource], session: str) -> None:
+    def __init__(
+        self, storage: Storage, task: Task, sources: Mapping[str, EngineSource], session: str, timeout_s: float
+    ) -> None:
+        self._storage = storage
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
-        self._turns = _Turns()
-        self._fatal: LimrankError | None = None
+        self._fatal: Exception | None = None
         started = time.monotonic()
         try:
-            engines = self._call(_open_all(sources))
-            took = time.monotonic() - started
-            self._runner = ChunkRunner(storage, task, engines, self._call, session=session, startup_seconds=took)
-        except LimrankError as error:
+            engines = self._wait(_open_all(sources), timeout_s)
+            worker = Worker(session, startup_seconds=time.monotonic() - started)
+            self._runner = ChunkRunner(storage, task, engines, worker)
+            self._admission = Admission(engines)
+        except TimeoutError:
+            self._fatal = EngineError(
+                f"the engine did not start within {timeout_s:g} s (engine.startup_timeout_s): raise it, or "
+                "look into this worker's log for what it waits for"
+            )
+        except Exception as error:
             self._fatal = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        return pa.Table.from_pylist([self._row(number) for number in batch["chunk"].to_pylist()], schema=_wire())
+        answers = [self._answer(number) for number in batch["chunk"].to_pylist()]
+        return pa.Table.from_pylist(answers, schema=_wire())
 
-    def _row(self, number: int) -> dict[str, Any]:
+    def _answer(self, number: int) -> dict[str, Any]:
         if self._fatal is not None:
-            return _fatal_row(self._fatal)
+            return _fatal(self._fatal)
         try:
-            alone = self._runner.deaths(number) >= DEATHS_BEFORE_ALONE
-            with self._turns.alone() if alone else self._turns.shared():
-                receipt = self._runner.run(number, alone=alone)
+            return {"receipt": self._wait(self._run(number)).to_json()}
+        except EndpointError as error:
+            return _fatal(error)
         except EngineError as error:
             # A raised error would end the dataset, and a dead engine stays dead. With the
             # process gone Ray starts another and gives it the unfinished chunks; attempts
             # are on record, so this does not go on for ever.
             logging.getLogger(__name__).error("engine lost, worker ends: %s", error)
             os._exit(70)
-        except (UserError, OSError) as error:
-            return _fatal_row(error)
-        return asdict(receipt)
+        except (StorageError, UserError) as error:
+            return _fatal(error)
+        except OSError as error:
+            return _fatal(StorageError(f"run_dir {self._storage.root}: {error}"))
+        except Exception as error:
+            return _fatal(error)
 
-    def _call(self, coroutine: Awaitable[Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    async def _run(self, number: int) -> Receipt:
+        if await self._runner.deaths(number) >= DEATHS_BEFORE_ALONE:
+            async with self._admission.alone():
+                chunk = await self._runner.open(number)
+                return chunk if isinstance(chunk, Receipt) else await self._runner.run(chunk, alone=True)
+        async with self._admission.shared() as under_way:
+            chunk = await self._runner.open(number)
+            if isinstance(chunk, Receipt):
+                return chunk
+            running = asyncio.ensure_future(self._runner.run(chunk, alone=False))
+            for _ in range(_STEPS_TO_ENGINE):
+                await asyncio.sleep(0)
+            under_way()
+            return await running
+
+    def _wait(self, coroutine: Awaitable[Any], timeout_s: float | None = None) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
 
 async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
@@ -76,52 +109,63 @@ async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
     return {role: opened[source] for role, source in sources.items()}
 
 
-class _Turns:
-    """Chunks run side by side, but one that must run alone waits for the others to end
-    and keeps them out: what dies then is known to be its own fault."""
+class Admission:
+    """Which chunks are at work. They enter one after the other, each as soon as an engine
+    has fewer requests than it can run: then the next requests are there before it needs
+    them, and no more is in flight (and lost with a crash) than keeps it full.
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    A chunk that must run alone waits for the others to end and keeps them out: what dies
+    then is known to be its own fault.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = [(engine.traffic, engine.limits.in_flight) for engine in set(engines.values())]
+        self._door = asyncio.Lock()
         self._running = 0
-        self._waiting_alone = 0
 
-    @contextmanager
-    def shared(self):
-        with self._changed:
-            self._changed.wait_for(lambda: self._running >= 0 and not self._waiting_alone)
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[Any]:
+        """Gives a function to call once the chunk's first requests are under way; the next
+        chunk enters then, or when this one ends."""
+        await self._door.acquire()
+        opened = False
+
+        def under_way() -> None:
+            nonlocal opened
+            if not opened:
+                opened = True
+                self._door.release()
+
+        try:
+            while self._running and not self._has_room():
+                await asyncio.sleep(_LOOK_S)
             self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
+            try:
+                yield under_way
+            finally:
                 self._running -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self):
-        with self._changed:
-            self._waiting_alone += 1
-            self._changed.wait_for(lambda: self._running == 0)
-            self._waiting_alone -= 1
-            self._running = -1
-        try:
-            yield
         finally:
-            with self._changed:
-                self._running = 0
-                self._changed.notify_all()
+            under_way()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._door:
+            while self._running:
+                await asyncio.sleep(_LOOK_S)
+            yield
+
+    def _has_room(self) -> bool:
+        return not self._engines or any(traffic.requests < runs for traffic, runs in self._engines)
 
 
 def _wire() -> pa.Schema:
-    """A receipt as it travels: the Receipt's fields, or else the error that ends the job."""
+    """A receipt as it travels, or else the error that ends the job."""
     import pyarrow as pa
 
-    floats = ("began", "ended", "startup_seconds")
-    return pa.schema(
-        [(name, pa.float64() if name in floats else pa.int64()) for name in Receipt.__dataclass_fields__]
-        + [("error_type", pa.string()), ("error", pa.string())]
-    )
+    return pa.schema([("receipt", pa.string()), ("error_type", pa.string()), ("error", pa.string())])
 
 
-def _fatal_row(error: Exception) -> dict[str, Any]:
-    return {"error_type": type(error).__name__, "error": str(error)}
+def _fatal(error: Exception) -> dict[str, Any]:
+    if isinstance(error, LimrankError):
+        return {"error_type": type(error).__name__, "error": str(error)}
+    return {"error_type": "RuntimeError", "error": f"{type(error).__name__}: {error}"}

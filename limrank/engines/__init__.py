@@ -29,7 +29,15 @@ class EngineSource(Protocol):
 
     @property
     def holds_model(self) -> bool:
-        """Whether opening it loads weights there (and so takes the worker's resources)."""
+        """Whether the engine itself lives where it is opened, and so takes the worker's resources."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Main memory that it needs where it is opened, as far as is known before; without a GPU."""
+
+    @property
+    def startup_timeout_s(self) -> float:
+        """How long opening it may take."""
 
     def open(self) -> Engine: ...
 
@@ -44,7 +52,18 @@ class EngineSpec:
 
     @property
     def holds_model(self) -> bool:
-        return self.engine.kind == "vllm"
+        return self.engine.kind in ("vllm", "fake")
+
+    @property
+    def memory_bytes(self) -> int:
+        if self.engine.kind != "vllm":
+            return 0
+        weights = models.parameters(self.model.id) * (2 if self.model.dtype in ("bfloat16", "float16") else 4)
+        return weights + self.engine.kv_cache_gib * 2**30
+
+    @property
+    def startup_timeout_s(self) -> float:
+        return self.engine.startup_timeout_s
 
     def open(self) -> Engine:
         return open_engine(self.model, self.engine, tensor_parallel=self.tensor_parallel)

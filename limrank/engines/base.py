@@ -48,7 +48,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``context``: longest prompt plus output in tokens; ``in_flight``: requests at a time."""
+    """``context``: longest prompt plus output in tokens; ``in_flight``: requests that run at a time."""
 
     context: int
     in_flight: int

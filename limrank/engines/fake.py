@@ -46,6 +46,7 @@ class ByteTokenizer:
     """UTF-8 bytes as tokens, plus one token each for the labels and the chain's marks."""
 
     extra = (" true", " false", "<think>", "</think>")
+    _pieces = (*(bytes([byte]) for byte in range(256)), *(text.encode() for text in extra))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if text in self.extra:
@@ -53,7 +54,7 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(self.extra[i - 256].encode() if i > 255 else bytes([i]) for i in ids).decode(errors="replace")
+        return b"".join(map(self._pieces.__getitem__, ids)).decode(errors="replace")
 
     def get_added_vocab(self) -> dict[str, int]:
         return {text: 256 + i for i, text in enumerate(self.extra[2:], start=2)}

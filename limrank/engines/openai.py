@@ -180,7 +180,7 @@ class OpenAIEngine:
                     response = await call(model=self._model.id, **what, **options)
         except (RateLimitError, InternalServerError, APITimeoutError) as error:
             failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
-            raise RowError(failed, retryable=True) from None
+            raise RowError(failed, retryable=True, attempts=_ATTEMPTS) from None
         except APIConnectionError as error:
             raise EngineError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
         except APIStatusError as error:

@@ -18,6 +18,8 @@ from limrank.engines import EngineSpec
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
 from limrank.errors import EngineError, LimrankError
 
+_CLIENT_OPENS_S = 600.0
+
 
 class EngineHost:
     """The actor's body. Its methods run on the actor's event loop, many at a time.
@@ -68,6 +70,14 @@ class HostedEngineSource:
     def holds_model(self) -> bool:
         return False
 
+    @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    @property
+    def startup_timeout_s(self) -> float:
+        return _CLIENT_OPENS_S
+
     def open(self) -> HostedEngine:
         return HostedEngine(self.host, self.limits)
 
@@ -78,7 +88,7 @@ class HostedEngine:
     def __init__(self, host: Any, limits: Limits) -> None:
         self._host = host
         self.limits = limits
-        self.traffic = Traffic(limits.in_flight)
+        self.traffic = Traffic(2 * limits.in_flight)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

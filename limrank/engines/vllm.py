@@ -28,34 +28,12 @@ _CPU_STEP_TOKENS = 4096
 
 class VllmEngine:
     def __init__(self, model: ModelConfig, engine: EngineConfig, *, tensor_parallel: int = 1) -> None:
-        path = models.resolve(model.id)
-        _environment(engine)
-        from vllm.config import StructuredOutputsConfig
+        arguments = engine_arguments(model, engine, tensor_parallel)
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        on_cpu = current_platform.is_cpu()
-        # On a CPU bfloat16 may fall back to a path that is thirty times slower.
-        dtype = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
-        eager = on_cpu if engine.enforce_eager is None else engine.enforce_eager
-        arguments = AsyncEngineArgs(
-            model=str(path),
-            dtype=dtype,
-            max_model_len=model.max_model_len,
-            tensor_parallel_size=tensor_parallel,
-            max_num_seqs=engine.max_in_flight,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
-            enforce_eager=eager,
-            enable_prefix_caching=True,
-            trust_remote_code=False,
-            load_format="safetensors",
-            disable_log_stats=True,
-            # A weak model that may put blanks between JSON's tokens puts nothing else.
-            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
-            **(_cpu_arguments(model, path) if on_cpu else {}),
-        )
+        arguments = AsyncEngineArgs(**arguments)
         try:
             with reap_with_parent():
                 # Batches as large as vLLM makes them for offline work on this device.
@@ -64,10 +42,10 @@ class VllmEngine:
             raise UserError(f"model {model.id}: vLLM refuses these settings: {_first_line(error)}") from error
         except Exception as error:
             raise EngineError(f"model {model.id}: vLLM did not start: {_first_line(error)}") from error
-        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
-        self._limits = Limits(self._llm.model_config.max_model_len, 2 * runs)
-        self.traffic = Traffic(self._limits.in_flight)
+        self._limits = Limits(self._llm.model_config.max_model_len, runs)
+        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
+        self.traffic = Traffic(2 * runs)
         self._requests = 0
 
     @cached_property
@@ -206,6 +184,39 @@ class VllmEngine:
                 f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}"
             )
         return ids
+
+
+def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: int = 1) -> dict[str, Any]:
+    """vLLM's engine arguments for a recipe, on this device. Sets the environment that vLLM
+    reads when it is imported.
+
+    Raises:
+        UserError: the model is unknown.
+    """
+    path = models.resolve(model.id)
+    _environment(engine)
+    from vllm.config import StructuredOutputsConfig
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    # On a CPU bfloat16 may fall back to a path that is thirty times slower.
+    dtype = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
+    return {
+        "model": str(path),
+        "dtype": dtype,
+        "max_model_len": model.max_model_len,
+        "tensor_parallel_size": tensor_parallel,
+        "max_num_seqs": engine.max_in_flight,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enforce_eager": on_cpu if engine.enforce_eager is None else engine.enforce_eager,
+        "enable_prefix_caching": True,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "disable_log_stats": True,
+        # A weak model that may put blanks between JSON's tokens puts nothing else.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+        **(_cpu_arguments(model, path) if on_cpu else {}),
+    }
 
 
 def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:

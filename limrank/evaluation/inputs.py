@@ -1,19 +1,25 @@
 """What there is to evaluate: a run with its queries and judgements, from a rerank job's
-directory or from a file and a ``data`` section."""
+directory or from a file and a ``data`` section; or several rerank jobs' runs, to compare."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from limrank.config import DataConfig, EvaluateJob
+from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.data import beir, benchmarks, hub, trec
 from limrank.errors import UnavailableError, UserError
 from limrank.records import Qrels, Query, Run
+
+RUN_FILES = ("run.trec", "queries.jsonl", "qrels.tsv")
+"""What a rerank job's directory needs for its run to be judged."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,9 @@ class Inputs:
     """A run and what it is judged by.
 
     ``flipped`` is FollowIR's ``{topic: [doc_id]}`` for the topics whose queries are both
-    selected; empty elsewhere. Costs are None where no manifest has them. ``facts`` say where
-    all this came from, ``warnings`` what was left out.
+    selected; empty elsewhere. Costs are None where no manifest has them; token counts are
+    totals over the run. ``model`` (its id) and ``scoring`` (``budget 256``) are empty where no
+    recipe tells. ``facts`` say where all this came from, ``warnings`` what was left out.
     """
 
     name: str
@@ -33,6 +40,10 @@ class Inputs:
     flipped: dict[str, list[str]] = field(default_factory=dict)
     pairs_per_second: float | None = None
     tokens_per_pair: float | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    model: str = ""
+    scoring: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -47,7 +58,41 @@ def read_inputs(config: EvaluateJob) -> Inputs:
     found = _given_run(config) if config.evaluation.run else _rerank_run(Path(config.run_dir))
     if not found.qrels:
         raise UserError(f"{found.name}: none of its queries is judged: there is nothing to evaluate it by")
-    return found
+    # Where nothing was reranked the two are the same, and one is enough.
+    return replace(found, first_stage=None) if found.first_stage == found.run else found
+
+
+def read_compared(directories: Sequence[str]) -> list[Inputs]:
+    """Finished rerank runs over the same queries, in the order given, each under a name of
+    its own.
+
+    Raises:
+        UserError: there are fewer than two; one is no finished rerank run, or one is there
+            twice; or their queries or judgements differ.
+    """
+    if len(directories) < 2:
+        raise UserError(f"evaluation.compare: name at least two run directories (got {len(directories)})")
+    if repeated := [directory for directory, count in Counter(directories).items() if count > 1]:
+        raise UserError(f"evaluation.compare: {repeated[0]} is there twice")
+    for directory in directories:
+        _check_finished(directory)
+    runs = [_rerank_run(Path(directory)) for directory in directories]
+    for directory, found in zip(directories[1:], runs[1:], strict=True):
+        _check_same_queries(directories[0], runs[0], directory, found)
+    if not runs[0].qrels:
+        raise UserError(f"{directories[0]}: none of its queries is judged: there is nothing to compare by")
+    names = unique_names([found.name for found in runs], directories)
+    return [replace(found, name=name) for found, name in zip(runs, names, strict=True)]
+
+
+def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
+    """Names that several runs share get their directories added, from where these part."""
+    unique = []
+    for name, directory in zip(names, directories, strict=True):
+        sharing = [other for other_name, other in zip(names, directories, strict=True) if other_name == name]
+        where = os.path.relpath(directory, os.path.commonpath(sharing))
+        unique.append(name if len(sharing) == 1 else f"{name} ({where})")
+    return unique
 
 
 def drop_excluded(run: Run, queries: list[Query]) -> Run:
@@ -77,14 +122,46 @@ def _given_run(config: EvaluateJob) -> Inputs:
     )
 
 
-def _rerank_run(directory: Path) -> Inputs:
-    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
-    if recipe.get("data", {}).get("format") == "pairs":
+def _check_finished(directory: str) -> None:
+    what = f"{directory}: not a finished rerank run"
+    if is_uri(directory):
+        raise UserError(f"evaluation.compare: {directory}: evaluate reads local directories; copy it here first")
+    _check_judged(Path(directory), _mapping(Path(directory) / "config.yaml", yaml.safe_load))
+    for name in ("manifest.json", *RUN_FILES):
+        if not (Path(directory) / name).is_file():
+            raise UnavailableError(f"{what}: there is no {name} in it")
+    manifest = _mapping(Path(directory) / "manifest.json", json.loads)
+    if manifest.get("job") != "rerank":
+        raise UserError(f"{what}, but one of {manifest.get('job')!r}")
+    if manifest.get("status") != "done":
+        raise UnavailableError(f"{what}: it is {manifest.get('status')}; `limrank rerank` again goes on from there")
+    if "generated" not in manifest.get("tokens", {}):
+        raise UserError(f"{what}: its manifest.json counts no generated tokens")
+
+
+def _check_judged(directory: Path, recipe: dict[str, Any]) -> None:
+    if (recipe.get("data") or {}).get("format") == "pairs":
         raise UserError(
             f"run_dir {directory}: reranked pairs, which carry no judgements; "
             "to evaluate run.trec by a benchmark's, give it as evaluation.run, with data"
         )
-    for name in ("run.trec", "queries.jsonl", "qrels.tsv"):
+
+
+def _check_same_queries(one: str, first: Inputs, other: str, second: Inputs) -> None:
+    queries = {query.query_id: query for query in first.queries}
+    others = {query.query_id: query for query in second.queries}
+    hint = "compare runs of the same data and selection"
+    for query_id in [*queries, *others]:
+        if queries.get(query_id) != others.get(query_id):
+            raise UserError(f"{other}: other queries than {one} has (query {query_id!r}); {hint}")
+    if first.qrels != second.qrels:
+        raise UserError(f"{other}: other judgements than {one} has; {hint}")
+
+
+def _rerank_run(directory: Path) -> Inputs:
+    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
+    _check_judged(directory, recipe)
+    for name in RUN_FILES:
         if not (directory / name).is_file():
             raise UnavailableError(
                 f"run_dir: no {name} in {directory}; run `limrank rerank` first, or give evaluation.run and data"
@@ -102,18 +179,24 @@ def _rerank_run(directory: Path) -> Inputs:
     warnings = []
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
+    if failed := manifest.get("counts", {}).get("failed"):
+        warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
     pairs_per_second, tokens_per_pair = _cost(manifest)
-    first_stage = _first_stage(directory)
+    model, scoring = _system(recipe)
+    tokens = manifest.get("tokens", {})
     return Inputs(
-        name=_system_name(recipe) or directory.name,
+        name=_system_name(model, scoring) or directory.name,
         run=drop_excluded(run, queries),
         queries=queries,
         qrels=qrels,
-        # Where nothing was reranked the two are the same, and one is enough.
-        first_stage=first_stage if first_stage != run else None,
+        first_stage=_first_stage(directory),
         flipped=_flipped(DataConfig.model_validate(recipe["data"]), qrels, warnings) if "data" in recipe else {},
         pairs_per_second=pairs_per_second,
         tokens_per_pair=tokens_per_pair,
+        prompt_tokens=tokens.get("prompt"),
+        generated_tokens=tokens.get("generated"),
+        model=model,
+        scoring=scoring,
         facts=_recorded_facts(directory, recipe, manifest),
         warnings=warnings,
     )
@@ -148,20 +231,33 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
 
 
 def _cost(manifest: dict[str, Any]) -> tuple[float | None, float | None]:
-    """``(pairs_per_second, tokens_per_pair)`` of a rerank job, as far as it recorded them."""
+    """``(pairs_per_second, tokens_per_pair)`` of a rerank job, as far as it recorded them.
+    The first stage's rows cost no model anything."""
     pairs = manifest.get("counts", {}).get("rows")
     seconds = manifest.get("seconds", {}).get("work")
     tokens = manifest.get("tokens", {})
     spent = (tokens.get("prompt") or 0) + (tokens.get("generated") or 0)
-    return (pairs / seconds if pairs and seconds else None), (spent / pairs if pairs and spent else None)
+    if not pairs or not spent:
+        return None, None
+    return (pairs / seconds if seconds else None), spent / pairs
 
 
-def _system_name(recipe: dict[str, Any]) -> str | None:
-    model = recipe.get("model", {}).get("id")
-    mode = recipe.get("scoring", {}).get("mode")
-    if mode == "none":
+def _system(recipe: dict[str, Any]) -> tuple[str, str]:
+    """``(model, scoring)`` of a rerank job: the model's id, and the mode as a person calls it
+    (``budget 256``); empty where the recipe does not tell."""
+    model = recipe.get("model", {}).get("id") or ""
+    scoring = recipe.get("scoring", {})
+    mode = scoring.get("mode") or ""
+    if mode == "budget":
+        settings = ScoringConfig(mode=mode, max_think_tokens=scoring.get("max_think_tokens"))
+        mode = f"budget {settings.think_tokens}"
+    return model, mode
+
+
+def _system_name(model: str, scoring: str) -> str:
+    if scoring == "none":
         return "first stage"
-    return f"{Path(model).name}, {mode}" if model and mode else None
+    return f"{Path(model).name}, {scoring}" if model and scoring else ""
 
 
 def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:

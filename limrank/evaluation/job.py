@@ -2,56 +2,30 @@
 ``report.html``.
 
 The run is either what a rerank job left in its directory (``run.trec``, ``queries.jsonl``,
-``qrels.tsv``), then compared with the first stage that it started from, or any file.
+``qrels.tsv``), then compared with the first stage that it started from, or any file. With
+``evaluation.compare`` there are several, and ``compare_job.py`` does the work.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from limrank import __version__
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
+from limrank.evaluation import compare_job
 from limrank.evaluation.inputs import read_inputs
-from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic, parse_measure
-from limrank.evaluation.report import System, write_report
-from limrank.evaluation.significance import Difference, bootstrap_interval, paired_bootstrap
+from limrank.evaluation.metrics import Scores, parse_measure
+from limrank.evaluation.report import System, provenance, write_report
+from limrank.evaluation.significance import Difference, paired_bootstrap
+from limrank.evaluation.system import Evaluation, Interval, evaluate_run
 from limrank.progress import Progress
-from limrank.records import Qrels, Run
 from limrank.result import JobResult
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-class Interval(NamedTuple):
-    """A mean over queries and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One system's scores.
-
-    ``values`` and ``intervals`` are by measure: those of ``scores``, by query, and ``p-MRR``,
-    by topic, where the data has changed instructions.
-    """
-
-    name: str
-    scores: Scores
-    values: dict[str, dict[str, float]]
-    intervals: dict[str, Interval]
-    pairs_per_second: float | None = None
-    tokens_per_pair: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +47,8 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
     Raises:
         UserError: see :func:`evaluate_job`.
     """
+    if config.evaluation.compare:
+        return compare_job.run(config)
     result = evaluate_job(config)
     return JobResult(0, result.warnings, [console_table(result), f"report: {result.directory / 'report.html'}"])
 
@@ -83,6 +59,8 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
     Raises:
         UserError: see :func:`evaluate_job`.
     """
+    if config.evaluation.compare:
+        return compare_job.plan(config)
     inputs = read_inputs(config)
     for measure in config.evaluation.measures:
         parse_measure(measure)
@@ -125,41 +103,8 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
     result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
     texts = {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs.queries}
-    write_outputs(result.directory, result, texts, inputs.facts | _own_facts(config), samples=samples, seed=seed)
+    write_outputs(result.directory, result, texts, inputs.facts | provenance(measures), samples=samples, seed=seed)
     return result
-
-
-def evaluate_run(
-    run: Run,
-    qrels: Qrels,
-    measures: Sequence[str],
-    samples: int,
-    seed: int,
-    *,
-    name: str = "run",
-    flipped: dict[str, list[str]] | None = None,
-    pairs_per_second: float | None = None,
-    tokens_per_pair: float | None = None,
-) -> Evaluation:
-    """Measure a run, with intervals; touches no files.
-
-    Args:
-        run, qrels, measures: see ``metrics.evaluate``.
-        samples, seed: of the bootstrap.
-        name: what the system is called in tables.
-        flipped: FollowIR's changed judgements; p-MRR is measured too where given. ``run``
-            then holds the queries of both instructions, ``-og`` and ``-changed``.
-        pairs_per_second, tokens_per_pair: what the ranking cost, where known.
-    """
-    scores = evaluate(qrels, run, measures)
-    values = dict(scores.per_query)
-    if flipped and (topics := p_mrr_by_topic(run, run, flipped)):
-        values["p-MRR"] = topics
-    intervals = {}
-    for measure, column in values.items():
-        low, high = bootstrap_interval(list(column.values()), samples, seed=seed)
-        intervals[measure] = Interval(sum(column.values()) / len(column), low, high)
-    return Evaluation(name, scores, values, intervals, pairs_per_second, tokens_per_pair)
 
 
 def console_table(result: EvaluateResult) -> Table:
@@ -229,12 +174,3 @@ def _write_per_query(path: Path, scores: Scores) -> None:
     columns |= {measure: pa.array(values.values(), pa.float64()) for measure, values in scores.per_query.items()}
     metadata = {"limrank.schema": "per_query", "limrank.schema_version": "1"}
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
-
-
-def _own_facts(config: EvaluateJob) -> dict[str, str]:
-    measures = ", ".join(config.evaluation.measures)
-    tools = ", ".join(f"{name} {version(name)}" for name in ("ir_measures", "pytrec-eval-terrier"))
-    return {
-        "measures": measures,
-        "evaluated with": f"limrank {__version__}, {tools}, Python {platform.python_version()}",
-    }

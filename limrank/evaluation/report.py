@@ -5,11 +5,16 @@ No scripts and nothing loaded from elsewhere: the file can be mailed, printed an
 
 from __future__ import annotations
 
+import base64
 import math
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from limrank import __version__
 from limrank.evaluation.metrics import Scores
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
 
@@ -24,12 +29,36 @@ _PLOT_PERCENT = 94.0
 @dataclass(frozen=True)
 class System:
     """A ranking under comparison. ``tokens_per_pair`` counts prompt and generated tokens;
-    what was not measured is None and is shown as a dash."""
+    what was not measured is None and is shown as a dash. ``generated_per_query`` has a
+    column where a system has it."""
 
     name: str
     scores: Scores
     pairs_per_second: float | None = None
     tokens_per_pair: float | None = None
+    generated_per_query: float | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture for the report: PNG bytes, and what it shows in words."""
+
+    png: bytes
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """The picture as a URL that holds it."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def provenance(measures: Sequence[str]) -> dict[str, str]:
+    """The facts that every report ends with: what measured, in which versions."""
+    tools = ", ".join(f"{name} {version(name)}" for name in ("ir_measures", "pytrec-eval-terrier"))
+    return {
+        "measures": ", ".join(measures),
+        "evaluated with": f"limrank {__version__}, {tools}, Python {platform.python_version()}",
+    }
 
 
 def write_report(
@@ -41,9 +70,12 @@ def write_report(
     *,
     samples: int = 2000,
     seed: int = 12345,
+    conclusion: Sequence[str] = (),
+    plot: Plot | None = None,
 ) -> None:
     """Write the page of :func:`render`, which says what the arguments are, to a file."""
-    Path(path).write_text(render(title, systems, queries, facts, samples=samples, seed=seed), encoding="utf-8")
+    page = render(title, systems, queries, facts, samples=samples, seed=seed, conclusion=conclusion, plot=plot)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def render(
@@ -54,6 +86,8 @@ def render(
     *,
     samples: int = 2000,
     seed: int = 12345,
+    conclusion: Sequence[str] = (),
+    plot: Plot | None = None,
 ) -> str:
     """The page as a string.
 
@@ -64,6 +98,8 @@ def render(
         queries: ``{query_id: text}``; a query without a text is shown by its id.
         facts: what was run, by name: versions, configuration, machine.
         samples, seed: of the bootstrap, see ``significance``.
+        conclusion: sentences at the top of the page.
+        plot: a picture below them.
     """
     import jinja2
 
@@ -75,7 +111,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment.filters |= {"number": _number, "signed": signed}
     measures = list(systems[0].scores.mean)
     rows = [_system_row(system, systems[0], samples, seed) for system in systems]
     return environment.get_template("report.html.j2").render(
@@ -88,6 +124,9 @@ def render(
         facts=facts,
         samples=samples,
         seed=seed,
+        conclusion=conclusion,
+        plot=plot,
+        generated=any(system.generated_per_query is not None for system in systems),
     )
 
 
@@ -108,6 +147,7 @@ def _system_row(system: System, first: System, samples: int, seed: int) -> dict[
         "missing": len(system.scores.missing),
         "pairs_per_second": system.pairs_per_second,
         "tokens_per_pair": system.tokens_per_pair,
+        "generated_per_query": system.generated_per_query,
     }
 
 
@@ -165,10 +205,10 @@ def _axis(highest: float) -> tuple[float, float]:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """``+0.0123`` or ``−0.0123`` with a true minus sign; a value that rounds to 0 has none."""
     if round(value, 4) == 0:
         return "0.0000"

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
-from limrank.chunks import ChunkRunner, Engines, Outcome
+from limrank.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
-from limrank.fanout import Summary, chunk_cost, fanout, finish
+from limrank.errors import UserError
+from limrank.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.plan import Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
+from limrank.receipts import Summary
 from limrank.records import (
     Candidate,
     Failure,
@@ -37,26 +39,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RerankTask:
-    """Scores a query with its candidates; the engine's role is ``scorer``."""
+    """Scores a query with its candidates; the engine's role is ``scorer``.
+
+    ``tokens_a_pair`` is what a cascade may generate for each, on average over a query; None: any number.
+    """
 
     scoring: ScoringConfig
+    tokens_a_pair: float | None = None
     step: str = "score"
+    unit_column: str = "query_id"
+    row_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:
         return rerank_row_schema()
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
+        return await self.again(unit, [], engines)
+
+    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         query, candidates = unit_query(unit), unit_candidates(unit)
-        judgments = await score_query(query, candidates, engines["scorer"], self.scoring)
+        allowance = None if self.tokens_a_pair is None else int(self.tokens_a_pair * len(candidates))
+        known = {row["doc_id"]: row_judgment(row) for row in rows}
+        judgments = await score_query(
+            query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known
+        )
         failures = [
             Failure.of(f"{query.query_id}\t{judgment.doc_id}", self.step, judgment.error)
             for judgment in judgments
             if judgment.error is not None
         ]
-        return Outcome(rows(query, candidates, judgments), failures)
+        return Outcome(ranked_rows(query, candidates, judgments), failures)
 
-    def failed_rows(self, unit: Unit) -> list[dict[str, Any]]:
+    def failed_rows(self, unit: Unit) -> Rows:
         return _unscored(unit, ScoreStatus.FAILED)
 
 
@@ -65,6 +80,8 @@ class FirstStageTask:
     """``scoring.mode: none``: the first stage's order as it is, without an engine."""
 
     step: str = "first_stage"
+    unit_column: str = "query_id"
+    row_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -72,6 +89,9 @@ class FirstStageTask:
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         return Outcome(_unscored(unit, ScoreStatus.SKIPPED))
+
+    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+        return await self.run(unit, engines)
 
     def failed_rows(self, unit: Unit) -> list[dict[str, Any]]:
         return _unscored(unit, ScoreStatus.FAILED)
@@ -116,10 +136,11 @@ def run(
             summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
         else:
             with cluster.connect(address, paths=[config.run_dir]):
+                planned = _plan(run_dir.storage, config, source)
                 summary = fanout(
                     run_dir,
-                    _plan(run_dir.storage, config, source),
-                    RerankTask(config.scoring),
+                    planned,
+                    RerankTask(config.scoring, _tokens_a_pair(config.scoring, planned)),
                     engines or {"scorer": EngineSpec(config.model, config.engine, config.workers.tensor_parallel)},
                     config.workers,
                     progress=progress,
@@ -164,14 +185,14 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
-            "scoring": config.scoring.model_dump(exclude={"prompt"}),
+            "scoring": config.scoring.model_dump(exclude={"prompt", "token_budget"}),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
         }
     )
 
 
-def rows(query: Query, candidates: list[Candidate], judgments: list[Judgment]) -> list[dict[str, Any]]:
+def ranked_rows(query: Query, candidates: list[Candidate], judgments: list[Judgment]) -> Rows:
     """Rows of rerank_row_schema(), best first."""
     return [
         {
@@ -186,9 +207,22 @@ def rows(query: Query, candidates: list[Candidate], judgments: list[Judgment]) -
             "prompt_tokens": judgments[place].prompt_tokens,
             "generated_tokens": judgments[place].generated_tokens,
             "truncated": judgments[place].truncated,
+            "direct_score": judgments[place].direct_score,
+            "think_score": judgments[place].think_score,
         }
         for rank, place in enumerate(rank_judgments(candidates, judgments), start=1)
     ]
+
+
+def row_judgment(row: Mapping[str, Any]) -> Judgment:
+    """The judgment that a row of rerank_row_schema() was made of."""
+    named = ("doc_id", "score", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
+    return Judgment(
+        status=ScoreStatus(row["status"]),
+        direct_score=row["direct_score"],
+        think_score=row["think_score"],
+        **{name: row[name] for name in named},
+    )
 
 
 def unit_query(unit: Unit) -> Query:
@@ -208,15 +242,30 @@ def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
     )
 
 
-def _unscored(unit: Unit, status: ScoreStatus) -> list[dict[str, Any]]:
+def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
+    """A run's token budget, shared out evenly: what a query may take then hangs on nothing
+    that runs beside it, and a resumed run keeps the same budget."""
+    if scoring.token_budget is None:
+        return None
+    if scoring.token_budget < planned.weight:
+        raise UserError(
+            f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.weight} pairs alone take more"
+        )
+    return scoring.token_budget / planned.weight
+
+
+def _unscored(unit: Unit, status: ScoreStatus) -> Rows:
     candidates = unit_candidates(unit)
-    return rows(unit_query(unit), candidates, [Judgment(each.doc_id, None, status) for each in candidates])
+    return ranked_rows(unit_query(unit), candidates, [Judgment(each.doc_id, None, status) for each in candidates])
 
 
 def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
-    runner = ChunkRunner(run_dir.storage, FirstStageTask(), {}, asyncio.run, session=uuid.uuid4().hex)
-    committed = set(run_dir.storage.names("rows"))
-    for chunk in planned.chunks:
-        if f"{chunk.name}.parquet" not in committed:
-            runner.run(chunk.number, alone=False)
-    return finish(run_dir, planned, "pairs")
+    task = FirstStageTask()
+    runner = ChunkRunner(run_dir.storage, task, {}, Worker(uuid.uuid4().hex))
+
+    async def run_all() -> None:
+        for chunk in unfinished(run_dir, planned):
+            await runner.run(await runner.open(chunk.number), alone=False)
+
+    asyncio.run(run_all())
+    return finish(run_dir, planned, task, "pairs")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limrank.config import ScoringConfig, SynthesizeJob
-from limrank.fanout import Summary
+from limrank.receipts import Summary
 from limrank.records import Query
 from limrank.scoring import completion, pair_text, prompt_template
 from limrank.storage import Storage

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts, retrieval
-from limrank.chunks import Engines, Outcome
+from limrank.chunks import Engines, Outcome, Rows
 from limrank.config import ScoringConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.fanout import Summary, chunk_cost, fanout
+from limrank.fanout import chunk_cost, fanout
 from limrank.plan import GENERATED_TOKEN_COST, Unit, read_plan, write_plan
 from limrank.progress import Progress
+from limrank.receipts import Summary
 from limrank.records import Persona, QueryKind, Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.result import JobResult
 from limrank.rundir import open_run
@@ -35,6 +36,8 @@ class SynthesisTask:
 
     inputs: SynthesisInputs
     step: str = "synthesize"
+    unit_column: str = "seed_id"
+    row_key: tuple[str, ...] = ("example_id",)
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -46,7 +49,12 @@ class SynthesisTask:
         outcome = await synthesize_seed(seed, personas, unit["mined"], engines, self.inputs)
         return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
 
-    def failed_rows(self, unit: Unit) -> list[dict[str, Any]]:
+    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+        # The steps hang on one another: a seed is written anew, and comes out the same
+        # but for what failed.
+        return await self.run(unit, engines)
+
+    def failed_rows(self, unit: Unit) -> Rows:
         return []
 
 
@@ -71,6 +79,8 @@ def run(
     personas = seed_data.load_personas(config.synthesis.personas)
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none judges nothing: take direct, think or budget")
+    if config.scoring.mode == "cascade":
+        raise UserError("scoring.mode cascade compares a query's candidates, and here are pairs: take think or budget")
     prompt_template(config.scoring)
     if engines is None:
         engines = _sources(config)

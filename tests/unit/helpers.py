@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from limrank.chunks import ChunkRunner, Outcome
+from limrank.chunks import ChunkRunner, Outcome, Worker
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import open_engine
 from limrank.errors import EngineError, RowError
 from limrank.plan import write_plan
 from limrank.progress import Progress
+from limrank.receipts import Receipt
 from limrank.storage import Storage
 
 UNIT_SCHEMA = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
@@ -76,6 +77,8 @@ class EchoTask:
     deadly: set = field(default_factory=set)
     suffix: str = ""
     step: str = "echo"
+    unit_column: str = "unit_id"
+    row_key: tuple = ("unit_id",)
     calls: list = field(default_factory=list)
 
     @property
@@ -95,12 +98,32 @@ class EchoTask:
             await engines["engine"].generate(name, max_tokens=4)
         return Outcome([{"unit_id": name, "answer": name.upper() + self.suffix}])
 
+    async def again(self, unit, rows, engines):
+        return await self.run(unit, engines)
+
     def failed_rows(self, unit):
         return [{"unit_id": unit["unit_id"], "answer": None}]
 
 
+class Runner:
+    """A ChunkRunner for tests that are not coroutines."""
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+
+    def deaths(self, number):
+        return asyncio.run(self.chunks.deaths(number))
+
+    def run(self, number, *, alone):
+        async def opened_and_run():
+            chunk = await self.chunks.open(number)
+            return chunk if isinstance(chunk, Receipt) else await self.chunks.run(chunk, alone=alone)
+
+        return asyncio.run(opened_and_run())
+
+
 def runner(storage, task, engines=None, *, session="first", startup_seconds=0.0):
-    return ChunkRunner(storage, task, engines or {}, asyncio.run, session=session, startup_seconds=startup_seconds)
+    return Runner(ChunkRunner(storage, task, engines or {}, Worker(session, startup_seconds=startup_seconds)))
 
 
 def rows(storage, folder="rows"):

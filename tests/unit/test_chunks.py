@@ -1,11 +1,11 @@
 import asyncio
-import json
 
 import pytest
 from helpers import EchoTask, fake_engine, planned, rows, runner
 
-from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, RECEIPT_KEY, Outcome, read_receipts, run_unit
+from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, Outcome, run_unit
 from limrank.errors import EngineError, RowError, UserError
+from limrank.receipts import read_receipts
 from limrank.storage import Storage
 
 
@@ -19,8 +19,9 @@ def test_a_chunk_is_committed_with_its_receipt(tmp_path):
     assert storage.names("rows") == ["chunk-000000.parquet"]
     assert answers(storage) == {"a": "A", "b": "B"}
     assert (receipt.chunk, receipt.units, receipt.rows, receipt.failed) == (0, 2, 2, 0)
-    assert receipt.startup_seconds == 2.5
-    assert receipt.began <= receipt.ended
+    (work,) = receipt.work
+    assert work.startup_seconds == 2.5
+    assert work.ready <= work.began <= work.ended
     assert read_receipts(storage) == [receipt]
     assert storage.names("failures") == []
 
@@ -35,7 +36,7 @@ def test_the_row_schema_s_own_metadata_stays_beside_the_receipt(tmp_path):
     runner(storage, Versioned()).run(0, alone=False)
     metadata = storage.read_table("rows/chunk-000000.parquet").schema.metadata
     assert metadata[b"version"] == b"1"
-    assert json.loads(metadata[RECEIPT_KEY])["rows"] == 1
+    assert read_receipts(storage)[0].rows == 1
 
 
 def test_a_unit_that_cannot_be_done_is_one_failure_with_its_rows(tmp_path):
@@ -66,13 +67,96 @@ def test_failures_are_published_before_the_rows(tmp_path, monkeypatch):
     assert written == ["failures/chunk-000000.parquet", "rows/chunk-000000.parquet"]
 
 
-def test_a_second_run_overwrites_so_that_every_row_is_there_once(tmp_path):
+def test_a_later_session_tries_what_failed_once_more_and_nothing_else(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b", "c"])
+    runner(storage, EchoTask(row_error={"b", "c"}, suffix="1")).run(0, alone=False)
+    again = EchoTask(row_error={"c"}, suffix="2")
+    receipt = runner(storage, again, session="second").run(0, alone=False)
+    assert again.calls == ["b", "c"]
+    assert answers(storage) == {"a": "A1", "b": "B2", "c": None}
+    # The failure that is mended is no longer told; the other was tried twice.
+    assert [(row["unit_id"], row["attempts"]) for row in rows(storage, "failures")] == [("c", 2)]
+    assert (receipt.units, receipt.rows, receipt.failed) == (3, 3, 1)
+    assert [work.session for work in receipt.work] == ["first", "second"]
+
+
+def test_a_chunk_that_this_session_has_committed_is_not_run_again(tmp_path):
     storage, _ = planned(tmp_path, ["a", "b"])
-    runner(storage, EchoTask(row_error={"b"}, suffix="1")).run(0, alone=False)
-    runner(storage, EchoTask(suffix="2")).run(0, alone=False)
-    assert [(row["unit_id"], row["answer"]) for row in rows(storage)] == [("a", "A2"), ("b", "B2")]
-    # The failure of the first try is no longer true.
-    assert rows(storage, "failures") == []
+    task = EchoTask(row_error={"b"})
+    first = runner(storage, task).run(0, alone=False)
+    assert runner(storage, task).run(0, alone=False) == first
+    assert task.calls == ["a", "b"]
+
+
+def test_a_chunk_without_failures_is_not_run_again_by_any_session(tmp_path):
+    storage, _ = planned(tmp_path, ["a"])
+    first = runner(storage, EchoTask()).run(0, alone=False)
+    task = EchoTask()
+    assert runner(storage, task, session="second").run(0, alone=False) == first
+    assert task.calls == []
+
+
+def test_rows_and_failures_of_two_commits_make_a_chunk_run_whole(tmp_path):
+    # A driver was killed between the two writes of a second try.
+    storage, _ = planned(tmp_path, ["a", "b"])
+    runner(storage, EchoTask(row_error={"b"})).run(0, alone=False)
+    storage.remove("failures/chunk-000000.parquet")
+    task = EchoTask()
+    receipt = runner(storage, task, session="second").run(0, alone=False)
+    assert task.calls == ["a", "b"]
+    assert (receipt.failed, answers(storage)) == (0, {"a": "A", "b": "B"})
+
+
+def test_a_damaged_chunk_is_run_again(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "b"])
+    runner(storage, EchoTask()).run(0, alone=False)
+    whole = storage.read_bytes("rows/chunk-000000.parquet")
+    storage.write_bytes("rows/chunk-000000.parquet", whole[: len(whole) // 2])
+    assert read_receipts(storage) == []
+    runner(storage, EchoTask(), session="second").run(0, alone=False)
+    assert answers(storage) == {"a": "A", "b": "B"}
+
+
+def test_a_row_that_does_not_fit_the_schema_is_its_unit_s_failure(tmp_path):
+    class Odd(EchoTask):
+        async def run(self, unit, engines):
+            outcome = await super().run(unit, engines)
+            return Outcome([outcome.rows[0] | {"answer": 7}]) if unit["unit_id"] == "b" else outcome
+
+    storage, _ = planned(tmp_path, ["a", "b"])
+    receipt = runner(storage, Odd()).run(0, alone=False)
+    assert (receipt.failed, answers(storage)) == (1, {"a": "A", "b": None})
+    assert [row["error_type"] for row in rows(storage, "failures")] == ["ArrowTypeError"]
+
+
+def test_an_endpoint_s_tries_are_in_the_failure(tmp_path):
+    class Flaky(EchoTask):
+        async def run(self, unit, engines):
+            raise RowError("the endpoint failed 5 times", retryable=True, attempts=5)
+
+    storage, _ = planned(tmp_path, ["a"])
+    runner(storage, Flaky()).run(0, alone=False)
+    runner(storage, Flaky(), session="second").run(0, alone=False)
+    assert [row["attempts"] for row in rows(storage, "failures")] == [10]
+
+
+def test_a_poison_unit_is_tried_once_more_by_a_later_session(tmp_path):
+    storage, _ = planned(tmp_path, ["a", "bad"])
+
+    def session(name):
+        task = EchoTask(deadly={"bad"})
+        while True:
+            works = runner(storage, task, session=name)
+            try:
+                works.run(0, alone=works.deaths(0) >= DEATHS_BEFORE_ALONE)
+                return task.calls.count("bad")
+            except EngineError:
+                continue
+
+    assert session("first") == DEATHS_BEFORE_ALONE + DEATHS_ALONE
+    assert session("second") == 1
+    assert answers(storage) == {"a": "A", "bad": None}
+    assert [row["unit_id"] for row in rows(storage, "failures")] == ["bad"]
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -101,7 +185,7 @@ def test_every_attempt_is_on_record_before_the_work(tmp_path):
 
     class Looking(EchoTask):
         async def run(self, unit, engines):
-            seen.append(works.deaths(0))
+            seen.append(await works.chunks.deaths(0))
             return await super().run(unit, engines)
 
     works = runner(storage, Looking(deadly={"a"}))
@@ -179,7 +263,6 @@ def test_two_poison_units_of_a_chunk_are_both_found(tmp_path):
 
 
 def test_units_run_alone_are_one_at_a_time_in_order(tmp_path):
-    storage, _ = planned(tmp_path, ["a", "b", "c"])
     running, most = [], []
 
     class Watched(EchoTask):
@@ -192,6 +275,7 @@ def test_units_run_alone_are_one_at_a_time_in_order(tmp_path):
 
     for alone, expected in ((True, 1), (False, 3)):
         most.clear()
+        storage, _ = planned(tmp_path / str(alone), ["a", "b", "c"])
         runner(storage, Watched()).run(0, alone=alone)
         assert max(most) == expected
 

@@ -229,7 +229,7 @@ def test_rows_that_failed_are_exit_3_unless_allowed(recipe, capsys, home, monkey
     assert main(["rerank", recipe()]) == 3
     out, err = capsys.readouterr()
     assert out == "done [bold]\n"
-    assert err == f"warning: careful\n2 rows failed: see failures/ in {home}/run\n"
+    assert err == f"warning: careful\n2 rows failed: see failures/, explained by `limrank failures {home}/run`\n"
     assert main(["rerank", recipe(allow_failures=True)]) == 0
 
 

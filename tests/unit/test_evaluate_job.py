@@ -10,7 +10,8 @@ from rich.console import Console
 from limrank.config import DataConfig, EvaluateJob, EvaluationConfig
 from limrank.errors import UserError
 from limrank.evaluation.inputs import drop_excluded
-from limrank.evaluation.job import console_table, evaluate_job, evaluate_run
+from limrank.evaluation.job import console_table, evaluate_job
+from limrank.evaluation.system import evaluate_run
 from limrank.records import Query
 
 QUERIES = '{"_id": "q1", "text": "why does dough rise"}\n{"_id": "q2", "text": "salt", "excluded_ids": ["d9"]}\n'

@@ -1,33 +1,16 @@
-import threading
-import time
-from dataclasses import replace
-
 import pytest
-from helpers import Recorder, planned
+from helpers import EchoTask, Recorder, planned, runner
 
-from limrank.chunks import Receipt
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
-from limrank.errors import EngineError, UserError
-from limrank.fanout import Summary, _covered, _Session, check_resources, finish, resources, summarize
+from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
+from limrank.fanout import _at_once, _Session, check_memory, check_resources, finish, resources, unfinished
 from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
+from limrank.receipts import Receipt, Work
 from limrank.rundir import open_run
-from limrank.worker import _fatal_row, _Turns
+from limrank.worker import _fatal
 
-RECEIPT = Receipt(
-    chunk=0,
-    units=2,
-    rows=20,
-    failed=1,
-    requests=20,
-    prompt_tokens=100,
-    cached_prompt_tokens=40,
-    generated_tokens=10,
-    began=100.0,
-    ended=104.0,
-    startup_seconds=3.0,
-)
 PLAN = Plan([Chunk(0, 2, 50, 20), Chunk(1, 2, 50, 20)])
 
 
@@ -65,156 +48,35 @@ def test_a_replica_is_not_spread_over_nodes():
 
 def test_what_a_replica_takes():
     vllm = [EngineSpec(ModelConfig(), EngineConfig(kind="vllm"))]
-    fake = [EngineSpec(ModelConfig(), EngineConfig(kind="fake"))]
+    endpoint = [EngineSpec(ModelConfig(), EngineConfig(kind="openai", base_url="http://127.0.0.1:1/v1"))]
     four = WorkersConfig(tensor_parallel=4, cpus=2)
     assert resources(vllm, four, cluster_gpus=8) == {"num_cpus": 2, "num_gpus": 4}
     assert resources(vllm, four, cluster_gpus=0) == {"num_cpus": 2, "num_gpus": 0}
     assert resources(vllm, WorkersConfig(gpus=0.5), cluster_gpus=8) == {"num_cpus": 1, "num_gpus": 0.5}
-    assert resources(fake, four, cluster_gpus=8) == {"num_cpus": 0.1, "num_gpus": 0}
+    assert resources(endpoint, four, cluster_gpus=8) == {"num_cpus": 0.1, "num_gpus": 0}
 
 
-@pytest.mark.parametrize(
-    ("spans", "covered"),
-    [
-        ([], 0),
-        ([(1, 3)], 2),
-        ([(1, 3), (2, 5)], 4),
-        ([(1, 9), (2, 3), (4, 5)], 8),
-        ([(6, 7), (1, 2)], 2),
-        ([(1, 2), (2, 3)], 2),
-        ([(1, 2), (1, 2)], 1),
-    ],
-)
-def test_time_that_spans_share_counts_once(spans, covered):
-    assert _covered(spans) == covered
-
-
-def test_a_summary_of_two_chunks_that_overlap():
-    # 100 … 104 and 102 … 108: eight seconds of work for 40 pairs.
-    other = replace(RECEIPT, chunk=1, began=102.0, ended=108.0, startup_seconds=5.0, failed=0)
-    summary = summarize([RECEIPT, other], PLAN)
-    assert summary == Summary(
-        units=4,
-        rows=40,
-        failed=1,
-        prompt_tokens=200,
-        cached_prompt_tokens=80,
-        generated_tokens=20,
-        seconds=8.0,
-        startup_seconds=5.0,
-        rate=5.0,
-    )
-    assert summary.tokens == 220
-
-
-def test_a_pause_between_two_sessions_is_no_work():
-    tomorrow = replace(RECEIPT, chunk=1, began=90_000.0, ended=90_004.0)
-    assert summarize([RECEIPT, tomorrow], PLAN).seconds == 8.0
-
-
-def test_nothing_done_has_no_rate():
-    assert summarize([], Plan([])).rate is None
+def test_a_model_that_no_node_has_the_memory_for_is_refused():
+    gib = 2**30
+    check_memory(7 * gib, [{"CPU": 4, "memory": 4 * gib}, {"CPU": 4, "memory": 8 * gib}])
+    with pytest.raises(UserError, match=r"take about 9.0 GiB, and no node of the cluster has more than 8.0 GiB"):
+        check_memory(9 * gib, [{"CPU": 4, "memory": 4 * gib}, {"CPU": 4, "memory": 8 * gib}])
 
 
 def test_a_chunk_that_is_not_committed_is_told(tmp_path):
     _, plan = planned(tmp_path, ["a"])
     told = pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again")
     with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, told:
-        finish(run, plan, "pairs")
-
-
-# ---- turns ---------------------------------------------------------------------------
-
-
-def watch(turns, orders):
-    """Runs ``shared`` and ``alone`` blocks in threads; the sets that ran at the same time."""
-    inside, together = set(), []
-    lock = threading.Lock()
-
-    def work(number, kind):
-        with turns.alone() if kind == "alone" else turns.shared():
-            with lock:
-                inside.add((number, kind))
-                together.append(frozenset(inside))
-            time.sleep(0.002)
-            with lock:
-                inside.discard((number, kind))
-
-    threads = [threading.Thread(target=work, args=order) for order in enumerate(orders)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-    return together
-
-
-def test_alone_is_alone_and_everyone_gets_a_turn():
-    orders = ["shared", "shared", "alone", "shared", "alone", "alone", "shared", "shared"] * 3
-    together = watch(_Turns(), orders)
-    assert len(together) == len(orders)
-    for group in together:
-        if any(kind == "alone" for _, kind in group):
-            assert len(group) == 1
-
-
-def test_shared_ones_run_side_by_side():
-    turns, met = _Turns(), threading.Barrier(3, timeout=5)
-
-    def work():
-        with turns.shared():
-            met.wait()
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
-    assert not met.broken
-
-
-def test_one_that_waits_to_be_alone_goes_before_later_shared_ones():
-    turns, order = _Turns(), []
-    with turns.shared():
-        alone = threading.Thread(target=lambda: enter(turns.alone(), order, "alone"))
-        alone.start()
-        while not turns._waiting_alone:
-            time.sleep(0.001)
-        later = threading.Thread(target=lambda: enter(turns.shared(), order, "shared"))
-        later.start()
-        time.sleep(0.02)
-        assert order == []
-    alone.join(5)
-    later.join(5)
-    assert order == ["alone", "shared"]
-
-
-def enter(turn, order, name):
-    with turn:
-        order.append(name)
-
-
-def test_a_turn_ends_with_an_error():
-    turns = _Turns()
-    for turn in (turns.shared, turns.alone, turns.shared):
-        with pytest.raises(RuntimeError), turn():
-            raise RuntimeError
+        finish(run, plan, EchoTask(), "pairs")
 
 
 # ---- what the driver sees ------------------------------------------------------------
 
 
-def arrived(chunk, began, ended, **other):
-    return {
-        "chunk": chunk,
-        "began": began,
-        "ended": ended,
-        "prompt_tokens": 30,
-        "generated_tokens": 10,
-        "failed": 0,
-        "error": None,
-        "error_type": None,
-    } | other
+def arrived(chunk, began, ended, failed=0):
+    work = Work("session", "worker", began, ended, 90.0, 3.0, 1, 1.0)
+    receipt = Receipt(chunk, 2, 20, failed, 20, 30, 0, 10, (work,))
+    return {"receipt": receipt.to_json(), "error": None, "error_type": None}
 
 
 def test_progress_counts_what_was_done_before_and_rates_what_is_done_now():
@@ -234,9 +96,49 @@ def test_a_chunk_that_came_twice_counts_once():
     assert recorder.events[-1].done == 20
 
 
-@pytest.mark.parametrize("error", [UserError("mend it"), EngineError("dead"), PermissionError("no space")])
-def test_an_error_of_a_worker_comes_out_as_what_it_was(error):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (UserError("mend it"), UserError),
+        (EngineError("dead"), EngineError),
+        (EndpointError("gone"), EndpointError),
+        (StorageError("no space"), StorageError),
+        (ZeroDivisionError("a bug"), RuntimeError),
+    ],
+)
+def test_an_error_of_a_worker_comes_out_as_what_it_was(error, raised):
     session = _Session(PLAN, PLAN.chunks, Progress(Recorder()), "rerank", "pairs")
-    expected = OSError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected, match=str(error)):
-        session.take(_fatal_row(error))
+    with pytest.raises(LimrankError if raised is not RuntimeError else RuntimeError, match=str(error)) as caught:
+        session.take(_fatal(error))
+    assert type(caught.value) is raised
+
+
+@pytest.mark.parametrize(
+    ("chunks", "weight", "replicas", "at_once"),
+    [
+        (1000, 6400, 1, 2),  # one chunk fills any engine, and the next is there when it ends
+        (1000, 64, 1, 33),
+        (1000, 1, 1, 64),
+        (16, 64, 4, 2),  # four chunks each: none may sit on more than a quarter of its share
+        (200, 64, 4, 13),
+    ],
+)
+def test_chunks_that_a_worker_is_handed_at_a_time(chunks, weight, replicas, at_once):
+    assert _at_once([Chunk(n, 64, 1, weight) for n in range(chunks)], replicas) == at_once
+
+
+def test_an_accelerator_that_no_node_has_is_refused():
+    nodes = [{"CPU": 8, "GPU": 8, "accelerator_type:A100": 1}, {"CPU": 8}]
+    wanted = {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A100"}
+    check_resources(wanted, 7, nodes)
+    with pytest.raises(UserError, match="workers.accelerator H100: no node has one; the cluster's are \\['A100'\\]"):
+        check_resources(wanted | {"accelerator_type": "H100"}, 1, nodes)
+
+
+def test_only_unfinished_chunks_and_those_with_failures_are_left(tmp_path):
+    names = [f"u{number:03d}" for number in range(130)]
+    storage, plan = planned(tmp_path, names)
+    runner(storage, EchoTask()).run(0, alone=False)
+    runner(storage, EchoTask(row_error={"u100"})).run(1, alone=False)
+    with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run:
+        assert [chunk.number for chunk in unfinished(run, plan)] == [1, 2]

@@ -67,7 +67,7 @@ def test_rows_are_best_first_ties_in_first_stage_order_and_failed_ones_last():
         Judgment("d4", None, FAILED, error=RowError("too long")),
         Judgment("d5", 0.5, DIRECT),
     ]
-    made = job.rows(Query("q", "text"), candidates, judgments)
+    made = job.ranked_rows(Query("q", "text"), candidates, judgments)
     assert [(row["rank"], row["doc_id"], row["score"]) for row in made] == [
         (1, "d3", 0.9),
         (2, "d2", 0.5),
@@ -87,13 +87,15 @@ def test_rows_are_best_first_ties_in_first_stage_order_and_failed_ones_last():
         "prompt_tokens": 7,
         "generated_tokens": 3,
         "truncated": True,
+        "direct_score": None,
+        "think_score": None,
     }
     assert list(made[0]) == rerank_row_schema().names
 
 
 def test_a_score_of_zero_is_a_score():
     candidates = [Candidate("d1", "text", 1, 2.0), Candidate("d2", "text", 2, 1.0)]
-    made = job.rows(Query("q", "text"), candidates, [Judgment("d1", None, FAILED), Judgment("d2", 0.0, DIRECT)])
+    made = job.ranked_rows(Query("q", "text"), candidates, [Judgment("d1", None, FAILED), Judgment("d2", 0.0, DIRECT)])
     assert [row["doc_id"] for row in made] == ["d2", "d1"]
 
 

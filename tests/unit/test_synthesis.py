@@ -9,8 +9,8 @@ from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, Synthes
 from limrank.engines.base import Generation, Limits
 from limrank.engines.fake import ByteTokenizer
 from limrank.errors import EngineError, RowError
-from limrank.fanout import summarize
 from limrank.plan import write_plan
+from limrank.receipts import summarize
 from limrank.records import (
     Judgment,
     PassageRole,
@@ -382,7 +382,7 @@ def test_what_is_exported(config, tmp_path):
     task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     engine = fake_engine()
     receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, alone=False)
-    funnel = export(storage, config, summarize([receipt], plan))
+    funnel = export(storage, config, summarize([receipt], plan.weight))
 
     table = storage.read_table("rows/chunk-000000.parquet")
     assert table.schema.names == synthesis_row_schema().names
@@ -412,7 +412,7 @@ def test_what_is_exported(config, tmp_path):
 
 def test_nothing_kept_is_still_exported(config, tmp_path):
     storage, _ = planned(tmp_path / "run", [])
-    funnel = export(storage, config, summarize([], write_plan(storage, [], synthesis_unit_schema(), chunk_cost=1)))
+    funnel = export(storage, config, summarize([], 0))
     assert (funnel.examples, funnel.kept, funnel.rejected) == (0, 0, {})
     assert storage.read_text("train.jsonl") == ""
     assert json.loads(storage.read_text("alpaca.json")) == []

@@ -1,0 +1,68 @@
+"""One system's scores: means over queries with their intervals, and what the ranking cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic
+from limrank.evaluation.significance import bootstrap_interval
+from limrank.records import Qrels, Run
+
+
+class Interval(NamedTuple):
+    """A mean over queries and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system's scores.
+
+    ``values`` and ``intervals`` are by measure: those of ``scores``, by query, and ``p-MRR``,
+    by topic, where the data has changed instructions.
+    """
+
+    name: str
+    scores: Scores
+    values: dict[str, dict[str, float]]
+    intervals: dict[str, Interval]
+    pairs_per_second: float | None = None
+    tokens_per_pair: float | None = None
+
+
+def evaluate_run(
+    run: Run,
+    qrels: Qrels,
+    measures: Sequence[str],
+    samples: int,
+    seed: int,
+    *,
+    name: str = "run",
+    flipped: dict[str, list[str]] | None = None,
+    pairs_per_second: float | None = None,
+    tokens_per_pair: float | None = None,
+) -> Evaluation:
+    """Measure a run, with intervals; touches no files.
+
+    Args:
+        run, qrels, measures: see ``metrics.evaluate``.
+        samples, seed: of the bootstrap.
+        name: what the system is called in tables.
+        flipped: FollowIR's changed judgements; p-MRR is measured too where given. ``run``
+            then holds the queries of both instructions, ``-og`` and ``-changed``.
+        pairs_per_second, tokens_per_pair: what the ranking cost, where known.
+    """
+    scores = evaluate(qrels, run, measures)
+    values = dict(scores.per_query)
+    if flipped and (topics := p_mrr_by_topic(run, run, flipped)):
+        values["p-MRR"] = topics
+    intervals = {}
+    for measure, column in values.items():
+        low, high = bootstrap_interval(list(column.values()), samples, seed=seed)
+        intervals[measure] = Interval(sum(column.values()) / len(column), low, high)
+    return Evaluation(name, scores, values, intervals, pairs_per_second, tokens_per_pair)

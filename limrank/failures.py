@@ -1,0 +1,170 @@
+"""``limrank failures``: what could not run, in one screen: how often, where, an example of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from limrank.errors import UserError
+from limrank.records import Failure
+from limrank.storage import Storage
+
+GROUPS_SHOWN = 12
+GROUPS_HELD = 1000
+"""Kinds of message kept apart; what comes after them is counted by step and error alone."""
+
+_MENDING = "The same command again tries these once more; `allow_failures: true` accepts them."
+
+# An apostrophe inside a word opens no quotation.
+_QUOTED = re.compile(r"""(?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)""")
+_NUMBERED = re.compile(r"[+-]?\b(?:[\w.-]*\d[\w.-]*|nan|inf)\b")
+_READ_CHARACTERS = 4000
+_KEPT_CHARACTERS = 300
+
+
+@dataclass
+class Group:
+    """Failures that differ in nothing but ids, numbers and quoted words.
+
+    ``counted_in`` is the manifest's count that they are a share of: ``rows`` for pairs and
+    examples, ``units`` for whole units; None where it counts no such thing.
+    """
+
+    step: str
+    error_type: str
+    counted_in: str | None
+    example: Failure
+    count: int = 0
+    attempts_low: int = 0
+    attempts_high: int = 0
+
+    def add(self, failure: Failure) -> None:
+        self.attempts_low = min(self.attempts_low or failure.attempts, failure.attempts)
+        self.attempts_high = max(self.attempts_high, failure.attempts)
+        self.count += 1
+
+
+@dataclass
+class RunFailures:
+    """One run directory's manifest and its failures in groups, most frequent first."""
+
+    root: str
+    manifest: dict[str, Any]
+    groups: list[Group] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return sum(group.count for group in self.groups)
+
+
+def examine(run_dir: str) -> list[RunFailures]:
+    """The failures of a run directory; of a pipeline's, those of each of its stages.
+
+    One file is in memory at a time, and at most ``GROUPS_HELD`` groups and a few.
+
+    Raises:
+        UserError: this is no run directory.
+    """
+    manifest = _manifest(Storage(run_dir))
+    if manifest["job"] != "pipeline":
+        return [_read(run_dir, manifest)]
+    # A pipeline's directory is a local one: training writes there.
+    folders = sorted(each.parent for each in Storage(run_dir).local().glob("*/manifest.json"))
+    return [_read(root, _manifest(Storage(root))) for root in map(str, folders)] or [RunFailures(run_dir, manifest)]
+
+
+def explain(runs: list[RunFailures], width: int = 120) -> Iterator[str]:
+    """What :func:`examine` found as lines of at most about ``width`` characters."""
+    failing = [run for run in runs if run.groups]
+    for run in failing:
+        yield from _explain_run(run, width)
+    if failing:
+        yield _MENDING
+        return
+    for run in runs:
+        yield f"{_headline(run)}: nothing failed"
+
+
+def normalise(message: str, unit_id: str = "") -> str:
+    """A message without what tells two failures of one kind apart: the unit's own ids,
+    quoted words, and every word with a digit in it."""
+    message = message[:_READ_CHARACTERS]
+    for part in filter(None, (unit_id, *unit_id.split("\t"))):
+        if part in message:
+            message = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "ID", message)
+    return _NUMBERED.sub("N", _QUOTED.sub("…", message))[:_KEPT_CHARACTERS]
+
+
+def group(failures: Iterator[Failure]) -> list[Group]:
+    """Failures of one kind together, most frequent first."""
+    groups: dict[tuple[str | None, ...], Group] = {}
+    for failure in failures:
+        place = (failure.step, failure.error_type, _counted_in(failure))
+        key = (*place, normalise(failure.error, failure.unit_id))
+        if key not in groups and len(groups) >= GROUPS_HELD:
+            key = (*place, None)
+        groups.setdefault(key, Group(*place, example=failure)).add(failure)
+    return sorted(groups.values(), key=lambda each: -each.count)
+
+
+def _read(root: str, manifest: dict[str, Any]) -> RunFailures:
+    storage = Storage(root)
+    rows = (row for name in storage.names("failures") for row in storage.read_table(f"failures/{name}").to_pylist())
+    return RunFailures(root, manifest, group(Failure(**row) for row in rows))
+
+
+def _manifest(storage: Storage) -> dict[str, Any]:
+    try:
+        manifest = json.loads(storage.read_text("manifest.json"))
+        if manifest.keys() >= {"job", "status"}:
+            return manifest
+    except FileNotFoundError:
+        raise UserError(f"{storage.root}: not a run directory: there is no manifest.json in it") from None
+    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+        raise UserError(f"{storage.root}: cannot be read: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{storage.root}: not a run directory: its manifest.json is not one of limrank's")
+
+
+def _counted_in(failure: Failure) -> str | None:
+    """Which of the manifest's counts a failure is one of."""
+    if failure.step == "write":  # one of a seed's queries: neither a seed nor an example
+        return None
+    is_part = "\t" in failure.unit_id or failure.step == "judge"
+    return "rows" if is_part else "units"
+
+
+def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
+    counts = run.manifest.get("counts", {})
+    of = " and ".join(f"{counts[name]} {name}" for name in ("units", "rows") if counts.get(name))
+    yield f"{_headline(run)}: {run.count} failures" + (f" among {of}" if of else "")
+    for found in run.groups[:GROUPS_SHOWN]:
+        whole = counts.get(found.counted_in)
+        share = f" ({_percent(found.count / whole)} of {found.counted_in})" if whole else ""
+        attempts = (
+            f"{found.attempts_low}–{found.attempts_high} attempts"
+            if found.attempts_low < found.attempts_high
+            else f"{found.attempts_low} {'attempt' if found.attempts_low == 1 else 'attempts'}"
+        )
+        yield f"{found.count:>7}{share}  {found.step}: {found.error_type}, {attempts}"
+        example = " · ".join(found.example.unit_id.split("\t"))
+        yield _cut(f"        e.g. {example}: {' '.join(found.example.error.split())}", width)
+    if (more := len(run.groups) - GROUPS_SHOWN) > 0:
+        rest = sum(found.count for found in run.groups[GROUPS_SHOWN:])
+        yield f"        … and {more} more {'group' if more == 1 else 'groups'} with {rest} failures"
+
+
+def _headline(run: RunFailures) -> str:
+    return f"{run.root} ({run.manifest['job']}, {run.manifest['status']})"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"

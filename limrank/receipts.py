@@ -1,0 +1,223 @@
+"""What the committed chunks say of themselves: costs, time, and that no row is there twice.
+
+A receipt is kept in its chunk's file, so that sums over the committed chunks are right
+however often the job was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from limrank.errors import StorageError
+from limrank.storage import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+_KEY = b"limrank.receipt"
+_READERS = 8
+"""Files that are read at a time: an object store answers slowly, and many at once."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One worker's turn at a chunk. Times are Unix times.
+
+    ``ready`` is when the worker's engines were up, after ``startup_seconds``; ``busy_seconds``
+    is how long, from then to ``ended``, they had at least one request, summed over ``engines``.
+    """
+
+    session: str
+    worker: str
+    began: float
+    ended: float
+    ready: float
+    startup_seconds: float
+    engines: int
+    busy_seconds: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished chunk cost. ``work`` has an entry more for each time that its
+    failures were tried again."""
+
+    chunk: int
+    units: int
+    rows: int
+    failed: int
+    requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    work: tuple[Work, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        values = json.loads(text)
+        return cls(**values | {"work": tuple(Work(**each) for each in values["work"])})
+
+    def attach(self, table: pa.Table) -> pa.Table:
+        """The table with this receipt in its metadata."""
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: self.to_json().encode()})
+
+
+def read_receipt(storage: Storage, name: str) -> Receipt | None:
+    """The receipt in a file of ``rows/``; None where the file is damaged, and so is not
+    committed: a disk that lost power may keep half of one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_input(f"rows/{name}") as stream:
+            return Receipt.from_json(pq.read_schema(stream).metadata[_KEY])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_receipts(storage: Storage) -> list[Receipt]:
+    """The receipts of all committed chunks, in their order."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(lambda name: read_receipt(storage, name), storage.names("rows"))
+        return [receipt for receipt in found if receipt is not None]
+
+
+def check_unique(storage: Storage, key: Sequence[str]) -> None:
+    """See that no two committed rows have the same key. Takes eight bytes a row.
+
+    Args:
+        key: the columns that name a row.
+
+    Raises:
+        StorageError: two rows are the same one; with an example.
+    """
+    import numpy as np
+
+    hashes = np.concatenate([np.empty(0, np.uint64), *(part for _, part in _hashed(storage, key))])
+    whole = len(hashes)
+    hashes.sort()
+    twice = hashes[:-1][hashes[:-1] == hashes[1:]]
+    if not len(twice):
+        return
+    example = next(ids[(part == twice[0]).argmax()] for ids, part in _hashed(storage, key) if (part == twice[0]).any())
+    raise StorageError(
+        f"run_dir {storage.root}: {len(twice)} of {whole} rows are there twice, such as "
+        f"{dict(zip(key, example.split(_SEPARATOR), strict=True))}: are two units of the input the same?"
+    )
+
+
+_SEPARATOR = "\x1f"
+
+
+def _hashed(storage: Storage, key: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each file's keys, and a 64-bit hash of each."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from pandas.util import hash_array
+
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+        with storage.open_input(f"rows/{name}") as stream:
+            table = pq.read_table(stream, columns=list(key))
+        columns = [table[name].combine_chunks() for name in key]
+        ids = pc.binary_join_element_wise(*columns, _SEPARATOR, null_handling="replace").to_numpy(zero_copy_only=False)
+        return ids, hash_array(ids, categorize=False)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from readers.map(read, storage.names("rows"))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Totals over all committed chunks, whichever session they come from.
+
+    ``seconds`` is the time in which at least one chunk was being worked on, start-up left
+    out; ``startup_seconds`` is the slowest engine's. ``busy_seconds`` and ``idle_seconds``
+    are summed over engines, each from when it was up to its last chunk's end: idle is when
+    it had nothing to do. ``rate`` is weight (pairs, seeds) a second.
+    """
+
+    units: int
+    rows: int
+    failed: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    startup_seconds: float
+    busy_seconds: float
+    idle_seconds: float
+    rate: float | None
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.generated_tokens
+
+
+def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
+    """Sum receipts up; pure. ``weight`` is the whole plan's."""
+    work = [each for receipt in receipts for each in receipt.work]
+    seconds = _covered([(each.began, each.ended) for each in work])
+    last: dict[str, Work] = {}
+    for each in work:
+        if each.worker not in last or each.ended > last[each.worker].ended:
+            last[each.worker] = each
+    busy = sum(each.busy_seconds for each in last.values())
+    up = sum((each.ended - each.ready) * each.engines for each in last.values())
+
+    def total(name: str) -> int:
+        return sum(getattr(receipt, name) for receipt in receipts)
+
+    return Summary(
+        units=total("units"),
+        rows=total("rows"),
+        failed=total("failed"),
+        prompt_tokens=total("prompt_tokens"),
+        cached_prompt_tokens=total("cached_prompt_tokens"),
+        generated_tokens=total("generated_tokens"),
+        seconds=seconds,
+        startup_seconds=max((each.startup_seconds for each in work), default=0.0),
+        busy_seconds=busy,
+        idle_seconds=max(0.0, up - busy),
+        rate=weight / seconds if seconds else None,
+    )
+
+
+def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any]]:
+    """The totals as a run's manifest has them."""
+    return {
+        "counts": {"units": summary.units, "rows": summary.rows, "failed": summary.failed},
+        "seconds": {
+            "engine_startup": round(summary.startup_seconds, 3),
+            "work": round(summary.seconds, 3),
+            "engine_busy": round(summary.busy_seconds, 3),
+            "engine_idle": round(summary.idle_seconds, 3),
+        },
+        "tokens": {
+            "prompt": summary.prompt_tokens,
+            "cached_prompt": summary.cached_prompt_tokens,
+            "generated": summary.generated_tokens,
+        },
+        "rates": {
+            f"{weighed_in}_per_second": round(summary.rate, 3),
+            "tokens_per_second": round(summary.tokens / summary.seconds, 1),
+        }
+        if summary.rate
+        else {},
+    }
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of time spans."""
+    covered, end = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        covered += max(0.0, ended - max(began, end))
+        end = max(end, ended)
+    return covered
