@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,7 +29,18 @@ class PathMark:
     """Marks a key whose value is a path: made absolute where the command is given."""
 
 
-PathStr = Annotated[str, PathMark()]
+def is_uri(path: str) -> bool:
+    """Whether a path names an object store (``s3://…``) instead of a local file."""
+    return "://" in path
+
+
+def _without_credentials(path: str) -> str:
+    if is_uri(path) and "@" in urlsplit(path).netloc:
+        raise ValueError("a path holds credentials; they belong into the environment (AWS_ACCESS_KEY_ID, …)")
+    return path
+
+
+PathStr = Annotated[str, PathMark(), AfterValidator(_without_credentials)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -44,7 +57,9 @@ class DataConfig(Section):
     )
     name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
     split: str = "test"
-    max_queries: PositiveInt | None = Field(None, description="select this many queries, evenly over the file")
+    max_queries: PositiveInt | None = Field(
+        None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
+    )
 
     @model_validator(mode="after")
     def _source_given(self) -> DataConfig:
@@ -298,6 +313,12 @@ class EvaluateJob(Job):
     data: DataConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _judged(self) -> EvaluateJob:
+        if self.data is not None:
+            _need_benchmark(self.data)
+        return self
+
 
 class ServeJob(Job):
     job: Literal["serve"] = "serve"
@@ -330,9 +351,15 @@ class PipelineJob(Job):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _engine_of_its_own(self) -> PipelineJob:
+    def _fits(self) -> PipelineJob:
         _own_engine(self.engine)
+        _need_benchmark(self.data)
         return self
+
+
+def _need_benchmark(data: DataConfig) -> None:
+    if data.format == "pairs":
+        raise ValueError("data.format: pairs carry no judgements, which this job needs; `limrank rerank` takes them")
 
 
 JOBS: dict[str, type[Job]] = {
@@ -354,8 +381,3 @@ def config_hash(parts: dict[str, Any]) -> str:
     """A short hash of everything that changes a job's rows, as the job lists it."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def is_uri(path: str) -> bool:
-    """Whether a path names an object store (``s3://…``) instead of a local file."""
-    return "://" in path

@@ -1,8 +1,8 @@
 """Units of work laid down in Parquet and cut into chunks, fixed from then on.
 
 A chunk is a row group: `units/part-<k>.parquet` holds 256 of them. Units are sorted by
-cost in windows, so that long ones start first and planning needs little memory however
-many there are (``benchmarks/planning.py``).
+cost in windows of so much weight, so that long ones start first and planning needs little
+memory however many there are, and however many pairs each holds (``benchmarks/planning.py``).
 ``plan.json`` is written last: where it is, the plan is whole.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from limrank.errors import StorageError
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -75,16 +76,18 @@ def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.S
     writer = stream = None
     try:
         for members in _cut(units, chunk_cost):
-            if len(chunks) % _CHUNKS_PER_PART == 0:
-                _close(writer, stream)
-                stream = storage.open_output(_part(len(chunks)))
-                writer = pq.ParquetWriter(stream, schema, compression="zstd")
             rows = [unit for unit, _ in members]
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
+            with storage.writing():
+                if len(chunks) % _CHUNKS_PER_PART == 0:
+                    _close(writer, stream)
+                    stream = storage.open_output(_part(len(chunks)))
+                    writer = pq.ParquetWriter(stream, schema, compression="zstd")
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
             cost, weight = sum(unit["cost"] for unit in rows), sum(weight for _, weight in members)
             chunks.append(Chunk(len(chunks), len(rows), cost, weight))
     finally:
-        _close(writer, stream)
+        with storage.writing():
+            _close(writer, stream)
     listed = [[chunk.units, chunk.cost, chunk.weight] for chunk in chunks]
     storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
@@ -100,11 +103,21 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def read_chunk(storage: Storage, number: int) -> list[Unit]:
-    """The units of one chunk; only its own row group is read."""
+    """The units of one chunk; only its own row group is read.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with storage.open_input(_part(number)) as stream:
-        return pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
+    try:
+        with storage.open_input(_part(number)) as stream:
+            return pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"run_dir {storage.root}: {_part(number)} is damaged ({error}); --overwrite starts over"
+        ) from error
 
 
 def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:
@@ -124,11 +137,13 @@ def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tu
 
 def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int]]]:
     window: list[tuple[Unit, int]] = []
+    weight = 0
     for member in units:
         window.append(member)
-        if len(window) == _WINDOW:
+        weight += max(member[1], 1)
+        if weight >= _WINDOW:
             yield window
-            window = []
+            window, weight = [], 0
     if window:
         yield window
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank.config import is_uri
-from limrank.errors import UserError
+from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
 
 LOCK_HEARTBEAT_S = 5.0
@@ -139,6 +139,8 @@ def _writable(path: str) -> Iterator[None]:
         if not is_uri(path):
             Path(path).mkdir(parents=True, exist_ok=True)
         yield
+    except StorageError as error:
+        raise UserError(str(error)) from error
     except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"run_dir {path}: cannot be written: {reason}") from error

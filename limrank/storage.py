@@ -9,15 +9,37 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
-from limrank.errors import UserError
+from limrank.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@lru_cache
+def filesystem(path: str) -> tuple[Any, str]:
+    """The pyarrow filesystem of a local path or URI, and the path there.
+
+    A URI's query holds the store's settings (``s3://bucket/run?endpoint_override=…&scheme=http``);
+    they may as well be in the environment (``AWS_ENDPOINT_URL``). Made once a process: clients
+    keep their connections.
+
+    Raises:
+        ValueError: pyarrow knows no such kind of URI.
+        OSError: the store cannot be reached.
+    """
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    if not is_uri(path):
+        return LocalFileSystem(), path
+    found, below = FileSystem.from_uri(path)
+    return found, below.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -28,15 +50,23 @@ class Storage:
 
     def read_bytes(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
-        filesystem, path = self._at(name)
-        with filesystem.open_input_stream(path) as stream:
+        files, path = self._at(name)
+        with files.open_input_stream(path) as stream:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Publish a file atomically; a second writer of the same name replaces it whole."""
-        filesystem, path = self._at(name)
+        """Publish a file atomically; a second writer of the same name replaces it whole.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        with self.writing():
+            self._write(name, data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        files, path = self._at(name)
         if is_uri(self.root):
-            with filesystem.open_output_stream(path) as stream:
+            with files.open_output_stream(path) as stream:
                 stream.write(data)
             return
         target = Path(path)
@@ -59,11 +89,12 @@ class Storage:
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file, or just some of its columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         import pyarrow as pa
@@ -76,49 +107,66 @@ class Storage:
     def exists(self, name: str) -> bool:
         from pyarrow.fs import FileType
 
-        filesystem, path = self._at(name)
-        return filesystem.get_file_info(path).type != FileType.NotFound
+        files, path = self._at(name)
+        return files.get_file_info(path).type != FileType.NotFound
 
     def names(self, folder: str) -> list[str]:
         """File names in a folder, sorted; [] where there is no such folder. Files that
         are being written are not among them."""
         from pyarrow.fs import FileSelector
 
-        filesystem, path = self._at(folder)
-        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        files, path = self._at(folder)
+        found = files.get_file_info(FileSelector(path, allow_not_found=True))
         return sorted(entry.base_name for entry in found if entry.is_file and not entry.base_name.startswith("."))
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
-        filesystem, path = self._at(name)
+        files, path = self._at(name)
         with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(path)
+            files.delete_file(path)
 
     def clear(self) -> None:
         """Delete everything below the root but the lock. The manifest goes last: whatever
         is left after a kill still belongs to the run that it names."""
         from pyarrow.fs import FileSelector
 
-        filesystem, path = self._at("")
-        for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+        files, path = self._at("")
+        for entry in files.get_file_info(FileSelector(path, allow_not_found=True)):
             if not entry.is_file:
-                filesystem.delete_dir(entry.path)
+                files.delete_dir(entry.path)
             elif entry.base_name not in ("lock.json", "manifest.json"):
-                filesystem.delete_file(entry.path)
+                files.delete_file(entry.path)
         self.remove("manifest.json")
 
     def open_input(self, name: str):
         """A seekable binary stream. Raises FileNotFoundError."""
-        filesystem, path = self._at(name)
-        return filesystem.open_input_file(path)
+        files, path = self._at(name)
+        return files.open_input_file(path)
 
     def open_output(self, name: str):
         """A binary stream to a new file, for output that is too large to hold; it is
         not atomic, so only what can be made again from the rows is written this way."""
-        filesystem, path = self._at(name)
+        files, path = self._at(name)
         if not is_uri(self.root):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return filesystem.open_output_stream(path)
+        return files.open_output_stream(path)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """What cannot be written inside is told as a StorageError, by the root's name."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"run_dir {self.root}: cannot be written: {getattr(error, 'strerror', None) or error}; "
+                "the same command goes on once that is mended"
+            ) from error
+
+    def shown(self, name: str) -> str:
+        """A file's path or URI for a person, without the store's settings."""
+        return f"{self.root.partition('?')[0].rstrip('/') if is_uri(self.root) else self.root}/{name}"
 
     def local(self, name: str = "") -> Path:
         """The file's local path.
@@ -130,10 +178,6 @@ class Storage:
             raise UserError(f"run_dir {self.root}: this job writes files that need a local path")
         return Path(self.root) / name
 
-    def _at(self, name: str):
-        from pyarrow.fs import FileSystem, LocalFileSystem
-
-        if not is_uri(self.root):
-            return LocalFileSystem(), os.path.join(self.root, name)
-        filesystem, path = FileSystem.from_uri(self.root)
-        return filesystem, f"{path.rstrip('/')}/{name}".rstrip("/")
+    def _at(self, name: str) -> tuple[Any, str]:
+        found, path = filesystem(self.root)
+        return found, (f"{path}/{name}" if name else path)

@@ -77,7 +77,7 @@ class ChunkWorker:
         except (StorageError, UserError) as error:
             return _fatal(error)
         except OSError as error:
-            return _fatal(StorageError(f"run_dir {self._storage.root}: {error}"))
+            return _fatal(StorageError(f"run_dir {self._storage.root}: cannot be read: {error}"))
         except Exception as error:
             return _fatal(error)
 

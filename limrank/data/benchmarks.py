@@ -23,10 +23,12 @@ def load(data: DataConfig) -> Benchmark:
         benchmark = beir.load(data.path, data.split)
     elif data.format == "hub":
         benchmark = hub.load(data.name, data.split, data.path)
-    else:
+    elif data.format == "pydocs":
         from limrank.data import pydocs
 
         benchmark = pydocs.benchmark(data.split)
+    else:
+        raise UserError(f"data.format: {data.format} is no benchmark: only `limrank rerank` takes it")
     if not benchmark.queries:
         raise UserError(f"{benchmark.name}: no query is left to rerank or evaluate: the judgements name none of them")
     return select(benchmark, data.max_queries)

@@ -126,6 +126,7 @@ def _check_finished(directory: str) -> None:
     what = f"{directory}: not a finished rerank run"
     if is_uri(directory):
         raise UserError(f"evaluation.compare: {directory}: evaluate reads local directories; copy it here first")
+    _check_judged(Path(directory), _mapping(Path(directory) / "config.yaml", yaml.safe_load))
     for name in ("manifest.json", *RUN_FILES):
         if not (Path(directory) / name).is_file():
             raise UnavailableError(f"{what}: there is no {name} in it")
@@ -136,6 +137,14 @@ def _check_finished(directory: str) -> None:
         raise UnavailableError(f"{what}: it is {manifest.get('status')}; `limrank rerank` again goes on from there")
     if "generated" not in manifest.get("tokens", {}):
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
+
+
+def _check_judged(directory: Path, recipe: dict[str, Any]) -> None:
+    if (recipe.get("data") or {}).get("format") == "pairs":
+        raise UserError(
+            f"run_dir {directory}: reranked pairs, which carry no judgements; "
+            "to evaluate run.trec by a benchmark's, give it as evaluation.run, with data"
+        )
 
 
 def _check_same_queries(one: str, first: Inputs, other: str, second: Inputs) -> None:
@@ -150,6 +159,8 @@ def _check_same_queries(one: str, first: Inputs, other: str, second: Inputs) -> 
 
 
 def _rerank_run(directory: Path) -> Inputs:
+    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
+    _check_judged(directory, recipe)
     for name in RUN_FILES:
         if not (directory / name).is_file():
             raise UnavailableError(
@@ -170,7 +181,6 @@ def _rerank_run(directory: Path) -> Inputs:
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
     if failed := manifest.get("counts", {}).get("failed"):
         warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
-    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
     pairs_per_second, tokens_per_pair = _cost(manifest)
     model, scoring = _system(recipe)
     tokens = manifest.get("tokens", {})

@@ -1,28 +1,24 @@
-"""The rerank job: benchmark → first stage → scored pairs → ``run.trec`` and ``run.json``."""
+"""The rerank job: queries with candidates → scored pairs → ``run.trec`` and ``run.json``."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, models, prompts, retrieval
+from limrank import cluster, models, prompts
 from limrank.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
-from limrank.data import benchmarks
-from limrank.data.trec import run_line, run_separator
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.engines.serve_client import ServedReranker
 from limrank.errors import UserError
 from limrank.fanout import chunk_cost, fanout, finish, unfinished
-from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Plan, Unit, read_plan, write_plan
+from limrank.plan import Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
 from limrank.receipts import Summary
 from limrank.records import (
-    Benchmark,
     Candidate,
     Failure,
     Judgment,
@@ -31,6 +27,8 @@ from limrank.records import (
     rerank_row_schema,
     rerank_unit_schema,
 )
+from limrank.reranking.runs import write_runs
+from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.rundir import RunDir, open_run
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query
@@ -109,7 +107,7 @@ def run(
     engines: Mapping[str, EngineSource] | None = None,
     stage: str = "rerank",
 ) -> JobResult:
-    """Rerank a benchmark into ``config.run_dir``; the same call again resumes.
+    """Rerank a benchmark, or given pairs, into ``config.run_dir``; the same call again resumes.
 
     Args:
         address: of the Ray cluster, see ``cluster.connect``.
@@ -121,7 +119,8 @@ def run(
         UserError: anything of the recipe or its files that cannot work.
         EngineError: an engine did not come up.
     """
-    benchmark = benchmarks.load(config.data)
+    source = open_source(config)
+    source.check()
     prompt_template(config.scoring)
     if config.scoring.mode != "none" and engines is None:
         engines = {"scorer": _scorer(config)}
@@ -129,17 +128,17 @@ def run(
         config.run_dir,
         job="rerank",
         config_yaml=dump_config(config),
-        config_hash=rows_hash(config, benchmark),
+        config_hash=rows_hash(config, source),
         overwrite=overwrite,
     ) as run_dir:
-        _keep_selection(run_dir.storage, benchmark)
+        source.keep_selection(run_dir.storage)
         if config.scoring.mode == "none":
-            summary = _without_engine(run_dir, _plan(run_dir.storage, config, benchmark))
+            summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
         else:
             with cluster.connect(address, paths=[config.run_dir]):
                 if config.engine.kind == "serve" and not config.engine.base_url:
                     engines["scorer"].check()
-                planned = _plan(run_dir.storage, config, benchmark)
+                planned = _plan(run_dir.storage, config, source)
                 summary = fanout(
                     run_dir,
                     planned,
@@ -156,39 +155,36 @@ def run(
     if config.scoring.mode != "none" and summary.rate:
         cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens a pair"
     done = f"{summary.units} queries, {summary.rows} pairs, {summary.failed} failed{cost}"
-    return JobResult(summary.failed, benchmark.warnings, [done, f"run: {config.run_dir}/run.trec"])
+    return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.shown('run.trec')}"])
 
 
 def plan(config: RerankJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``: nothing is started or written."""
-    benchmark = benchmarks.load(config.data)
-    units = [unit for unit, _ in _units(config, benchmark)]
-    first = max(units, key=lambda unit: len(unit["candidates"]), default=None)
+    source = open_source(config)
+    queries = pairs = cost = 0
+    longest: Unit = {"candidates": []}
+    for unit, weight in units(source, config.scoring):
+        queries, pairs, cost = queries + 1, pairs + weight, cost + unit["cost"]
+        longest = max(longest, unit, key=lambda each: len(each["candidates"]))
     prompt = None
-    if first and first["candidates"] and config.scoring.mode != "none":
-        prompt = pair_text(prompt_template(config.scoring), unit_query(first), first["candidates"][0]["text"])
+    if longest["candidates"] and config.scoring.mode != "none":
+        prompt = pair_text(prompt_template(config.scoring), unit_query(longest), longest["candidates"][0]["text"])
     return {
-        "units": f"{len(units)} queries, {sum(len(unit['candidates']) for unit in units)} pairs",
-        "tokens": f"about {sum(unit['cost'] for unit in units)} to read and write",
+        "units": f"{queries} queries, {pairs} pairs",
+        "tokens": f"about {cost} to read and write",
         "workers": config.workers.model_dump(exclude_none=True),
         "first_prompt": prompt,
-        "warnings": benchmark.warnings,
+        "warnings": source.warnings,
     }
 
 
-def rows_hash(config: RerankJob, benchmark: Benchmark) -> str:
+def rows_hash(config: RerankJob, source: Source) -> str:
     """The hash of all that a rerank job's rows depend on."""
     unused = config.scoring.mode == "none"
     return config_hash(
         {
             "job": "rerank",
-            "data": benchmarks.fingerprint(config.data),
-            # Judgements select queries: others make another run, whatever their grades.
-            "queries": [query.query_id for query in benchmark.queries],
-            "first_stage": config.first_stage.model_dump(exclude={"path"}),
-            "first_stage_run": benchmarks.file_fingerprint(config.first_stage.path)
-            if config.first_stage.path
-            else None,
+            **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
             "scoring": config.scoring.model_dump(exclude={"prompt", "token_budget"}),
@@ -239,35 +235,6 @@ def unit_candidates(unit: Unit) -> list[Candidate]:
     return [Candidate(**candidate) for candidate in unit["candidates"]]
 
 
-def write_runs(storage: Storage) -> None:
-    """``run.trec`` and ``run.json`` from the committed rows, one chunk in memory at a time.
-
-    The score in both is ``-rank``, so that every tool reads the same order, ties included.
-    """
-    gap = run_separator(
-        each for query_id, ranked in _rankings(storage) for each in (query_id, *(doc for _, doc in ranked))
-    )
-    with storage.open_output("run.trec") as trec, storage.open_output("run.json") as whole:
-        separator = "{"
-        for query_id, ranked in _rankings(storage):
-            for rank, doc_id in ranked:
-                trec.write(run_line(query_id, doc_id, rank, -rank, gap).encode() + b"\n")
-            entry = json.dumps({doc_id: float(-rank) for rank, doc_id in ranked}, ensure_ascii=False)
-            whole.write(f"{separator}\n{json.dumps(query_id, ensure_ascii=False)}: {entry}".encode())
-            separator = ","
-        whole.write(b"{}\n" if separator == "{" else b"\n}\n")
-
-
-def _rankings(storage: Storage) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-    for name in storage.names("rows"):
-        table = storage.read_table(f"rows/{name}").select(["query_id", "doc_id", "rank"])
-        ranked: dict[str, list[tuple[int, str]]] = {}
-        for row in table.to_pylist():
-            ranked.setdefault(row["query_id"], []).append((row["rank"], row["doc_id"]))
-        for query_id, places in ranked.items():
-            yield query_id, sorted(places)
-
-
 def _scorer(config: RerankJob) -> EngineSource:
     """What judges, as far as it can be checked before Ray is there: a server on the cluster
     cannot."""
@@ -281,12 +248,12 @@ def _scorer(config: RerankJob) -> EngineSource:
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 
 
-def _plan(storage: Storage, config: RerankJob, benchmark: Benchmark) -> Plan:
+def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
     known = read_plan(storage)
     if known is not None:
         return known
     return write_plan(
-        storage, _units(config, benchmark), rerank_unit_schema(), chunk_cost=chunk_cost(config.engine.kind)
+        storage, units(source, config.scoring), rerank_unit_schema(), chunk_cost=chunk_cost(config.engine.kind)
     )
 
 
@@ -300,23 +267,6 @@ def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
             f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.weight} pairs alone take more"
         )
     return scoring.token_budget / planned.weight
-
-
-def _units(config: RerankJob, benchmark: Benchmark) -> Iterator[tuple[Unit, int]]:
-    chain = config.scoring.think_tokens * GENERATED_TOKEN_COST
-    for query, found in retrieval.candidates(benchmark, config.first_stage):
-        length = len(query.text) + len(query.instruction)
-        cost = sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found)
-        unit = {
-            "unit_id": query.query_id,
-            "cost": cost,
-            "query": query.text,
-            "instruction": query.instruction,
-            "candidates": [
-                {"doc_id": each.doc_id, "text": each.text, "rank": each.rank, "score": each.score} for each in found
-            ],
-        }
-        yield unit, len(found)
 
 
 def _unscored(unit: Unit, status: ScoreStatus) -> Rows:
@@ -334,18 +284,3 @@ def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
 
     asyncio.run(run_all())
     return finish(run_dir, planned, task, "pairs")
-
-
-def _keep_selection(storage: Storage, benchmark: Benchmark) -> None:
-    """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
-    import tempfile
-    from pathlib import Path
-
-    from limrank.data import beir, trec
-
-    with tempfile.TemporaryDirectory() as folder:
-        queries, qrels = Path(folder) / "queries.jsonl", Path(folder) / "qrels.tsv"
-        beir.write_queries(queries, benchmark.queries)
-        trec.write_qrels(qrels, benchmark.qrels)
-        storage.write_bytes("queries.jsonl", queries.read_bytes())
-        storage.write_bytes("qrels.tsv", qrels.read_bytes())

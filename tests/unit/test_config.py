@@ -161,6 +161,26 @@ def test_home_and_object_stores(recipe, monkeypatch):
     assert (is_uri("s3://bucket/out"), is_uri("/s3/out")) == (True, False)
 
 
+def test_data_in_an_object_store_stays_as_it_is(recipe):
+    path = "s3://bucket/pairs?endpoint_override=host:9000&scheme=http"
+    config = load_config(recipe(f'job: rerank\nrun_dir: out\ndata: {{format: pairs, path: "{path}"}}\n'))
+    assert config.data.path == path
+    assert "data.path" not in path_values(config)
+
+
+def test_credentials_are_no_part_of_a_path(recipe):
+    with pytest.raises(UserError, match="a path holds credentials; they belong into the environment") as raised:
+        load_config(recipe("job: rerank\nrun_dir: s3://key:secret@bucket/out\n"))
+    assert "secret" not in str(raised.value)
+    assert load_config(recipe("job: rerank\nrun_dir: s3://bucket/me@home\n")).run_dir == "s3://bucket/me@home"
+
+
+@pytest.mark.parametrize("job", ["evaluate", "pipeline"])
+def test_pairs_are_refused_where_judgements_are_needed(recipe, job):
+    with pytest.raises(UserError, match="data.format: pairs carry no judgements, which this job needs"):
+        load_config(recipe(f"job: {job}\nrun_dir: out\ndata: {{format: pairs, path: p.parquet}}\n"))
+
+
 def test_a_model_that_is_a_directory_is_absolute_and_a_name_is_not(recipe, tmp_path):
     (tmp_path / "tuned").mkdir()
     assert load_config(recipe(RERANK), ["model.id=tuned"]).model.id == str(tmp_path / "tuned")

@@ -140,6 +140,13 @@ def test_what_is_missing_is_named(tmp_path, rerank_dir, collection):
         evaluate_job(EvaluateJob(run_dir="s3://bucket/run"))
 
 
+def test_a_run_of_pairs_has_no_judgements(rerank_dir):
+    (rerank_dir / "config.yaml").write_text("data: {format: pairs, path: /data/pairs.parquet}\n")
+    (rerank_dir / "qrels.tsv").unlink()
+    with pytest.raises(UserError, match=r"reranked pairs, which carry no judgements; .* as evaluation\.run, with data"):
+        evaluate_job(EvaluateJob(run_dir=str(rerank_dir)))
+
+
 def test_p_mrr_is_measured_where_instructions_change():
     qrels = {"a-og": {"x": 1}, "a-changed": {"y": 1}}
     run = {"a-og": {"x": 2.0, "y": 1.0}, "a-changed": {"y": 2.0, "x": 1.0}}

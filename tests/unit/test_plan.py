@@ -52,6 +52,13 @@ def test_every_unit_is_there_once_over_several_parts(tmp_path, monkeypatch):
     assert len(storage.names("units")) == -(-len(plan.chunks) // 2)
 
 
+def test_a_window_is_as_large_as_its_weight(tmp_path, monkeypatch):
+    # However many candidates a query has: two units of weight 50 are a window, then two more.
+    monkeypatch.setattr("limrank.plan._WINDOW", 100)
+    _, _, ids = write(tmp_path, [1, 2, 3, 4], chunk_cost=1000, weights=[50, 50, 99, 1])
+    assert ids == [["u1", "u0"], ["u3", "u2"]]
+
+
 def test_weights_are_summed(tmp_path):
     _, plan, _ = write(tmp_path, [1, 1, 1], chunk_cost=2, weights=[10, 20, 5])
     assert [chunk.weight for chunk in plan.chunks] == [30, 5]

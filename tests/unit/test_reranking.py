@@ -6,11 +6,12 @@ from helpers import CORPUS, QRELS, QUERIES, fake_engine, rows, runner, silent, w
 
 from limrank import prompts
 from limrank.config import RerankJob
-from limrank.data import benchmarks, trec
+from limrank.data import trec
 from limrank.errors import RowError, UserError
 from limrank.plan import write_plan
 from limrank.records import Candidate, Judgment, Query, ScoreStatus, rerank_row_schema, rerank_unit_schema
-from limrank.reranking import job
+from limrank.reranking import job, runs
+from limrank.reranking.source import open_source, units
 from limrank.storage import Storage
 
 DIRECT, FAILED = ScoreStatus.DIRECT, ScoreStatus.FAILED
@@ -104,7 +105,7 @@ def test_a_score_of_zero_is_a_score():
 def test_run_files_carry_minus_rank(tmp_path):
     storage = Storage(str(tmp_path))
     import_rows(storage, {"q1": ["b", "a"], "q2": ["c"]})
-    job.write_runs(storage)
+    runs.write_runs(storage)
     assert storage.read_text("run.trec") == "q1 Q0 b 1 -1 limrank\nq1 Q0 a 2 -2 limrank\nq2 Q0 c 1 -1 limrank\n"
     assert storage.read_text("run.json") == '{\n"q1": {"b": -1.0, "a": -2.0},\n"q2": {"c": -1.0}\n}\n'
 
@@ -113,7 +114,7 @@ def test_run_files_carry_minus_rank(tmp_path):
 def test_ids_with_white_space_are_tab_separated_and_read_back(tmp_path, odd):
     storage = Storage(str(tmp_path))
     import_rows(storage, {"q": [odd, "plain"]})
-    job.write_runs(storage)
+    runs.write_runs(storage)
     assert storage.read_text("run.trec").splitlines()[0] == f"q\tQ0\t{odd}\t1\t-1\tlimrank"
     assert trec.read_run(tmp_path / "run.trec") == {"q": {odd: -1.0, "plain": -2.0}}
     assert trec.read_run(tmp_path / "run.json") == {"q": {odd: -1.0, "plain": -2.0}}
@@ -122,13 +123,13 @@ def test_ids_with_white_space_are_tab_separated_and_read_back(tmp_path, odd):
 def test_ids_that_json_must_escape(tmp_path):
     storage = Storage(str(tmp_path))
     import_rows(storage, {'q"1': ["é\\"]})
-    job.write_runs(storage)
+    runs.write_runs(storage)
     assert json.loads(storage.read_text("run.json")) == {'q"1': {"é\\": -1.0}}
 
 
 def test_no_rows_are_an_empty_run(tmp_path):
     storage = Storage(str(tmp_path))
-    job.write_runs(storage)
+    runs.write_runs(storage)
     assert (storage.read_text("run.trec"), storage.read_text("run.json")) == ("", "{}\n")
 
 
@@ -223,7 +224,7 @@ DIRECT_MODE = {"mode": "direct"}
 
 
 def hashed(config):
-    return job.rows_hash(config, benchmarks.load(config.data))
+    return job.rows_hash(config, open_source(config))
 
 
 @pytest.mark.parametrize(
@@ -302,9 +303,8 @@ def test_the_hash_covers_a_given_run_s_contents(config, tmp_path):
 
 def test_a_pair_that_fails_is_a_row_and_a_failure(config, tmp_path):
     settings = config(scoring=DIRECT_MODE)
-    benchmark = benchmarks.load(settings.data)
     storage = Storage(str(tmp_path / "run"))
-    write_plan(storage, job._units(settings, benchmark), rerank_unit_schema(), chunk_cost=10_000)
+    write_plan(storage, units(open_source(settings), settings.scoring), rerank_unit_schema(), chunk_cost=10_000)
     task = job.RerankTask(settings.scoring)
     # Half of all prompts fail, always the same ones.
     receipt = runner(storage, task, {"scorer": fake_engine(fail_rate=0.5)}).run(0, alone=False)

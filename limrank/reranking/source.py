@@ -1,0 +1,121 @@
+"""What a rerank job scores: a benchmark with its first stage, or pairs as they are given."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from limrank import retrieval
+from limrank.config import FirstStageConfig, RerankJob, ScoringConfig
+from limrank.data import beir, benchmarks, trec
+from limrank.data.pairs import Pairs, open_pairs
+from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
+from limrank.records import Benchmark, Candidate, Query
+from limrank.storage import Storage
+
+
+class Source(Protocol):
+    """Queries with their candidates. ``warnings`` are sentences for a person."""
+
+    warnings: list[str]
+
+    def check(self) -> None:
+        """Find what is wrong with the data before anything is started or written.
+
+        Raises:
+            UserError: naming the file and the line, row or column.
+        """
+
+    def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
+        """Each query with its candidates, best first; a new iterator every time."""
+
+    def hash_parts(self) -> dict[str, Any]:
+        """All that the queries and candidates depend on, for the config hash."""
+
+    def keep_selection(self, storage: Storage) -> None:
+        """Leave in the run directory what evaluation will need."""
+
+
+def open_source(config: RerankJob) -> Source:
+    """Raises UserError: the data is not there, or cannot be read."""
+    if config.data.format == "pairs":
+        return PairsSource(config, open_pairs(config.data.path, config.data.split))
+    return BenchmarkSource(config, benchmarks.load(config.data))
+
+
+class BenchmarkSource:
+    """A benchmark's queries, with the candidates that BM25 or a given run finds for them."""
+
+    def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
+        self._config = config
+        self._benchmark = benchmark
+        self.warnings = benchmark.warnings
+
+    def check(self) -> None:
+        """Loading has checked it."""
+
+    def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
+        return retrieval.candidates(self._benchmark, self._config.first_stage)
+
+    def hash_parts(self) -> dict[str, Any]:
+        first_stage = self._config.first_stage
+        return {
+            "data": benchmarks.fingerprint(self._config.data),
+            # Judgements select queries: others make another run, whatever their grades.
+            "queries": [query.query_id for query in self._benchmark.queries],
+            "first_stage": first_stage.model_dump(exclude={"path"}),
+            "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
+        }
+
+    def keep_selection(self, storage: Storage) -> None:
+        """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
+        with tempfile.TemporaryDirectory() as folder:
+            queries, qrels = Path(folder) / "queries.jsonl", Path(folder) / "qrels.tsv"
+            beir.write_queries(queries, self._benchmark.queries)
+            trec.write_qrels(qrels, self._benchmark.qrels)
+            storage.write_bytes("queries.jsonl", queries.read_bytes())
+            storage.write_bytes("qrels.tsv", qrels.read_bytes())
+
+
+class PairsSource:
+    """All pairs of the files, or those of the first ``data.max_queries`` queries. No first
+    stage has a say, nor are there judgements to keep."""
+
+    def __init__(self, config: RerankJob, pairs: Pairs) -> None:
+        self._max_queries = config.data.max_queries
+        self._pairs = pairs
+        self.warnings = [*pairs.warnings]
+        if config.first_stage != FirstStageConfig():
+            self.warnings.append("first_stage: has no say over data.format=pairs: every pair that is given is scored")
+
+    def check(self) -> None:
+        for _ in self.queries():
+            pass
+
+    def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
+        return self._pairs.queries(self._max_queries)
+
+    def hash_parts(self) -> dict[str, Any]:
+        return {"data": ["pairs", self._pairs.fingerprints, self._max_queries]}
+
+    def keep_selection(self, storage: Storage) -> None:
+        """Pairs carry no judgements: there is nothing to evaluate by."""
+
+
+def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:
+    """The source's queries as units of rerank_unit_schema(), weighed in pairs."""
+    chain = scoring.think_tokens * GENERATED_TOKEN_COST
+    for query, found in source.queries():
+        length = len(query.text) + len(query.instruction)
+        unit = {
+            "unit_id": query.query_id,
+            "cost": sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found),
+            "query": query.text,
+            "instruction": query.instruction,
+            "candidates": [
+                {"doc_id": each.doc_id, "text": each.text, "rank": each.rank, "score": each.score} for each in found
+            ],
+        }
+        yield unit, len(found)

@@ -1,0 +1,236 @@
+"""`limrank rerank` with its run directory and its pairs in an S3 store (moto's server)."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from limrank.errors import UserError
+from limrank.rundir import open_run
+from limrank.storage import Storage, filesystem
+
+pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
+
+QUERIES, DEPTH = 60, 4
+RUN = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
+
+
+@pytest.fixture(scope="module")
+def store():
+    """A server, and an environment that names it, here and in every process started here."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        # No proxy stands before this machine.
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(store):
+    """A new bucket's URI."""
+    import boto3
+
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=f"http://{store}").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def pairs():
+    """Long passages, so that a few queries fill a chunk."""
+    lines = [
+        (f"q{q}", f"need {q}", f"d{d}", f"passage {d} " + "word " * 24_000)
+        for q in range(QUERIES)
+        for d in range(DEPTH)
+    ]
+    return pa.table(
+        dict(zip(("query_id", "query", "doc_id", "text"), map(list, zip(*lines, strict=True)), strict=True))
+    )
+
+
+def write_pairs(uri):
+    files, path = filesystem(uri)
+    with files.open_output_stream(path) as stream:
+        pq.write_table(pairs(), stream)
+    return uri
+
+
+def command(tmp_path, run_dir, data, latency_ms=0, **sections):
+    recipe = {
+        "job": "rerank",
+        "run_dir": run_dir,
+        "data": {"format": "pairs", "path": data},
+        "engine": {"kind": "fake", "latency_ms": latency_ms, "max_in_flight": 4},
+        "model": {"max_model_len": 200_000},
+    }
+    path = tmp_path / f"{uuid.uuid4().hex}.yaml"
+    path.write_text(json.dumps(recipe | sections))
+    return [sys.executable, "-m", "limrank", "rerank", str(path), "--address", "local"]
+
+
+def limrank(arguments, **environment):
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=180, env=os.environ | environment)
+
+
+def rows(storage):
+    return [row for name in storage.names("rows") for row in storage.read_table(f"rows/{name}").to_pylist()]
+
+
+def committed(storage):
+    files, path = filesystem(storage.root)
+    return {name: files.get_file_info(f"{path}/rows/{name}").mtime_ns for name in storage.names("rows")}
+
+
+def check_complete(storage):
+    found = rows(storage)
+    scored = {(row["query_id"], row["doc_id"]) for row in found}
+    assert len(found) == len(scored) == QUERIES * DEPTH
+    assert {row["status"] for row in found} == {"direct"}
+    manifest = json.loads(storage.read_text("manifest.json"))
+    assert manifest["status"] == "done"
+    assert manifest["counts"] == {"units": QUERIES, "rows": QUERIES * DEPTH, "failed": 0}
+    run = json.loads(storage.read_text("run.json"))
+    assert {query_id: len(ranked) for query_id, ranked in run.items()} == {f"q{n}": DEPTH for n in range(QUERIES)}
+    trec = [line.split() for line in storage.read_text("run.trec").splitlines()]
+    assert {(line[0], line[2]): float(line[4]) for line in trec} == {
+        (query_id, doc_id): score for query_id, ranked in run.items() for doc_id, score in ranked.items()
+    }
+    assert not storage.exists("lock.json")
+
+
+def test_a_killed_driver_is_resumed_and_a_second_one_refused(bucket, tmp_path):
+    data = write_pairs(f"{bucket}/data/pairs.parquet")
+    storage = Storage(f"{bucket}/runs/one")
+    arguments = command(tmp_path, storage.root, data, latency_ms=500)
+    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(storage.names("rows")) < 2:
+        assert driver.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = limrank(arguments)
+    assert second.returncode == 2
+    assert f"process {driver.pid} on" in second.stderr and "is working in it" in second.stderr
+    assert driver.poll() is None
+    driver.kill()
+    driver.wait()
+    time.sleep(2)  # its workers, gone with it, may be in the middle of a last commit
+    before = committed(storage)
+    assert 2 <= len(before) < len(json.loads(storage.read_text("plan.json"))["chunks"])
+    assert storage.exists("lock.json")
+
+    resumed = limrank(command(tmp_path, storage.root, data))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"run: {storage.root}/run.trec" in resumed.stdout
+    after = committed(storage)
+    assert {name: after[name] for name in before} == before, "a committed chunk was scored again"
+    check_complete(storage)
+    assert json.loads(storage.read_text("manifest.json"))["resumed"] is True
+
+
+def test_a_dead_driver_s_lock_is_taken_over_within_30_s(bucket):
+    # One on another host: whether its process lives cannot be seen from here.
+    storage = Storage(f"{bucket}/runs/one")
+    with open_run(storage.root, **RUN):
+        held = json.loads(storage.read_text("lock.json"))
+    renewed = time.time()
+    storage.write_text("lock.json", json.dumps(held | {"host": "elsewhere", "renewed": renewed}))
+    with pytest.raises(UserError, match="on elsewhere is working in it"), open_run(storage.root, **RUN):
+        pass
+    while True:
+        try:
+            with open_run(storage.root, **RUN):
+                took = time.time() - renewed
+            break
+        except UserError:
+            time.sleep(1)
+    assert 15 < took < 30
+
+
+def test_overwrite_empties_a_prefix_and_nothing_beside_it(bucket):
+    storage, beside = Storage(f"{bucket}/runs/one"), Storage(f"{bucket}/runs/one-more")
+    beside.write_text("run.trec", "kept")
+    with open_run(storage.root, **RUN):
+        for n in range(3):
+            storage.write_text(f"rows/chunk-{n}", "old")
+            storage.write_text(f"attempts/chunk-{n}/first", "")
+            storage.remove(f"attempts/chunk-{n}/first")
+        storage.remove("never/there")
+        assert storage.names("rows") == ["chunk-0", "chunk-1", "chunk-2"]
+        assert storage.names("attempts/chunk-0") == storage.names("nowhere") == []
+    with open_run(storage.root, **(RUN | {"config_hash": "bbbb"}), overwrite=True) as run:
+        assert not run.resumed
+        assert storage.names("rows") == []
+        assert storage.names("") == ["config.yaml", "lock.json", "manifest.json"]
+    assert beside.read_text("run.trec") == "kept"
+
+
+def test_a_store_can_be_named_in_the_path(bucket, store, tmp_path, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    settings = f"?endpoint_override={store}&scheme=http"
+    data = write_pairs(f"{bucket}/pairs/a.parquet{settings}")
+    run_dir = f"{bucket}/run{settings}"
+    done = limrank(command(tmp_path, run_dir, f"{bucket}/pairs{settings}", scoring={"mode": "none"}))
+    assert done.returncode == 0, done.stderr
+    assert f"run: {bucket}/run/run.trec" in done.stdout
+    assert len(rows(Storage(run_dir))) == QUERIES * DEPTH
+    assert data.startswith(bucket)
+
+
+def refused(arguments, **environment):
+    """The one line on stderr of a command that ends at once."""
+    began = time.monotonic()
+    done = limrank(arguments, **environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert time.monotonic() - began < 30
+    return done.stderr
+
+
+def test_a_bucket_or_an_object_that_is_not_there(bucket, tmp_path):
+    data = write_pairs(f"{bucket}/pairs.parquet")
+    message = refused(command(tmp_path, "s3://no-such-bucket/run", data))
+    assert "run_dir s3://no-such-bucket/run: cannot be written: " in message and "bucket does not exist" in message
+    message = refused(command(tmp_path, f"{bucket}/run", f"{bucket}/other.parquet"))
+    assert f"{bucket}/other.parquet: no such file or folder" in message
+    assert Storage(bucket).names("run") == []
+
+
+def test_credentials_that_the_store_does_not_know(bucket, store, tmp_path):
+    local = tmp_path / "pairs.parquet"
+    pq.write_table(pairs(), local)
+    httpx.post(f"http://{store}/moto-api/reset-auth", content="0", trust_env=False)
+    try:
+        message = refused(command(tmp_path, f"{bucket}/run", str(local)))
+        assert f"run_dir {bucket}/run: cannot be written: " in message
+        assert "does not exist in our records" in message or "ACCESS_DENIED" in message
+        message = refused(command(tmp_path, f"{bucket}/run", f"{bucket}/pairs.parquet"))
+        assert message.startswith(f"limrank: {bucket}/pairs.parquet: cannot be read")
+    finally:
+        httpx.post(f"http://{store}/moto-api/reset-auth", content="inf", trust_env=False)
+
+
+def test_a_store_that_does_not_answer(bucket, tmp_path):
+    local = tmp_path / "pairs.parquet"
+    pq.write_table(pairs(), local)
+    message = refused(command(tmp_path, f"{bucket}/run", str(local)), AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert f"run_dir {bucket}/run: cannot be written: " in message and "Could not connect" in message
