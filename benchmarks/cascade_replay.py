@@ -12,13 +12,14 @@ lower end of at least -0.01.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import yaml
 
 from limrank.cascade import cascade
+from limrank.config import ScoringConfig
 from limrank.data import trec
 from limrank.evaluation.metrics import evaluate
 from limrank.evaluation.significance import paired_bootstrap
@@ -31,6 +32,7 @@ MARGIN = -0.01
 BANDS = (0.0, 0.25, 0.5, 1.0, 2.0)
 BUDGETS = (0.05, 0.1, 0.2, 0.4)
 """As shares of think's tokens, at the default band."""
+DEFAULT_BAND = ScoringConfig().band
 
 Rows = dict[str, dict[str, dict]]
 
@@ -53,9 +55,9 @@ def ranking(candidates: list[Candidate], judgments: list[Judgment]) -> dict[str,
     return {candidates[place].doc_id: -float(rank) for rank, place in enumerate(order)}
 
 
-def replay(direct: Rows, think: Rows, longest: int, **options) -> tuple[dict, int]:
-    """The run that a cascade makes of recorded scores, and the tokens that it generates."""
-    run, tokens = {}, 0
+def replay(direct: Rows, think: Rows, longest: int, **options) -> tuple[dict, int, int]:
+    """The run that a cascade makes of recorded scores, its generated tokens and its chains."""
+    run, tokens, chains = {}, 0, 0
     for query_id, pairs in direct.items():
         candidates = [
             Candidate(row["doc_id"], "", row["first_stage_rank"], row["first_stage_score"]) for row in pairs.values()
@@ -69,7 +71,49 @@ def replay(direct: Rows, think: Rows, longest: int, **options) -> tuple[dict, in
         )
         run[query_id] = ranking(candidates, judged)
         tokens += sum(each.generated_tokens for each in judged)
-    return run, tokens
+        chains += sum(each.think_score is not None for each in judged)
+    return run, tokens, chains
+
+
+def plain(rows: Rows) -> dict:
+    return {
+        query_id: {row["doc_id"]: -float(row["rank"]) for row in pairs.values()} for query_id, pairs in rows.items()
+    }
+
+
+def table(first: Rows, second: Rows, names: tuple[str, str], qrels: dict, longest: int) -> None:
+    """Every setting of a cascade that asks ``first`` for all pairs and ``second`` where in doubt."""
+
+    def values(run: dict) -> dict[str, float]:
+        return evaluate(qrels, run, [MEASURE]).per_query[MEASURE]
+
+    def tokens_of(rows: Rows) -> int:
+        return sum(row["generated_tokens"] for pairs in rows.values() for row in pairs.values())
+
+    whole, pairs, reference = tokens_of(second), sum(len(each) for each in first.values()), values(plain(second))
+
+    def line(name: str, run: dict, tokens: int, chains: int) -> None:
+        found = values(run)
+        gap = paired_bootstrap(list(found.values()), [reference[query_id] for query_id in found], seed=12345)
+        verdict = "non-inferior" if gap.low >= MARGIN else "not shown"
+        print(
+            f"{name:<22} {sum(found.values()) / len(found):.4f}   {gap.difference:+.4f} ({gap.low:+.4f} to "
+            f"{gap.high:+.4f})   {chains / pairs:6.1%} {tokens / whole:8.1%}   {verdict}"
+        )
+
+    print(f"\n{'':<22} {MEASURE}  difference from {names[1]:<16} chains   tokens")
+    line(names[0], plain(first), tokens_of(first), 0)
+    for band in BANDS:
+        line(f"cascade, band {band:g}", *replay(first, second, longest, cutoff=10, band=band))
+    for share in BUDGETS:
+        budget = int(share * whole)
+        if budget < tokens_of(first):
+            continue
+        allowance = budget // len(first)  # all queries have as many candidates
+        run, tokens, chains = replay(first, second, longest, cutoff=10, band=DEFAULT_BAND, allowance=allowance)
+        assert tokens <= budget
+        line(f"cascade, budget {share:.0%}", run, tokens, chains)
+    line(names[1], plain(second), whole, pairs)
 
 
 def main() -> None:
@@ -77,47 +121,16 @@ def main() -> None:
     direct, think = recorded(direct_dir), recorded(think_dir)
     qrels = trec.read_qrels(Path(direct_dir) / "qrels.tsv")
     recipe = yaml.safe_load((Path(think_dir) / "config.yaml").read_text())
-    longest = recipe["scoring"]["max_think_tokens"] + 1
-    pairs = sum(len(each) for each in direct.values())
-    whole = sum(row["generated_tokens"] for each in think.values() for row in each.values())
-    plain = {
-        name: {
-            query_id: {row["doc_id"]: -float(row["rank"]) for row in each.values()} for query_id, each in rows.items()
-        }
-        for name, rows in (("direct", direct), ("think", think))
-    }
-    scores = {name: evaluate(qrels, run, [MEASURE]).per_query[MEASURE] for name, run in plain.items()}
-    agreed = json.loads((Path(think_dir) / "manifest.json").read_text())["tokens"]["generated"]
-    statuses = {}
-    for each in think.values():
-        for row in each.values():
-            statuses[row["status"]] = statuses.get(row["status"], 0) + 1
-    print(f"{recipe['model']['id']}, {len(direct)} queries, {pairs} pairs, chains of at most {longest - 1} tokens")
-    print(f"think's pairs by status: {statuses}; tokens in its rows {whole}, in its manifest {agreed}\n")
-
-    def line(name: str, run: dict, tokens: int) -> None:
-        values = evaluate(qrels, run, [MEASURE]).per_query[MEASURE]
-        found = paired_bootstrap(list(values.values()), [scores["think"][query_id] for query_id in values], seed=12345)
-        verdict = "non-inferior" if found.low >= MARGIN else "not shown"
-        mean = sum(values.values()) / len(values)
-        print(
-            f"{name:<24} {mean:.4f}   {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})   "
-            f"{tokens / whole:6.1%}   {verdict}"
-        )
-
-    print(f"{'':<24} {MEASURE}  difference from think     tokens")
-    line("direct", plain["direct"], pairs)
-    for band in BANDS:
-        line(f"cascade, band {band:g}", *replay(direct, think, longest, cutoff=10, band=band))
-    for share in BUDGETS:
-        budget = int(share * whole)
-        if budget < pairs:
-            continue
-        allowance = budget // len(direct)  # all queries have as many candidates
-        found, tokens = replay(direct, think, longest, cutoff=10, band=0.5, allowance=allowance)
-        assert tokens <= budget
-        line(f"cascade, budget {share:.0%}", found, tokens)
-    line("think", plain["think"], whole)
+    chain = recipe["scoring"]["max_think_tokens"]
+    statuses = Counter(row["status"] for pairs in think.values() for row in pairs.values())
+    pairs = sum(statuses.values())
+    print(
+        f"{recipe['model']['id']}, {len(direct)} queries, {pairs} pairs, chains of at most {chain} tokens: {statuses}"
+    )
+    table(direct, think, ("direct", "think"), qrels, chain + 1)
+    # The same scores with the roles changed: what a cascade does where the chain is the
+    # better scorer. Only the shares of chains mean something there.
+    table(think, direct, ("(think)", "(direct)"), qrels, 2)
 
 
 if __name__ == "__main__":

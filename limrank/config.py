@@ -101,7 +101,9 @@ class EngineConfig(Section):
         "null: the one on this Ray cluster",
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
-    request_timeout_s: float = Field(600.0, gt=0)
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="openai: of one request; serve: how long the server may be without an engine"
+    )
     startup_timeout_s: float = Field(1800.0, gt=0, description="until the first engine has to be up")
     max_in_flight: PositiveInt | None = Field(
         None, description="requests in the engine at a time; null: as many as the engine runs at once"
@@ -112,6 +114,12 @@ class EngineConfig(Section):
     latency_ms: NonNegativeFloat = Field(0.0, description="fake engine: time a request takes")
     fail_rate: Unit = Field(0.0, description="fake engine: share of prompts that raise a RowError")
     poison: str | None = Field(None, description="fake engine: a prompt that holds this text kills the engine")
+    own_process: bool = Field(
+        False,
+        description="fake engine: keep a process beside it, as vLLM does; its death is the engine's",
+    )
+    start_s: NonNegativeFloat = Field(0.0, description="fake engine: time it takes to start")
+    fail_start: bool = Field(False, description="fake engine: start, and fail at the end of it")
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
@@ -237,6 +245,12 @@ class EvaluationConfig(Section):
     bootstrap_samples: PositiveInt = 2000
 
 
+def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
+    """Raises ValueError for an engine that is a served reranker: it judges, and writes nothing."""
+    if engine is not None and engine.kind == "serve":
+        raise ValueError(f"{key}.kind=serve: only a rerank job sends its work to a served reranker")
+
+
 class Job(Section):
     """What every job has."""
 
@@ -255,6 +269,12 @@ class SynthesizeJob(Job):
     workers: WorkersConfig = WorkersConfig()
     scoring: ScoringConfig = ScoringConfig(mode="budget")
     synthesis: SynthesisConfig = SynthesisConfig()
+
+    @model_validator(mode="after")
+    def _engines_of_its_own(self) -> SynthesizeJob:
+        _own_engine(self.engine)
+        _own_engine(self.judge_engine, "judge_engine")
+        return self
 
 
 class TrainJob(Job):
@@ -279,6 +299,14 @@ class RerankJob(Job):
     scoring: ScoringConfig = ScoringConfig()
     workers: WorkersConfig = WorkersConfig()
 
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> RerankJob:
+        if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
+            raise ValueError(
+                "scoring.token_budget is a whole run's, which a server (engine.kind=serve) knows nothing of"
+            )
+        return self
+
 
 class EvaluateJob(Job):
     job: Literal["evaluate"] = "evaluate"
@@ -300,6 +328,11 @@ class ServeJob(Job):
     workers: WorkersConfig = WorkersConfig()
     serving: ServingConfig = ServingConfig()
 
+    @model_validator(mode="after")
+    def _engine_of_its_own(self) -> ServeJob:
+        _own_engine(self.engine)
+        return self
+
 
 class PipelineJob(Job):
     """The whole line in one job; each stage has its own directory below ``run_dir``."""
@@ -318,8 +351,9 @@ class PipelineJob(Job):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _judged(self) -> PipelineJob:
+    def _judged_and_engine_of_its_own(self) -> PipelineJob:
         _need_benchmark(self.data)
+        _own_engine(self.engine)
         return self
 
 

@@ -135,6 +135,13 @@ def parameters(name: str) -> int:
     return count
 
 
+def served_name(name: str) -> str:
+    """The name that a server's clients know a model by: of a directory only its last part,
+    so that no path of the server's machine is told."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.is_dir() else name
+
+
 def is_cached(name: str) -> bool:
     return (cache_dir() / "models" / name / "config.json").is_file()
 

@@ -13,13 +13,13 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from limrank import prompts
 from limrank.cascade import cascade
 from limrank.config import ScoringConfig
-from limrank.engines.base import Engine, Tokenizer, label_token_ids
+from limrank.engines.base import Engine, Judge, Tokenizer, label_token_ids
 from limrank.errors import RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
@@ -159,7 +159,7 @@ async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring
 async def score_query(
     query: Query,
     candidates: Sequence[Candidate],
-    engine: Engine,
+    engine: Engine | Judge,
     scoring: ScoringConfig,
     *,
     allowance: int | None = None,
@@ -173,6 +173,14 @@ async def score_query(
         known: judgments that there are already, by document; what failed is scored again.
     """
     known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
+
+    if isinstance(engine, Judge):
+        if scoring.mode == "cascade":
+            known = {}  # its order hangs on all of a query's candidates
+        left = [candidate for candidate in candidates if candidate.doc_id not in known]
+        judged = await engine.judge(query, [candidate.text for candidate in left])
+        judged = [replace(each, doc_id=candidate.doc_id) for each, candidate in zip(judged, left, strict=True)]
+        return _in_order(candidates, known, judged)
 
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
         return await score_pair(query, candidate, engine, scoring)
@@ -190,8 +198,15 @@ async def score_query(
         )
     left = [candidate for candidate in candidates if candidate.doc_id not in known]
     judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in left))
-    by_id = {**known, **{judgment.doc_id: judgment for judgment in judged}}
-    return [by_id[candidate.doc_id] for candidate in candidates]
+    return _in_order(candidates, known, judged)
+
+
+def _in_order(
+    candidates: Sequence[Candidate], known: Mapping[str, Judgment], judged: Sequence[Judgment]
+) -> list[Judgment]:
+    """What was judged now, in its order, between what was known."""
+    fresh = iter(judged)
+    return [known.get(candidate.doc_id) or next(fresh) for candidate in candidates]
 
 
 def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment]) -> list[int]:

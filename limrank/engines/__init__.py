@@ -1,4 +1,5 @@
-"""Engines behind one protocol: vLLM in this process, an endpoint, or a fake for tests."""
+"""Engines behind one protocol: vLLM in this process, an endpoint, or a fake for tests;
+and, as a ``Judge``, a served reranker."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ from typing import Protocol
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Engine, Generation, Limits, Prompt, Tokenizer, Usage, meter
+from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
+from limrank.errors import UserError
 
 __all__ = [
     "Engine",
     "EngineSource",
     "EngineSpec",
     "Generation",
+    "Judge",
     "Limits",
     "Prompt",
     "Usage",
@@ -39,7 +42,7 @@ class EngineSource(Protocol):
     def startup_timeout_s(self) -> float:
         """How long opening it may take."""
 
-    def open(self) -> Engine: ...
+    def open(self) -> Engine | Judge: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *,
     """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
 
     Raises:
-        UserError: the model is unknown, or the settings cannot work for it.
+        UserError: the model is unknown, the settings cannot work for it, or
+            ``engine.kind`` is serve, which is no engine.
         EngineError: the engine did not come up.
     """
     model = ModelConfig(id=model) if isinstance(model, str) else model
@@ -118,6 +122,8 @@ def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *,
         from limrank.engines.openai import OpenAIEngine
 
         return OpenAIEngine(model, engine)
+    if engine.kind == "serve":
+        raise UserError("engine.kind serve: only a rerank job sends its work to a served reranker")
     from limrank.engines.fake import FakeEngine
 
     return FakeEngine(model, engine)

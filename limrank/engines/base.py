@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from limrank.errors import UserError
+from limrank.records import Judgment, Query
 
 Prompt = str | list[dict[str, str]] | list[int]
 """Text, chat messages (``[{"role": …, "content": …}]``) or token ids.
@@ -52,6 +53,15 @@ class Limits:
 
     context: int
     in_flight: int
+
+
+class Elsewhere:
+    """What a source says (see ``EngineSource``) whose engine runs elsewhere: opening it makes
+    a client, which takes next to nothing of the worker's."""
+
+    holds_model = False
+    memory_bytes = 0
+    startup_timeout_s = 600.0
 
 
 DEFAULT_IN_FLIGHT = 256
@@ -137,6 +147,28 @@ class Engine(Protocol):
         vocabulary normalised. A label that does not come back is a RowError, never a
         made-up number. A label of several tokens is a UserError; an endpoint, whose
         tokenizer need not be here, cannot tell the two apart and raises the RowError."""
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What is asked for judgments instead of tokens, a query at a time: a reranker that
+    runs elsewhere, with a model and a mode of its own. Its requests are queries."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
+        """One judgment a text, in their order; its ``doc_id`` is empty.
+
+        Raises:
+            RowError: the query could not be asked.
+            EndpointError: there is nobody to ask.
+        """
 
     async def aclose(self) -> None: ...
 

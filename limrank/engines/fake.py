@@ -13,6 +13,9 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -66,6 +69,10 @@ class FakeEngine:
         self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self._config = engine
         self.traffic = Traffic(self.limits.in_flight)
+        self._process = _EngineProcess() if engine.own_process else None
+        time.sleep(engine.start_s)
+        if engine.fail_start:
+            raise EngineError("the fake engine did not start, as it was told to")
 
     async def generate(
         self,
@@ -109,7 +116,8 @@ class FakeEngine:
         return {label: math.log(0.9 * share / sum(shares)) for label, share in zip(labels, shares, strict=True)}
 
     async def aclose(self) -> None:
-        return None
+        if self._process is not None:
+            self._process.close()
 
     async def _answer(self, prompt: Prompt, max_tokens: int) -> tuple[str, int]:
         text = _text(prompt, self.tokenizer)
@@ -117,7 +125,9 @@ class FakeEngine:
         if length + max_tokens > self.limits.context:
             raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
         async with self.traffic:
-            if self._config.latency_ms:
+            if self._process is not None:
+                await self._process.work(self._config.latency_ms / 1000)
+            elif self._config.latency_ms:
                 await asyncio.sleep(self._config.latency_ms / 1000)
         if self._config.poison and self._config.poison in text:
             raise EngineError("the fake engine was poisoned")
@@ -126,6 +136,47 @@ class FakeEngine:
             if share < self._config.fail_rate:
                 raise RowError("the fake engine failed this request, as it was told to")
         return text, length
+
+
+class _EngineProcess:
+    """A process beside the engine, as vLLM's core is one: it ends with ours, and its end is
+    the engine's.
+
+    Each side has one end of two pipes. An end closes with the process that has it, however
+    that ends, so that neither can miss the other's death.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", "import sys; sys.stdin.read()", "limrank-fake-engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._died = asyncio.Event()
+
+    async def work(self, seconds: float) -> None:
+        """Takes so long; raises EngineError as soon as the process is dead."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._process.stdout, self._at_death)
+        if self._process.poll() is None:
+            try:
+                await asyncio.wait_for(self._died.wait(), seconds)
+            except TimeoutError:
+                return
+        raise EngineError(f"the fake engine's process {self._process.pid} died")
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._process.stdout)
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _at_death(self) -> None:
+        self._loop.remove_reader(self._process.stdout)
+        self._died.set()
 
 
 def _text(prompt: Prompt, tokenizer: ByteTokenizer) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
-from limrank.errors import EngineError, RowError, UserError
+from limrank.engines.retries import retrying
+from limrank.errors import EndpointError, RowError, UserError
 
 _TOP_LOGPROBS = 20
 _ATTEMPTS = 5
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 20.0
 
 
 class OpenAIEngine:
@@ -157,37 +157,30 @@ class OpenAIEngine:
         that it refuses: its words are told without it, and without the error they came in.
         """
         from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, RateLimitError
-        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-        def enough(state: RetryCallState) -> bool:
-            error = state.outcome.exception()
-            lost = isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError)
-            return state.attempt_number >= (2 if lost else _ATTEMPTS)
+        def attempts(error: BaseException) -> int:
+            if isinstance(error, (RateLimitError, InternalServerError, APITimeoutError)):
+                return _ATTEMPTS
+            return 2 if isinstance(error, APIConnectionError) else 1
 
-        again = AsyncRetrying(
-            retry=retry_if_exception_type((RateLimitError, InternalServerError, APIConnectionError)),
-            stop=enough,
-            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
-            reraise=True,
-        )
         if _is_chat(prompt):
             call, what = self._client.chat.completions.create, {"messages": prompt}
         else:
             call, what = self._client.completions.create, {"prompt": prompt}
         try:
-            async for attempt in again:
+            async for attempt in retrying(attempts):
                 with attempt:
                     response = await call(model=self._model.id, **what, **options)
         except (RateLimitError, InternalServerError, APITimeoutError) as error:
             failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
             raise RowError(failed, retryable=True, attempts=_ATTEMPTS) from None
         except APIConnectionError as error:
-            raise EngineError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
+            raise EndpointError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
         except APIStatusError as error:
             answered = f"the endpoint answered {error.status_code}: {self._without_key(error.message)}"
-            raise (EngineError if error.status_code in (401, 403, 404) else RowError)(answered) from None
+            raise (EndpointError if error.status_code in (401, 403, 404) else RowError)(answered) from None
         if isinstance(response, str):  # the client hands on what is not JSON as it came
-            raise EngineError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
+            raise EndpointError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
         return response
 
     def _without_key(self, message: str) -> str:

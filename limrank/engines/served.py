@@ -11,14 +11,11 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from limrank.engines import EngineSpec
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
+from limrank.engines.base import Elsewhere, Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
 from limrank.errors import EngineError, LimrankError
-
-_CLIENT_OPENS_S = 600.0
 
 
 class EngineHost:
@@ -60,41 +57,27 @@ class EngineHost:
 
 
 @dataclass(frozen=True)
-class HostedEngineSource:
+class HostedEngineSource(Elsewhere):
     """Opens as a client of a running host."""
 
     host: Any
     limits: Limits
-
-    @property
-    def holds_model(self) -> bool:
-        return False
-
-    @property
-    def memory_bytes(self) -> int:
-        return 0
-
-    @property
-    def startup_timeout_s(self) -> float:
-        return _CLIENT_OPENS_S
 
     def open(self) -> HostedEngine:
         return HostedEngine(self.host, self.limits)
 
 
 class HostedEngine:
-    """The client. Its tokenizer is the host's, fetched once."""
+    """The client. Its tokenizer is the host's, fetched as it opens: with its library it takes
+    seconds, in which the host would wait for the first request."""
 
     def __init__(self, host: Any, limits: Limits) -> None:
-        self._host = host
-        self.limits = limits
-        self.traffic = Traffic(2 * limits.in_flight)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
         import ray
 
-        return ray.get(self._host.ready.remote())[1]
+        self._host = host
+        self.tokenizer: Tokenizer = ray.get(host.ready.remote())[1]
+        self.limits = limits
+        self.traffic = Traffic(2 * limits.in_flight)
 
     async def generate(
         self,

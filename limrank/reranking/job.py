@@ -12,6 +12,7 @@ from limrank import cluster, models, prompts
 from limrank.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines.serve_client import ServedReranker
 from limrank.errors import UserError
 from limrank.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.plan import Plan, Unit, read_plan, write_plan
@@ -122,8 +123,7 @@ def run(
     source.check()
     prompt_template(config.scoring)
     if config.scoring.mode != "none" and engines is None:
-        check_engine(config.model, config.engine)
-        check_labels(load_tokenizer(config.model, config.engine))
+        engines = {"scorer": _scorer(config)}
     with open_run(
         config.run_dir,
         job="rerank",
@@ -136,12 +136,14 @@ def run(
             summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
         else:
             with cluster.connect(address, paths=[config.run_dir]):
+                if config.engine.kind == "serve" and not config.engine.base_url:
+                    engines["scorer"].check()
                 planned = _plan(run_dir.storage, config, source)
                 summary = fanout(
                     run_dir,
                     planned,
                     RerankTask(config.scoring, _tokens_a_pair(config.scoring, planned)),
-                    engines or {"scorer": EngineSpec(config.model, config.engine, config.workers.tensor_parallel)},
+                    engines,
                     config.workers,
                     progress=progress,
                     stage=stage,
@@ -231,6 +233,19 @@ def unit_query(unit: Unit) -> Query:
 
 def unit_candidates(unit: Unit) -> list[Candidate]:
     return [Candidate(**candidate) for candidate in unit["candidates"]]
+
+
+def _scorer(config: RerankJob) -> EngineSource:
+    """What judges, as far as it can be checked before Ray is there: a server on the cluster
+    cannot."""
+    if config.engine.kind == "serve":
+        server = ServedReranker(config.model, config.engine, config.scoring)
+        if config.engine.base_url:
+            server.check()
+        return server
+    check_engine(config.model, config.engine)
+    check_labels(load_tokenizer(config.model, config.engine))
+    return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 
 
 def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:

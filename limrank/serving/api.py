@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from limrank import __version__
+from limrank.engines.base import Usage, meter
+from limrank.engines.contract import Served
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
 from limrank.serving.types import (
@@ -34,19 +36,20 @@ from limrank.serving.types import (
 
 class Backend(Protocol):
     async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
-        """Judgments in the texts' order; raises ApiError where there is nobody to judge."""
+        """Judgments in the texts' order, their cost recorded in the :func:`meter` around it;
+        raises ApiError where there is nobody to judge."""
 
     async def healthy(self) -> bool: ...
 
 
-def build_api(backend: Backend, model: str, limit: int | None) -> FastAPI:
+def build_api(backend: Backend, served: Served, limit: int | None) -> FastAPI:
     """The application: every route, and every error in one shape.
 
     Args:
-        model: the name it is served under.
+        served: what clients are told of the model and its scores.
         limit: scoring requests that may be worked on or wait; None: any number.
     """
-    routes = _Routes(backend, model, limit)
+    routes = _Routes(backend, served, limit)
     # Clients that forget the content type send JSON all the same.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
     rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
@@ -64,9 +67,10 @@ def build_api(backend: Backend, model: str, limit: int | None) -> FastAPI:
 
 
 class _Routes:
-    def __init__(self, backend: Backend, model: str, limit: int | None) -> None:
+    def __init__(self, backend: Backend, served: Served, limit: int | None) -> None:
         self._backend = backend
-        self._model = model
+        self._served = served
+        self._model = served.model
         self._limit = limit
         self._in_flight = 0
         self._started = int(time.time())
@@ -81,11 +85,11 @@ class _Routes:
 
     async def score(self, request: ScoreRequest) -> dict[str, Any]:
         """Score texts against a query, in the shape of vLLM's API."""
-        judgments = await self._score(request.model, request.to_query(), request.text_2)
-        return score_response(judgments, model=self._model)
+        judgments, usage = await self._score(request.model, request.to_query(), request.text_2)
+        return score_response(judgments, usage, model=self._model)
 
     async def models(self) -> ModelList:
-        return ModelList(data=[ModelCard(id=self._model, created=self._started)])
+        return ModelList(data=[ModelCard.of(self._served, self._started)])
 
     async def healthz(self) -> Health:
         """200 where an engine is up, 503 otherwise."""
@@ -94,17 +98,18 @@ class _Routes:
         return Health()
 
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
-        judgments = await self._score(request.model, request.to_query(), request.texts())
-        return rerank_response(request, judgments, model=self._model, return_documents=return_documents)
+        judgments, usage = await self._score(request.model, request.to_query(), request.texts())
+        return rerank_response(request, judgments, usage, model=self._model, return_documents=return_documents)
 
-    async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> list[Judgment]:
+    async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         if model is not None and model != self._model:
             raise unknown_model(model, self._model)
         if self._limit is not None and self._in_flight >= self._limit:
             raise overloaded()
         self._in_flight += 1
         try:
-            return await self._backend.score(query, texts)
+            with meter() as usage:
+                return await self._backend.score(query, texts), usage
         finally:
             self._in_flight -= 1
 

@@ -20,7 +20,9 @@ from ray.serve.handle import DeploymentHandle
 
 from limrank.config import ScoringConfig, ServeJob
 from limrank.engines import Engine, EngineSource
-from limrank.engines.base import DEFAULT_IN_FLIGHT
+from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
+from limrank.engines.contract import API, SCORER, Served
+from limrank.engines.serve_client import scorer_runs
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query
@@ -28,19 +30,16 @@ from limrank.serving.api import build_api
 from limrank.serving.errors import engine_unavailable
 from limrank.serving.types import to_candidates
 
-APP = "limrank"
-SCORER = "Scorer"
-
 _UNLIMITED = 1_000_000
 _DRAIN_S = 10.0
 """How long a replica that is told to stop may finish what it works on."""
 
 
-def application(config: ServeJob, source: EngineSource, model: str, wanted: dict[str, float]) -> serve.Application:
+def application(config: ServeJob, source: EngineSource, served: Served, wanted: dict[str, float]) -> serve.Application:
     """The application to hand to ``serve.run``.
 
     Args:
-        model: the name it is served under.
+        served: what clients are told of it.
         wanted: what one engine replica takes (num_cpus, num_gpus).
     """
     workers, waiting = config.workers, config.serving.max_queued_requests
@@ -64,9 +63,9 @@ def application(config: ServeJob, source: EngineSource, model: str, wanted: dict
         **stopping,
     )
     api = serve.deployment(
-        Api, name="Api", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
+        Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
-    return api.bind(scorer.bind(source, config.scoring), model, limit)
+    return api.bind(scorer.bind(source, config.scoring), served, limit)
 
 
 class Scorer:
@@ -90,15 +89,21 @@ class Scorer:
         if self._refused is not None:
             raise self._refused
 
-    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
-        """Judgments in the texts' order. Cancelling it aborts the engine's requests."""
+    async def score(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+        """Judgments in the texts' order, and what they cost. Cancelling it aborts the
+        engine's requests."""
         try:
-            return await self._on_loop(score_query(query, to_candidates(texts), self._engine, self._scoring))
+            return await self._on_loop(self._metered(query, texts))
         except EngineError as error:
             # A dead engine stays dead, and a replica that fails at once draws the
             # traffic of the busy ones. With the process gone Serve starts another.
             logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
             os._exit(70)
+
+    async def _metered(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+        with meter() as usage:
+            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring)
+        return judgments, usage
 
     async def __del__(self) -> None:
         # Serve awaits this when it stops a replica.
@@ -119,28 +124,28 @@ async def _open(source: EngineSource) -> Engine:
 class Api:
     """The HTTP replica: the API over the engine replicas."""
 
-    def __init__(self, scorer: DeploymentHandle, model: str, limit: int | None) -> None:
+    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None) -> None:
         self._scorer = scorer
-        self._model = model
+        self._served = served
         self._limit = limit
 
     def __serve_build_asgi_app__(self):
         # Serve calls this in the replica: routes are closures here, and nothing of the
         # HTTP side has to be pickled.
-        return build_api(self, self._model, self._limit)
+        return build_api(self, self._served, self._limit)
+
+    async def served(self) -> Served:
+        """What is served here, for clients inside the cluster. Not the scorer's to tell:
+        its replicas may all be busy."""
+        return self._served
 
     async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         try:
-            return await self._scorer.score.remote(query, texts)
+            judgments, usage = await self._scorer.score.remote(query, texts)
         except (RayActorError, DeploymentUnavailableError) as error:
             raise engine_unavailable() from error
+        record_usage(usage.prompt, usage.cached_prompt, usage.generated)
+        return judgments
 
     async def healthy(self) -> bool:
-        return await asyncio.to_thread(_scorer_runs)
-
-
-def _scorer_runs() -> bool:
-    """Whether Serve's controller knows of an engine replica that is up."""
-    applications = serve.status().applications
-    scorer = applications[APP].deployments.get(SCORER) if APP in applications else None
-    return scorer is not None and scorer.replica_states.get("RUNNING", 0) > 0
+        return await asyncio.to_thread(scorer_runs)

@@ -13,30 +13,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from limrank import cluster, prompts
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
+from limrank.engines.contract import APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.errors import EngineError, UserError
 from limrank.fanout import claim
+from limrank.models import served_name
 from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
-from limrank.serving.types import MAX_DOCUMENTS
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
 
 _REACHABLE_S = 30.0
-
-
-def served_name(model_id: str) -> str:
-    """The name that clients know the model by: of a directory only its last part, so that
-    no path of this machine is told."""
-    path = Path(model_id).expanduser()
-    return path.name if path.is_absolute() or path.is_dir() else model_id
 
 
 def plan(config: ServeJob) -> dict[str, Any]:
@@ -131,9 +124,9 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
     from ray import serve
     from ray.exceptions import RayTaskError
 
-    from limrank.serving.app import APP, SCORER, application
+    from limrank.serving.app import application
 
-    app = application(config, source, served_name(config.model.id), wanted)
+    app = application(config, source, Served.of(config.model, config.scoring), wanted)
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
@@ -149,8 +142,6 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
 def _why_not(error: RuntimeError) -> str:
     """What a replica's constructor raised: the last line of the traceback that Serve keeps."""
     from ray import serve
-
-    from limrank.serving.app import APP, SCORER
 
     application = serve.status().applications.get(APP)
     scorer = application.deployments.get(SCORER) if application else None

@@ -4,8 +4,8 @@ Sources of the shapes: Jina's ``POST /v1/rerank``, Cohere's ``POST /v1/rerank`` 
 ``POST /v2/rerank``, vLLM's ``POST /v1/score``, OpenAI's ``GET /v1/models``. Where these
 know fields that mean nothing here (``max_tokens_per_doc``, ``truncation``, ``user`` …)
 they are accepted and have no effect. What is ours beside them: ``instruction`` and
-``return_reasoning`` in a request; ``status``, ``truncated``, ``reasoning`` and ``error``
-in a result.
+``return_reasoning`` in a request; ``status``, ``truncated``, ``reasoning``, ``error``,
+``prompt_tokens`` and ``generated_tokens`` in a result; ``scoring`` on a model's card.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_validator
 from pydantic_core import PydanticCustomError
 
+from limrank.engines import base
+from limrank.engines.contract import MAX_DOCUMENTS, Served
 from limrank.errors import RowError
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import rank_judgments
 from limrank.serving.errors import ApiError
-
-MAX_DOCUMENTS = 1000
-"""Documents a request; also what Cohere recommends at most."""
 
 
 def _encodable(text: str) -> str:
@@ -54,7 +53,7 @@ class InputDocument(BaseModel):
 
     @property
     def contents(self) -> str:
-        return Document("", self.text, self.title).contents
+        return Document("", self.text, self.title).contents if self.title else self.text
 
 
 class RerankRequest(BaseModel):
@@ -103,27 +102,39 @@ class ScoreRequest(BaseModel):
         return Query("", self.text_1, self.instruction)
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(description="prompt tokens that the prefix cache answered")
+
+
 class Usage(BaseModel):
-    """Tokens over all pairs: of the prompts, and of chains and labels."""
+    """Tokens that the engine read and wrote for the whole request, in OpenAI's words. A
+    pair with a chain is read twice, the second time nearly all from the cache."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, judgments: Sequence[Judgment]) -> Usage:
-        prompt = sum(judgment.prompt_tokens for judgment in judgments)
-        generated = sum(judgment.generated_tokens for judgment in judgments)
-        return cls(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+    def of(cls, usage: base.Usage) -> Usage:
+        return cls(
+            prompt_tokens=usage.prompt,
+            completion_tokens=usage.generated,
+            total_tokens=usage.prompt + usage.generated,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt),
+        )
 
 
 class RerankResult(BaseModel):
-    """``relevance_score`` is null where ``status`` is ``failed``; ``error`` then says why."""
+    """``relevance_score`` is null where ``status`` is ``failed``; ``error`` then says why.
+    The tokens are the pair's own: of its prompt, and of its chain and label."""
 
     index: int = Field(description="place in the request's documents, from 0")
     relevance_score: float | None
     status: ScoreStatus
     truncated: bool
+    prompt_tokens: int
+    generated_tokens: int
     document: InputDocument | None = None
     reasoning: str | None = None
     error: str | None = None
@@ -157,6 +168,11 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "limrank"
+    scoring: dict[str, Any] = Field(description="what scores depend on: the mode, the prompt's hash …")
+
+    @classmethod
+    def of(cls, served: Served, created: int) -> ModelCard:
+        return cls(id=served.model, created=created, scoring=served.scoring())
 
 
 class ModelList(BaseModel):
@@ -174,12 +190,13 @@ def to_candidates(texts: Sequence[str]) -> list[Candidate]:
 
 
 def rerank_response(
-    request: RerankRequest, judgments: Sequence[Judgment], *, model: str, return_documents: bool
+    request: RerankRequest, judgments: Sequence[Judgment], usage: base.Usage, *, model: str, return_documents: bool
 ) -> dict[str, Any]:
     """The body of a rerank answer: the ``top_n`` best, failed pairs after all scored ones.
 
     Args:
         judgments: one a document, in the request's order.
+        usage: what they cost.
         return_documents: what holds where the request does not say.
 
     Raises:
@@ -193,7 +210,12 @@ def rerank_response(
     for index in order:
         judgment = judgments[index]
         result = RerankResult(
-            index=index, relevance_score=judgment.score, status=judgment.status, truncated=judgment.truncated
+            index=index,
+            relevance_score=judgment.score,
+            status=judgment.status,
+            truncated=judgment.truncated,
+            prompt_tokens=judgment.prompt_tokens,
+            generated_tokens=judgment.generated_tokens,
         )
         if return_documents:
             result.document = request.documents[index]
@@ -202,14 +224,12 @@ def rerank_response(
         if judgment.error is not None:
             result.error = str(judgment.error)
         results.append(result)
-    response = RerankResponse(
-        id=uuid.uuid4().hex, object="list", model=model, results=results, usage=Usage.of(judgments)
-    )
+    response = RerankResponse(id=uuid.uuid4().hex, object="list", model=model, results=results, usage=Usage.of(usage))
     # A field that was not asked for is left out; a score that there is not is null.
     return response.model_dump(mode="json", exclude_unset=True)
 
 
-def score_response(judgments: Sequence[Judgment], *, model: str) -> dict[str, Any]:
+def score_response(judgments: Sequence[Judgment], usage: base.Usage, *, model: str) -> dict[str, Any]:
     """The body of a score answer, in the order of ``text_2``; a failed pair's score is null.
 
     Raises:
@@ -218,7 +238,7 @@ def score_response(judgments: Sequence[Judgment], *, model: str) -> dict[str, An
     _check_scored(judgments)
     data = [ScoreData(index=index, score=judgment.score) for index, judgment in enumerate(judgments)]
     response = ScoreResponse(
-        id=uuid.uuid4().hex, created=int(time.time()), model=model, data=data, usage=Usage.of(judgments)
+        id=uuid.uuid4().hex, created=int(time.time()), model=model, data=data, usage=Usage.of(usage)
     )
     return response.model_dump(mode="json")
 

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 def load_local():
     spec = importlib.util.spec_from_file_location("cluster_local", REPOSITORY / "cluster" / "local.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
 
@@ -31,11 +32,13 @@ def recipe(folder, **values):
 @pytest.fixture(scope="module")
 def cluster():
     """The dashboard's address and a function that runs `limrank …` against it."""
-    with load_local().local_cluster(num_cpus=4) as (address, environment):
+    with load_local().local_cluster(num_cpus=4) as running:
 
         def limrank(*arguments):
-            command = [sys.executable, "-m", "limrank", *arguments, "--address", address]
-            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+            command = [sys.executable, "-m", "limrank", *arguments, "--address", running.address]
+            return subprocess.run(
+                command, env=running.environment, capture_output=True, text=True, timeout=180, check=False
+            )
 
         yield limrank
 

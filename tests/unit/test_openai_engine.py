@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines import meter, openai
+from limrank.engines import meter, retries
 from limrank.engines.openai import OpenAIEngine
-from limrank.errors import EngineError, RowError, UserError
+from limrank.errors import EndpointError, RowError, UserError
 
 KEY = "sk-a-very-secret-key"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -68,8 +68,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(openai, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(openai, "_LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(retries, "LONGEST_WAIT_S", 0.01)
     with serving() as server:
         yield server
 
@@ -154,9 +154,9 @@ def test_a_bad_request_is_not_tried_again(endpoint):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_row_can_mend_is_an_engine_error(endpoint, status):
+def test_what_no_row_can_mend_is_an_endpoint_error(endpoint, status):
     endpoint.answers = [(status, error_body("no"))]
-    with pytest.raises(EngineError, match=f"answered {status}"):
+    with pytest.raises(EndpointError, match=f"answered {status}"):
         generate(endpoint.url)
     assert len(endpoint.requests) == 1
 
@@ -164,7 +164,7 @@ def test_what_no_row_can_mend_is_an_engine_error(endpoint, status):
 def test_the_key_comes_from_the_environment_and_is_never_told(endpoint, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     endpoint.answers = [(401, error_body(f"no such key: {KEY}"))]
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EndpointError) as refused:
         generate(endpoint.url, api_key_env="MY_KEY")
     assert endpoint.requests[0][1]["Authorization"] == f"Bearer {KEY}"
     assert "no such key: ***" in str(refused.value)
@@ -194,24 +194,24 @@ def test_a_lost_connection_is_tried_once_more(endpoint):
     endpoint.answers = [lambda handler: None, (200, HELLO)]
     assert generate(endpoint.url).text == " hello"
     endpoint.answers = [lambda handler: None]
-    with pytest.raises(EngineError, match="is gone"):
+    with pytest.raises(EndpointError, match="is gone"):
         generate(endpoint.url)
     assert len(endpoint.requests) == 4
 
 
-def test_no_one_there_is_an_engine_error_at_once():
+def test_no_one_there_is_an_endpoint_error_at_once():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     started = time.monotonic()
-    with pytest.raises(EngineError, match="is gone"):
+    with pytest.raises(EndpointError, match="is gone"):
         generate(url)
     assert time.monotonic() - started < 3
 
 
-def test_a_page_that_is_no_answer_is_an_engine_error(endpoint):
+def test_a_page_that_is_no_answer_is_an_endpoint_error(endpoint):
     endpoint.answers = [(200, "<html>Welcome</html>")]
-    with pytest.raises(EngineError, match="does not answer as an OpenAI endpoint: '<html>Welcome"):
+    with pytest.raises(EndpointError, match="does not answer as an OpenAI endpoint: '<html>Welcome"):
         generate(endpoint.url)
 
 

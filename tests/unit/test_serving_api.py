@@ -6,11 +6,13 @@ import httpx
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import open_engine
+from limrank.engines.contract import Served
 from limrank.scoring import score_query
 from limrank.serving.api import build_api
 from limrank.serving.errors import engine_unavailable
 from limrank.serving.types import to_candidates
 
+SERVED = Served.of(ModelConfig(id="served"), ScoringConfig(mode="budget"))
 BODY = {"query": "q", "documents": ["a", "b"]}
 
 
@@ -37,7 +39,7 @@ class EngineBackend:
 
 
 def client(backend, limit=None):
-    transport = httpx.ASGITransport(build_api(backend, "served", limit), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(build_api(backend, SERVED, limit), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
@@ -73,6 +75,40 @@ def test_errors_have_one_shape():
         "path": (404, None, "unknown_path"),
     }
     assert (wrong_method, allow) == ((405, None, "method_not_allowed"), "POST")
+
+
+def test_the_card_says_what_scores_depend_on():
+    async def go():
+        async with client(EngineBackend()) as http:
+            return (await http.get("/v1/models")).json()["data"]
+
+    (card,) = asyncio.run(go())
+    assert (card["id"], card["owned_by"]) == ("served", "limrank")
+    assert card["scoring"] == {
+        "mode": "budget",
+        "max_think_tokens": 256,
+        "prompt": SERVED.prompt,
+        "cutoff": None,
+        "band": None,
+        "dtype": "auto",
+        "max_model_len": None,
+    }
+    # sha256 of limrank/prompts/relevance.txt without its last line end, its first 16 digits.
+    assert SERVED.prompt == "37b09ea9aeb9ca2d"
+
+
+def test_usage_is_what_the_engine_read_and_wrote():
+    async def go():
+        async with client(EngineBackend()) as http:
+            return (await http.post("/v1/rerank", json=BODY)).json()
+
+    answer = asyncio.run(go())
+    # Each result's tokens are its own; a direct score is one token.
+    assert [result["generated_tokens"] for result in answer["results"]] == [1, 1]
+    assert answer["usage"]["completion_tokens"] == 2
+    # A pair is read once: its prompt, and the close before the label.
+    close = len("\n</think>")  # a byte is a token
+    assert answer["usage"]["prompt_tokens"] == sum(result["prompt_tokens"] + close for result in answer["results"])
 
 
 def test_json_without_a_content_type_is_read():

@@ -4,7 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from limrank.config import ServeJob
+from limrank.engines import Usage
 from limrank.errors import RowError, UserError
+from limrank.models import served_name
 from limrank.records import Judgment, ScoreStatus
 from limrank.serving import job
 from limrank.serving.errors import ApiError, invalid_request
@@ -41,6 +43,9 @@ def failed(message="too long", **others):
     return Judgment("", None, ScoreStatus.FAILED, error=RowError(message, **others))
 
 
+SPENT = Usage(requests=4, prompt=40, cached_prompt=30, generated=4)
+
+
 def fault(model, body):
     with pytest.raises(ValidationError) as caught:
         model.model_validate(body)
@@ -51,7 +56,7 @@ def fault(model, body):
 
 def answer(judgments, body, return_documents=True):
     request = RerankRequest.model_validate(body)
-    return rerank_response(request, judgments, model="m", return_documents=return_documents)
+    return rerank_response(request, judgments, SPENT, model="m", return_documents=return_documents)
 
 
 def test_jinas_and_coheres_bodies_are_read():
@@ -66,6 +71,7 @@ def test_title_and_instruction_are_judged():
     body = {"query": "q", "instruction": "only Python 3", "documents": [{"title": "heapq", "text": "merge", "id": 7}]}
     request = RerankRequest.model_validate(body)
     assert request.texts() == ["heapq merge"]
+    assert RerankRequest.model_validate(JINA | {"documents": [" a\n"]}).texts() == [" a\n"]
     assert (request.to_query().text, request.to_query().instruction) == ("q", "only Python 3")
 
 
@@ -112,9 +118,16 @@ def test_results_are_ordered_by_score_then_index():
         "relevance_score": 0.9,
         "status": "direct",
         "truncated": False,
+        "prompt_tokens": 10,
+        "generated_tokens": 1,
         "document": {"text": "b"},
     }
-    assert response["usage"] == {"prompt_tokens": 40, "completion_tokens": 4, "total_tokens": 44}
+    assert response["usage"] == {
+        "prompt_tokens": 40,
+        "completion_tokens": 4,
+        "total_tokens": 44,
+        "prompt_tokens_details": {"cached_tokens": 30},
+    }
     assert (response["object"], response["model"]) == ("list", "m")
 
 
@@ -150,6 +163,8 @@ def test_a_failed_pair_is_last_and_has_no_score():
         "relevance_score": None,
         "status": "failed",
         "truncated": False,
+        "prompt_tokens": 0,
+        "generated_tokens": 0,
         "error": "too long",
     }
 
@@ -170,19 +185,19 @@ def test_score_takes_one_text_or_several():
 
 
 def test_score_answers_in_the_texts_order():
-    response = score_response([judged(0.2), failed(), judged(0.8)], model="m")
+    response = score_response([judged(0.2), failed(), judged(0.8)], SPENT, model="m")
     assert response["data"] == [
         {"index": 0, "object": "score", "score": 0.2},
         {"index": 1, "object": "score", "score": None},
         {"index": 2, "object": "score", "score": 0.8},
     ]
-    assert (response["object"], response["usage"]["total_tokens"]) == ("list", 22)
+    assert (response["object"], response["usage"]["total_tokens"]) == ("list", 44)
 
 
 def test_a_directorys_path_is_not_told(tmp_path):
     (tmp_path / "model").mkdir()
-    assert job.served_name(str(tmp_path / "model")) == "model"
-    assert job.served_name("songtingyu/limrank") == "songtingyu/limrank"
+    assert served_name(str(tmp_path / "model")) == "model"
+    assert served_name("songtingyu/limrank") == "songtingyu/limrank"
 
 
 def test_plan_says_where_and_what():

@@ -1,0 +1,67 @@
+"""What a served reranker of ours and its clients agree on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from limrank import models, prompts
+from limrank.config import ModelConfig, ScoringConfig
+from limrank.errors import UserError
+
+APP, API, SCORER = "limrank", "Api", "Scorer"
+"""The Serve application, its deployment that speaks HTTP, and the one that scores."""
+
+MAX_DOCUMENTS = 1000
+"""Documents an HTTP request; also what Cohere recommends at most."""
+
+_KEYS = {
+    "model": "model.id",
+    "dtype": "model.dtype",
+    "max_model_len": "model.max_model_len",
+    "prompt": "scoring.prompt, as a hash,",
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the scores depend on, as far as recipes say it. Rows and the config hash of a
+    run say what its recipe says, so the server's recipe must say the same."""
+
+    model: str
+    dtype: str
+    max_model_len: int | None
+    mode: str
+    max_think_tokens: int
+    prompt: str
+    cutoff: int | None
+    band: float | None
+
+    @classmethod
+    def of(cls, model: ModelConfig, scoring: ScoringConfig) -> Served:
+        cascade = scoring.mode == "cascade"
+        return cls(
+            model=models.served_name(model.id),
+            dtype=model.dtype,
+            max_model_len=model.max_model_len,
+            mode=scoring.mode,
+            max_think_tokens=scoring.think_tokens,
+            prompt=hashlib.sha256(prompts.load(scoring.prompt).encode()).hexdigest()[:16],
+            cutoff=scoring.cutoff if cascade else None,
+            band=scoring.band if cascade else None,
+        )
+
+    def scoring(self) -> dict[str, Any]:
+        """All but the model's name: what stands beside it on a model's card."""
+        return {name: value for name, value in asdict(self).items() if name != "model"}
+
+    def check(self, recipe: Served, where: str) -> None:
+        """Raises UserError where this server differs from a client's recipe. A dtype or a
+        context that the recipe leaves open is the server's."""
+        for name, wanted in asdict(recipe).items():
+            found = getattr(self, name)
+            left_open = (name, wanted) in (("dtype", "auto"), ("max_model_len", None))
+            if wanted != found and not left_open:
+                key = _KEYS.get(name, f"scoring.{name}")
+                raise UserError(f"{where}: its {key} is {found}, the recipe's {wanted}")

@@ -1,0 +1,86 @@
+"""What the kill tests share: one undisturbed run, one cluster, and the table of repeated work."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killing import SEED
+
+from runs import Work, committed, scores, write_beir
+
+LOCAL = Path(__file__).parents[2] / "cluster" / "local.py"
+NODES, NODE_CPUS = 3, 3
+
+REPEATED = pytest.StashKey[list]()
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """2,048 pairs in 16 chunks, some eight seconds of the fake engine's time."""
+    beir = write_beir(tmp_path_factory.mktemp("data") / "beir", queries=1024, documents=4)
+    fake = {"kind": "fake", "own_process": True, "latency_ms": 30, "max_in_flight": 8}
+    return Work(beir, queries=1024, depth=2, engine=fake)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(work, tmp_path_factory):
+    """The run directory of a run that nothing happened to, and its scores."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(work.command(run_dir, latency_ms=0), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(committed(run_dir)) == work.chunks
+    return run_dir, scores(work, run_dir)
+
+
+@pytest.fixture(scope="session")
+def _raylets():
+    spec = importlib.util.spec_from_file_location("cluster_local", LOCAL)
+    local = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = local  # a dataclass looks its module up
+    spec.loader.exec_module(local)
+    with local.local_cluster(NODE_CPUS, nodes=NODES) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(_raylets):
+    """A cluster of three raylets; one that an earlier test killed is replaced."""
+    _raylets.add_nodes(NODES - len(_raylets.alive()), NODE_CPUS)
+    return _raylets
+
+
+@pytest.fixture
+def place(request):
+    """The cluster where a raylet is to be killed; else the job has a Ray of its own."""
+
+    def chosen(victim):
+        return request.getfixturevalue("cluster") if victim == "raylet" else None
+
+    return chosen
+
+
+@pytest.fixture
+def note_repeated(request):
+    """Puts a line of the table at the end of the test session."""
+    return request.config.stash.setdefault(REPEATED, []).append
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    lines = config.stash.get(REPEATED, [])
+    if not lines:
+        return
+    terminalreporter.section(f"work begun again after a kill (LIMRANK_FAULT_SEED={SEED})")
+    form = "{:<14} {:>9} {:>7} {:>8} {:>8} {:>8} {:>6}"
+    terminalreporter.write_line(form.format("killed", "at chunk", "+ s", "chunks", "units", "of", "share"))
+    for line in sorted(lines, key=lambda line: (line["killed"], line["at_chunk"])):
+        share = f"{line['units'] / line['of']:.0%}"
+        terminalreporter.write_line(
+            form.format(
+                line["killed"], line["at_chunk"], f"{line['delay_s']:.1f}", line["chunks"], line["units"],
+                line["of"], share,
+            )
+        )  # fmt: skip
+    units, whole = sum(line["units"] for line in lines), sum(line["of"] for line in lines)
+    terminalreporter.write_line(f"{len(lines)} kills: {units} of {whole} units begun again, {units / whole:.1%}")

@@ -1,0 +1,62 @@
+"""Several raylets on this machine, one lost and one more, and nothing left behind."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+LOCAL = Path(__file__).parents[2] / "cluster" / "local.py"
+
+ATTACH = """
+import ray
+
+ray.init(address="auto", log_to_driver=False, logging_level="warning")
+print(sorted(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"]))
+"""
+
+
+def load_local():
+    spec = importlib.util.spec_from_file_location("cluster_local", LOCAL)
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_folder(folder):
+    """The processes that have the cluster's directory on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(folder in part for part in process.info["cmdline"] or []):
+            found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+def test_three_raylets_join_and_one_may_be_lost():
+    with load_local().local_cluster(num_cpus=2, nodes=3) as cluster:
+        # By number of its try: on a busy machine a node may need a second one.
+        head, *others = sorted(cluster.alive())
+        assert (head, len(others)) == ("head", 2)
+        attached = cluster.environment | {"RAY_ADDRESS": cluster.gcs}
+        seen = subprocess.run(
+            [sys.executable, "-c", ATTACH], env=attached, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert seen.stdout.splitlines()[-1:] == ["[2.0, 2.0, 2.0]"], seen.stderr
+        raylets = {node.name: node.raylet for node in cluster.nodes if node.name in (head, *others)}
+        assert len(set(raylets.values())) == 3
+        os.kill(raylets[others[0]], signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while cluster.alive() != {"head", others[1]}:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        cluster.add_nodes(1, num_cpus=1)
+        assert cluster.alive() == {"head", others[1], cluster.nodes[-1].name}
+        folder = str(cluster.folder)
+        assert with_folder(folder)
+    assert with_folder(folder) == []
