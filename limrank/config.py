@@ -351,9 +351,9 @@ class PipelineJob(Job):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> PipelineJob:
-        _own_engine(self.engine)
+    def _judged_and_engine_of_its_own(self) -> PipelineJob:
         _need_benchmark(self.data)
+        _own_engine(self.engine)
         return self
 
 

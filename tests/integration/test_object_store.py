@@ -188,13 +188,12 @@ def test_overwrite_empties_a_prefix_and_nothing_beside_it(bucket):
 def test_a_store_can_be_named_in_the_path(bucket, store, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     settings = f"?endpoint_override={store}&scheme=http"
-    data = write_pairs(f"{bucket}/pairs/a.parquet{settings}")
+    write_pairs(f"{bucket}/pairs/a.parquet{settings}")
     run_dir = f"{bucket}/run{settings}"
     done = limrank(command(tmp_path, run_dir, f"{bucket}/pairs{settings}", scoring={"mode": "none"}))
     assert done.returncode == 0, done.stderr
     assert f"run: {bucket}/run/run.trec" in done.stdout
     assert len(rows(Storage(run_dir))) == QUERIES * DEPTH
-    assert data.startswith(bucket)
 
 
 def refused(arguments, **environment):
