@@ -1,6 +1,6 @@
 # make demo   the whole line on this machine, from nothing
-# make test   every test but the long kill tests
-# make faults the kill tests
+# make test   every test, with one kill of each kind
+# make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
