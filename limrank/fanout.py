@@ -185,10 +185,8 @@ def _dispatch(
     at_once = _at_once(pending, most)
     longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
     receipts = (
-        ray.data.from_arrow(pa.table({"chunk": [chunk.number for chunk in longest_first]}))
-        # One receipt a block, so that chunks are handed out one by one: Ray Data would
-        # pack small rows together, and give them all to one actor.
-        .repartition(target_num_rows_per_block=1)
+        # A block each, so that chunks are handed out one by one.
+        ray.data.from_arrow([pa.table({"chunk": [chunk.number]}) for chunk in longest_first])
         .map_batches(
             ChunkWorker,
             fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s),
