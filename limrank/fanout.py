@@ -12,22 +12,21 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limrank import errors
 from limrank.chunks import Task
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
-from limrank.errors import EngineError, UserError
+from limrank.errors import EngineError
 from limrank.plan import Chunk, Plan
 from limrank.progress import Event, Progress
 from limrank.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
+from limrank.resources import claim, wait_for_room
 from limrank.rundir import RunDir
-from limrank.storage import Storage
 from limrank.worker import ChunkWorker
 
-_ANY_NUMBER = 1_000_000
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000
 _MANY_REQUESTS = 2048
@@ -80,79 +79,6 @@ def chunk_cost(engine_kind: str) -> int:
     return _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
 
 
-def claim(
-    engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int, *, spare_cpus: int = 1
-) -> dict[str, Any]:
-    """What one replica takes of the cluster that this process is connected to, as Ray's
-    ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
-
-    Raises:
-        UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
-    """
-    import ray
-
-    engines = list(engines)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
-    check_resources(wanted, replicas, nodes, spare_cpus)
-    if not wanted["num_gpus"]:
-        check_memory(sum(source.memory_bytes for source in set(engines)), nodes)
-    return wanted
-
-
-def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
-    """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
-    if not any(source.holds_model for source in engines):
-        return {"num_cpus": 0.1, "num_gpus": 0.0}
-    gpus = workers.gpus
-    if gpus is None:
-        gpus = float(workers.tensor_parallel) if cluster_gpus else 0.0
-    wanted = {"num_cpus": workers.cpus, "num_gpus": gpus}
-    return wanted | {"accelerator_type": workers.accelerator} if workers.accelerator else wanted
-
-
-def check_resources(
-    wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
-) -> None:
-    """Raises UserError where the nodes cannot hold the replicas, each on one node, and
-    ``spare_cpus`` beside them."""
-    kinds = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
-    needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in kinds if wanted[key])
-    accelerator = wanted.get("accelerator_type")
-    if accelerator:
-        has = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
-        if accelerator not in has:
-            raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
-        nodes = [node for node in nodes if f"accelerator_type:{accelerator}" in node]
-    fitting = sum(_fitting(wanted, node) for node in nodes)
-    whole = sum(node.get("CPU", 0.0) for node in nodes)
-    if fitting < replicas or whole < wanted["num_cpus"] * replicas + spare_cpus:
-        have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
-        beside = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
-        raise UserError(
-            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's "
-            f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
-        )
-
-
-def check_memory(needed: int, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raises UserError where no node has the main memory (bytes) that one replica needs."""
-    most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
-    if needed > most:
-        raise UserError(
-            f"model.id, engine.kv_cache_gib: one replica's weights and key-value cache take about {needed / 2**30:.1f} "
-            f"GiB, and no node of the cluster has more than {most / 2**30:.1f} GiB for it"
-        )
-
-
-def _fitting(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
-    """How many replicas one node holds."""
-    shares = [
-        node.get(kind, 0.0) // wanted[key] for kind, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if wanted[key]
-    ]
-    return int(min(shares, default=_ANY_NUMBER))
-
-
 def unfinished(run: RunDir, plan: Plan) -> list[Chunk]:
     """The chunks that have something left to do: not committed, or with failures that
     were there before this session."""
@@ -175,23 +101,24 @@ def _dispatch(
 
     # One client is enough where the engines live elsewhere. With several, a unit that kills
     # the engine would do so while another one's suspects run alone.
-    alone = not any(source.holds_model for source in engines.values())
-    fewest, most = (1, 1) if alone else (workers.min_replicas, workers.max_replicas)
+    clients = not any(source.holds_model for source in engines.values())
+    fewest, most = (1, 1) if clients else (workers.min_replicas, workers.max_replicas)
     wanted = claim(engines.values(), workers, fewest)
     timeout_s = max(source.startup_timeout_s for source in engines.values())
-    _wait_for_room(wanted, timeout_s)
+    wait_for_room(wanted, timeout_s)
     _prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     at_once = _at_once(pending, most)
     longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
     receipts = (
         # A block each, so that chunks are handed out one by one.
-        ray.data.from_arrow([pa.table({"chunk": [chunk.number]}) for chunk in longest_first])
-        .map_batches(
+        ray.data.from_arrow([pa.table({"chunk": [chunk.number]}) for chunk in longest_first]).map_batches(
             ChunkWorker,
             fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s),
             batch_format="pyarrow",
             batch_size=None,
+            # A worker whose node is lost comes up where there is room: on a node that joins,
+            # or, once the last chunks are handed out, in an idle worker's place.
             compute=ActorPoolStrategy(
                 min_size=fewest,
                 max_size=most,
@@ -220,30 +147,6 @@ def _at_once(pending: Sequence[Chunk], replicas: int) -> int:
     weight = sum(chunk.weight for chunk in pending) / len(pending)
     share = math.ceil(len(pending) / (4 * replicas)) if replicas > 1 else _MOST_AT_ONCE
     return max(2, min(_MOST_AT_ONCE, share, math.ceil(_MANY_REQUESTS / max(weight, 1)) + 1))
-
-
-def _wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:
-    """Wait until the cluster has room for one worker; others' jobs may hold all of it.
-
-    Raises:
-        EngineError: it had none in time. Ray would wait on, without a word.
-    """
-    import ray
-    from ray.exceptions import GetTimeoutError
-
-    room = ray.remote(_nothing).options(**wanted).remote()
-    try:
-        ray.get(room, timeout=timeout_s)
-    except GetTimeoutError:
-        ray.cancel(room, force=True)
-        raise EngineError(
-            f"the cluster had no room for one worker ({dict(wanted)}) within {timeout_s:g} s "
-            "(engine.startup_timeout_s): other work holds it"
-        ) from None
-
-
-def _nothing() -> None:
-    return None
 
 
 class _Session:

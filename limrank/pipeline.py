@@ -31,9 +31,9 @@ from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokeniz
 from limrank.errors import UserError
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
-from limrank.fanout import claim
 from limrank.progress import Event, Progress
 from limrank.records import Query
+from limrank.resources import claim
 from limrank.result import JobResult
 from limrank.rundir import open_run, versions
 from limrank.scoring import check_labels

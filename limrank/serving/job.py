@@ -21,9 +21,9 @@ from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.engines.contract import APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.errors import EngineError, UserError
-from limrank.fanout import claim
 from limrank.models import served_name
 from limrank.progress import Progress
+from limrank.resources import claim
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
 

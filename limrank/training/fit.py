@@ -16,7 +16,7 @@ from limrank import models
 from limrank.config import TrainJob
 from limrank.engines import EngineSpec
 from limrank.errors import EngineError, LimrankError, UserError
-from limrank.fanout import claim
+from limrank.resources import claim
 from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
 from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split

@@ -92,13 +92,13 @@ def kill_at(moment, victim, run, run_dir, cluster=None):
 # ---- what has to come of it -------------------------------------------------------------
 
 
-def survive(work, victim, moment, folder, expected, note, *, cluster=None, tolerance=0.0):
+def survive(work, victim, moment, folder, expected, note, *, cluster=None, replicas=2, tolerance=0.0):
     """Run, kill, and check what comes of it; a run that ended before it could be killed
     is tried again with an earlier moment."""
     for number in range(TRIES):
         run_dir = folder / f"run-{number}"
         print(f"LIMRANK_FAULT_SEED={SEED}: {victim} at {moment} of {run_dir}")
-        command, environment = _command(work, run_dir, cluster)
+        command, environment = _command(work, run_dir, cluster, replicas)
         with Run(command, log=folder / f"run-{number}.log", environment=environment, cluster=cluster) as run:
             if not kill_at(moment, victim, run, run_dir, cluster):
                 moment = Moment(max(0, moment.chunks - 2), 0.0)
@@ -128,13 +128,13 @@ def survive(work, victim, moment, folder, expected, note, *, cluster=None, toler
     raise AssertionError(f"{TRIES} runs ended before the {victim} could be killed")
 
 
-def _command(work, run_dir, cluster):
+def _command(work, run_dir, cluster, replicas):
     if cluster is None:
         return work.command(run_dir), None
-    # Two nodes can hold both replicas when the third is lost. A replica has half the
-    # requests' time, so that the run is as long as on one.
-    workers = {"replicas": 2, "cpus": 2}
-    settings = {"latency_ms": 60} if work.engine["kind"] == "fake" else {}
+    # A node holds one. Each has the requests' time so many times over, so that the run is
+    # as long as on one.
+    workers = {"replicas": replicas, "cpus": 2}
+    settings = {"latency_ms": 30 * replicas} if work.engine["kind"] == "fake" else {}
     command = work.command(run_dir, address="auto", workers=workers, **settings)
     return command, cluster.environment | {"RAY_ADDRESS": cluster.gcs}
 

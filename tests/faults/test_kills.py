@@ -21,6 +21,13 @@ def test_the_job_survives_a_kill(victim, work, undisturbed, place, tmp_path, not
 
 
 @pytest.mark.faults
+def test_a_pool_that_the_nodes_left_cannot_hold_goes_on(work, undisturbed, cluster, tmp_path, note_repeated):
+    """Three engines, and after the kill two nodes with room for one each: the lost one's
+    chunks wait until another engine has nothing left to do."""
+    survive(work, "raylet", Moment(4, 0.1), tmp_path, undisturbed[1], note_repeated, cluster=cluster, replicas=3)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("number", range(KILLS))
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_the_job_survives_a_kill_at_any_moment(victim, number, work, undisturbed, place, tmp_path, note_repeated):

@@ -4,10 +4,11 @@ from helpers import EchoTask, Recorder, planned, runner
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
-from limrank.fanout import _at_once, _Session, check_memory, check_resources, finish, resources, unfinished
+from limrank.fanout import _at_once, _Session, finish, unfinished
 from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
 from limrank.receipts import Receipt, Work
+from limrank.resources import check_memory, check_resources, fitting, resources
 from limrank.rundir import open_run
 from limrank.worker import _fatal
 
@@ -54,6 +55,16 @@ def test_what_a_replica_takes():
     assert resources(vllm, four, cluster_gpus=0) == {"num_cpus": 2, "num_gpus": 0}
     assert resources(vllm, WorkersConfig(gpus=0.5), cluster_gpus=8) == {"num_cpus": 1, "num_gpus": 0.5}
     assert resources(endpoint, four, cluster_gpus=8) == {"num_cpus": 0.1, "num_gpus": 0}
+
+
+def test_how_many_replicas_the_nodes_hold():
+    one_each = [{"CPU": 3}] * 3
+    assert fitting({"num_cpus": 2, "num_gpus": 0}, one_each) == 3
+    assert fitting({"num_cpus": 2, "num_gpus": 0}, one_each[:2]) == 2
+    assert fitting({"num_cpus": 3, "num_gpus": 0}, one_each) == 2  # a CPU is left free
+    assert fitting({"num_cpus": 1, "num_gpus": 0}, []) == 0
+    mixed = [{"CPU": 8, "GPU": 4, "accelerator_type:L4": 1}, {"CPU": 8, "GPU": 4}]
+    assert fitting({"num_cpus": 1, "num_gpus": 2, "accelerator_type": "L4"}, mixed) == 2
 
 
 def test_a_model_that_no_node_has_the_memory_for_is_refused():

@@ -1,0 +1,118 @@
+"""What a pool of engines takes of a cluster, and whether the cluster can ever give it: Ray
+would wait for ever, without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from limrank.config import WorkersConfig
+from limrank.engines import EngineSource
+from limrank.errors import EngineError, UserError
+
+_ANY_NUMBER = 1_000_000
+_KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+
+
+def claim(
+    engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int, *, spare_cpus: int = 1
+) -> dict[str, Any]:
+    """What one replica takes of the cluster that this process is connected to, as Ray's
+    ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
+
+    Raises:
+        UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
+    """
+    engines, nodes = list(engines), nodes_alive()
+    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
+    check_resources(wanted, replicas, nodes, spare_cpus)
+    if not wanted["num_gpus"]:
+        check_memory(sum(source.memory_bytes for source in set(engines)), nodes)
+    return wanted
+
+
+def nodes_alive() -> list[Mapping[str, float]]:
+    """The resources of each node of the cluster, as Ray names them."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
+    """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
+    if not any(source.holds_model for source in engines):
+        return {"num_cpus": 0.1, "num_gpus": 0.0}
+    gpus = workers.gpus
+    if gpus is None:
+        gpus = float(workers.tensor_parallel) if cluster_gpus else 0.0
+    wanted = {"num_cpus": workers.cpus, "num_gpus": gpus}
+    return wanted | {"accelerator_type": workers.accelerator} if workers.accelerator else wanted
+
+
+def check_resources(
+    wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
+) -> None:
+    """Raises UserError where the nodes cannot hold the replicas, each on one node, and
+    ``spare_cpus`` beside them."""
+    needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in _KINDS if wanted[key])
+    accelerator = wanted.get("accelerator_type")
+    if accelerator:
+        has = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+        if accelerator not in has:
+            raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
+    if fitting(wanted, nodes, spare_cpus) < replicas:
+        have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
+        beside = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
+        raise UserError(
+            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's "
+            f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
+        )
+
+
+def check_memory(needed: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where no node has the main memory (bytes) that one replica needs."""
+    most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    if needed > most:
+        raise UserError(
+            f"model.id, engine.kv_cache_gib: one replica's weights and key-value cache take about {needed / 2**30:.1f} "
+            f"GiB, and no node of the cluster has more than {most / 2**30:.1f} GiB for it"
+        )
+
+
+def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1) -> int:
+    """How many replicas the nodes hold, each on one node, and ``spare_cpus`` beside them."""
+    accelerator = wanted.get("accelerator_type")
+    able = [node for node in nodes if not accelerator or f"accelerator_type:{accelerator}" in node]
+    whole = sum(node.get("CPU", 0.0) for node in nodes) - spare_cpus
+    by_cpu = int(whole // wanted["num_cpus"]) if wanted["num_cpus"] else _ANY_NUMBER
+    return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in able)))
+
+
+def wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:
+    """Wait until the cluster has room for one replica; others' jobs may hold all of it.
+
+    Raises:
+        EngineError: it had none in time.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    room = ray.remote(_nothing).options(**wanted).remote()
+    try:
+        ray.get(room, timeout=timeout_s)
+    except GetTimeoutError:
+        ray.cancel(room, force=True)
+        raise EngineError(
+            f"the cluster had no room for one worker ({dict(wanted)}) within {timeout_s:g} s "
+            "(engine.startup_timeout_s): other work holds it"
+        ) from None
+
+
+def _nothing() -> None:
+    return None
+
+
+def _on_one(wanted: Mapping[str, Any], node: Mapping[str, float]) -> int:
+    """How many replicas one node holds."""
+    shares = [node.get(kind, 0.0) // wanted[key] for kind, key in _KINDS if wanted[key]]
+    return int(min(shares, default=_ANY_NUMBER))
