@@ -25,6 +25,7 @@ from limrank.progress import Event, Progress
 from limrank.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
 from limrank.resources import claim, wait_for_room
 from limrank.rundir import RunDir
+from limrank.storage import Storage
 from limrank.worker import ChunkWorker
 
 _CPU_CHUNK_COST = 15_000

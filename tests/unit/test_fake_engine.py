@@ -41,7 +41,9 @@ def test_its_own_process_changes_no_answer():
 def test_the_death_of_its_process_is_the_engines():
     async def killed():
         engine = opened(own_process=True, latency_ms=60_000)
-        (process,) = engine_processes()
+        while not (found := engine_processes()):  # it has its name once it runs
+            await asyncio.sleep(0.01)
+        (process,) = found
         in_flight = [asyncio.create_task(engine.label_logprobs(f"pair {n}", LABELS)) for n in range(3)]
         await asyncio.sleep(0.1)
         process.kill()
