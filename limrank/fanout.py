@@ -123,7 +123,8 @@ def _dispatch(
             compute=ActorPoolStrategy(
                 min_size=fewest,
                 max_size=most,
-                max_tasks_in_flight_per_actor=at_once,
+                # Ray Data enlarges a pool whose workers have almost twice what they can begin.
+                max_tasks_in_flight_per_actor=at_once * (2 if fewest < most else 1),
                 max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),

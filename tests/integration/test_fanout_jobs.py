@@ -6,6 +6,7 @@ import pytest
 
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
+from limrank.receipts import read_receipts
 from limrank.recipe import parse_config
 from limrank.reranking import job as reranking
 from limrank.storage import Storage
@@ -138,6 +139,17 @@ def test_resources_the_cluster_lacks_are_refused(local_ray, beir, tmp_path):
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": "vllm"})})
     with pytest.raises(UserError, match=r"1000 replicas of 1 CPUs each, and 1 CPU beside them, do not fit"):
         rerank(config)
+
+
+def test_a_pool_grows_between_its_bounds(local_ray, beir, tmp_path, monkeypatch):
+    # Chunks of one query each, so that there is more than one worker can begin.
+    monkeypatch.setattr(reranking, "chunk_cost", lambda kind: 1)
+    config = rerank_config(beir, tmp_path / "run", latency_ms=2500, max_in_flight=16)
+    config = config.model_copy(update={"workers": _workers(replicas=[1, 2])})
+    result, _ = rerank(config)
+    assert result.failed == 0 and len(rows_of(tmp_path / "run")) == 120
+    receipts = read_receipts(Storage(str(tmp_path / "run")))
+    assert len({work.worker for receipt in receipts for work in receipt.work}) == 2
 
 
 def _workers(**values):
