@@ -181,13 +181,15 @@ def plan(config: RerankJob) -> dict[str, Any]:
 def rows_hash(config: RerankJob, source: Source) -> str:
     """The hash of all that a rerank job's rows depend on."""
     unused = config.scoring.mode == "none"
+    # A budget may be raised for a run that goes on; the prompt counts by its text.
+    unused_keys = {"prompt", "token_budget"} | (set() if config.scoring.mode == "cascade" else {"cutoff", "band"})
     return config_hash(
         {
             "job": "rerank",
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
-            "scoring": config.scoring.model_dump(exclude={"prompt", "token_budget"}),
+            "scoring": config.scoring.model_dump(exclude=unused_keys),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
         }
