@@ -22,7 +22,9 @@ from limrank.records import Candidate, Judgment, ScoreStatus
 
 Ask = Callable[[Candidate], Awaitable[Judgment]]
 
-_LEAST_ODDS = 1e-12
+_LEAST, _MOST = 1e-300, 1 - 2**-53
+_TIED = 1e-6
+"""Log-odds that tied pairs are spread over, so that their chains can order them."""
 
 
 async def cascade(
@@ -60,7 +62,8 @@ async def cascade(
         if candidates[index].doc_id in known and known[candidates[index].doc_id].think_score is not None
     }
     # A direct score takes one token; a failed one may be tried again.
-    spent = len(candidates) + sum(judgment.generated_tokens - 1 for judgment in thought.values())
+    before = [known[each.doc_id].generated_tokens for each in candidates if each.doc_id in known]
+    spent = len(candidates) + sum(max(0, tokens - 1) for tokens in before)
     waiting = [index for index in in_doubt(odds, cutoff, band) if index not in thought]
     failed: dict[int, Judgment] = {}
     while waiting:
@@ -77,7 +80,8 @@ async def cascade(
     judgments = []
     for index, judgment in enumerate(direct):
         final = thought.get(index) or failed.get(index) or judgment
-        score = 1 / (1 + math.exp(-fused[index])) if index in fused else None
+        moved = index in fused and fused[index] != odds[index]
+        score = 1 / (1 + math.exp(-fused[index])) if moved else judgment.score
         judgments.append(replace(final, score=score, direct_score=judgment.score))
     return judgments
 
@@ -114,14 +118,15 @@ def fuse(odds: Mapping[int, float], thought: Mapping[int, float], band: float) -
         low, high = odds[block[-1]], odds[block[0]]
         least, most = min(thought[key] for key in block), max(thought[key] for key in block)
         if most > least:
+            width = (high - low) or _TIED
             for key in block:
-                fused[key] = low + (high - low) * (thought[key] - least) / (most - least)
+                fused[key] = low + width * (thought[key] - least) / (most - least)
     return fused
 
 
 def log_odds(score: float) -> float:
     """Of a score in [0, 1]; its ends are a hair away from infinity."""
-    score = min(max(score, _LEAST_ODDS), 1 - _LEAST_ODDS)
+    score = min(max(score, _LEAST), _MOST)
     return math.log(score / (1 - score))
 
 

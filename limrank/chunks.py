@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
 from limrank.plan import Unit, chunk_name, read_chunk
-from limrank.receipts import Receipt, Work, read_receipt
+from limrank.receipts import Receipt, Work, commit_of, read_receipt, read_whole, with_commit
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 
@@ -89,13 +89,13 @@ class Opened:
     units: list[Unit]
     earlier: Earlier | None
     began: float
+    spent: Receipt | None
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A chunk as an earlier session committed it, with failures."""
+    """A chunk as an earlier session committed it, with failures; both by unit."""
 
-    receipt: Receipt
     rows: dict[str, Rows]
     failures: dict[str, list[Failure]]
 
@@ -144,7 +144,10 @@ class ChunkRunner:
             deaths = await asyncio.to_thread(self._deaths, folder)
             if deaths >= DEATHS_ALONE:
                 error = EngineError(f"the engine died {deaths} times while it worked on this unit alone")
-                outcomes.append(unit_failed(self._task, unit, error, attempts=DEATHS_BEFORE_ALONE + deaths))
+                if chunk.earlier:
+                    outcomes.append(_still_failed(unit, chunk.earlier, error))
+                else:
+                    outcomes.append(unit_failed(self._task, unit, error, attempts=DEATHS_BEFORE_ALONE + deaths))
                 continue
             mark = await asyncio.to_thread(self._mark, folder)
             outcomes.append(await self._unit(unit, chunk.earlier))
@@ -155,12 +158,29 @@ class ChunkRunner:
         if earlier is None:
             return await run_unit(self._task, unit, self._engines)
         name = unit["unit_id"]
-        rows, failures = earlier.rows.get(name, []), earlier.failures.get(name)
+        rows, failures = earlier.rows.get(name, []), earlier.failures[name]
         if not failures:
             return Outcome(rows)
-        outcome = await run_unit(self._task, unit, self._engines, rows)
+        try:
+            outcome = await self._task.again(unit, rows, self._engines)
+        except (EngineError, UserError):
+            raise
+        except Exception as error:
+            return _still_failed(unit, earlier, error)
         tried = max(failure.attempts for failure in failures)
-        return replace(outcome, failures=[replace(each, attempts=each.attempts + tried) for each in outcome.failures])
+        return Outcome(
+            self._with_earlier(outcome.rows, rows),
+            [replace(each, attempts=each.attempts + tried) for each in outcome.failures],
+        )
+
+    def _with_earlier(self, rows: Rows, earlier: Rows) -> Rows:
+        """Rows of a second try; one that it lost is as it was before."""
+
+        def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+            return tuple(row[column] for column in self._task.row_key)
+
+        there = {key(row) for row in rows}
+        return [*rows, *(row for row in earlier if key(row) not in there)]
 
     def _open(self, number: int) -> Opened | Receipt:
         name = f"{chunk_name(number)}.parquet"
@@ -169,23 +189,22 @@ class ChunkRunner:
             return receipt
         self._mark(_attempts(number))
         units = read_chunk(self._storage, number)
-        return Opened(number, units, self._earlier(name, receipt, units) if receipt else None, time.time())
+        earlier = self._earlier(name, receipt, units) if receipt else None
+        return Opened(number, units, earlier, time.time(), receipt)
 
     def _earlier(self, name: str, receipt: Receipt, units: Sequence[Unit]) -> Earlier | None:
-        """None where failures and rows are not of one commit: then all of it runs again."""
-        listed = self._storage.read_table(f"failures/{name}").to_pylist() if name in self._failing() else []
-        if len(listed) != receipt.failed:
+        """None where the two files are damaged or not of one commit: then all of it runs again."""
+        listed = read_whole(self._storage, f"failures/{name}")
+        done = read_whole(self._storage, f"rows/{name}")
+        if listed is None or done is None or commit_of(listed) != receipt.commit:
             return None
         rows: dict[str, Rows] = {}
-        for row in self._storage.read_table(f"rows/{name}").to_pylist():
+        for row in done.to_pylist():
             rows.setdefault(row[self._task.unit_column], []).append(row)
         failures = {unit["unit_id"]: [] for unit in units}
-        for failure in (Failure(**each) for each in listed):
+        for failure in (Failure(**each) for each in listed.to_pylist()):
             failures[_unit_of(failure, failures)].append(failure)
-        return Earlier(receipt, rows, failures)
-
-    def _failing(self) -> list[str]:
-        return self._storage.names("failures")
+        return Earlier(rows, failures)
 
     def _mark(self, folder: str) -> str:
         """Put an attempt on record; the name of its file."""
@@ -203,8 +222,8 @@ class ChunkRunner:
 
         table, outcomes = _table(self._task, chunk.units, outcomes)
         failures = [asdict(failure) for outcome in outcomes for failure in outcome.failures]
-        if chunk.earlier is not None:
-            before = chunk.earlier.receipt
+        before = chunk.spent
+        if before is not None:
             usage.add(
                 Usage(before.requests, before.prompt_tokens, before.cached_prompt_tokens, before.generated_tokens)
             )
@@ -217,11 +236,13 @@ class ChunkRunner:
             prompt_tokens=usage.prompt,
             cached_prompt_tokens=usage.cached_prompt,
             generated_tokens=usage.generated,
-            work=(*(chunk.earlier.receipt.work if chunk.earlier else ()), self._work(chunk.began)),
+            work=(*(before.work if before else ()), self._work(chunk.began)),
+            commit=uuid.uuid4().hex,
         )
         name = f"{chunk_name(chunk.number)}.parquet"
         if failures:
-            self._storage.write_table(f"failures/{name}", pa.Table.from_pylist(failures, schema=failure_schema()))
+            failed = pa.Table.from_pylist(failures, schema=failure_schema())
+            self._storage.write_table(f"failures/{name}", with_commit(failed, receipt.commit))
         else:
             self._storage.remove(f"failures/{name}")
         self._storage.write_table(f"rows/{name}", receipt.attach(table))
@@ -243,12 +264,11 @@ class ChunkRunner:
         )
 
 
-async def run_unit(task: Task, unit: Unit, engines: Engines, earlier: Rows | None = None) -> Outcome:
-    """One unit, or what failed of it. Whatever is its own fault, a bug in the task included,
-    ends as its failure; only a dead engine, or a fault that every unit would have, goes
-    further."""
+async def run_unit(task: Task, unit: Unit, engines: Engines) -> Outcome:
+    """One unit. Whatever is its own fault, a bug in the task included, ends as its failure;
+    only a dead engine, or a fault that every unit would have, goes further."""
     try:
-        return await (task.run(unit, engines) if earlier is None else task.again(unit, earlier, engines))
+        return await task.run(unit, engines)
     except (EngineError, UserError):
         raise
     except Exception as error:
@@ -257,6 +277,18 @@ async def run_unit(task: Task, unit: Unit, engines: Engines, earlier: Rows | Non
 
 def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int | None = None) -> Outcome:
     return Outcome(task.failed_rows(unit), [Failure.of(unit["unit_id"], task.step, error, attempts)])
+
+
+def _still_failed(unit: Unit, earlier: Earlier, error: BaseException) -> Outcome:
+    """A unit whose second try came to nothing: what it had it keeps, and its failures say
+    what went wrong now."""
+    name = unit["unit_id"]
+    tried = getattr(error, "attempts", 1)
+    failures = [
+        replace(each, error_type=type(error).__name__, error=str(error), attempts=each.attempts + tried)
+        for each in earlier.failures[name]
+    ]
+    return Outcome(earlier.rows.get(name, []), failures)
 
 
 def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tuple[pa.Table, list[Outcome]]:

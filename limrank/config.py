@@ -137,7 +137,7 @@ class ScoringConfig(Section):
     cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")
     band: NonNegativeFloat = Field(
         0.5,
-        description="cascade: how far from the cut-off a direct score is in doubt, in its query's standard deviations",
+        description="cascade: direct scores this near are in doubt, in standard deviations of their query's log-odds",
     )
     token_budget: PositiveInt | None = Field(
         None, description="cascade: generated tokens that the whole run may take; null: no limit"

@@ -99,6 +99,8 @@ def read_plan(storage: Storage) -> Plan | None:
         listed = json.loads(storage.read_text("plan.json"))["chunks"]
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"run_dir {storage.root}: plan.json is damaged; --overwrite starts over") from error
     return Plan([Chunk(number, *facts) for number, facts in enumerate(listed)])
 
 
@@ -114,7 +116,9 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
     try:
         with storage.open_input(_part(number)) as stream:
             return pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise StorageError(
             f"run_dir {storage.root}: {_part(number)} is damaged ({error}); --overwrite starts over"
         ) from error

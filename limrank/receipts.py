@@ -7,6 +7,7 @@ however often the job was killed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-_KEY = b"limrank.receipt"
+_KEY, _COMMIT = b"limrank.receipt", b"limrank.commit"
 _READERS = 8
 """Files that are read at a time: an object store answers slowly, and many at once."""
 
@@ -45,7 +46,7 @@ class Work:
 @dataclass(frozen=True)
 class Receipt:
     """What a finished chunk cost. ``work`` has an entry more for each time that its
-    failures were tried again."""
+    failures were tried again. ``commit`` names the writing of it, rows and failures together."""
 
     chunk: int
     units: int
@@ -56,6 +57,7 @@ class Receipt:
     cached_prompt_tokens: int
     generated_tokens: int
     work: tuple[Work, ...]
+    commit: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -70,6 +72,15 @@ class Receipt:
         return table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: self.to_json().encode()})
 
 
+def with_commit(failures: pa.Table, commit: str) -> pa.Table:
+    """A table of failures that says which commit it is of."""
+    return failures.replace_schema_metadata({**(failures.schema.metadata or {}), _COMMIT: commit.encode()})
+
+
+def commit_of(failures: pa.Table) -> str:
+    return (failures.schema.metadata or {}).get(_COMMIT, b"").decode()
+
+
 def read_receipt(storage: Storage, name: str) -> Receipt | None:
     """The receipt in a file of ``rows/``; None where the file is damaged, and so is not
     committed: a disk that lost power may keep half of one."""
@@ -79,7 +90,23 @@ def read_receipt(storage: Storage, name: str) -> Receipt | None:
     try:
         with storage.open_input(f"rows/{name}") as stream:
             return Receipt.from_json(pq.read_schema(stream).metadata[_KEY])
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        storage.read_bytes(f"rows/{name}")  # where it cannot be read at all, that is the trouble
+        return None
+
+
+def read_whole(storage: Storage, name: str) -> pa.Table | None:
+    """A Parquet file; None where it is damaged, or not there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        data = storage.read_bytes(name)
+    except FileNotFoundError:
+        return None
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError):
         return None
 
 
@@ -102,16 +129,18 @@ def check_unique(storage: Storage, key: Sequence[str]) -> None:
     import numpy as np
 
     hashes = np.concatenate([np.empty(0, np.uint64), *(part for _, part in _hashed(storage, key))])
-    whole = len(hashes)
     hashes.sort()
-    twice = hashes[:-1][hashes[:-1] == hashes[1:]]
-    if not len(twice):
+    suspects = np.unique(hashes[:-1][hashes[:-1] == hashes[1:]])
+    if not len(suspects):
         return
-    example = next(ids[(part == twice[0]).argmax()] for ids, part in _hashed(storage, key) if (part == twice[0]).any())
-    raise StorageError(
-        f"run_dir {storage.root}: {len(twice)} of {whole} rows are there twice, such as "
-        f"{dict(zip(key, example.split(_SEPARATOR), strict=True))}: are two units of the input the same?"
-    )
+    # Different ids may share a hash.
+    seen = Counter(name for ids, part in _hashed(storage, key) for name in ids[np.isin(part, suspects)])
+    twice = [name for name, count in seen.items() if count > 1]
+    if twice:
+        raise StorageError(
+            f"run_dir {storage.root}: {len(twice)} of {len(hashes)} rows are there twice, such as {'/'.join(key)} "
+            f"{twice[0].replace(_SEPARATOR, '/')!r}: are two units of the input the same?"
+        )
 
 
 _SEPARATOR = "\x1f"

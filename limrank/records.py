@@ -48,12 +48,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document as the first stage gave it: ``rank`` is 1-based."""
+    """A document as the first stage gave it: ``rank`` is 1-based; ``score`` is None where
+    it gave an order alone."""
 
     doc_id: str
     text: str
     rank: int
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)

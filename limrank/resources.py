@@ -84,7 +84,7 @@ def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spa
     accelerator = wanted.get("accelerator_type")
     able = [node for node in nodes if not accelerator or f"accelerator_type:{accelerator}" in node]
     whole = sum(node.get("CPU", 0.0) for node in nodes) - spare_cpus
-    by_cpu = int(whole // wanted["num_cpus"]) if wanted["num_cpus"] else _ANY_NUMBER
+    by_cpu = _times(wanted["num_cpus"], whole) if wanted["num_cpus"] else _ANY_NUMBER
     return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in able)))
 
 
@@ -114,5 +114,10 @@ def _nothing() -> None:
 
 def _on_one(wanted: Mapping[str, Any], node: Mapping[str, float]) -> int:
     """How many replicas one node holds."""
-    shares = [node.get(kind, 0.0) // wanted[key] for kind, key in _KINDS if wanted[key]]
-    return int(min(shares, default=_ANY_NUMBER))
+    shares = [_times(wanted[key], node.get(kind, 0.0)) for kind, key in _KINDS if wanted[key]]
+    return min(shares, default=_ANY_NUMBER)
+
+
+def _times(wanted: float, given: float) -> int:
+    """How often it goes into it, in the ten-thousandths that Ray counts in."""
+    return round(given * 10_000) // max(1, round(wanted * 10_000))

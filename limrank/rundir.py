@@ -175,8 +175,10 @@ def _lock(storage: Storage) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
-        if _is_ours(storage, token):
-            storage.remove("lock.json")
+        # A store that is lost has its own error on the way out; the lock grows old by itself.
+        with contextlib.suppress(OSError):
+            if _is_ours(storage, token):
+                storage.remove("lock.json")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from limrank import prompts
 from limrank.cascade import cascade
 from limrank.config import ScoringConfig
 from limrank.engines.base import Engine, Judge, Tokenizer, label_token_ids
-from limrank.errors import RowError, UserError
+from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
 TRUE, FALSE = LABELS = (" true", " false")
@@ -152,7 +152,9 @@ async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring
     """
     try:
         return await _score_pair(query, candidate, engine, scoring)
-    except RowError as error:
+    except (EngineError, UserError):
+        raise
+    except Exception as error:  # a bug on one passage is no fault of its neighbours
         return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
 
 
@@ -175,11 +177,13 @@ async def score_query(
     known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
 
     if isinstance(engine, Judge):
-        if scoring.mode == "cascade":
-            known = {}  # its order hangs on all of a query's candidates
-        left = [candidate for candidate in candidates if candidate.doc_id not in known]
+        # A cascade's order hangs on all of a query's candidates.
+        whole = scoring.mode == "cascade"
+        left = [candidate for candidate in candidates if whole or candidate.doc_id not in known]
         judged = await engine.judge(query, [candidate.text for candidate in left])
         judged = [replace(each, doc_id=candidate.doc_id) for each, candidate in zip(judged, left, strict=True)]
+        if whole:
+            return [each if each.score is not None else known.get(each.doc_id, each) for each in judged]
         return _in_order(candidates, known, judged)
 
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
@@ -238,15 +242,19 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         chain = generation.text if finished else cut_at_sentence(generation.text)
         chain = chain.rstrip()
         thought = encode_text(tokenizer, chain) if chain else []
-    score = await label_score(engine, [*prompt.ids, *thought[:budget], *close])
+    try:
+        score, error = await label_score(engine, [*prompt.ids, *thought[:budget], *close]), None
+    except RowError as failed:
+        score, error, status = None, failed, ScoreStatus.FAILED  # its chain was paid for
     return Judgment(
         candidate.doc_id,
         score,
         status,
         reasoning=chain,
         prompt_tokens=len(prompt.ids),
-        generated_tokens=generated + 1,
+        generated_tokens=generated + (score is not None),
         truncated=prompt.truncated,
+        error=error,
     )
 
 

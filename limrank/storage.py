@@ -126,12 +126,14 @@ class Storage:
             files.delete_file(path)
 
     def clear(self) -> None:
-        """Delete everything below the root but the lock. The manifest goes last: whatever
-        is left after a kill still belongs to the run that it names."""
+        """Delete everything below the root but the lock. Rows go first, for without the plan
+        they mean nothing, and the manifest last: whatever is left after a kill still belongs
+        to the run that it names."""
         from pyarrow.fs import FileSelector
 
         files, path = self._at("")
-        for entry in files.get_file_info(FileSelector(path, allow_not_found=True)):
+        entries = files.get_file_info(FileSelector(path, allow_not_found=True))
+        for entry in sorted(entries, key=lambda entry: (entry.base_name != "rows", entry.is_file)):
             if not entry.is_file:
                 files.delete_dir(entry.path)
             elif entry.base_name not in ("lock.json", "manifest.json"):

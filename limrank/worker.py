@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
 from limrank.engines import EngineSource
-from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
+from limrank.errors import EndpointError, EngineError, LimrankError, StorageError
 from limrank.receipts import Receipt
 from limrank.storage import Storage
 
@@ -74,7 +74,7 @@ class ChunkWorker:
             # are on record, so this does not go on for ever.
             logging.getLogger(__name__).error("engine lost, worker ends: %s", error)
             os._exit(70)
-        except (StorageError, UserError) as error:
+        except StorageError as error:
             return _fatal(error)
         except OSError as error:
             return _fatal(StorageError(f"run_dir {self._storage.root}: cannot be read: {error}"))

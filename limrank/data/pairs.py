@@ -321,11 +321,11 @@ class _Group:
                 f"{where}: doc_id {row['doc_id']!r} is there twice for query_id {self.query.query_id!r}, "
                 f"which begins in {self._began}"
             )
-        self._passages[row["doc_id"]] = (row["text"], row.get("score", 0.0))
+        self._passages[row["doc_id"]] = (row["text"], row.get("score"))
 
     def candidates(self) -> list[Candidate]:
         # sorted() is stable: rows of one score, or of none, stay in their order.
-        ranked = sorted(self._passages.items(), key=lambda item: -item[1][1])
+        ranked = sorted(self._passages.items(), key=lambda item: -(item[1][1] or 0.0))
         return [Candidate(doc_id, text, rank, score) for rank, (doc_id, (text, score)) in enumerate(ranked, start=1)]
 
 

@@ -96,8 +96,12 @@ class _Client(ABC):
             raise RowError(f"a cascade compares all {len(texts)} candidates of a query, and a request holds {most}")
         judgments: list[Judgment] = []
         for start in range(0, len(texts), most):
-            async with self.traffic:
-                judged, usage = await self._ask(query, texts[start : start + most])
+            part = texts[start : start + most]
+            try:
+                async with self.traffic:
+                    judged, usage = await self._ask(query, part)
+            except RowError as error:
+                judged, usage = [Judgment("", None, ScoreStatus.FAILED, error=error) for _ in part], Usage()
             record_usage(usage.prompt, usage.cached_prompt, usage.generated)
             judgments += judged
         return judgments
@@ -271,6 +275,7 @@ class HandleClient(_Client):
 
     async def _served(self) -> Served:
         from ray import serve
+        from ray.exceptions import RayError
 
         if not await self._is_well():
             raise UserError(
@@ -278,7 +283,10 @@ class HandleClient(_Client):
                 "start one there, or give the URL of one elsewhere as engine.base_url"
             )
         api = serve.get_deployment_handle(API, app_name=APP)
-        return await asyncio.wait_for(api.served.remote(), _CHECK_S)
+        try:
+            return await asyncio.wait_for(api.served.remote(), _CHECK_S)
+        except (TimeoutError, RayError) as error:
+            raise UserError(f"{self._where}: does not answer: {_first_line(error)}") from error
 
 
 def scorer_runs() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 from limrank.engines import EngineSpec
 from limrank.engines.base import Elsewhere, Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
 from limrank.errors import EngineError, LimrankError
+
+_LOOK_S = 1.0
+"""How often a host that died is asked whether it is up again."""
 
 
 class EngineHost:
@@ -72,10 +76,8 @@ class HostedEngine:
     seconds, in which the host would wait for the first request."""
 
     def __init__(self, host: Any, limits: Limits) -> None:
-        import ray
-
         self._host = host
-        self.tokenizer: Tokenizer = ray.get(host.ready.remote())[1]
+        self.tokenizer: Tokenizer = _wait_until_ready(host, Elsewhere.startup_timeout_s, restarts=True)[1]
         self.limits = limits
         self.traffic = Traffic(2 * limits.in_flight)
 
@@ -130,18 +132,37 @@ def host_engine(spec: EngineSpec, wanted: dict[str, float]) -> Iterator[HostedEn
     on the way out. Returns once the engine is up.
 
     Raises:
-        UserError, EngineError: as ``open_engine``.
+        UserError: as ``open_engine``.
+        EngineError: as there, or it was not up within the engine's ``startup_timeout_s``.
     """
     import ray
 
     # Calls wait in the engine's queue, not in Ray's: the actor takes all of them.
     host = ray.remote(EngineHost).options(max_restarts=-1, max_concurrency=10_000, **wanted).remote(spec)
     try:
-        with _engine_errors():
-            limits, _ = ray.get(host.ready.remote())
+        limits, _ = _wait_until_ready(host, spec.startup_timeout_s, restarts=False)
         yield HostedEngineSource(host, limits)
     finally:
         _end(host)
+
+
+def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[Limits, Tokenizer]:
+    """What the host says of its engine once that is up. With ``restarts`` one that died is
+    waited for: Ray starts it again, and fails every call until then."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with _engine_errors():
+                return ray.get(host.ready.remote(), timeout=max(0.0, deadline - time.monotonic()))
+        except GetTimeoutError:
+            raise EngineError(f"the engine did not start within {timeout_s:g} s (engine.startup_timeout_s)") from None
+        except EngineError as error:
+            if not restarts or not isinstance(error.__cause__, RayActorError) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def _end(host: Any) -> None:

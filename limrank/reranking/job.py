@@ -262,7 +262,7 @@ def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
 def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
     """A run's token budget, shared out evenly: what a query may take then hangs on nothing
     that runs beside it, and a resumed run keeps the same budget."""
-    if scoring.token_budget is None:
+    if scoring.token_budget is None or not planned.weight:
         return None
     if scoring.token_budget < planned.weight:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, open_engine
+from limrank.errors import UserError
 from limrank.records import Candidate, Document, Query, ScoreStatus
 from limrank.scoring import check_labels, rank_judgments, score_query
 
@@ -42,12 +43,12 @@ class Reranker:
 
     Args:
         model: a packaged model, a directory, or a hub id.
-        mode: direct, think or budget (see ``limrank.scoring``).
+        mode: direct, think, budget or cascade (see ``limrank.scoring``).
         max_think_tokens: longest chain, for think and budget.
         engine: settings, or an open engine, which the caller then closes.
 
     Raises:
-        UserError: the model is unknown, or lacks the label tokens.
+        UserError: the model or the mode is unknown, or the model lacks the label tokens.
         EngineError: the engine did not come up.
     """
 
@@ -59,6 +60,8 @@ class Reranker:
         max_think_tokens: int | None = None,
         engine: EngineConfig | Engine | None = None,
     ) -> None:
+        if mode not in ("direct", "think", "budget", "cascade"):
+            raise UserError(f"mode {mode!r}: is none of direct, think, budget, cascade")
         self._scoring = ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
         self._loop = asyncio.new_event_loop()
         # The engine keeps one loop, whichever thread or loop calls rank().

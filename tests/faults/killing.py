@@ -7,7 +7,9 @@ import random
 import time
 from dataclasses import dataclass
 
-from runs import ACTOR, ENGINE, Run, below, committed, named, repeated, scores, wait_until
+from processes import below
+
+from runs import ACTOR, ENGINE, Run, committed, named, repeated, scores, wait_until
 
 SEED = os.environ.get("LIMRANK_FAULT_SEED") or str(random.randrange(10**6))
 """Of the random moments; a failed test prints it."""

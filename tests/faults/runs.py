@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import yaml
+from processes import alive, below, command_line
 
 PATIENCE_S = 600
 ENGINES_GONE_S = 30
@@ -124,9 +124,9 @@ class Run:
 
 def _lines_of_living(processes, patience_s):
     deadline = time.monotonic() + patience_s
-    while (live := [each for each in processes if _alive(each)]) and time.monotonic() < deadline:
+    while (live := [each for each in processes if alive(each)]) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [_command_line(each) for each in live]
+    return [command_line(each) for each in live]
 
 
 def wait_until(true, what, every_s=0.05):
@@ -137,29 +137,8 @@ def wait_until(true, what, every_s=0.05):
 
 
 def named(process, parts):
-    line = _command_line(process)
+    line = command_line(process)
     return any(part in line for part in parts)
-
-
-def _command_line(process):
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def below(pid):
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _alive(process):
-    # Whoever inherits an orphan may leave it a zombie: dead, with nothing of its own.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def committed(run_dir):

@@ -5,8 +5,8 @@ import sys
 import textwrap
 import time
 
-import psutil
 import pytest
+from processes import alive, below, command_line
 
 pytestmark = pytest.mark.faults
 
@@ -33,41 +33,32 @@ def engine_process(tmp_path, model_dir):
     process.wait()
 
 
-def below(process):
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def names(processes):
-    return [" ".join(process.cmdline()) for process in processes]
+def command_lines(processes):
+    return [command_line(process) for process in processes]
 
 
 def survivors(processes, patience_s=10):
     deadline = time.monotonic() + patience_s
     while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return names(left)
-
-
-def alive(process):
-    # Whoever inherits an orphan may leave it a zombie: dead, with nothing of its own.
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return command_lines(left)
 
 
 def test_a_running_engine_leaves_no_orphan(engine_process):
     assert "ready\n" in engine_process.stdout  # read up to it, past vLLM's own lines
-    started = below(engine_process)
-    assert any("EngineCore" in name for name in names(started)), names(started)
+    started = below(engine_process.pid)
+    assert any("EngineCore" in name for name in command_lines(started)), command_lines(started)
     engine_process.kill()
     assert survivors(started) == []
 
 
 def test_an_engine_that_is_starting_leaves_no_orphan(engine_process):
     deadline = time.monotonic() + 120
-    while not any("EngineCore" in name for name in names(below(engine_process))):
+    while not any("EngineCore" in name for name in command_lines(below(engine_process.pid))):
         assert time.monotonic() < deadline
         assert engine_process.poll() is None
         time.sleep(0.2)
     time.sleep(1)
-    started = below(engine_process)
+    started = below(engine_process.pid)
     engine_process.kill()
     assert survivors(started) == []

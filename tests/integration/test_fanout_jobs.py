@@ -141,6 +141,29 @@ def test_resources_the_cluster_lacks_are_refused(local_ray, beir, tmp_path):
         rerank(config)
 
 
+def test_a_killed_engine_host_is_waited_for(local_ray, beir, tmp_path):
+    """The pipeline's way: the engine in an actor of its own, the worker its client."""
+    import threading
+    import time
+
+    from limrank.engines import EngineSpec
+    from limrank.engines.served import host_engine
+
+    config = rerank_config(beir, tmp_path / "run", latency_ms=300, max_in_flight=4)
+    with host_engine(EngineSpec(config.model, config.engine), {"num_cpus": 1}) as source:
+
+        def kill():
+            while not list((tmp_path / "run").glob("attempts/*/*")):
+                time.sleep(0.05)
+            time.sleep(1)
+            local_ray.kill(source.host, no_restart=False)
+
+        threading.Thread(target=kill, daemon=True).start()
+        result, _ = rerank(config, engines={"scorer": source})
+    rows = rows_of(tmp_path / "run")
+    assert (result.failed, len({(row["query_id"], row["doc_id"]) for row in rows}), len(rows)) == (0, 120, 120)
+
+
 def test_a_pool_grows_between_its_bounds(local_ray, beir, tmp_path, monkeypatch):
     # Chunks of one query each, so that there is more than one worker can begin.
     monkeypatch.setattr(reranking, "chunk_cost", lambda kind: 1)

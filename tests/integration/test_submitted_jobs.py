@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from processes import command_line
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -80,16 +81,8 @@ def test_nothing_is_left_when_the_command_ends():
     done = subprocess.run([*command, code, "{address}"], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 7
     assert done.stdout.startswith("http://127.0.0.1:")
-    left = []
-    for process in psutil.process_iter():
-        if process.pid not in before and process.pid != os.getpid():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if "/lr-" in line:
-                left.append(line)
-    assert left == []
+    lines = [command_line(each) for each in psutil.process_iter() if each.pid not in {*before, os.getpid()}]
+    assert [line for line in lines if "/lr-" in line] == []
 
 
 def test_no_cluster_at_the_address_is_one_line(tmp_path):

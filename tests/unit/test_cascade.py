@@ -94,6 +94,11 @@ def test_chains_order_those_in_doubt_and_move_nobody_else():
     assert fused == {0: 5.0, 1: 1.0, 2: 2.0, 3: 1.5, 4: -9.0}
 
 
+def test_chains_order_pairs_that_are_tied():
+    fused = fuse({0: 2.0, 1: 2.0, 2: 2.0, 3: 1.0}, {0: -3.0, 1: 0.0, 2: 5.0}, band=0.0)
+    assert sorted(fused, key=lambda key: -fused[key]) == [2, 1, 0, 3]
+
+
 def test_chains_that_agree_change_nothing():
     odds = {0: 2.0, 1: 1.0}
     assert fuse(odds, {0: 3.0, 1: 3.0}, band=9.0) == odds
@@ -107,8 +112,8 @@ def test_blocks_that_are_apart_are_not_mixed():
 
 def test_odds_of_certain_scores_are_finite():
     assert log_odds(0.5) == 0.0
-    assert log_odds(1.0) == pytest.approx(27.6, abs=0.1)
-    assert log_odds(0.0) == pytest.approx(-27.6, abs=0.1)
+    assert log_odds(1.0) == pytest.approx(36.7, abs=0.1)
+    assert log_odds(0.0) == pytest.approx(-690.8, abs=0.1)
 
 
 # ---- the whole -----------------------------------------------------------------------
@@ -134,6 +139,30 @@ def test_an_allowance_is_kept_and_spent_nearest_to_the_cut_off(allowance, chains
     assert recorded.asked[COMPLETE][:1] == ["d1"][:chains]
     if allowance is not None:
         assert sum(judgment.generated_tokens for judgment in judgments) <= allowance
+
+
+def test_chains_that_fail_are_paid_for():
+    class Unlabelled(Recorded):
+        async def judge(self, status, candidate):
+            if status is DIRECT:
+                return await super().judge(status, candidate)
+            self.asked[status].append(candidate.doc_id)
+            return Judgment(candidate.doc_id, None, FAILED, generated_tokens=9, error=RowError("no label"))
+
+    recorded = Unlabelled(direct=[2.0, 1.9, 1.8, 1.7, 1.6], think=None)
+    judgments = recorded.run(band=9.0, allowance=25)
+    assert len(recorded.asked[COMPLETE]) == 2
+    assert sum(judgment.generated_tokens for judgment in judgments) == 23
+    # A later call has what is left: nothing.
+    again = Unlabelled(direct=None, think=None)
+    again.scores[DIRECT] = [None] * 5
+    again.run(band=9.0, allowance=25, known={judgment.doc_id: judgment for judgment in judgments})
+    assert again.asked[COMPLETE] == []
+
+
+def test_pairs_that_nobody_thought_about_keep_their_scores_to_the_last_digit():
+    judged = Recorded(direct=[30.0, -40.0, -45.0, -50.0], think=[1.0] * 4).run(cutoff=1, band=0.01)
+    assert [judgment.score for judgment in judged] == [chance(odds) for odds in (30.0, -40.0, -45.0, -50.0)]
 
 
 def test_what_short_chains_leave_goes_to_others():

@@ -6,6 +6,7 @@ from helpers import EchoTask, fake_engine, planned, rows, runner
 from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, Outcome, run_unit
 from limrank.errors import EngineError, RowError, UserError
 from limrank.receipts import read_receipts
+from limrank.records import Failure
 from limrank.storage import Storage
 
 
@@ -105,6 +106,61 @@ def test_rows_and_failures_of_two_commits_make_a_chunk_run_whole(tmp_path):
     receipt = runner(storage, task, session="second").run(0, alone=False)
     assert task.calls == ["a", "b"]
     assert (receipt.failed, answers(storage)) == (0, {"a": "A", "b": "B"})
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_second_try_that_comes_to_nothing_costs_no_row(tmp_path, alone):
+    class Parts(EchoTask):
+        """A unit of two parts, of which one fails; a second try is ended by ``error``."""
+
+        error = RowError("the server is full")
+
+        async def run(self, unit, engines):
+            rows = [{"unit_id": unit["unit_id"], "answer": "kept"}]
+            return Outcome(rows, [Failure.of(f"{unit['unit_id']}/part", "echo", RowError("lost"))])
+
+        async def again(self, unit, rows, engines):
+            raise self.error
+
+    storage, _ = planned(tmp_path, ["a"])
+    runner(storage, Parts()).run(0, alone=False)
+    runner(storage, Parts(), session="second").run(0, alone=alone)
+    assert answers(storage) == {"a": "kept"}
+    assert [(row["unit_id"], row["error"], row["attempts"]) for row in rows(storage, "failures")] == [
+        ("a/part", "the server is full", 2)
+    ]
+
+
+def test_a_second_try_that_loses_another_row_keeps_the_old_one(tmp_path):
+    class Kinds(EchoTask):
+        async def run(self, unit, engines):
+            rows = [{"unit_id": "a", "answer": "daily"}]
+            return Outcome(rows, [Failure.of("a/expert", "echo", RowError("lost"))])
+
+        async def again(self, unit, rows, engines):
+            rows = [{"unit_id": "a", "answer": "expert"}]
+            return Outcome(rows, [Failure.of("a/daily", "echo", RowError("lost"))])
+
+    storage, _ = planned(tmp_path, ["a"])
+    key = ("unit_id", "answer")
+    runner(storage, Kinds(row_key=key)).run(0, alone=False)
+    runner(storage, Kinds(row_key=key), session="second").run(0, alone=False)
+    assert sorted(row["answer"] for row in rows(storage)) == ["daily", "expert"]
+    assert [row["unit_id"] for row in rows(storage, "failures")] == ["a/daily"]
+
+
+def test_failures_of_another_commit_are_not_this_one_s(tmp_path):
+    # As many failures, but of a second try whose rows were never written.
+    storage, _ = planned(tmp_path, ["a", "b"])
+    first = runner(storage, EchoTask(row_error={"a"})).run(0, alone=False)
+    rows_before = storage.read_bytes("rows/chunk-000000.parquet")
+    runner(storage, EchoTask(row_error={"a"}), session="second").run(0, alone=False)
+    storage.write_bytes("rows/chunk-000000.parquet", rows_before)
+    task = EchoTask()
+    receipt = runner(storage, task, session="third").run(0, alone=False)
+    assert task.calls == ["a", "b"]
+    assert [work.session for work in receipt.work] == ["first", "third"]
+    assert first.commit != receipt.commit
 
 
 def test_a_damaged_chunk_is_run_again(tmp_path):
@@ -291,8 +347,6 @@ def test_receipts_count_the_requests_of_their_own_chunk(tmp_path):
 
 
 def test_a_unit_s_failures_of_parts_stand_beside_its_rows(tmp_path):
-    from limrank.records import Failure
-
     class Partly(EchoTask):
         async def run(self, unit, engines):
             outcome = await super().run(unit, engines)

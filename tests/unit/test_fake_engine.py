@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from processes import command_line
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import open_engine
@@ -23,7 +24,7 @@ def opened(**settings):
 
 
 def engine_processes(pid=None):
-    return [child for child in psutil.Process(pid).children() if "limrank-fake-engine" in child.cmdline()]
+    return [child for child in psutil.Process(pid).children() if "limrank-fake-engine" in command_line(child)]
 
 
 def test_its_own_process_changes_no_answer():

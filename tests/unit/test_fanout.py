@@ -63,6 +63,7 @@ def test_how_many_replicas_the_nodes_hold():
     assert fitting({"num_cpus": 2, "num_gpus": 0}, one_each[:2]) == 2
     assert fitting({"num_cpus": 3, "num_gpus": 0}, one_each) == 2  # a CPU is left free
     assert fitting({"num_cpus": 1, "num_gpus": 0}, []) == 0
+    assert fitting({"num_cpus": 0.1, "num_gpus": 0.2}, [{"CPU": 8, "GPU": 1}]) == 5  # 1 // 0.2 is 4
     mixed = [{"CPU": 8, "GPU": 4, "accelerator_type:L4": 1}, {"CPU": 8, "GPU": 4}]
     assert fitting({"num_cpus": 1, "num_gpus": 2, "accelerator_type": "L4"}, mixed) == 2
 

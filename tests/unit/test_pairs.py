@@ -53,8 +53,8 @@ def test_rows_of_a_query_are_its_candidates_in_their_order(tmp_path):
         ("q1", "cat roof", ""),
     ]
     assert [(c.doc_id, c.text, c.rank, c.score) for c in found[0][1]] == [
-        ("d2", "a quick dog", 1, 0.0),
-        ("d3", "the cat and the dog", 2, 0.0),
+        ("d2", "a quick dog", 1, None),
+        ("d3", "the cat and the dog", 2, None),
     ]
 
 

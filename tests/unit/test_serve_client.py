@@ -207,9 +207,11 @@ def test_a_passing_failure_is_tried_again(error):
 
 def test_a_lasting_failure_of_a_server_that_is_well_is_the_querys():
     backend = Backend(errors=[overloaded()] * 20)
-    with served(backend) as url, pytest.raises(RowError, match="failed 8 times: answered 503: too many") as failed:
-        judged(url, ["a"])
-    assert failed.value.retryable
+    with served(backend) as url:
+        (judgment,) = judged(url, ["a"])
+    assert (judgment.score, judgment.status) == (None, ScoreStatus.FAILED)
+    assert "failed 8 times: answered 503: too many" in str(judgment.error)
+    assert judgment.error.retryable
     assert len(backend.asked) == 8
 
 
@@ -222,10 +224,18 @@ def test_a_server_whose_engine_does_not_come_back_is_gone():
 
 def test_a_request_that_is_at_fault_is_the_querys_and_sent_once():
     backend = Backend(errors=[ApiError(400, "empty_query", "query: must not be empty", param="query")])
-    with served(backend) as url, pytest.raises(RowError, match="answered 400: query: must not be empty") as failed:
-        judged(url, ["a"])
-    assert not failed.value.retryable
+    with served(backend) as url:
+        (judgment,) = judged(url, ["a"])
+    assert "answered 400: query: must not be empty" in str(judgment.error)
+    assert not judgment.error.retryable
     assert len(backend.asked) == 1
+
+
+def test_a_request_that_fails_takes_no_other_of_its_query_along():
+    backend = Backend(errors=[ApiError(400, "too_long", "too long")])
+    with served(backend) as url:
+        judgments = judged(url, ["a"] * (MAX_DOCUMENTS + 1))
+    assert [judgment.score is None for judgment in judgments] == [True] * MAX_DOCUMENTS + [False]
 
 
 def test_another_model_meanwhile_ends_the_job():
