@@ -1,7 +1,7 @@
 """Reranking throughput, beside what could be had at most and what others would write.
 
-    python benchmarks/rerank_throughput.py NAME=BEIR_FOLDER … [--queries 2] [--depth 50]
-                                           [--think-tokens 128] [--rounds 3]
+    python benchmarks/rerank_throughput.py NAME=BEIR_FOLDER … [--modes direct think cascade]
+                          [--queries 2] [--depth 50] [--think-tokens 128] [--rounds 3]
 
 The same pairs, model, dtype, prompts and engine arguments for every variant, in one run of
 this process; the order of variants is turned by one from round to round, and every round
@@ -195,10 +195,21 @@ def our_engine():
     ray.kill(host)
 
 
-def variants(work: Work, baselines: Baselines, ours: Ours) -> dict[str, Callable[[], float]]:
+RATIOS = {
+    "direct": [("ours, direct", "ceiling, direct", 0.95), ("ours, direct", "padded batches, direct", 3.0)],
+    "think": [("ours, think", "reference loop, think", 1.0)],
+    "cascade": [
+        ("ours, cascade", "reference loop, think", 3.0),
+        ("ours, cascade, a tenth of the tokens", "reference loop, think", 3.0),
+    ],
+}
+"""By mode: a variant, what it is set beside, and what their ratio should reach."""
+
+
+def variants(work: Work, baselines: Baselines, ours: Ours, modes: list[str]) -> dict[str, Callable[[], float]]:
     chain = {"max_think_tokens": work.think_tokens}
     tenth = work.pairs + work.pairs * work.think_tokens // 10
-    return {
+    every = {
         "ceiling, direct": lambda: baselines.ceiling(work),
         "padded batches, direct": lambda: baselines.padded_batches(work),
         "ours, direct": lambda: ours.rerank(work, "direct"),
@@ -207,16 +218,18 @@ def variants(work: Work, baselines: Baselines, ours: Ours) -> dict[str, Callable
         "ours, cascade": lambda: ours.rerank(work, "cascade", **chain),
         "ours, cascade, a tenth of the tokens": lambda: ours.rerank(work, "cascade", token_budget=tenth, **chain),
     }
+    wanted = {name for mode in modes for *pair, _ in RATIOS[mode] for name in pair}
+    return {name: run for name, run in every.items() if name in wanted}
 
 
-def measure(work: Work, baselines: Baselines, ours: Ours, rounds: int) -> None:
+def measure(work: Work, baselines: Baselines, ours: Ours, modes: list[str], rounds: int) -> None:
     lengths = [len(ids) for ids in work.prompts(baselines.tokenizer, 0)]
     print(
         f"\n{work.name}: {len(work.found)} queries, {work.pairs} pairs, {statistics.mean(lengths):.0f} tokens a prompt, "
         f"chains of at most {work.think_tokens}",
         flush=True,
     )
-    runs = variants(work, baselines, ours)
+    runs = variants(work, baselines, ours, modes)
     names = list(runs)
     seen: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -228,11 +241,9 @@ def measure(work: Work, baselines: Baselines, ours: Ours, rounds: int) -> None:
         print(
             f"  {name:<38} {statistics.median(rates):7.2f} pairs/s  (of {', '.join(f'{rate:.2f}' for rate in rates)})"
         )
-    ratio(seen, "ours, direct", "ceiling, direct", 0.95)
-    ratio(seen, "ours, direct", "padded batches, direct", 3.0)
-    ratio(seen, "ours, think", "reference loop, think", 1.0)
-    ratio(seen, "ours, cascade", "reference loop, think", 3.0)
-    ratio(seen, "ours, cascade, a tenth of the tokens", "reference loop, think", 3.0)
+    for mode in modes:
+        for pair in RATIOS[mode]:
+            ratio(seen, *pair)
     for name, manifest in ours.manifests.items():
         print(f"  manifest of {name}: seconds {manifest['seconds']}, tokens {manifest['tokens']}")
     ours.manifests.clear()
@@ -249,6 +260,7 @@ def ratio(seen: dict[str, list[float]], ours: str, other: str, wanted: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("datasets", nargs="+", metavar="NAME=BEIR_FOLDER")
+    parser.add_argument("--modes", nargs="+", choices=list(RATIOS), default=list(RATIOS))
     parser.add_argument("--queries", type=int, default=2)
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--think-tokens", type=int, default=128)
@@ -269,7 +281,7 @@ def main() -> None:
             name, _, folder = dataset.partition("=")
             work = Work(name, str(Path(folder).resolve()), options.queries, options.depth, options.think_tokens)
             work.load()
-            measure(work, baselines, ours, options.rounds)
+            measure(work, baselines, ours, options.modes, options.rounds)
 
 
 if __name__ == "__main__":
