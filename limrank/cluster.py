@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import limrank
 from limrank.config import is_uri
-from limrank.errors import EngineError, UserError
+from limrank.errors import EngineError, UserError, first_line
 from limrank.progress import open_progress, parse_json_line
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def job_client(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"--address {address}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--address {address}: {first_line(error)}") from error
 
 
 def list_jobs(address: str) -> list[JobDetails]:
@@ -212,7 +212,7 @@ def job_call(address: str, job_id: str, method: str) -> Any:
     except RuntimeError as error:
         if "404" in str(error) or "does not exist" in str(error):
             raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
-        raise EngineError(f"{address}: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"{address}: {first_line(error)}") from error
 
 
 def _entry_point(command: str) -> Path:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from limrank import models
+from limrank.errors import first_line
 
 _GIB = 2**30
 
@@ -75,7 +76,7 @@ def _vision() -> Finding:
     try:
         import torchvision  # noqa: F401
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return Finding("torchvision", reason, True, "pip uninstall -y torchvision torchaudio torchcodec")
     return Finding("torchvision", "loads")
 

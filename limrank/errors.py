@@ -54,3 +54,10 @@ class StorageError(LimrankError, OSError):
 
 def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError:
     return RowError(message, retryable=retryable, attempts=attempts)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, as far as a line of ours has room for it; its
+    type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limrank.errors import UserError
+from limrank.errors import UserError, first_line
 from limrank.records import Failure
 from limrank.storage import Storage
 
@@ -126,7 +126,7 @@ def _manifest(storage: Storage) -> dict[str, Any]:
     except (AttributeError, UnicodeDecodeError, json.JSONDecodeError):
         pass
     except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
-        raise UserError(f"{storage.root}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{storage.root}: cannot be read: {first_line(error)}") from None
     raise UserError(f"{storage.root}: not a run directory: its manifest.json is not one of limrank's")
 
 

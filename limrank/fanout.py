@@ -19,7 +19,7 @@ from limrank import errors
 from limrank.chunks import Task
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
-from limrank.errors import EngineError
+from limrank.errors import EngineError, first_line
 from limrank.plan import Chunk, Plan
 from limrank.progress import Event, Progress
 from limrank.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
@@ -138,7 +138,7 @@ def _dispatch(
     except RayActorError as error:
         raise EngineError(
             f"{_STARTS_THAT_MAY_DIE + 1} processes in a row died while their engine started: is there "
-            f"memory for the model? Ray says: {str(error).splitlines()[0]}"
+            f"memory for the model? Ray says: {first_line(error)}"
         ) from error
 
 

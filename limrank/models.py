@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from limrank.errors import UnavailableError, UserError
+from limrank.errors import UnavailableError, UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -180,5 +180,5 @@ def _from_hub(name: str, weights: bool) -> Path:
         patterns = ["*.json", "*.txt", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UnavailableError(f"model {name}: not on this machine, and the hub did not give it: {reason}") from error

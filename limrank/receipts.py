@@ -69,16 +69,20 @@ class Receipt:
 
     def attach(self, table: pa.Table) -> pa.Table:
         """The table with this receipt in its metadata."""
-        return table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: self.to_json().encode()})
+        return _noted(table, _KEY, self.to_json())
 
 
 def with_commit(failures: pa.Table, commit: str) -> pa.Table:
     """A table of failures that says which commit it is of."""
-    return failures.replace_schema_metadata({**(failures.schema.metadata or {}), _COMMIT: commit.encode()})
+    return _noted(failures, _COMMIT, commit)
 
 
 def commit_of(failures: pa.Table) -> str:
     return (failures.schema.metadata or {}).get(_COMMIT, b"").decode()
+
+
+def _noted(table: pa.Table, key: bytes, value: str) -> pa.Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), key: value.encode()})
 
 
 def read_receipt(storage: Storage, name: str) -> Receipt | None:
@@ -98,15 +102,13 @@ def read_receipt(storage: Storage, name: str) -> Receipt | None:
 def read_whole(storage: Storage, name: str) -> pa.Table | None:
     """A Parquet file; None where it is damaged, or not there."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        data = storage.read_bytes(name)
+        return storage.read_table(name)
     except FileNotFoundError:
         return None
-    try:
-        return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError):
+        storage.read_bytes(name)  # where it cannot be read at all, that is the trouble
         return None
 
 

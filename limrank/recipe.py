@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from limrank.config import JOBS, Job, PathMark, is_uri
-from limrank.errors import UserError
+from limrank.errors import UserError, first_line
 
 COMPARE_DIR = "runs/compare"
 """Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
@@ -144,7 +144,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{where}: not YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")

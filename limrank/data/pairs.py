@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limrank.config import is_uri
 from limrank.data.benchmarks import file_fingerprint
-from limrank.errors import UserError
+from limrank.errors import UserError, first_line
 from limrank.records import Candidate, Query
 from limrank.storage import filesystem
 
@@ -222,7 +222,7 @@ def _saved_dataset(folder: Path, split: str) -> tuple[list[_Part], list[Any]] | 
     try:
         loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: not a dataset that can be loaded: {_first_line(error)}") from None
+        raise UserError(f"{folder}: not a dataset that can be loaded: {first_line(error)}") from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise UserError(f"{folder}: data.split: it has no split {split!r}; there are: {', '.join(sorted(loaded))}")
@@ -236,11 +236,7 @@ def _saved_dataset(folder: Path, split: str) -> tuple[list[_Part], list[Any]] | 
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: cannot be read as Parquet: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{name}: cannot be read as Parquet: {first_line(error)}")
 
 
 # ---- columns, rows, queries ----------------------------------------------------------
@@ -292,7 +288,7 @@ def _values(column: Any, name: str, start: _Where) -> list[Any]:
     except (UnicodeDecodeError, pa.ArrowInvalid) as error:
         last = start.row + len(column) - 1
         raise UserError(
-            f"{start.file}: rows {start.row} to {last}: {name} is not UTF-8 text: {_first_line(error)}"
+            f"{start.file}: rows {start.row} to {last}: {name} is not UTF-8 text: {first_line(error)}"
         ) from None
     if name.endswith("_id"):
         for row, an_id in enumerate(texts, start=start.row):
@@ -310,7 +306,7 @@ class _Group:
     def __init__(self, row: dict[str, Any], where: _Where) -> None:
         self.query = Query(row["query_id"], row["query"], row.get("instruction") or "")
         self._began = where
-        self._passages: dict[str, tuple[str, float]] = {}
+        self._passages: dict[str, tuple[str, float | None]] = {}
 
     def add(self, row: dict[str, Any], where: _Where) -> None:
         for name, known in (("query", self.query.text), ("instruction", self.query.instruction)):

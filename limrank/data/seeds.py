@@ -24,7 +24,7 @@ from typing import Any
 
 from limrank.data import beir
 from limrank.data.trec import read_lines, read_qrels
-from limrank.errors import UnavailableError, UserError
+from limrank.errors import UnavailableError, UserError, first_line
 from limrank.records import Document, Persona, Seed
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
@@ -204,7 +204,7 @@ def _parquet_rows(path: str) -> _Rows:
                     number += 1
                     yield number, f"{path}: row {number}", record
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as Parquet: {reason}") from None
 
 

@@ -18,7 +18,7 @@ from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Elsewhere, Judge, Limits, Traffic, Usage, record_usage
 from limrank.engines.contract import API, APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.engines.retries import retrying
-from limrank.errors import EndpointError, LimrankError, RowError, UserError
+from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.records import Judgment, Query, ScoreStatus
 
 if TYPE_CHECKING:
@@ -264,11 +264,11 @@ class HandleClient(_Client):
         try:
             return await scorer.score.remote(query, texts)
         except (RayActorError, RayServeException) as error:  # a replica ended, or none is up
-            raise _PassingError(_first_line(error)) from error
+            raise _PassingError(first_line(error)) from error
         except RayTaskError as error:
             if isinstance(error.cause, LimrankError):
                 raise error.cause from None
-            raise RowError(f"the server failed: {_first_line(error.cause)}") from error
+            raise RowError(f"the server failed: {first_line(error.cause)}") from error
 
     async def _is_well(self) -> bool:
         return await asyncio.to_thread(scorer_runs)
@@ -286,7 +286,7 @@ class HandleClient(_Client):
         try:
             return await asyncio.wait_for(api.served.remote(), _CHECK_S)
         except (TimeoutError, RayError) as error:
-            raise UserError(f"{self._where}: does not answer: {_first_line(error)}") from error
+            raise UserError(f"{self._where}: does not answer: {first_line(error)}") from error
 
 
 def scorer_runs() -> bool:
@@ -332,11 +332,6 @@ def _message(response: httpx.Response) -> str:
         return response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         return response.text[:80]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _keepalive() -> list[tuple[int, int, int]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from limrank.engines import EngineSpec
 from limrank.engines.base import Elsewhere, Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
-from limrank.errors import EngineError, LimrankError
+from limrank.errors import EngineError, LimrankError, first_line
 
 _LOOK_S = 1.0
 """How often a host that died is asked whether it is up again."""
@@ -191,7 +191,7 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except RayActorError as error:
-        raise EngineError(f"the engine's actor died: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"the engine's actor died: {first_line(error)}") from error
     except RayTaskError as error:
         if isinstance(error.cause, LimrankError):
             raise error.cause from None

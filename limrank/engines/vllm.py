@@ -16,7 +16,7 @@ from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
-from limrank.errors import EngineError, RowError, UserError
+from limrank.errors import EngineError, RowError, UserError, first_line
 
 _CPU_BLOCK = 32
 """Tokens a block of the prefix cache. The CPU build's own 128 is longer than most queries,
@@ -39,9 +39,9 @@ class VllmEngine:
                 # Batches as large as vLLM makes them for offline work on this device.
                 self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
-            raise UserError(f"model {model.id}: vLLM refuses these settings: {_first_line(error)}") from error
+            raise UserError(f"model {model.id}: vLLM refuses these settings: {first_line(error)}") from error
         except Exception as error:
-            raise EngineError(f"model {model.id}: vLLM did not start: {_first_line(error)}") from error
+            raise EngineError(f"model {model.id}: vLLM did not start: {first_line(error)}") from error
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._limits = Limits(self._llm.model_config.max_model_len, runs)
         # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
@@ -164,11 +164,11 @@ class VllmEngine:
                     async for output in outputs:
                         yield output
             except EngineDeadError as error:
-                raise EngineError(f"vLLM's engine process died: {_first_line(error)}") from error
+                raise EngineError(f"vLLM's engine process died: {first_line(error)}") from error
             except EngineGenerateError as error:  # says nothing itself
-                raise RowError(f"vLLM failed the request: {_first_line(error.__cause__ or error)}") from error
+                raise RowError(f"vLLM failed the request: {first_line(error.__cause__ or error)}") from error
             except (VLLMClientError, ValueError) as error:
-                raise RowError(f"vLLM refused the request: {_first_line(error)}") from error
+                raise RowError(f"vLLM refused the request: {first_line(error)}") from error
 
     def _encoded(self, prompt: Prompt, max_tokens: int) -> list[int]:
         if isinstance(prompt, str):
@@ -253,8 +253,3 @@ def _environment(engine: EngineConfig) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

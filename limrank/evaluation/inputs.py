@@ -15,7 +15,7 @@ import yaml
 
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.data import beir, benchmarks, hub, trec
-from limrank.errors import UnavailableError, UserError
+from limrank.errors import UnavailableError, UserError, first_line
 from limrank.records import Qrels, Query, Run
 
 RUN_FILES = ("run.trec", "queries.jsonl", "qrels.tsv")
@@ -277,7 +277,7 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         values = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: should be a mapping of keys to values")
     return values

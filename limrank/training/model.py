@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limrank.config import TrainingConfig
-from limrank.errors import UserError
+from limrank.errors import UserError, first_line
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
             model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {model_dir}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model {model_dir}: cannot be loaded: {first_line(error)}") from error
 
 
 def _set_embeddings(model: PreTrainedModel, added: list[int]) -> None:

@@ -1,16 +1,13 @@
 """What the kill tests share: one undisturbed run, one cluster, and the table of repeated work."""
 
-import importlib.util
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from clusters import load_local
 from killing import SEED
 
 from runs import Work, committed, scores, write_beir
 
-LOCAL = Path(__file__).parents[2] / "cluster" / "local.py"
 NODES, NODE_CPUS = 3, 3
 
 REPEATED = pytest.StashKey[list]()
@@ -36,11 +33,7 @@ def undisturbed(work, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def _raylets():
-    spec = importlib.util.spec_from_file_location("cluster_local", LOCAL)
-    local = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = local  # a dataclass looks its module up
-    spec.loader.exec_module(local)
-    with local.local_cluster(NODE_CPUS, nodes=NODES) as cluster:
+    with load_local().local_cluster(NODE_CPUS, nodes=NODES) as cluster:
         yield cluster
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from processes import alive, below, command_line
+from rundirs import rows_of
 
 PATIENCE_S = 600
 ENGINES_GONE_S = 30
@@ -148,13 +149,6 @@ def committed(run_dir):
         with contextlib.suppress(FileNotFoundError):
             found[path.name] = path.stat().st_mtime_ns
     return found
-
-
-def rows_of(run_dir, folder="rows"):
-    from limrank.storage import Storage
-
-    storage = Storage(str(run_dir))
-    return [row for name in storage.names(folder) for row in storage.read_table(f"{folder}/{name}").to_pylist()]
 
 
 def scores(work, run_dir):

@@ -3,8 +3,9 @@
 import subprocess
 
 import pytest
+from rundirs import rows_of
 
-from runs import Work, rows_of, write_beir
+from runs import Work, write_beir
 
 UNITS = 10_000
 POISON = "q7777"

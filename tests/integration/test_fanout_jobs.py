@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rundirs import rows_of
 
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
@@ -56,11 +57,6 @@ def rerank(config, **options):
     recorder = Recorder()
     result = reranking.run(config, address="local", progress=Progress(recorder, every_s=0), **options)
     return result, recorder.events
-
-
-def rows_of(run_dir):
-    storage = Storage(str(run_dir))
-    return [row for name in storage.names("rows") for row in storage.read_table(f"rows/{name}").to_pylist()]
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
 """Several raylets on this machine, one lost and one more, and nothing left behind."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
-
-LOCAL = Path(__file__).parents[2] / "cluster" / "local.py"
+from clusters import load_local
 
 ATTACH = """
 import ray
@@ -18,15 +15,6 @@ import ray
 ray.init(address="auto", log_to_driver=False, logging_level="warning")
 print(sorted(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"]))
 """
-
-
-def load_local():
-    spec = importlib.util.spec_from_file_location("cluster_local", LOCAL)
-    module = importlib.util.module_from_spec(spec)
-    # A dataclass looks its module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def with_folder(folder):

@@ -11,6 +11,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rundirs import rows
 
 from limrank.errors import UserError
 from limrank.rundir import open_run
@@ -90,10 +91,6 @@ def command(tmp_path, run_dir, data, latency_ms=0, **sections):
 
 def limrank(arguments, **environment):
     return subprocess.run(arguments, capture_output=True, text=True, timeout=180, env=os.environ | environment)
-
-
-def rows(storage):
-    return [row for name in storage.names("rows") for row in storage.read_table(f"rows/{name}").to_pylist()]
 
 
 def committed(storage):

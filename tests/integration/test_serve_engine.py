@@ -5,7 +5,8 @@ import threading
 import time
 
 import pytest
-from test_fanout_jobs import rerank, rerank_config, rows_of, write_beir
+from rundirs import rows_of
+from test_fanout_jobs import rerank, rerank_config, write_beir
 
 from limrank.config import ServeJob
 from limrank.engines.contract import APP, SCORER

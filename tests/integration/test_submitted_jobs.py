@@ -1,6 +1,5 @@
 """A cluster for one command, jobs submitted to it over HTTP, and nothing left behind."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,17 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from clusters import load_local
 from processes import command_line
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def load_local():
-    spec = importlib.util.spec_from_file_location("cluster_local", REPOSITORY / "cluster" / "local.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def recipe(folder, **values):

@@ -126,11 +126,6 @@ def runner(storage, task, engines=None, *, session="first", startup_seconds=0.0)
     return Runner(ChunkRunner(storage, task, engines or {}, Worker(session, startup_seconds=startup_seconds)))
 
 
-def rows(storage, folder="rows"):
-    """Every row of a folder's files, in the order of their names."""
-    return [row for name in storage.names(folder) for row in storage.read_table(f"{folder}/{name}").to_pylist()]
-
-
 class Recorder:
     """A renderer that keeps what it was shown."""
 

@@ -1,7 +1,8 @@
 import asyncio
 
 import pytest
-from helpers import EchoTask, fake_engine, planned, rows, runner
+from helpers import EchoTask, fake_engine, planned, runner
+from rundirs import rows
 
 from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, Outcome, run_unit
 from limrank.errors import EngineError, RowError, UserError

@@ -4,7 +4,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import rows, silent
+from helpers import silent
+from rundirs import rows
 
 from limrank.config import RerankJob
 from limrank.data import pairs as pairs_module

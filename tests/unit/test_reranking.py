@@ -2,7 +2,8 @@ import json
 
 import pyarrow as pa
 import pytest
-from helpers import CORPUS, QRELS, QUERIES, fake_engine, rows, runner, silent, write_beir
+from helpers import CORPUS, QRELS, QUERIES, fake_engine, runner, silent, write_beir
+from rundirs import rows
 
 from limrank import prompts
 from limrank.config import RerankJob

@@ -2,7 +2,8 @@ import asyncio
 
 import pyarrow as pa
 import pytest
-from helpers import EchoTask, planned, rows
+from helpers import EchoTask, planned
+from rundirs import rows
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import EngineSpec
