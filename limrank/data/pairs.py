@@ -16,28 +16,27 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from limrank.config import is_uri
-from limrank.data.benchmarks import file_fingerprint
+from limrank.data.parts import Part, open_parts
 from limrank.errors import UserError, first_line
 from limrank.records import Candidate, Query
-from limrank.storage import filesystem
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 NEEDED = ("query_id", "query", "doc_id", "text")
 OPTIONAL = ("instruction", "score")
 
-_BATCH_ROWS = 1024
-_READ_BUFFER = 1 << 20
 _MAX_SUSPECTS = 1000
+
+
+class _Where(NamedTuple):
+    file: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: row {self.row}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Pairs:
     """
 
     path: str
-    parts: list[_Part]
+    parts: list[Part]
     fingerprints: list[Any]
     warnings: list[str] = field(default_factory=list)
 
@@ -101,7 +100,7 @@ class Pairs:
             first[query_id] = where
 
     def _starts(self) -> Iterator[tuple[str, str]]:
-        """Where each run of rows of one query begins."""
+        """_Where each run of rows of one query begins."""
         current = None
         for row, where in self._rows(("query_id",)):
             if row["query_id"] != current:
@@ -130,8 +129,7 @@ def open_pairs(path: str, split: str = "test") -> Pairs:
         UserError: there are no such files, they cannot be read, or a column is missing or of
             the wrong type.
     """
-    saved = None if is_uri(path) else _saved_dataset(Path(path), split)
-    parts, fingerprints = saved or _parquet_parts(path)
+    parts, fingerprints = open_parts(path, split)
     warnings = dict.fromkeys(warning for part in parts for warning in _check_columns(part))
     scored = [part for part in parts if "score" in part.schema.names]
     if 0 < len(scored) < len(parts):
@@ -140,109 +138,7 @@ def open_pairs(path: str, split: str = "test") -> Pairs:
     return Pairs(path, parts, fingerprints, list(warnings))
 
 
-# ---- where the rows come from --------------------------------------------------------
-
-
-class _Part(NamedTuple):
-    """One stream of rows: ``batches`` of given columns, in order, about a thousand rows each."""
-
-    name: str
-    schema: pa.Schema
-    batches: Callable[[list[str]], Iterator[Any]]
-
-
-class _Where(NamedTuple):
-    file: str
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.file}: row {self.row}"
-
-
-def _parquet_parts(path: str) -> tuple[list[_Part], list[Any]]:
-    from pyarrow.fs import FileSelector, FileType
-
-    try:
-        files, root = filesystem(path)
-        found = [files.get_file_info(root)]
-        if found[0].type == FileType.Directory:
-            listed = [each for each in files.get_file_info(FileSelector(root)) if each.is_file]
-            found = sorted((each for each in listed if _is_parquet(each.base_name)), key=lambda each: each.base_name)
-    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
-        raise _unreadable(path, error) from None
-    if not found:
-        raise UserError(f"{path}: no *.parquet in this folder, nor is it a dataset that save_to_disk wrote")
-    if found[0].type == FileType.NotFound:
-        raise UserError(
-            f"{path}: no such file or folder; data.path is Parquet, a folder of *.parquet, or a saved dataset"
-        )
-    scheme = f"{path.partition('://')[0]}://" if is_uri(path) else ""
-    parts = []
-    for each in found:
-        name = f"{scheme}{each.path}"
-        parts.append(_Part(name, _parquet_schema(files, each.path, name), partial(_batches, files, each.path, name)))
-    if scheme:
-        return parts, [[each.path, each.size, each.mtime_ns] for each in found]
-    return parts, [file_fingerprint(each.path) for each in found]
-
-
-def _is_parquet(name: str) -> bool:
-    return name.endswith(".parquet") and not name.startswith((".", "_"))
-
-
-def _parquet_schema(files: Any, path: str, name: str) -> pa.Schema:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_schema(path, filesystem=files)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(name, error) from None
-
-
-def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # With a buffer a column is read page by page: a row group may be the whole file.
-        with pq.ParquetFile(path, filesystem=files, buffer_size=_READ_BUFFER, pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(name, error) from None
-
-
-def _saved_dataset(folder: Path, split: str) -> tuple[list[_Part], list[Any]] | None:
-    """The rows of a folder that ``datasets`` saved; None where it is none."""
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return None
-    import datasets
-    import pyarrow as pa
-
-    try:
-        loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: not a dataset that can be loaded: {first_line(error)}") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise UserError(f"{folder}: data.split: it has no split {split!r}; there are: {', '.join(sorted(loaded))}")
-        folder, loaded = folder / split, loaded[split]
-
-    def batches(columns: list[str]) -> Iterator[pa.Table]:
-        yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_ROWS)
-
-    contents = [file_fingerprint(file) for file in sorted(folder.glob("*.arrow"))]
-    return [_Part(str(folder), loaded.features.arrow_schema, batches)], contents
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: cannot be read as Parquet: {first_line(error)}")
-
-
-# ---- columns, rows, queries ----------------------------------------------------------
-
-
-def _check_columns(part: _Part) -> Iterator[str]:
+def _check_columns(part: Part) -> Iterator[str]:
     """Yields warnings; raises UserError where a column is missing or of the wrong type."""
     import pyarrow.types as types
 

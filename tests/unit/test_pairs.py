@@ -10,6 +10,7 @@ from rundirs import rows
 from limrank.config import RerankJob
 from limrank.data import pairs as pairs_module
 from limrank.data.pairs import open_pairs
+from limrank.data.parts import BATCH_ROWS
 from limrank.errors import UserError
 from limrank.plan import read_plan
 from limrank.reranking import job
@@ -110,7 +111,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
 
 
 def test_queries_that_span_batches_are_whole(tmp_path):
-    docs = pairs_module._BATCH_ROWS // 4 * 3
+    docs = BATCH_ROWS // 4 * 3
     path = tmp_path / "p.parquet"
     pq.write_table(table(many(5, docs)), path, row_group_size=1000)
     assert {query_id: len(found) for query_id, found in read(path).items()} == {f"q{n}": docs for n in range(5)}

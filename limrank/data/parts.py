@@ -1,0 +1,121 @@
+"""Files that hold rows, read as streams: Parquet, here or in an object store, and datasets
+that ``datasets`` saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from limrank.config import is_uri
+from limrank.data.benchmarks import file_fingerprint
+from limrank.errors import UserError, first_line
+from limrank.storage import filesystem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 1024
+"""Read at a time."""
+
+_READ_BUFFER = 1 << 20
+
+
+class Part(NamedTuple):
+    """One stream of rows: ``batches`` of given columns, in order, about a thousand rows each."""
+
+    name: str
+    schema: pa.Schema
+    batches: Callable[[list[str]], Iterator[Any]]
+
+
+def open_parts(path: str, split: str) -> tuple[list[Part], list[Any]]:
+    """The streams of a Parquet file, a folder of them, or a saved dataset, and what stands for
+    their contents: of a local file its SHA-256, of an object its path, size and time of change.
+
+    Raises:
+        UserError: there are no such files, or they cannot be read.
+    """
+    saved = None if is_uri(path) else _saved_dataset(Path(path), split)
+    return saved or _parquet_parts(path)
+
+
+def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
+    from pyarrow.fs import FileSelector, FileType
+
+    try:
+        files, root = filesystem(path)
+        found = [files.get_file_info(root)]
+        if found[0].type == FileType.Directory:
+            listed = [each for each in files.get_file_info(FileSelector(root)) if each.is_file]
+            found = sorted((each for each in listed if _is_parquet(each.base_name)), key=lambda each: each.base_name)
+    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+        raise _unreadable(path, error) from None
+    if not found:
+        raise UserError(f"{path}: no *.parquet in this folder, nor is it a dataset that save_to_disk wrote")
+    if found[0].type == FileType.NotFound:
+        raise UserError(
+            f"{path}: no such file or folder; data.path is Parquet, a folder of *.parquet, or a saved dataset"
+        )
+    scheme = f"{path.partition('://')[0]}://" if is_uri(path) else ""
+    parts = []
+    for each in found:
+        name = f"{scheme}{each.path}"
+        parts.append(Part(name, _parquet_schema(files, each.path, name), partial(_batches, files, each.path, name)))
+    if scheme:
+        return parts, [[each.path, each.size, each.mtime_ns] for each in found]
+    return parts, [file_fingerprint(each.path) for each in found]
+
+
+def _is_parquet(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith((".", "_"))
+
+
+def _parquet_schema(files: Any, path: str, name: str) -> pa.Schema:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path, filesystem=files)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(name, error) from None
+
+
+def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # With a buffer a column is read page by page: a row group may be the whole file.
+        with pq.ParquetFile(path, filesystem=files, buffer_size=_READ_BUFFER, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(name, error) from None
+
+
+def _saved_dataset(folder: Path, split: str) -> tuple[list[Part], list[Any]] | None:
+    """The rows of a folder that ``datasets`` saved; None where it is none."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    import datasets
+    import pyarrow as pa
+
+    try:
+        loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: not a dataset that can be loaded: {first_line(error)}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(f"{folder}: data.split: it has no split {split!r}; there are: {', '.join(sorted(loaded))}")
+        folder, loaded = folder / split, loaded[split]
+
+    def batches(columns: list[str]) -> Iterator[pa.Table]:
+        yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)
+
+    contents = [file_fingerprint(file) for file in sorted(folder.glob("*.arrow"))]
+    return [Part(str(folder), loaded.features.arrow_schema, batches)], contents
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(f"{name}: cannot be read as Parquet: {first_line(error)}")
