@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from limrank import __version__
+from limrank import __version__, html
 from limrank.evaluation.metrics import Scores
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
 
@@ -101,20 +101,11 @@ def render(
         conclusion: sentences at the top of the page.
         plot: a picture below them.
     """
-    import jinja2
-
-    # Undefined names are errors: a page with silent gaps would look complete.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("limrank.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": signed}
     measures = list(systems[0].scores.mean)
     rows = [_system_row(system, systems[0], samples, seed) for system in systems]
-    return environment.get_template("report.html.j2").render(
+    return html.render(
+        "evaluation/report.html.j2",
+        filters={"number": _number, "signed": signed},
         title=title,
         measures=measures,
         rows=rows,
@@ -160,7 +151,7 @@ def _telling_queries(systems: list[System], measure: str, queries: dict[str, str
         rows.append(
             {
                 "query_id": query_id,
-                "text": text if len(text) <= _QUERY_CHARACTERS else text[: _QUERY_CHARACTERS - 1].rstrip() + "…",
+                "text": html.clip(text, _QUERY_CHARACTERS),
                 "values": values,
                 "spread": max(values) - min(values),
             }

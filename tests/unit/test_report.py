@@ -1,5 +1,6 @@
 import re
-from html.parser import HTMLParser
+
+from helpers import Page, words
 
 from limrank.evaluation.metrics import evaluate
 from limrank.evaluation.report import System, _axis, render, write_report
@@ -12,35 +13,6 @@ FACTS = {"model": "smol <135M>", "recipe": "a: 1\nb: 2"}
 
 first = System("BM25", evaluate(QRELS, FIRST, ["RR", "P@1"]))
 second = System("reranked", evaluate(QRELS, SECOND, ["RR", "P@1"]), pairs_per_second=14.72, tokens_per_pair=212.4)
-
-
-class Page(HTMLParser):
-    """Collects text, checks that every tag is closed, and notes what would be loaded."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.text, self.loaded = [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.loaded += [value for name, value in attributes if name in ("src", "href")] + [tag] * (tag == "script")
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-
-def words(html):
-    return " ".join(" ".join(Page(html).text).split())
 
 
 def test_two_systems():

@@ -1,0 +1,44 @@
+"""The self-contained HTML pages of the reports: one skeleton, and text that stays text.
+
+No scripts and nothing loaded from elsewhere: a page can be mailed, printed and kept. A
+report's template extends ``page.html.j2``, which ends with the ``facts`` of what was run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, and those that turn the direction of what follows."""
+
+
+def render(template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **fields: Any) -> str:
+    """A page from a template of the package (``evaluation/report.html.j2``).
+
+    Every field is escaped; a name that the template knows and ``fields`` lacks is an error.
+    ``filters`` of the template's own come beside :func:`clip` and :func:`visible`.
+    """
+    import jinja2
+
+    # Undefined names are errors: a page with silent gaps would look complete.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("limrank", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clip": clip, "visible": visible, **(filters or {})}
+    return environment.get_template(template).render(**fields)
+
+
+def clip(text: str, characters: int) -> str:
+    """At most so many characters of a text; an ellipsis marks a cut."""
+    return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"
+
+
+def visible(text: str) -> str:
+    """The text with its control characters spelt out: ``⟨U+202E⟩``."""
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
