@@ -74,10 +74,16 @@ def find_qrels(folder: Path, split: str) -> Path | None:
     Raises:
         UserError: there are judgements, but none of that split; it names those there are.
     """
-    files = {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in (folder / "qrels").glob("*.tsv*")}
+    files = splits(folder)
     if files and split not in files:
-        raise UserError(f"{folder / 'qrels' / split}.tsv: no such split; there are: {', '.join(sorted(files))}")
+        raise UserError(f"{folder / 'qrels' / split}.tsv: no such split; there are: {', '.join(files)}")
     return files.get(split)
+
+
+def splits(folder: Path) -> dict[str, Path]:
+    """The judgement files of a folder by split, in the order of their names."""
+    files = (file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    return dict(sorted((file.name.removesuffix(".gz").removesuffix(".tsv"), file) for file in files))
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -100,13 +106,16 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_corpus(path: str | Path) -> list[Document]:
     """The documents of ``corpus.jsonl``; ``title`` may be missing or null."""
-    documents = [
-        Document(doc_id, _string(record, "text", where), title=_string(record, "title", where, needed=False))
-        for doc_id, record, where in _identified(path)
-    ]
+    documents = list(scan_corpus(path))
     if not documents:
         raise UserError(f"{path}: the corpus is empty")
     return documents
+
+
+def scan_corpus(path: str | Path) -> Iterator[Document]:
+    """Yield what :func:`read_corpus` reads, one document in memory at a time; it may be none."""
+    for doc_id, record, where in _identified(path):
+        yield Document(doc_id, _string(record, "text", where), title=_string(record, "title", where, needed=False))
 
 
 def read_queries(path: str | Path) -> list[Query]:

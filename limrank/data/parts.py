@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limrank.config import is_uri
+from limrank.data import saved
 from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError, first_line
 from limrank.storage import filesystem
@@ -37,8 +38,8 @@ def open_parts(path: str, split: str) -> tuple[list[Part], list[Any]]:
     Raises:
         UserError: there are no such files, or they cannot be read.
     """
-    saved = None if is_uri(path) else _saved_dataset(Path(path), split)
-    return saved or _parquet_parts(path)
+    dataset = None if is_uri(path) else _saved_dataset(Path(path), split)
+    return dataset or _parquet_parts(path)
 
 
 def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
@@ -96,19 +97,9 @@ def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[p
 
 def _saved_dataset(folder: Path, split: str) -> tuple[list[Part], list[Any]] | None:
     """The rows of a folder that ``datasets`` saved; None where it is none."""
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if not saved.is_saved(folder):
         return None
-    import datasets
-    import pyarrow as pa
-
-    try:
-        loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: not a dataset that can be loaded: {first_line(error)}") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise UserError(f"{folder}: data.split: it has no split {split!r}; there are: {', '.join(sorted(loaded))}")
-        folder, loaded = folder / split, loaded[split]
+    loaded, folder = saved.load(folder, split, "data.split")
 
     def batches(columns: list[str]) -> Iterator[pa.Table]:
         yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)

@@ -6,6 +6,7 @@ A *source* of seeds is one of:
 ``"pydocs"``                    the embedded seeds, about the Python standard library
 a BEIR folder                   each query that is judged relevant, with its best passage
 a ``.jsonl``/``.parquet`` file  ``query`` and ``passage`` a row, and ``seed_id`` or ``id``
+a folder of ``datasets``        the same; of several splits ``train``
 ==============================  ========================================================
 
 Personas are a ``.jsonl`` file (``persona``, ``id``) or any text file, one a line. Text
@@ -22,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limrank.data import beir
+from limrank.data import beir, saved
 from limrank.data.trec import read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.records import Document, Persona, Seed
@@ -56,7 +57,7 @@ def load_seeds(source: str, max_seeds: int | None = None) -> list[Seed]:
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
-    elif Path(source).is_dir():
+    elif Path(source).is_dir() and not saved.is_saved(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
         seeds = _file_seeds(source)
@@ -81,7 +82,7 @@ def load_corpus(source: str) -> list[Document]:
         from limrank.data import pydocs
 
         return pydocs.documents()
-    if Path(source).is_dir():
+    if Path(source).is_dir() and not saved.is_saved(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not come back as a negative of the second.
     by_passage: dict[str, Document] = {}
@@ -156,11 +157,10 @@ def _beir_seeds(folder: Path) -> list[Seed]:
 
 def _seed_qrels(folder: Path) -> Path:
     """The judgements that seeds are taken from: train, else test, else the first by name."""
-    files = [file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern)]
+    files = beir.splits(folder)
     if not files:
         raise UserError(f"{folder / 'qrels'}: no judgements (.tsv) there; a seed is a query with a relevant passage")
-    by_split = {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in files}
-    return by_split.get("train") or by_split.get("test") or by_split[min(by_split)]
+    return files.get("train") or files.get("test") or files[min(files)]
 
 
 def _file_seeds(path: str) -> list[Seed]:
@@ -174,9 +174,12 @@ def _file_seeds(path: str) -> list[Seed]:
 
 
 def _seed_rows(path: str) -> _Rows:
+    if Path(path).is_dir():
+        return _dataset_rows(Path(path))
     if not Path(path).is_file():
         raise UnavailableError(
-            f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file"
+            f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
+            "or a saved dataset"
         )
     if _is_jsonl(path):
         return _jsonl_rows(path)
@@ -188,6 +191,13 @@ def _seed_rows(path: str) -> _Rows:
 def _jsonl_rows(path: str) -> _Rows:
     for number, record in beir.read_jsonl(path):
         yield number, f"{path}:{number}", record
+
+
+def _dataset_rows(folder: Path) -> _Rows:
+    dataset, _ = saved.load(folder, "train", "synthesis.seeds")
+    columns = [name for name in _SEED_KEYS if name in dataset.column_names]
+    for number, record in enumerate(dataset.select_columns(columns), start=1):
+        yield number, f"{folder}: row {number}", record
 
 
 def _parquet_rows(path: str) -> _Rows:

@@ -211,7 +211,7 @@ def test_what_is_not_parquet_is_refused(tmp_path):
 
 @pytest.mark.parametrize("load", [load_seeds, load_corpus])
 def test_files_that_are_no_seeds(tmp_path, load):
-    missing = "no such file or folder; seeds are pydocs, a BEIR folder, or a .jsonl or .parquet file"
+    missing = "no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, or a saved dataset"
     assert refused(load, str(tmp_path / "gone.jsonl")) == f"gone.jsonl: {missing}"
     assert refused(load, str(tmp_path / "gone")) == f"gone: {missing}"
     unknown = "seeds are not read from this kind of file; give a .jsonl or a .parquet file"
@@ -347,3 +347,17 @@ def test_many_personas():
     personas = load_personas(shared("personas/personas.jsonl"))
     assert len(personas) == 5000
     assert personas[2] == Persona("2", "A WWII veteran who didn't finish high school.")
+
+
+def test_seeds_of_a_saved_dataset(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    saved = Dataset.from_dict({"id": [7, 8], "query": ["a", "b"], "passage": ["one", "two"], "other": [0.5, 0.5]})
+    saved.save_to_disk(str(tmp_path / "one"))
+    DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(str(tmp_path / "two"))
+    DatasetDict({"test": saved}).save_to_disk(str(tmp_path / "three"))
+    expected = [Seed("7", "a", "one"), Seed("8", "b", "two")]
+    assert load_seeds(str(tmp_path / "one")) == load_seeds(str(tmp_path / "two")) == expected
+    assert [document.contents for document in load_corpus(str(tmp_path / "two"))] == ["one", "two"]
+    with pytest.raises(UserError, match="no split 'train'; there are: test"):
+        load_seeds(str(tmp_path / "three"))
