@@ -50,12 +50,14 @@ class Task(Protocol):
     """The work on one unit: a pure async function, with the shapes around it. Picklable.
 
     ``unit_column`` is the column that says which unit a row is of; ``row_key`` are the
-    columns that together name a row, over the whole run.
+    columns that together name a row, over the whole run. ``again_key`` are those that name
+    what a second try does as one: all its earlier rows give way to the new ones.
     """
 
     step: str
     unit_column: str
     row_key: tuple[str, ...]
+    again_key: tuple[str, ...]
 
     @property
     def row_schema(self) -> pa.Schema: ...
@@ -177,7 +179,7 @@ class ChunkRunner:
         """Rows of a second try; one that it lost is as it was before."""
 
         def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-            return tuple(row[column] for column in self._task.row_key)
+            return tuple(row[column] for column in self._task.again_key)
 
         there = {key(row) for row in rows}
         return [*rows, *(row for row in earlier if key(row) not in there)]
@@ -224,9 +226,7 @@ class ChunkRunner:
         failures = [asdict(failure) for outcome in outcomes for failure in outcome.failures]
         before = chunk.spent
         if before is not None:
-            usage.add(
-                Usage(before.requests, before.prompt_tokens, before.cached_prompt_tokens, before.generated_tokens)
-            )
+            usage.add(before.usage)
         receipt = Receipt(
             chunk=chunk.number,
             units=len(outcomes),
@@ -238,6 +238,7 @@ class ChunkRunner:
             generated_tokens=usage.generated,
             work=(*(before.work if before else ()), self._work(chunk.began)),
             commit=uuid.uuid4().hex,
+            steps={name: [each.prompt, each.cached_prompt, each.generated] for name, each in usage.steps.items()},
         )
         name = f"{chunk_name(chunk.number)}.parquet"
         if failures:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limrank import errors
+from limrank.budget import CHUNKS_A_BUDGET, Budget
 from limrank.chunks import Task
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
@@ -49,6 +50,7 @@ def fanout(
     progress: Progress,
     stage: str,
     weighed_in: str,
+    token_budget: int | None = None,
 ) -> Summary:
     """Run every chunk of the plan that is not committed yet, and try what failed in the
     committed ones once more. Ray must be initialised.
@@ -56,6 +58,9 @@ def fanout(
     Args:
         engines: role → engine, opened in every actor.
         weighed_in: what the units' weight counts, for a person: ``pairs``, ``seeds``.
+        token_budget: tokens, prompts' too, that the run may take over all its sessions.
+            No chunk begins that is not expected to fit (see ``budget.py``), and the summary
+            is of what there is.
 
     Raises:
         UserError: the cluster can never give what ``workers`` asks for, or an engine
@@ -64,20 +69,27 @@ def fanout(
         StorageError: the run directory cannot be written.
     """
     pending = unfinished(run, plan)
+    # Long ones first, so that no worker is left with one at the end.
+    pending.sort(key=lambda chunk: (-chunk.cost, chunk.number))
     session = _Session(plan, pending, progress, stage, weighed_in)
-    if pending:
-        _dispatch(run.storage, pending, task, engines, workers, session)
-    summary = finish(run, plan, task, weighed_in)
+    budget = None
+    if token_budget is not None:
+        budget = Budget(token_budget, run.storage, plan, pending, read_receipts(run.storage))
+    if pending and not (budget and budget.is_spent):
+        _dispatch(run.storage, pending, task, engines, workers, session, budget)
+    summary = finish(run, plan, task, weighed_in, partly=budget is not None and budget.is_spent)
     session.show(finished=True)
     return summary
 
 
-def chunk_cost(engine_kind: str) -> int:
-    """About 30 s of work in estimated tokens, by what reads them."""
+def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
+    """About 30 s of work in estimated tokens, by what reads them; less where a budget is
+    so small that a chunk would be much of it."""
     import ray
 
     on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and ray.cluster_resources().get("GPU"))
-    return _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
+    cost = _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
+    return cost if token_budget is None else min(cost, max(1, token_budget // CHUNKS_A_BUDGET))
 
 
 def unfinished(run: RunDir, plan: Plan) -> list[Chunk]:
@@ -94,6 +106,7 @@ def _dispatch(
     engines: Mapping[str, EngineSource],
     workers: WorkersConfig,
     session: _Session,
+    budget: Budget | None,
 ) -> None:
     import pyarrow as pa
     import ray
@@ -110,12 +123,13 @@ def _dispatch(
     _prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     at_once = _at_once(pending, most)
-    longest_first = sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
     receipts = (
         # A block each, so that chunks are handed out one by one.
-        ray.data.from_arrow([pa.table({"chunk": [chunk.number]}) for chunk in longest_first]).map_batches(
+        ray.data.from_arrow(
+            [pa.table({"chunk": [chunk.number], "place": [place]}) for place, chunk in enumerate(pending)]
+        ).map_batches(
             ChunkWorker,
-            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s),
+            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s, budget is not None),
             batch_format="pyarrow",
             batch_size=None,
             # A worker whose node is lost comes up where there is room: on a node that joins,
@@ -134,7 +148,9 @@ def _dispatch(
     try:
         for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             for row in batch.to_pylist():
-                session.take(row)
+                receipt = session.take(row)
+                if budget and receipt:
+                    budget.take(receipt)
     except RayActorError as error:
         raise EngineError(
             f"{_STARTS_THAT_MAY_DIE + 1} processes in a row died while their engine started: is there "
@@ -172,9 +188,12 @@ class _Session:
     def seconds(self) -> float:
         return self._ended - self._began if self._began is not None else 0.0
 
-    def take(self, row: dict[str, Any]) -> None:
+    def take(self, row: dict[str, Any]) -> Receipt | None:
+        """The receipt of a chunk that a worker hands back; None where it was not begun."""
         if row["error_type"]:
             raise getattr(errors, row["error_type"], RuntimeError)(row["error"])
+        if row["receipt"] is None:
+            return None
         receipt = Receipt.from_json(row["receipt"])
         # A chunk that ran twice (its first actor died after the commit) counts once.
         self.done_weight += self._weights.pop(receipt.chunk, 0)
@@ -184,6 +203,7 @@ class _Session:
         self._began = began if self._began is None else min(self._began, began)
         self._ended = max(self._ended, ended)
         self.show()
+        return receipt
 
     def show(self, finished: bool = False) -> None:
         seconds = self.seconds
@@ -201,14 +221,16 @@ class _Session:
         )
 
 
-def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str) -> Summary:
-    """Check that every chunk is committed, once, and put the totals into the manifest."""
+def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str, *, partly: bool = False) -> Summary:
+    """Check that every chunk is committed, once, and put the totals into the manifest.
+    ``partly``: some may be left for a later call."""
     receipts = read_receipts(run.storage)
     missing = len(plan.chunks) - len(receipts)
-    if missing:
+    if missing and not partly:
         raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
     check_unique(run.storage, task.row_key)
-    summary = summarize(receipts, plan.weight)
+    done = {receipt.chunk for receipt in receipts}
+    summary = summarize(receipts, sum(chunk.weight for chunk in plan.chunks if chunk.number in done))
     run.note(**manifest_parts(summary, weighed_in))
     return summary
 

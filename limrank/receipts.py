@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from limrank.engines.base import Usage
 from limrank.errors import StorageError
 from limrank.storage import Storage
 
@@ -46,7 +47,8 @@ class Work:
 @dataclass(frozen=True)
 class Receipt:
     """What a finished chunk cost. ``work`` has an entry more for each time that its
-    failures were tried again. ``commit`` names the writing of it, rows and failures together."""
+    failures were tried again. ``commit`` names the writing of it, rows and failures together.
+    ``steps`` has the tokens of the task's named steps: prompt, cached and generated."""
 
     chunk: int
     units: int
@@ -58,6 +60,17 @@ class Receipt:
     generated_tokens: int
     work: tuple[Work, ...]
     commit: str = ""
+    steps: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def usage(self) -> Usage:
+        """What the chunk cost so far."""
+        steps = {name: Usage(0, *tokens) for name, tokens in self.steps.items()}
+        return Usage(self.requests, self.prompt_tokens, self.cached_prompt_tokens, self.generated_tokens, steps)
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.generated_tokens
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -186,6 +199,7 @@ class Summary:
     busy_seconds: float
     idle_seconds: float
     rate: float | None
+    steps: Mapping[str, Usage] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -206,18 +220,22 @@ def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
     def total(name: str) -> int:
         return sum(getattr(receipt, name) for receipt in receipts)
 
+    usage = Usage()
+    for receipt in receipts:
+        usage.add(receipt.usage)
     return Summary(
         units=total("units"),
         rows=total("rows"),
         failed=total("failed"),
-        prompt_tokens=total("prompt_tokens"),
-        cached_prompt_tokens=total("cached_prompt_tokens"),
-        generated_tokens=total("generated_tokens"),
+        prompt_tokens=usage.prompt,
+        cached_prompt_tokens=usage.cached_prompt,
+        generated_tokens=usage.generated,
         seconds=seconds,
         startup_seconds=max((each.startup_seconds for each in work), default=0.0),
         busy_seconds=busy,
         idle_seconds=max(0.0, up - busy),
         rate=weight / seconds if seconds else None,
+        steps=usage.steps,
     )
 
 
@@ -235,7 +253,8 @@ def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any
             "prompt": summary.prompt_tokens,
             "cached_prompt": summary.cached_prompt_tokens,
             "generated": summary.generated_tokens,
-        },
+        }
+        | ({"by_step": {name: step_tokens(usage) for name, usage in summary.steps.items()}} if summary.steps else {}),
         "rates": {
             f"{weighed_in}_per_second": round(summary.rate, 3),
             "tokens_per_second": round(summary.tokens / summary.seconds, 1),
@@ -243,6 +262,10 @@ def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any
         if summary.rate
         else {},
     }
+
+
+def step_tokens(usage: Usage) -> dict[str, int]:
+    return {"prompt": usage.prompt, "cached_prompt": usage.cached_prompt, "generated": usage.generated}
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:

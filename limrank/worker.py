@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from limrank.budget import Allowance
 from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
 from limrank.engines import EngineSource
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError
@@ -32,12 +33,22 @@ _STEPS_TO_ENGINE = 5
 
 class ChunkWorker:
     """One engine actor. An error that must end the job is handed back in a receipt's place:
-    an exception here would come out as Ray's, after Ray's retries."""
+    an exception here would come out as Ray's, after Ray's retries.
+
+    ``budgeted``: a chunk waits until the driver lets it begin (see ``budget.py``).
+    """
 
     def __init__(
-        self, storage: Storage, task: Task, sources: Mapping[str, EngineSource], session: str, timeout_s: float
+        self,
+        storage: Storage,
+        task: Task,
+        sources: Mapping[str, EngineSource],
+        session: str,
+        timeout_s: float,
+        budgeted: bool = False,
     ) -> None:
         self._storage = storage
+        self._allowance = Allowance(storage) if budgeted else None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
         self._fatal: Exception | None = None
@@ -58,14 +69,15 @@ class ChunkWorker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        answers = [self._answer(number) for number in batch["chunk"].to_pylist()]
+        answers = [self._answer(row["chunk"], row["place"]) for row in batch.to_pylist()]
         return pa.Table.from_pylist(answers, schema=_wire())
 
-    def _answer(self, number: int) -> dict[str, Any]:
+    def _answer(self, number: int, place: int) -> dict[str, Any]:
         if self._fatal is not None:
             return _fatal(self._fatal)
         try:
-            return {"receipt": self._wait(self._run(number)).to_json()}
+            receipt = self._wait(self._run(number, place))
+            return {"receipt": receipt.to_json() if receipt else None}
         except EndpointError as error:
             return _fatal(error)
         except EngineError as error:
@@ -81,7 +93,10 @@ class ChunkWorker:
         except Exception as error:
             return _fatal(error)
 
-    async def _run(self, number: int) -> Receipt:
+    async def _run(self, number: int, place: int) -> Receipt | None:
+        # Outside of the door: what a chunk waits for may be the end of one that comes after it.
+        if self._allowance and not await self._allowance.may_begin(place):
+            return None
         if await self._runner.deaths(number) >= DEATHS_BEFORE_ALONE:
             async with self._admission.alone():
                 chunk = await self._runner.open(number)
@@ -110,9 +125,9 @@ async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
 
 
 class Admission:
-    """Which chunks are at work. They enter one after the other, each as soon as an engine
+    """Which chunks are at work. They enter one after the other, each as soon as every engine
     has fewer requests than it can run: then the next requests are there before it needs
-    them, and no more is in flight (and lost with a crash) than keeps it full.
+    them, and no more is in flight (and lost with a crash) than keeps the slowest one full.
 
     A chunk that must run alone waits for the others to end and keeps them out: what dies
     then is known to be its own fault.
@@ -155,11 +170,12 @@ class Admission:
             yield
 
     def _has_room(self) -> bool:
-        return not self._engines or any(traffic.requests < runs for traffic, runs in self._engines)
+        return all(traffic.requests < runs for traffic, runs in self._engines)
 
 
 def _wire() -> pa.Schema:
-    """A receipt as it travels, or else the error that ends the job."""
+    """A receipt as it travels, or else the error that ends the job; neither, where the
+    chunk was not begun."""
     import pyarrow as pa
 
     return pa.schema([("receipt", pa.string()), ("error_type", pa.string()), ("error", pa.string())])

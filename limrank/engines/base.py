@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from limrank.errors import UserError
@@ -176,21 +176,25 @@ class Judge(Protocol):
 @dataclass(slots=True)
 class Usage:
     """Tokens that requests took. ``cached_prompt`` is the part of ``prompt`` that was
-    answered from the prefix cache."""
+    answered from the prefix cache; ``steps`` has what was spent by what it was :func:`spent_on`."""
 
     requests: int = 0
     prompt: int = 0
     cached_prompt: int = 0
     generated: int = 0
+    steps: dict[str, Usage] = field(default_factory=dict)
 
     def add(self, other: Usage) -> None:
         self.requests += other.requests
         self.prompt += other.prompt
         self.cached_prompt += other.cached_prompt
         self.generated += other.generated
+        for name, usage in other.steps.items():
+            self.steps.setdefault(name, Usage()).add(usage)
 
 
 _meter: ContextVar[Usage | None] = ContextVar("limrank_usage", default=None)
+_step: ContextVar[str | None] = ContextVar("limrank_step", default=None)
 
 
 @contextlib.contextmanager
@@ -204,11 +208,28 @@ def meter() -> Iterator[Usage]:
         _meter.reset(token)
 
 
+@contextlib.contextmanager
+def spent_on(name: str) -> Iterator[None]:
+    """Names what the requests of the enclosed code are for, in the meter around it."""
+    token = _step.set(name)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def current_step() -> str | None:
+    """What the request at hand is :func:`spent_on`."""
+    return _step.get()
+
+
 def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
     """Called by engines, once a request that was answered."""
     usage = _meter.get()
     if usage is not None:
-        usage.add(Usage(1, prompt, cached_prompt, generated))
+        name = current_step()
+        steps = {name: Usage(1, prompt, cached_prompt, generated)} if name else {}
+        usage.add(Usage(1, prompt, cached_prompt, generated, steps))
 
 
 def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:

@@ -30,7 +30,7 @@ _WORDS = [
     "met",
     "when",
     "a",
-    "passage",
+    "section",
     "says",
     "how",
     "it",

@@ -50,6 +50,7 @@ class RerankTask:
     step: str = "score"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
+    again_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -83,6 +84,7 @@ class FirstStageTask:
     step: str = "first_stage"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
+    again_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 
 import pyarrow as pa
 
@@ -79,6 +80,7 @@ class EchoTask:
     step: str = "echo"
     unit_column: str = "unit_id"
     row_key: tuple = ("unit_id",)
+    again_key: tuple = ("unit_id",)
     calls: list = field(default_factory=list)
 
     @property
@@ -149,3 +151,33 @@ def clock(monkeypatch, module, start=1000.0):
     now = [start]
     monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
     yield now
+
+
+class Page(HTMLParser):
+    """Collects text, checks that every tag is closed, and notes what would be loaded."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.text, self.loaded = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href")] + [tag] * (tag == "script")
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+def words(html):
+    """What a page says, in one line."""
+    return " ".join(" ".join(Page(html).text).split())

@@ -144,8 +144,8 @@ def test_a_second_try_that_loses_another_row_keeps_the_old_one(tmp_path):
 
     storage, _ = planned(tmp_path, ["a"])
     key = ("unit_id", "answer")
-    runner(storage, Kinds(row_key=key)).run(0, alone=False)
-    runner(storage, Kinds(row_key=key), session="second").run(0, alone=False)
+    runner(storage, Kinds(row_key=key, again_key=key)).run(0, alone=False)
+    runner(storage, Kinds(row_key=key, again_key=key), session="second").run(0, alone=False)
     assert sorted(row["answer"] for row in rows(storage)) == ["daily", "expert"]
     assert [row["unit_id"] for row in rows(storage, "failures")] == ["a/daily"]
 

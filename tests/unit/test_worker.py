@@ -5,6 +5,7 @@ import pytest
 from helpers import EchoTask, planned
 from rundirs import rows
 
+from limrank.budget import Budget
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import EngineSpec
 from limrank.engines.base import Limits, Traffic
@@ -105,7 +106,7 @@ FAKE = EngineSpec(ModelConfig(id="fake"), EngineConfig(kind="fake"))
 
 
 def answers(worker, *numbers):
-    return worker(pa.table({"chunk": list(numbers)})).to_pylist()
+    return worker(pa.table({"chunk": list(numbers), "place": list(numbers)})).to_pylist()
 
 
 def test_a_worker_answers_with_receipts(tmp_path):
@@ -115,6 +116,18 @@ def test_a_worker_answers_with_receipts(tmp_path):
     assert (first.rows, second.rows, len(rows(storage))) == (64, 6, plan.units)
     assert first.work[0].worker == second.work[0].worker
     assert 0 < second.work[0].busy_seconds <= second.work[0].ended - second.work[0].ready
+
+
+def test_a_chunk_that_the_budget_has_no_room_for_is_not_begun(tmp_path):
+    storage, plan = planned(tmp_path, [f"u{number:03d}" for number in range(130)])
+    worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
+    budget = Budget(1, storage, plan, plan.chunks, [])
+    (first,) = answers(worker, 0)  # the first always begins: nothing is known before it
+    budget.take(Receipt(0, 64, 64, 0, 1, 1, 0, 0, ()))
+    assert first["receipt"] and answers(worker, 1) == [{"receipt": None, "error_type": None, "error": None}]
+    Budget(10**6, storage, plan, plan.chunks, [])  # the next session's
+    worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
+    assert answers(worker, 2)[0]["receipt"]
 
 
 class Unopenable:
