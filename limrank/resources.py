@@ -15,19 +15,28 @@ _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
 
 
 def claim(
-    engines: Iterable[EngineSource], workers: WorkersConfig, replicas: int, *, spare_cpus: int = 1
+    engines: Iterable[EngineSource],
+    workers: WorkersConfig,
+    replicas: int,
+    *,
+    spare_cpus: int = 1,
+    nodes: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What one replica takes of the cluster that this process is connected to, as Ray's
     ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
 
+    Args:
+        nodes: what other pools leave of the cluster's nodes; None: they have it all.
+
     Raises:
         UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
     """
-    engines, nodes = list(engines), nodes_alive()
-    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in nodes))
-    check_resources(wanted, replicas, nodes, spare_cpus)
+    engines, whole = list(engines), nodes_alive()
+    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in whole))
+    left = whole if nodes is None else nodes
+    check_resources(wanted, replicas, left, spare_cpus)
     if not wanted["num_gpus"]:
-        check_memory(sum(source.memory_bytes for source in set(engines)), nodes)
+        check_memory(sum(source.memory_bytes for source in set(engines)), left)
     return wanted
 
 
@@ -64,8 +73,8 @@ def check_resources(
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
         beside = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
         raise UserError(
-            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's "
-            f"nodes ({have}): lower workers.replicas, workers.cpus or workers.gpus"
+            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's nodes (not yet "
+            f"taken by this job: {have}): lower workers.replicas, workers.cpus or workers.gpus"
         )
 
 
@@ -86,6 +95,17 @@ def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spa
     whole = sum(node.get("CPU", 0.0) for node in nodes) - spare_cpus
     by_cpu = _times(wanted["num_cpus"], whole) if wanted["num_cpus"] else _ANY_NUMBER
     return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in able)))
+
+
+def beside(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What the nodes have left when they hold so many replicas, each on the node that has
+    room for the most."""
+    left = [dict(node) for node in nodes]
+    for _ in range(replicas):
+        roomiest = max(left, key=lambda node: fitting(wanted, [node], 0))
+        for kind, key in _KINDS:
+            roomiest[kind] = max(0.0, roomiest.get(kind, 0.0) - wanted[key])
+    return left
 
 
 def wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:

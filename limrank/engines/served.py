@@ -1,4 +1,4 @@
-"""An engine that lives in a Ray actor of its own and is called from other processes.
+"""Engines that live in Ray actors of their own and are called from other processes.
 
 One model then serves several stages or pools; a unit flows from one model to the next
 as soon as its step ends.
@@ -6,6 +6,7 @@ as soon as its step ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -44,16 +45,23 @@ class EngineHost:
 
     async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         with _ends_with_engine():
-            return await self._engine.generate(prompt, **options)
+            return await self._opened().generate(prompt, **options)
 
     async def stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncIterator[str]:
         with _ends_with_engine():
-            async for text in self._engine.stream(prompt, **options):
+            async for text in self._opened().stream(prompt, **options):
                 yield text
 
     async def label_logprobs(self, prompt: Prompt, labels: list[str]) -> tuple[dict[str, float], Usage]:
         with _ends_with_engine(), meter() as usage:
-            return await self._engine.label_logprobs(prompt, labels), usage
+            return await self._opened().label_logprobs(prompt, labels), usage
+
+    def _opened(self) -> Any:
+        # Of a host that Ray started again nobody asks first whether it is ready: with the
+        # process gone Ray tries once more.
+        if self._engine is None:
+            raise EngineError(f"the engine did not open: {self._error}")
+        return self._engine
 
     async def aclose(self) -> None:
         if self._engine is not None:
@@ -62,24 +70,30 @@ class EngineHost:
 
 @dataclass(frozen=True)
 class HostedEngineSource(Elsewhere):
-    """Opens as a client of a running host."""
+    """Opens as a client of running hosts. ``limits`` are those of one."""
 
-    host: Any
+    hosts: tuple[Any, ...]
     limits: Limits
+    startup_timeout_s: float
 
     def open(self) -> HostedEngine:
-        return HostedEngine(self.host, self.limits)
+        return HostedEngine(self.hosts, self.limits, self.startup_timeout_s)
 
 
 class HostedEngine:
-    """The client. Its tokenizer is the host's, fetched as it opens: with its library it takes
-    seconds, in which the host would wait for the first request."""
+    """The client. A request goes to the host that has the fewest of its own; one whose host
+    dies goes to another, once, or where there is none to the same one when it is up again.
 
-    def __init__(self, host: Any, limits: Limits) -> None:
-        self._host = host
-        self.tokenizer: Tokenizer = _wait_until_ready(host, Elsewhere.startup_timeout_s, restarts=True)[1]
-        self.limits = limits
-        self.traffic = Traffic(2 * limits.in_flight)
+    Its tokenizer is the hosts', fetched as it opens: with its library it takes seconds, in
+    which a host would wait for the first request."""
+
+    def __init__(self, hosts: Sequence[Any], limits: Limits, startup_timeout_s: float) -> None:
+        self._requests = dict.fromkeys(hosts, 0)
+        self._startup_timeout_s = startup_timeout_s
+        for host in hosts:
+            self.tokenizer: Tokenizer = _wait_until_ready(host, startup_timeout_s, restarts=True)[1]
+        self.limits = Limits(limits.context, len(hosts) * limits.in_flight)
+        self.traffic = Traffic(2 * self.limits.in_flight)
 
     async def generate(
         self,
@@ -100,7 +114,7 @@ class HostedEngine:
             "seed": seed,
             "schema": schema,
         }
-        generation = await self._ask(self._host.generate, prompt, options)
+        generation = await self._ask("generate", prompt, options)
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
 
@@ -108,49 +122,70 @@ class HostedEngine:
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
     ) -> AsyncIterator[str]:
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": list(stop)}
-        with _engine_errors():
-            async for reference in self._host.stream.options(num_returns="streaming").remote(prompt, options):
+        with self._host() as host, _engine_errors():
+            async for reference in host.stream.options(num_returns="streaming").remote(prompt, options):
                 yield await reference
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
-        logprobs, usage = await self._ask(self._host.label_logprobs, prompt, list(labels))
+        logprobs, usage = await self._ask("label_logprobs", prompt, list(labels))
         record_usage(usage.prompt, usage.cached_prompt, usage.generated)
         return logprobs
 
     async def aclose(self) -> None:
         """Nothing: the host belongs to whoever started it."""
 
-    async def _ask(self, method: Any, *arguments: Any) -> Any:
+    async def _ask(self, method: str, *arguments: Any) -> Any:
         async with self.traffic:
-            with _engine_errors():
-                return await method.remote(*arguments)
+            with self._host() as first:
+                try:
+                    return await _call(first, method, *arguments)
+                except EngineError as error:
+                    if not _actor_died(error):
+                        raise
+            with self._host(but=first) as other:
+                if other is first:
+                    await _up_again(other, self._startup_timeout_s)
+                return await _call(other, method, *arguments)
+
+    @contextmanager
+    def _host(self, but: Any = None) -> Iterator[Any]:
+        others = [host for host in self._requests if host is not but]
+        host = min(others, key=self._requests.__getitem__) if others else but
+        self._requests[host] += 1
+        try:
+            yield host
+        finally:
+            self._requests[host] -= 1
 
 
 @contextmanager
-def host_engine(spec: EngineSpec, wanted: dict[str, float]) -> Iterator[HostedEngineSource]:
-    """Start an engine in an actor that takes ``wanted`` (num_cpus, num_gpus), and end it
-    on the way out. Returns once the engine is up.
+def host_engine(spec: EngineSpec, wanted: dict[str, Any], replicas: int = 1) -> Iterator[HostedEngineSource]:
+    """Start engines, each in an actor that takes ``wanted`` (num_cpus, num_gpus), and end
+    them on the way out. Returns once all are up.
 
     Raises:
         UserError: as ``open_engine``.
-        EngineError: as there, or it was not up within the engine's ``startup_timeout_s``.
+        EngineError: as there, or one was not up within the engine's ``startup_timeout_s``.
     """
     import ray
 
     # Calls wait in the engine's queue, not in Ray's: the actor takes all of them.
-    host = ray.remote(EngineHost).options(max_restarts=-1, max_concurrency=10_000, **wanted).remote(spec)
+    actor = ray.remote(EngineHost).options(max_restarts=-1, max_concurrency=10_000, **wanted)
+    hosts = tuple(actor.remote(spec) for _ in range(replicas))
     try:
-        limits, _ = _wait_until_ready(host, spec.startup_timeout_s, restarts=False)
-        yield HostedEngineSource(host, limits)
+        for host in hosts:
+            limits, _ = _wait_until_ready(host, spec.startup_timeout_s, restarts=False)
+        yield HostedEngineSource(hosts, limits, spec.startup_timeout_s)
     finally:
-        _end(host)
+        for host in hosts:
+            _end(host)
 
 
 def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[Limits, Tokenizer]:
     """What the host says of its engine once that is up. With ``restarts`` one that died is
     waited for: Ray starts it again, and fails every call until then."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import GetTimeoutError
 
     deadline = time.monotonic() + timeout_s
     while True:
@@ -160,9 +195,34 @@ def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[L
         except GetTimeoutError:
             raise EngineError(f"the engine did not start within {timeout_s:g} s (engine.startup_timeout_s)") from None
         except EngineError as error:
-            if not restarts or not isinstance(error.__cause__, RayActorError) or time.monotonic() > deadline:
+            if not restarts or not _actor_died(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_S)
+
+
+async def _up_again(host: Any, timeout_s: float) -> None:
+    """Returns once a host that died answers again, or raises the EngineError of its death."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            await _call(host, "ready")
+            return
+        except EngineError as error:
+            if not _actor_died(error) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _call(host: Any, method: str, *arguments: Any) -> Any:
+    with _engine_errors():
+        return await getattr(host, method).remote(*arguments)
+
+
+def _actor_died(error: EngineError) -> bool:
+    """Whether it is the host that is gone; what an engine says of itself is another matter."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(error.__cause__, RayActorError)
 
 
 def _end(host: Any) -> None:

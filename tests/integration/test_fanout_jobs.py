@@ -152,12 +152,36 @@ def test_a_killed_engine_host_is_waited_for(local_ray, beir, tmp_path):
             while not list((tmp_path / "run").glob("attempts/*/*")):
                 time.sleep(0.05)
             time.sleep(1)
-            local_ray.kill(source.host, no_restart=False)
+            local_ray.kill(source.hosts[0], no_restart=False)
 
         threading.Thread(target=kill, daemon=True).start()
         result, _ = rerank(config, engines={"scorer": source})
     rows = rows_of(tmp_path / "run")
     assert (result.failed, len({(row["query_id"], row["doc_id"]) for row in rows}), len(rows)) == (0, 120, 120)
+    # The worker waited, and lived: nothing was begun again.
+    begun = [len(list(chunk.iterdir())) for chunk in (tmp_path / "run" / "attempts").iterdir()]
+    assert set(begun) == {1}
+
+
+def test_a_request_whose_host_dies_goes_to_another(local_ray):
+    import asyncio
+
+    from limrank.config import EngineConfig, ModelConfig
+    from limrank.engines import EngineSpec
+    from limrank.engines.served import host_engine
+
+    async def asked_before_and_after(engine, host):
+        def answers():
+            return asyncio.gather(*(engine.generate(f"prompt {n}", max_tokens=30) for n in range(6)))
+
+        before = await answers()
+        local_ray.kill(host, no_restart=False)
+        return before, await answers()
+
+    spec = EngineSpec(ModelConfig(id="fake"), EngineConfig(kind="fake"))
+    with host_engine(spec, {"num_cpus": 0.1}, replicas=2) as source:
+        before, after = asyncio.run(asked_before_and_after(source.open(), source.hosts[0]))
+    assert before == after
 
 
 def test_a_pool_grows_between_its_bounds(local_ray, beir, tmp_path, monkeypatch):

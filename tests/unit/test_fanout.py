@@ -8,7 +8,7 @@ from limrank.fanout import _at_once, _Session, finish, unfinished
 from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
 from limrank.receipts import Receipt, Work
-from limrank.resources import check_memory, check_resources, fitting, resources
+from limrank.resources import beside, check_memory, check_resources, fitting, resources
 from limrank.rundir import open_run
 from limrank.worker import _fatal
 
@@ -33,7 +33,7 @@ def test_the_last_cpu_stays_free():
         check_resources({"num_cpus": 2, "num_gpus": 0}, 2, [{"CPU": 4}])
     assert str(caught.value) == (
         "workers: 2 replicas of 2 CPUs each, and 1 CPU beside them, do not fit into the cluster's nodes "
-        "(4 CPUs 0 GPUs): lower workers.replicas, workers.cpus or workers.gpus"
+        "(not yet taken by this job: 4 CPUs 0 GPUs): lower workers.replicas, workers.cpus or workers.gpus"
     )
 
 
@@ -154,3 +154,14 @@ def test_only_unfinished_chunks_and_those_with_failures_are_left(tmp_path):
     runner(storage, EchoTask(row_error={"u100"})).run(1, alone=False)
     with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run:
         assert [chunk.number for chunk in unfinished(run, plan)] == [1, 2]
+
+
+def test_what_two_pools_leave_each_other():
+    one = {"num_cpus": 1, "num_gpus": 1}
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}]
+    left = beside(one, 2, nodes)
+    assert sum(node["GPU"] for node in left) == 1 and sum(node["CPU"] for node in left) == 6
+    check_resources(one, 1, left)
+    with pytest.raises(UserError, match="2 replicas"):
+        check_resources(one, 2, left)
+    assert nodes[0]["GPU"] == 1.0
