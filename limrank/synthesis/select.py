@@ -1,0 +1,258 @@
+"""Less is more: which of the kept examples a model is trained on.
+
+The unit of choice is a query with a positive and a negative; of each query that has both,
+one of each is taken, the ones that are hardest for the base model. ``coverage`` goes round
+the cells (query kind × difficulty × domain) and takes a query from each in turn, so that
+all are filled evenly and one that is empty leaves its share to the others. In a cell it
+goes farthest-first over the queries' embeddings, which is greedy k-center (Gonzalez, 1985;
+to choose a training set, Sener and Savarese, ICLR 2018, arXiv 1708.00489), with distances
+stretched by how unsure or wrong the base model is (uncertainty sampling, Lewis and Gale,
+SIGIR 1994). ``random`` is the ablation: as many such pairs, drawn blindly.
+
+A smaller choice is the beginning of a larger one. Nothing depends on the order of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise, zip_longest
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Row = Mapping[str, Any]
+"""The fields of a ``SynthesisExample``, as they are read from ``rows/``."""
+
+T = TypeVar("T")
+
+OTHER = "other"
+"""The domain of queries whose own was seen too rarely, or never named."""
+
+_RARE = 2
+_LEXICAL_DIMENSIONS = 128
+_LEADERS = 2048
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen of a pool.
+
+    ``example_ids`` are in order of choice, a query's positive before its negative.
+    ``size`` is how many were asked for, ``queries`` how many have a kept positive and a
+    kept negative.
+    """
+
+    example_ids: list[str]
+    size: int
+    queries: int
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why there are fewer than were asked for; None where there are not."""
+        count = len(self.example_ids)
+        if count == self.size:
+            return None
+        if self.size // 2 > self.queries:
+            other = "other " if count else ""
+            return f"{count} examples and not {self.size}: no {other}query has a kept positive and a kept negative"
+        return f"{count} examples and not {self.size}: they come in pairs"
+
+
+def surprise(row: Row) -> float:
+    """|p(true) − label|: 0 where the base model is sure and right, one half where it is
+    unsure, 1 where it is sure and wrong. p(true) is ``base_score`` where rows carry one, else
+    the judge's; a pair without a score counts as unsure."""
+    score = row.get("base_score")
+    if score is None:
+        score = row["judge_score"]
+    return 0.5 if score is None else abs(score - bool(row["label"]))
+
+
+def lexical_embeddings(texts: Sequence[str]) -> np.ndarray:
+    """TF-IDF over lower-case words, (n, 128) float32: which texts share their rarer words.
+    It needs no model and knows nothing of meaning.
+
+    Each word adds a vector of random signs (Achlioptas, JCSS 2003), taken from the word's
+    own hash: the same in every process.
+    """
+    import numpy as np
+
+    places: dict[str, int] = {}
+    words, counts, ends = array("l"), array("d"), [0]
+    for text in texts:
+        for word, count in Counter(_WORD.findall(text.lower())).items():
+            words.append(places.setdefault(word, len(places)))
+            counts.append(count)
+        ends.append(len(words))
+    digests = b"".join(hashlib.blake2b(word.encode(), digest_size=_LEXICAL_DIMENSIONS // 8).digest() for word in places)
+    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8))
+    signs = bits.astype(np.float32).reshape(-1, _LEXICAL_DIMENSIONS) * 2 - 1
+    found = np.asarray(words)
+    frequency = np.bincount(found, minlength=len(places))
+    rarity = np.log1p((len(texts) - frequency + 0.5) / (frequency + 0.5))
+    weights = ((1 + np.log(np.asarray(counts))) * rarity[found]).astype(np.float32)
+    vectors = np.empty((len(texts), _LEXICAL_DIMENSIONS), dtype=np.float32)
+    for place, (start, end) in enumerate(pairwise(ends)):
+        vectors[place] = weights[start:end] @ signs[found[start:end]]
+    return vectors
+
+
+def select(
+    rows: Iterable[Row],
+    size: int,
+    by: Literal["coverage", "random"] = "coverage",
+    *,
+    seed: int,
+    embed: Callable[[Sequence[str]], np.ndarray] = lexical_embeddings,
+    hardness: Callable[[Row], float] = surprise,
+) -> Selection:
+    """At most ``size`` examples, half of them positive; of each query both labels.
+
+    Args:
+        rows: the pool, read once and not held; those that were not kept are passed over.
+        seed: of ``random``, and in ``coverage`` of what is left to chance.
+        embed: the queries' texts → their vectors, (n, d) floats, compared by cosine.
+        hardness: of an example for the base model, in [0, 1].
+    """
+    groups = _groups(rows, seed, hardness if by == "coverage" else None)
+    order = _by_coverage(groups, embed) if by == "coverage" else iter(groups)
+    chosen = [pick.example_id for group in islice(order, size // 2) for pick in (group.picks[True], group.picks[False])]
+    return Selection(chosen, size, len(groups))
+
+
+def domain_name(domain: str | None) -> str:
+    """A domain as a writer names it, without regard to case and spaces."""
+    return " ".join((domain or "").lower().split()) or OTHER
+
+
+class _Pick(NamedTuple):
+    """An example of a query. The smallest is the hardest, or among equals the first drawn."""
+
+    ease: float
+    draw: bytes
+    example_id: str
+    domain: str
+    difficulty: str
+
+
+@dataclass(slots=True)
+class _Group:
+    """A query and the example of each label that would be taken for it."""
+
+    kind: str
+    query: str
+    draw: bytes
+    picks: dict[bool, _Pick] = field(default_factory=dict)
+
+    @property
+    def hardness(self) -> float:
+        return -sum(pick.ease for pick in self.picks.values()) / len(self.picks)
+
+
+def _groups(rows: Iterable[Row], seed: int, hardness: Callable[[Row], float] | None) -> list[_Group]:
+    """The queries that have both labels, in the order in which the seed draws them.
+
+    Hashes, not a generator's state, say what is drawn: a query's place does not depend on
+    the others.
+    """
+
+    def draw(*names: str) -> bytes:
+        return hashlib.blake2b("\0".join((str(seed), *names)).encode(), digest_size=8).digest()
+
+    groups: dict[tuple[str, ...], _Group] = {}
+    for row in rows:
+        if not row["kept"]:
+            continue
+        query = f"{row['query']} {row['instruction'] or ''}".strip()
+        key = (row["seed_id"], row["query_kind"], query)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(row["query_kind"], query, draw(*key))
+        pick = _Pick(
+            -hardness(row) if hardness else 0.0,
+            draw(row["example_id"]),
+            row["example_id"],
+            domain_name(row["domain"]),
+            row["difficulty"],
+        )
+        label = bool(row["label"])
+        group.picks[label] = min(pick, group.picks.get(label, pick))
+    return sorted((group for group in groups.values() if len(group.picks) == 2), key=lambda group: group.draw)
+
+
+def _by_coverage(groups: Sequence[_Group], embed: Callable[[Sequence[str]], np.ndarray]) -> Iterator[_Group]:
+    """All groups, each cell in turn and in a cell farthest-first."""
+    import numpy as np
+
+    if not groups:
+        return
+    vectors = np.asarray(embed([group.query for group in groups]), dtype=np.float32)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    weights = np.array([1 + group.hardness for group in groups], dtype=np.float32)
+    cells = [np.array(cell) for cell in _cells(groups)]
+    for place in _in_turn([map(cell.item, farthest_first(vectors[cell], weights[cell])) for cell in cells]):
+        yield groups[place]
+
+
+def _cells(groups: Sequence[_Group]) -> Iterator[list[int]]:
+    """The groups' places by query kind, difficulty and domain. Kinds and difficulties
+    alternate, so that they stay even where not every cell gets one."""
+    domains = Counter(group.picks[True].domain for group in groups)
+    strata: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for place, group in enumerate(groups):
+        domain, difficulty = group.picks[True].domain, group.picks[True].difficulty
+        stratum = strata.setdefault((group.kind, difficulty), {})
+        stratum.setdefault(domain if domains[domain] > _RARE else OTHER, []).append(place)
+    return _in_turn([stratum.values() for stratum in strata.values()])
+
+
+def farthest_first(vectors: np.ndarray, weights: np.ndarray) -> Iterator[int]:
+    """All places, each the one whose weighted distance to the nearest one before it is
+    largest; the heaviest comes first.
+
+    Distances only ever shrink. So the places that lead are followed alone, until the best
+    of them is behind what the best of the others was when all were last brought up to date.
+
+    Args:
+        vectors: (n, d), of length one; the distance is 1 − cosine.
+        weights: (n,), above 0.
+    """
+    import numpy as np
+
+    distance = np.ones(len(vectors), dtype=np.float32)
+    left = len(vectors)
+    while left:
+        scores = distance * weights
+        order = np.argpartition(-scores, min(_LEADERS, len(scores) - 1))
+        leaders, others = np.sort(order[:_LEADERS]), order[_LEADERS:]
+        bound = scores[others].max(initial=-np.inf)
+        leading, near, stretch = vectors[leaders], distance[leaders], weights[leaders]
+        chosen = []
+        while len(chosen) < left:
+            best = int(np.argmax(near * stretch))
+            if near[best] * stretch[best] < bound:
+                break
+            yield int(leaders[best])
+            chosen.append(leaders[best])
+            np.minimum(near, np.maximum(1 - leading @ leading[best], 0), out=near)
+            near[best] = -np.inf
+        for start in range(0, len(vectors), _LEADERS):
+            block = slice(start, start + _LEADERS)
+            nearest = (vectors[block] @ vectors[chosen].T).max(axis=1)
+            np.minimum(distance[block], np.maximum(1 - nearest, 0), out=distance[block])
+        distance[chosen] = -np.inf
+        left -= len(chosen)
+
+
+def _in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
+    """One of each, round after round, until all are empty."""
+    end = object()
+    for taken in zip_longest(*streams, fillvalue=end):
+        yield from (each for each in taken if each is not end)
