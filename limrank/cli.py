@@ -64,6 +64,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Empty the run_dir first, whichever config's run it holds.")
 ]
+Preview = Annotated[
+    int | None,
+    typer.Option(
+        "--preview", metavar="N", min=1, help="Run N seeds here and print every prompt and answer; write nothing."
+    ),
+]
 Dashboard = Annotated[
     str,
     typer.Option(
@@ -73,7 +79,7 @@ Dashboard = Annotated[
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submitting printed.", show_default=False)]
 
 
-def _job_command(name: str, summary: str) -> Callable[..., None]:
+def _job_command(name: str) -> Callable[..., None]:
     def command(
         recipe: Recipe,
         overrides: Overrides = None,
@@ -85,7 +91,6 @@ def _job_command(name: str, summary: str) -> Callable[..., None]:
 
         _start(name, load_config(recipe, overrides or (), job=name), address, dry_run, overwrite)
 
-    command.__doc__ = summary
     return command
 
 
@@ -105,10 +110,32 @@ def _evaluate(
     _start("evaluate", config, address, dry_run, overwrite)
 
 
-_evaluate.__doc__ = _ROOMS["evaluate"][1]
+def _synthesize(
+    recipe: Recipe,
+    preview: Preview = None,
+    overrides: Overrides = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    from limrank.recipe import load_config
+
+    config = load_config(recipe, overrides or (), job="synthesize")
+    if preview is None:
+        _start("synthesize", config, address, dry_run, overwrite)
+        return
+    from limrank.synthesis.job import preview as show_steps
+
+    show_steps(config, preview, print)
+
+
+_OWN = {"synthesize": _synthesize, "evaluate": _evaluate}
+"""The commands that take more than a recipe and what every job takes."""
 
 for _name, (_, _summary) in _ROOMS.items():
-    app.command(_name)(_evaluate if _name == "evaluate" else _job_command(_name, _summary))
+    _command = _OWN.get(_name) or _job_command(_name)
+    _command.__doc__ = _summary
+    app.command(_name)(_command)
 
 
 def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
@@ -181,15 +181,64 @@ class WorkersConfig(Section):
         return self.replicas if isinstance(self.replicas, int) else self.replicas[1]
 
 
+class SynthesisPrompts(Section):
+    """Each is the name of a prompt in limrank/prompts, or a file."""
+
+    query: str = "synth_query"
+    chain: str = "synth_chain"
+    describe: str = "synth_describe"
+    passage: str = "synth_passage"
+
+
+class TokenPrices(Section):
+    """In any one currency, a million tokens."""
+
+    prompt: NonNegativeFloat
+    generated: NonNegativeFloat
+    cached_prompt: NonNegativeFloat | None = Field(None, description="null: as prompt")
+
+
+Shares = dict[str, Annotated[float, Field(ge=0)]]
+"""Value → weight; the weights need not add up to 1."""
+
+
 class SynthesisConfig(Section):
     seeds: PathStr | Literal["pydocs"] = Field("pydocs", description="a BEIR folder, a JSONL/Parquet file, or pydocs")
     personas: PathStr | None = Field(None, description="one a line or JSONL; null: the built-in list")
     max_seeds: PositiveInt | None = None
-    kinds: tuple[Literal["daily", "expert"], ...] = ("daily", "expert")
+    license: str | None = Field(None, description="of the seeds, for DATASET.md")
+    kinds: tuple[Literal["daily", "expert"], ...] = Field(
+        ("daily", "expert"), min_length=1, description="a query of each, a persona"
+    )
+    personas_per_seed: PositiveInt = 1
+    difficulties: Shares = Field(
+        {"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
+    )
+    domains: Shares = Field({}, description="domain → share of the queries; empty: the writer names each one's")
+    instruction_rate: Unit = Field(
+        0.0, description="share of the queries that come with an instruction that narrows what is relevant"
+    )
+    prompts: SynthesisPrompts = SynthesisPrompts()
+    constrained: bool = Field(True, description="structured steps are held to their JSON schema by the engine")
     negatives: NonNegativeInt = Field(1, description="hard negatives written a query")
     mined_negatives: NonNegativeInt = Field(
-        0, description="BM25 neighbours of the seed's passage, judged like the rest"
+        0,
+        description="passages of the corpus a query, judged like the rest: the seed's BM25 neighbours, "
+        "or of mine_depth of them those that the reranker ranks highest for the query",
     )
+    mine_depth: PositiveInt = Field(20, description="BM25 neighbours that the reranker takes the mined negatives from")
+    max_tokens: PositiveInt | None = Field(
+        None, description="tokens, prompts' too, that the run may take; then it stops cleanly, and goes on once raised"
+    )
+    prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field({}, description="for the cost by step")
+    decontaminate: tuple[PathStr, ...] = Field(
+        (), description="BEIR folders: what repeats their queries or relevant documents is rejected"
+    )
+    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
+        0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"
+    )
+    size: PositiveInt | None = Field(None, description="how many of the kept examples are exported; null: all")
+    select: Literal["coverage", "random"] = Field("coverage", description="how those are chosen")
     query_tokens: PositiveInt = 160
     chain_tokens: PositiveInt = 256
     passage_tokens: PositiveInt = 256
@@ -201,6 +250,22 @@ class SynthesisConfig(Section):
         description="verdict: the judge's own true or false must be the intended label (the paper's); "
         "ranking: it must score a query's positive above the negative, for judges too weak to be calibrated",
     )
+    judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.1, description="agreement by verdict: p(true) this near to one half is unsure, and rejected"
+    )
+
+    @model_validator(mode="after")
+    def _shares_can_be_kept(self) -> SynthesisConfig:
+        if unknown := set(self.difficulties) - {"direct", "indirect", "multi_hop"}:
+            raise ValueError(f"synthesis.difficulties: {', '.join(sorted(unknown))}: not direct, indirect or multi_hop")
+        for key in ("difficulties", "domains"):
+            if (shares := getattr(self, key)) and not sum(shares.values()):
+                raise ValueError(f"synthesis.{key}: every share is 0")
+        if not self.difficulties:
+            raise ValueError("synthesis.difficulties is empty")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("synthesis.kinds: one is there twice")
+        return self
 
     @model_validator(mode="after")
     def _ranking_has_negatives(self) -> SynthesisConfig:
@@ -245,6 +310,10 @@ class EvaluationConfig(Section):
     bootstrap_samples: PositiveInt = 2000
 
 
+def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
+    return Role(model or default.model, engine or default.engine, workers or default.workers)
+
+
 def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
     """Raises ValueError for an engine that is a served reranker: it judges, and writes nothing."""
     if engine is not None and engine.kind == "serve":
@@ -260,6 +329,14 @@ class Job(Section):
     allow_failures: bool = False
 
 
+class Role(NamedTuple):
+    """A model at work: what runs it, and in which pool."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    workers: WorkersConfig
+
+
 class SynthesizeJob(Job):
     job: Literal["synthesize"] = "synthesize"
     model: ModelConfig = ModelConfig()
@@ -267,14 +344,55 @@ class SynthesizeJob(Job):
     engine: EngineConfig = EngineConfig()
     judge_engine: EngineConfig | None = None
     workers: WorkersConfig = WorkersConfig()
+    judge_workers: WorkersConfig | None = Field(
+        None,
+        description="the pool of a judge that is a model of its own, of a range the lower bound; null: as workers",
+    )
+    reranker: ModelConfig | None = Field(
+        None,
+        description="the reranker that is to be bettered: it picks mined negatives and says what is hard; "
+        "null: BM25 picks, and the judge's score says",
+    )
+    reranker_engine: EngineConfig | None = Field(None, description="null: as engine")
+    reranker_workers: WorkersConfig | None = Field(None, description="as judge_workers")
     scoring: ScoringConfig = ScoringConfig(mode="budget")
     synthesis: SynthesisConfig = SynthesisConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model_is_one_engine(cls, values: Any) -> Any:
+        """A judge or reranker that is the writer's model is all of it where the recipe does not say."""
+        if not isinstance(values, dict):
+            return values
+        model = values.get("model") or {}
+        same = {
+            role: model | given
+            for role in ("judge", "reranker")
+            if isinstance(given := values.get(role), dict) and given.get("id") == model.get("id")
+        }
+        return values | same
 
     @model_validator(mode="after")
     def _engines_of_its_own(self) -> SynthesizeJob:
         _own_engine(self.engine)
         _own_engine(self.judge_engine, "judge_engine")
+        _own_engine(self.reranker_engine, "reranker_engine")
+        if self.reranker is None and (self.reranker_engine or self.reranker_workers):
+            raise ValueError("reranker_engine and reranker_workers need a model: reranker.id")
+        roles = self.roles()
+        for name in ("judge", "reranker"):
+            if getattr(self, f"{name}_workers") and roles[name][:2] == roles["writer"][:2]:
+                raise ValueError(f"{name}_workers: the {name} is the writer's own model, and works in its pool")
         return self
+
+    def roles(self) -> dict[str, Role]:
+        """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What it does not
+        say of these is as it is of the writer."""
+        writer = Role(self.model, self.engine, self.workers)
+        roles = {"writer": writer, "judge": _role(writer, self.judge, self.judge_engine, self.judge_workers)}
+        if self.reranker:
+            roles["reranker"] = _role(writer, self.reranker, self.reranker_engine, self.reranker_workers)
+        return roles
 
 
 class TrainJob(Job):

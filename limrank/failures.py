@@ -132,9 +132,9 @@ def _manifest(storage: Storage) -> dict[str, Any]:
 
 def _counted_in(failure: Failure) -> str | None:
     """Which of the manifest's counts a failure is one of."""
-    if failure.step == "write":  # one of a seed's queries: neither a seed nor an example
+    if failure.step in ("write", "mine"):  # one of a seed's queries: neither a seed nor an example
         return None
-    is_part = "\t" in failure.unit_id or failure.step == "judge"
+    is_part = "\t" in failure.unit_id or failure.step in ("judge", "base")
     return "rows" if is_part else "units"
 
 

@@ -8,7 +8,7 @@ base ranking; the tuned model's engine serves its ranking and the served answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,9 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         with _engine(config, config.model, needed, progress) as engine:
             roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
+            if _status(stages["synthesize"].run_dir) == "stopped":  # at its budget: nobody trains on a part
+                run_dir.finish("stopped")
+                return _result(results, results[-1].shown[1:])
             results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
         results.append(training.run(stages["train"], **common))
         tuned = stages["rerank_tuned"].model
@@ -89,16 +92,22 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         report = _report(config, stages, evaluations)
         run_dir.note(counts={"failed": sum(result.failed for result in results)})
         run_dir.finish("done")
-    shown = [result.shown[0] for result in results if result.shown]
-    return JobResult(
-        sum(result.failed for result in results),
-        list(dict.fromkeys(warning for result in results for warning in result.warnings)),
+    return _result(
+        results,
         [
-            *shown,
             f"served over HTTP: the best document of the first query is {best['doc_id']}",
             comparison_table(evaluations),
             f"report: {report}",
         ],
+    )
+
+
+def _result(stages: Sequence[JobResult], shown: Sequence[Any]) -> JobResult:
+    """Of the whole line: what each stage says first, then ``shown``."""
+    return JobResult(
+        sum(result.failed for result in stages),
+        list(dict.fromkeys(warning for result in stages for warning in result.warnings)),
+        [*(result.shown[0] for result in stages if result.shown), *shown],
     )
 
 
@@ -107,7 +116,11 @@ def _stages_hash(config: PipelineJob) -> str:
     apart = {"run_dir": True, "allow_failures": True, "workers": True, "serving": True, "evaluation": True}
     return config_hash(
         config.model_dump(
-            exclude=apart | {"engine": {"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}}
+            exclude=apart
+            | {
+                "engine": {"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"},
+                "synthesis": {"max_tokens", "prices", "license"},
+            }
         )
     )
 
@@ -221,11 +234,18 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
 def _done(run_dir: str) -> bool:
     """Whether a stage ended well before and has nothing to try again; its own check of the
     config comes later."""
+    return _status(run_dir) == "done" and not _manifest(run_dir)["counts"].get("failed")
+
+
+def _status(run_dir: str) -> str | None:
+    return _manifest(run_dir).get("status")
+
+
+def _manifest(run_dir: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(Storage(run_dir).read_text("manifest.json"))
-        return manifest.get("status") == "done" and not manifest["counts"].get("failed")
+        return json.loads(Storage(run_dir).read_text("manifest.json"))
     except (FileNotFoundError, ValueError):
-        return False
+        return {}
 
 
 def _ask_served(serve: ServeJob, engine: EngineSource, config: PipelineJob, answer: Path, progress: Progress) -> None:

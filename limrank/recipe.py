@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from limrank.config import JOBS, Job, PathMark, is_uri
+from limrank.config import JOBS, Job, PathMark, SynthesisPrompts, is_uri
 from limrank.errors import UserError, first_line
 
 COMPARE_DIR = "runs/compare"
@@ -108,14 +108,23 @@ def _absolute_paths(config: Job) -> Job:
     for key, is_there in (
         ("model.id", Path.is_dir),
         ("judge.id", Path.is_dir),
+        ("reranker.id", Path.is_dir),
         ("scoring.prompt", Path.is_file),
         ("judge_scoring.prompt", Path.is_file),
+        *((f"synthesis.prompts.{step}", Path.is_file) for step in SynthesisPrompts.model_fields),
     ):
-        section, name = key.split(".")
-        value = getattr(getattr(config, section, None), name, None)
+        value = _value(config, key)
         if value is not None and is_there(Path(value).expanduser()):
             updates[key] = _absolute(value)
     return with_values(config, updates)
+
+
+def _value(config: BaseModel, key: str) -> Any:
+    """Of a dotted key; None where the config has no such section."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:

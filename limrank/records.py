@@ -123,6 +123,27 @@ class QueryKind(StrEnum):
     EXPERT = "expert"
 
 
+class Difficulty(StrEnum):
+    """How far the passage that helps is from saying so: outright, by inference, or only
+    together with other facts."""
+
+    DIRECT = "direct"
+    INDIRECT = "indirect"
+    MULTI_HOP = "multi_hop"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBrief:
+    """What a writer is asked for: one query. ``domain`` None: the writer names it.
+    ``instructed``: with an instruction that narrows what is relevant."""
+
+    kind: QueryKind
+    persona: Persona
+    difficulty: Difficulty
+    domain: str | None = None
+    instructed: bool = False
+
+
 class PassageRole(StrEnum):
     POSITIVE = "positive"
     HARD_NEGATIVE = "hard_negative"
@@ -134,13 +155,14 @@ class SynthesisExample:
     """One synthetic (query, passage) pair with its intended label and the judge's chain.
 
     A field that the writer never produced is None; then ``kept`` is False and
-    ``reject_reason`` says why.
+    ``reject_reason`` says why. ``judge_score`` and ``base_score`` are p(true), the judge's and
+    without a chain that of the reranker to be bettered; None where the recipe names none.
     """
 
     example_id: str
     seed_id: str
-    persona_id: str
-    query_kind: QueryKind
+    persona_id: str | None = None
+    query_kind: QueryKind | None = None
     domain: str | None = None
     difficulty: str | None = None
     query: str | None = None
@@ -150,6 +172,7 @@ class SynthesisExample:
     label: bool | None = None
     reasoning: str | None = None
     judge_score: float | None = None
+    base_score: float | None = None
     kept: bool = False
     reject_reason: str | None = None
 
@@ -226,20 +249,32 @@ def rerank_row_schema() -> pa.Schema:
 
 
 def synthesis_unit_schema() -> pa.Schema:
-    """A seed and the personas it is to be seen through, the unit of synthesis."""
+    """A seed and the queries to be written from it, the unit of synthesis: each brief as
+    in :class:`QueryBrief`. ``contaminated`` names what of a benchmark the seed repeats;
+    null: nothing."""
     import pyarrow as pa
 
-    persona = pa.struct([("persona_id", pa.string()), ("text", pa.string()), ("kind", pa.string())])
+    brief = pa.struct(
+        [
+            ("kind", pa.string()),
+            ("persona_id", pa.string()),
+            ("persona", pa.string()),
+            ("difficulty", pa.string()),
+            ("domain", pa.string()),
+            ("instructed", pa.bool_()),
+        ]
+    )
     return _schema(
         "synthesis_unit",
-        1,
+        2,
         [
             ("unit_id", pa.string()),
             ("cost", pa.int64()),
             ("query", pa.string()),
             ("passage", pa.string()),
-            ("personas", pa.list_(persona)),
+            ("briefs", pa.list_(brief)),
             ("mined", pa.list_(pa.string())),
+            ("contaminated", pa.string()),
         ],
     )
 
@@ -251,16 +286,25 @@ def synthesis_row_schema() -> pa.Schema:
     strings = "example_id seed_id persona_id query_kind domain difficulty query instruction passage passage_role"
     return _schema(
         "synthesis_row",
-        1,
+        2,
         [(name, pa.string()) for name in strings.split()]
         + [
             ("label", pa.bool_()),
             ("reasoning", pa.string()),
             ("judge_score", pa.float64()),
+            ("base_score", pa.float64()),
             ("kept", pa.bool_()),
             ("reject_reason", pa.string()),
         ],
     )
+
+
+def synthesis_example_schema() -> pa.Schema:
+    """A row as the whole pool leaves it: ``selected`` ones are what is trained on."""
+    import pyarrow as pa
+
+    fields = [(field.name, field.type) for field in synthesis_row_schema()]
+    return _schema("synthesis_example", 2, [*fields, ("selected", pa.bool_())])
 
 
 def failure_schema() -> pa.Schema:

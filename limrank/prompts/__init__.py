@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from limrank.errors import UserError
+from limrank.errors import UserError, first_line
 
 
 @lru_cache
@@ -33,8 +33,17 @@ def load(name: str) -> str:
 
 
 def render(name: str, **fields: object) -> str:
-    """A prompt with its places filled; a place without a value is an error."""
-    return _template(load(name)).render(**fields)
+    """A prompt with its places filled.
+
+    Raises:
+        UserError: there is no such prompt, it is no template, or it has a place that ``fields`` lacks.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return _template(load(name)).render(**fields)
+    except TemplateError as error:
+        raise UserError(f"prompt {name}: {first_line(error)}; its places are {', '.join(fields)}") from None
 
 
 @lru_cache

@@ -1,44 +1,65 @@
-"""From committed rows to what a trainer, a person or LLaMA-Factory reads."""
+"""From a run's rows to what a trainer, a person or LLaMA-Factory reads."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from limrank.config import ScoringConfig, SynthesizeJob
-from limrank.receipts import Summary
-from limrank.records import Query
+from limrank import prompts
+from limrank.config import ScoringConfig, SynthesizeJob, TokenPrices
+from limrank.engines.base import Usage
+from limrank.receipts import Summary, step_tokens
+from limrank.records import Query, synthesis_example_schema
 from limrank.scoring import completion, pair_text, prompt_template
 from limrank.storage import Storage
+from limrank.synthesis import card, report
+from limrank.synthesis.pool import Pool, Row
+from limrank.synthesis.stats import tally
+
+_ROWS_A_GROUP = 10_000
+_ROLE_OF_STEP = {"judge": "judge", "mine": "reranker", "base": "reranker"}
+"""The others are the writer's."""
 
 
-@dataclass(frozen=True)
-class Funnel:
-    """Counts from examples to kept ones; ``rejected`` by reason, most frequent first."""
+def export(
+    storage: Storage, config: SynthesizeJob, summary: Summary, pool: Pool, queries_a_seed: int
+) -> dict[str, Any]:
+    """Write ``examples.parquet`` (every row as it ended), ``train.jsonl`` and ``alpaca.json``
+    (those that were selected), ``stats.json``, ``DATASET.md`` and ``report.html``.
 
-    examples: int
-    kept: int
-    kept_positive: int
-    rejected: dict[str, int]
+    Args:
+        queries_a_seed: how many were planned, but for seeds that repeat a benchmark.
 
-
-def export(storage: Storage, config: SynthesizeJob, summary: Summary) -> Funnel:
-    """Write ``train.jsonl``, ``alpaca.json``, ``stats.json`` and ``DATASET.md``."""
-    kept, funnel = _sift(_rows(storage))
-    pairs = [training_pair(row, config.scoring.prompt) for row in kept]
-    storage.write_text("train.jsonl", "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    alpaca = [{"instruction": pair["prompt"], "input": "", "output": pair["completion"]} for pair in pairs]
-    storage.write_text("alpaca.json", json.dumps(alpaca, ensure_ascii=False, indent=1) + "\n")
-    stats = _stats(kept, funnel, config, summary)
+    Returns:
+        What ``stats.json`` holds.
+    """
+    _write_examples(storage, pool.rows())
+    prompt = config.scoring.prompt
+    with _lines(storage, "train.jsonl") as write:
+        for row in _selected(pool):
+            write(json.dumps(training_pair(row, prompt), ensure_ascii=False) + "\n")
+    with _lines(storage, "alpaca.json") as write:
+        comma = "["
+        for row in _selected(pool):
+            pair = training_pair(row, prompt)
+            record = {"instruction": pair["prompt"], "input": "", "output": pair["completion"]}
+            write(f"{comma}\n{json.dumps(record, ensure_ascii=False)}")
+            comma = ","
+        write("[]\n" if comma == "[" else "\n]\n")
+    counts = tally(pool.rows(), pool.selection)
+    stats = _facts(config, summary, (summary.units - counts["contaminated_seeds"]) * queries_a_seed) | counts
     storage.write_text("stats.json", json.dumps(stats, ensure_ascii=False, indent=2) + "\n")
-    storage.write_text("DATASET.md", _card(stats, kept))
-    return funnel
+    storage.write_text("DATASET.md", card.render(stats, _selected(pool)))
+    storage.write_text("report.html", report.render("Synthetic examples", stats, pool.rows()))
+    return stats
 
 
-def training_pair(row: dict[str, Any], prompt: str = "relevance") -> dict[str, str]:
+def training_pair(row: Row, prompt: str = "relevance") -> dict[str, str]:
     """The prompt of the reranker and what it should write: the judge's chain, and the
     intended label (under agreement by verdict the chain's own)."""
     query = Query(row["example_id"], row["query"], row["instruction"] or "")
@@ -46,71 +67,62 @@ def training_pair(row: dict[str, Any], prompt: str = "relevance") -> dict[str, s
     return {"prompt": text, "completion": completion(row["reasoning"], row["label"])}
 
 
-def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
-    for name in storage.names("rows"):
-        yield from storage.read_table(f"rows/{name}").to_pylist()
+def _selected(pool: Pool) -> Iterator[Row]:
+    return (row for row in pool.rows() if row["selected"])
 
 
-def _sift(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Funnel]:
-    """The kept rows, and the counts of all, in one pass over the files."""
-    examples = 0
-    kept: list[dict[str, Any]] = []
-    rejected: Counter[str] = Counter()
-    for row in rows:
-        examples += 1
-        if row["kept"]:
-            kept.append(row)
-        if row["reject_reason"]:
-            rejected[row["reject_reason"]] += 1
-    positive = sum(bool(row["label"]) for row in kept)
-    return kept, Funnel(examples, len(kept), positive, dict(rejected.most_common()))
+def _write_examples(storage: Storage, rows: Iterator[Row]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = synthesis_example_schema()
+    with (
+        storage.open_output("examples.parquet") as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd") as file,
+    ):
+        while group := list(islice(rows, _ROWS_A_GROUP)):
+            file.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-def _stats(kept: list[dict[str, Any]], funnel: Funnel, config: SynthesizeJob, summary: Summary) -> dict[str, Any]:
-    def counts(name: str) -> dict[str, int]:
-        return dict(Counter(str(row[name]) for row in kept).most_common())
+@contextmanager
+def _lines(storage: Storage, name: str) -> Iterator[Callable[[str], None]]:
+    with storage.open_output(name) as stream:
+        yield lambda text: stream.write(text.encode())
 
+
+def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, Any]:
+    steps = config.synthesis.prompts.model_dump() | {"judge": config.scoring.prompt}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "seeds": summary.units,
-        "examples": funnel.examples,
-        "kept": funnel.kept,
-        "kept_positive": funnel.kept_positive,
-        "rejected": funnel.rejected,
+        "seed_source": _name(config.synthesis.seeds),
+        "license": config.synthesis.license,
+        "queries": queries,
         "failed": summary.failed,
-        "query_kind": counts("query_kind"),
-        "difficulty": counts("difficulty"),
-        "passage_role": counts("passage_role"),
-        "domains": counts("domain"),
-        "passage_words": _spread([len(row["passage"].split()) for row in kept]),
-        "query_words": _spread([len(row["query"].split()) for row in kept]),
-        "writer": config.model.id,
-        "judge": (config.judge or config.model).id,
+        **{name: _name(role.model.id) for name, role in config.roles().items()},
         "agreement": config.synthesis.agreement,
+        "prompts": {step: _prompt(name) for step, name in steps.items()},
         "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},
+        "steps": {name: _step(name, usage, config) for name, usage in summary.steps.items()},
     }
 
 
-def _spread(lengths: list[int]) -> dict[str, float] | None:
-    if not lengths:
-        return None
-    ordered = sorted(lengths)
-    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
+def _prompt(name: str) -> dict[str, str]:
+    digest = hashlib.sha256(prompts.load(name).encode()).hexdigest()
+    return {"name": _name(name), "sha256": digest[:12]}
 
 
-def _card(stats: dict[str, Any], kept: list[dict[str, Any]]) -> str:
-    rejected = "".join(f"- {reason}: {count}\n" for reason, count in stats["rejected"].items()) or "- none\n"
-    lines = [
-        "# Synthetic examples for a pointwise reasoning reranker\n",
-        f"{stats['kept']} of {stats['examples']} examples were kept, {stats['kept_positive']} of them relevant, "
-        f"from {stats['seeds']} seeds. Writer: {stats['writer']}; judge: {stats['judge']}; "
-        f"agreement by {stats['agreement']}.\n",
-        f"## Rejected\n\n{rejected}",
-        "## Examples\n",
-    ]
-    for row in kept[:4]:
-        # Indented: generated text is shown as text, whatever Markdown it holds.
-        shown = f"query: {row['query']}\npassage: {row['passage']}\nlabel: {row['label']}"
-        lines.append("\n".join("    " + line for line in shown.splitlines()) + "\n")
-    lines.append("The passages are written by a model, and mined ones carry the seeds' licence: see there.\n")
-    return "\n".join(lines)
+def _name(path: str) -> str:
+    """What is told of a path to people who are handed the examples: not where it lies here."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _step(name: str, usage: Usage, config: SynthesizeJob) -> dict[str, Any]:
+    prices = config.synthesis.prices.get(_ROLE_OF_STEP.get(name, "writer"))
+    return step_tokens(usage) | ({"cost": round(_cost(usage, prices), 6)} if prices else {})
+
+
+def _cost(usage: Usage, prices: TokenPrices) -> float:
+    cached = prices.prompt if prices.cached_prompt is None else prices.cached_prompt
+    fresh = usage.prompt - usage.cached_prompt
+    return (fresh * prices.prompt + usage.cached_prompt * cached + usage.generated * prices.generated) / 1e6

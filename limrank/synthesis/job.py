@@ -2,57 +2,71 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, models, prompts, retrieval
+from limrank import cluster, models, prompts
 from limrank.chunks import Engines, Outcome, Rows
-from limrank.config import ScoringConfig, SynthesizeJob, config_hash, dump_config
+from limrank.config import SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.fanout import chunk_cost, fanout
-from limrank.plan import GENERATED_TOKEN_COST, Unit, read_plan, write_plan
+from limrank.fanout import chunk_cost, fanout, unfinished
+from limrank.plan import Unit, read_plan, write_plan
 from limrank.progress import Progress
-from limrank.receipts import Summary
-from limrank.records import Persona, QueryKind, Seed, synthesis_row_schema, synthesis_unit_schema
+from limrank.records import Seed, SynthesisExample, synthesis_row_schema, synthesis_unit_schema
+from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.scoring import check_labels, prompt_template
-from limrank.synthesis.export import Funnel, export
+from limrank.synthesis.export import export
+from limrank.synthesis.plan import (
+    Inputs,
+    judging,
+    most_generated,
+    pairs_a_query,
+    read_brief,
+    read_inputs,
+    units,
+    unwritten,
+)
+from limrank.synthesis.pool import settle
+from limrank.synthesis.preview import preview as show_steps
+from limrank.synthesis.requests import check_prompts, query_prompt
 from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PROMPTS = ("synth_query", "synth_chain", "synth_describe", "synth_passage")
-
 
 @dataclass(frozen=True)
 class SynthesisTask:
-    """Writes and judges one seed's examples; the roles are ``writer`` and ``judge``."""
+    """Writes and judges one seed's examples; the roles are those of ``SynthesizeJob.roles``."""
 
     inputs: SynthesisInputs
     step: str = "synthesize"
     unit_column: str = "seed_id"
     row_key: tuple[str, ...] = ("example_id",)
+    again_key: tuple[str, ...] = ("seed_id", "query_kind", "persona_id")
 
     @property
     def row_schema(self) -> pa.Schema:
         return synthesis_row_schema()
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        personas = {QueryKind(each["kind"]): Persona(each["persona_id"], each["text"]) for each in unit["personas"]}
-        seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
-        outcome = await synthesize_seed(seed, personas, unit["mined"], engines, self.inputs)
-        return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
+        return await self.again(unit, [], engines)
 
     async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
-        # The steps hang on one another: a seed is written anew, and comes out the same
-        # but for what failed.
-        return await self.run(unit, engines)
+        """A query's steps hang on one another: one of which anything failed is written anew."""
+        seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
+        if unit["contaminated"]:
+            row = SynthesisExample(seed.seed_id, seed.seed_id, query=seed.query, reject_reason="contaminated")
+            return Outcome([asdict(row)])
+        briefs = unwritten(unit, rows, reranked="reranker" in engines, mined=self.inputs.synthesis.mined_negatives)
+        outcome = await synthesize_seed(seed, briefs, unit["mined"], engines, self.inputs)
+        return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
 
     def failed_rows(self, unit: Unit) -> Rows:
         return []
@@ -69,143 +83,184 @@ def run(
     """Synthesize into ``config.run_dir``; the same call again resumes.
 
     Args:
-        engines: engines that are up already, as roles ``writer`` and ``judge``.
+        engines: engines that are up already, by role (see ``SynthesizeJob.roles``).
 
     Raises:
         UserError: anything of the recipe or its files that cannot work.
         EngineError: an engine did not come up.
     """
-    seeds = seed_data.load_seeds(config.synthesis.seeds, config.synthesis.max_seeds)
-    personas = seed_data.load_personas(config.synthesis.personas)
-    if config.scoring.mode == "none":
-        raise UserError("scoring.mode none judges nothing: take direct, think or budget")
-    if config.scoring.mode == "cascade":
-        raise UserError("scoring.mode cascade compares a query's candidates, and here are pairs: take think or budget")
-    prompt_template(config.scoring)
+    _check_recipe(config)
+    given = read_inputs(config)
     if engines is None:
-        engines = _sources(config)
-        for source in engines.values():
-            check_engine(source.model, source.engine)
-        check_labels(load_tokenizer(engines["judge"].model, engines["judge"].engine))
+        engines = _checked_sources(config)
     with (
         open_run(
             config.run_dir,
             job="synthesize",
             config_yaml=dump_config(config),
-            config_hash=rows_hash(config, seeds, personas),
+            config_hash=rows_hash(config, given),
             overwrite=overwrite,
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):
         planned = read_plan(run_dir.storage) or write_plan(
             run_dir.storage,
-            ((unit, 1) for unit in _units(config, seeds, personas)),
+            ((unit, 1) for unit in units(config, given)),
             synthesis_unit_schema(),
-            chunk_cost=chunk_cost(config.engine.kind),
+            chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
         task = SynthesisTask(SynthesisInputs(config.synthesis, judging(config), config.seed))
-        summary = fanout(
-            run_dir, planned, task, engines, config.workers, progress=progress, stage="synthesize", weighed_in="seeds"
-        )
-        funnel = export(run_dir.storage, config, summary)
-        run_dir.finish("done")
-    return JobResult(summary.failed, [], _shown(config, summary, funnel))
+        with _pools(config, engines, needed=bool(unfinished(run_dir, planned))) as engines:
+            summary = fanout(
+                run_dir,
+                planned,
+                task,
+                engines,
+                config.workers,
+                progress=progress,
+                stage="synthesize",
+                weighed_in="seeds",
+                token_budget=config.synthesis.max_tokens,
+            )
+        pool = settle(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
+        stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
+        stopped = summary.units < len(given.seeds)
+        run_dir.finish("stopped" if stopped else "done")
+    return JobResult(
+        summary.failed,
+        given.benchmarks.warnings if given.benchmarks else [],
+        _shown(config, stats, len(given.seeds) if stopped else None),
+    )
 
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``: nothing is started or written."""
-    seeds = seed_data.load_seeds(config.synthesis.seeds, config.synthesis.max_seeds)
-    personas = seed_data.load_personas(config.synthesis.personas)
-    units = list(_units(config, seeds, personas))
-    queries = len(units) * len(config.synthesis.kinds)
-    pairs = queries * (1 + config.synthesis.negatives + config.synthesis.mined_negatives)
-    first = units[0]
-    kind, persona = first["personas"][0]["kind"], first["personas"][0]["text"]
+    _check_recipe(config)
+    given = read_inputs(config)
+    planned = list(units(config, given))
+    briefs = [read_brief(brief) for unit in planned for brief in unit["briefs"]]
+    first = next((unit for unit in planned if unit["briefs"]), None)
     return {
-        "units": f"{len(units)} seeds, {queries} queries, {pairs} pairs to judge, {len(personas)} personas to draw from",
-        "tokens": f"at most {sum(unit['cost'] for unit in units) // GENERATED_TOKEN_COST} to write",
+        "units": f"{len(planned)} seeds, {len(briefs)} queries, {len(briefs) * pairs_a_query(config)} pairs to judge, "
+        f"{len(given.personas)} personas to draw from",
+        "contaminated": f"{len(given.repeated)} seeds" if given.repeated else None,
+        "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
-        "first_prompt": prompts.render(
-            "synth_query", seed_query=first["query"], seed_passage=first["passage"], persona=persona, kind=kind
+        "first_prompt": first
+        and query_prompt(
+            Seed(first["unit_id"], first["query"], first["passage"]), read_brief(first["briefs"][0]), config.synthesis
         ),
     }
 
 
-def rows_hash(config: SynthesizeJob, seeds: Sequence[Seed], personas: Sequence[Persona]) -> str:
+def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> None:
+    """Run ``count`` seeds here and show every step; see ``limrank.synthesis.preview``."""
+    _check_recipe(config)
+    show_steps(config, count, _checked_sources(config), show)
+
+
+def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
     """The hash of all that a synthesize job's rows depend on."""
-    judge_engine = config.judge_engine or config.engine
+    roles = config.roles()
     return config_hash(
         {
             "job": "synthesize",
-            "seeds": seed_data.fingerprint(seeds, personas),
-            "models": [
-                (model.model_dump(), models.fingerprint(model.id))
-                for model in (config.model, config.judge or config.model)
-            ],
-            "engines": [(each.kind, each.fail_rate) for each in (config.engine, judge_engine)],
+            "seeds": seed_data.fingerprint(given.seeds, given.personas),
+            "contaminated": sorted(given.repeated),
+            "models": {
+                role: (
+                    each.model.model_dump(),
+                    models.fingerprint(each.model.id),
+                    each.engine.kind,
+                    each.engine.fail_rate,
+                )
+                for role, each in roles.items()
+            },
             "scoring": judging(config).model_dump(exclude={"prompt"}),
-            "synthesis": config.synthesis.model_dump(exclude={"seeds", "personas"}),
-            "prompts": [prompts.load(name) for name in (*PROMPTS, config.scoring.prompt)],
+            "synthesis": config.synthesis.model_dump(exclude=_NOT_OF_ROWS),
+            "prompts": [
+                prompts.load(name) for name in (*config.synthesis.prompts.model_dump().values(), config.scoring.prompt)
+            ],
             "seed": config.seed,
         }
     )
 
 
-def judging(config: SynthesizeJob) -> ScoringConfig:
-    """How the judge scores: as the recipe says, with the synthesis section's chain length."""
-    if config.scoring.mode == "direct" or config.scoring.max_think_tokens:
-        return config.scoring
-    return config.scoring.model_copy(update={"max_think_tokens": config.synthesis.judge_tokens})
+_NOT_OF_ROWS = {
+    *("seeds", "personas", "prompts", "decontaminate"),  # what they hold is
+    "license",
+    *("max_tokens", "prices", "near_duplicate", "size", "select"),
+}
+"""Keys that may change while a run directory keeps its rows."""
 
 
-def _sources(config: SynthesizeJob) -> dict[str, EngineSpec]:
-    tensor_parallel = config.workers.tensor_parallel
-    writer = EngineSpec(config.model, config.engine, tensor_parallel)
-    judge = EngineSpec(config.judge or config.model, config.judge_engine or config.engine, tensor_parallel)
-    return {"writer": writer, "judge": judge}
+def _check_recipe(config: SynthesizeJob) -> None:
+    if config.scoring.mode == "none":
+        raise UserError("scoring.mode none judges nothing: take direct, think or budget")
+    if config.scoring.mode == "cascade":
+        raise UserError("scoring.mode cascade compares a query's candidates, and here are pairs: take think or budget")
+    prompt_template(config.scoring)
+    check_prompts(config.synthesis)
 
 
-def _units(config: SynthesizeJob, seeds: Sequence[Seed], personas: Sequence[Persona]) -> Iterator[Unit]:
-    """A unit a seed, with a persona drawn for each kind: by the run's seed and the seed's
-    id alone, so that a plan does not depend on which other seeds there are."""
-    settings = config.synthesis
-    mined = _mined(config, seeds)
-    pairs = 1 + settings.negatives + settings.mined_negatives
-    written = settings.query_tokens + 2 * settings.chain_tokens + (1 + settings.negatives) * settings.passage_tokens
-    cost = GENERATED_TOKEN_COST * len(settings.kinds) * (written + pairs * (judging(config).think_tokens + 1))
-    for seed in seeds:
-        draw = random.Random(f"{config.seed}/{seed.seed_id}")
-        drawn = [(kind, draw.choice(personas)) for kind in settings.kinds]
-        yield {
-            "unit_id": seed.seed_id,
-            "cost": cost,
-            "query": seed.query,
-            "passage": seed.passage,
-            "personas": [{"persona_id": who.persona_id, "text": who.text, "kind": kind} for kind, who in drawn],
-            "mined": mined.get(seed.seed_id, []),
-        }
-
-
-def _mined(config: SynthesizeJob, seeds: Sequence[Seed]) -> dict[str, list[str]]:
-    """For each seed the corpus passages that BM25 puts nearest to its query, its own left out."""
-    count = config.synthesis.mined_negatives
-    if not count:
-        return {}
-    from limrank.records import Query
-
-    corpus = seed_data.load_corpus(config.synthesis.seeds)
-    contents = {document.doc_id: document.contents for document in corpus}
-    run = retrieval.bm25(corpus, [Query(seed.seed_id, seed.query) for seed in seeds], count + 1)
-    return {
-        seed.seed_id: [contents[each] for each in run[seed.seed_id] if contents[each] != seed.passage][:count]
-        for seed in seeds
+def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
+    """The engines of the recipe by role, after what would make them fail was looked for."""
+    sources = {
+        name: EngineSpec(role.model, role.engine, role.workers.tensor_parallel) for name, role in config.roles().items()
     }
+    for source in dict.fromkeys(sources.values()):
+        check_engine(source.model, source.engine)
+    for source in dict.fromkeys(source for name, source in sources.items() if name != "writer"):
+        check_labels(load_tokenizer(source.model, source.engine))
+    return sources
 
 
-def _shown(config: SynthesizeJob, summary: Summary, funnel: Funnel) -> list[str]:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.items()) or "none"
-    return [
-        f"{summary.units} seeds, {funnel.examples} examples, {funnel.kept} kept "
-        f"({funnel.kept_positive} true, {funnel.kept - funnel.kept_positive} false); rejected: {reasons}",
-        f"train file: {config.run_dir}/train.jsonl",
+@contextmanager
+def _pools(
+    config: SynthesizeJob, engines: Mapping[str, EngineSource], *, needed: bool
+) -> Iterator[Mapping[str, EngineSource]]:
+    """A model that is not the writer gets a pool of its own, which the writers' workers
+    call: a row flows on as soon as its step ends. One that judges and reranks has one pool."""
+    writer = engines["writer"]
+    apart = {
+        engines[name]: role.workers
+        for name, role in reversed(config.roles().items())  # where two are one, the judge's pool
+        if engines[name] != writer and engines[name].holds_model
+    }
+    if not apart or not needed:
+        yield engines
+        return
+    from limrank.engines.served import host_engine
+
+    # All are looked at before any is started.
+    left, wanted = nodes_alive(), {}
+    for source, workers in apart.items():
+        wanted[source] = claim([source], workers, workers.min_replicas, nodes=left)
+        left = beside(wanted[source], workers.min_replicas, left)
+    if writer.holds_model:
+        claim([writer], config.workers, config.workers.min_replicas, nodes=left)
+    with ExitStack() as stack:
+        hosted = {
+            source: stack.enter_context(host_engine(source, wanted[source], workers.min_replicas))
+            for source, workers in apart.items()
+        }
+        yield {name: hosted.get(source, source) for name, source in engines.items()}
+
+
+def _shown(config: SynthesizeJob, stats: Mapping[str, Any], stopped_of: int | None) -> list[str]:
+    """``stopped_of``: how many seeds there are, where the run stopped at its budget."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected"].items()) or "none"
+    kept, positive, tokens = stats["kept"], stats["kept_positive"], sum(stats["tokens"].values())
+    lines = [
+        f"{stats['seeds']} seeds, {stats['examples']} examples, {kept} kept "
+        f"({positive} true, {kept - positive} false); rejected: {reasons}"
     ]
+    if stopped_of:
+        lines.append(
+            f"stopped at synthesis.max_tokens: {tokens} tokens for {stats['seeds']} of {stopped_of} seeds; raise it, "
+            "and the same command goes on"
+        )
+    if stats["selected"]:
+        lines.append(f"selected: {stats['selected']['shortfall'] or str(stats['selected']['examples']) + ' examples'}")
+    lines.append(f"train file: {config.run_dir}/train.jsonl; report: {config.run_dir}/report.html")
+    return lines

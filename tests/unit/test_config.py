@@ -223,3 +223,29 @@ def test_hash_does_not_depend_on_the_order_of_keys_and_is_stable_for_ever():
 )
 def test_think_tokens(mode, longest, tokens):
     assert ScoringConfig(mode=mode, max_think_tokens=longest).think_tokens == tokens
+
+
+SYNTHESIZE = "job: synthesize\nrun_dir: out\n"
+
+
+def test_a_judge_of_the_writer_s_model_is_the_same_engine(recipe):
+    path = recipe(
+        SYNTHESIZE + "model: {id: some/model, max_model_len: 2048, dtype: float32}\n"
+        "judge: {id: some/model}\nreranker: {id: some/model, dtype: bfloat16}\n"
+    )
+    config = load_config(path)
+    assert config.judge == config.model and config.roles()["judge"] == config.roles()["writer"]
+    assert (config.reranker.max_model_len, config.reranker.dtype) == (2048, "bfloat16")
+    other = load_config(path, overrides=["judge.id=another/model"])
+    assert other.judge.max_model_len is None
+
+
+def test_a_reranker_s_engine_needs_a_reranker(recipe):
+    message = refusal(recipe(SYNTHESIZE + "reranker_engine: {kind: fake}\n"))
+    assert "need a model: reranker.id" in message
+
+
+def test_a_pool_of_no_model_of_its_own_is_refused(recipe):
+    message = refusal(recipe(SYNTHESIZE + "judge_workers: {replicas: 2}\n"))
+    assert "judge_workers: the judge is the writer's own model" in message
+    load_config(recipe(SYNTHESIZE + "judge: {id: another/model}\njudge_workers: {replicas: 2}\n"))

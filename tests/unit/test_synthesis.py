@@ -1,20 +1,27 @@
 import asyncio
+import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, replace
 
+import pyarrow as pa
 import pytest
 from helpers import fake_engine, planned, runner
+from rundirs import rows
 
-from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesizeJob
-from limrank.engines.base import Generation, Limits
+from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
+from limrank.engines.base import Generation, Limits, Traffic, meter
 from limrank.engines.fake import ByteTokenizer
-from limrank.errors import EngineError, RowError
+from limrank.errors import EngineError, RowError, UserError
 from limrank.plan import write_plan
 from limrank.receipts import summarize
 from limrank.records import (
+    Difficulty,
     Judgment,
     PassageRole,
     Persona,
+    QueryBrief,
     QueryKind,
     ScoreStatus,
     Seed,
@@ -23,24 +30,32 @@ from limrank.records import (
     synthesis_unit_schema,
 )
 from limrank.storage import Storage
-from limrank.synthesis import job
+from limrank.synthesis import card, job
 from limrank.synthesis.export import export, training_pair
-from limrank.synthesis.filters import judged, rejected_before_judging
+from limrank.synthesis.filters import judged, query_fault, rejected_before_judging
+from limrank.synthesis.plan import Inputs, read_inputs, units, unwritten
+from limrank.synthesis.pool import settle
+from limrank.synthesis.select import surprise
+from limrank.synthesis.stats import tally
 from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
 
 SEEDS = [
     Seed("s1", "merge sorted lists", "heapq.merge merges several sorted inputs into one sorted stream"),
     Seed("s2", "count words", "collections.Counter counts hashable objects"),
 ]
-PERSONAS = {QueryKind.DAILY: Persona("p1", "a nurse on night shift"), QueryKind.EXPERT: Persona("p2", "a geologist")}
+NURSE, GEOLOGIST = Persona("p1", "a nurse on night shift"), Persona("p2", "a geologist")
+DAILY = QueryBrief(QueryKind.DAILY, NURSE, Difficulty.DIRECT)
+EXPERT = QueryBrief(QueryKind.EXPERT, GEOLOGIST, Difficulty.MULTI_HOP)
+BRIEFS = (DAILY, EXPERT)
 INPUTS = SynthesisInputs(SynthesisConfig(negatives=2), ScoringConfig(mode="budget", max_think_tokens=16), seed=7)
+WRITTEN = "Whoever plans a month of shifts begins with the nights, then fills the days that are left."
 POSITIVE, HARD, MINED = PassageRole.POSITIVE, PassageRole.HARD_NEGATIVE, PassageRole.MINED_NEGATIVE
 
 
-def synthesize(seed=SEEDS[0], *, personas=None, mined=(), inputs=INPUTS, **engines):
+def synthesize(seed=SEEDS[0], *, briefs=BRIEFS, mined=(), inputs=INPUTS, **engines):
     engine = fake_engine()
     roles = {"writer": engine, "judge": engine} | engines
-    return asyncio.run(synthesize_seed(seed, personas or PERSONAS, mined, roles, inputs))
+    return asyncio.run(synthesize_seed(seed, briefs, mined, roles, inputs))
 
 
 class Writer:
@@ -51,11 +66,12 @@ class Writer:
     limits = Limits(32768, 256)
 
     def __init__(self, query=None, describe=None, text=None):
-        good_query = {"domain": "health", "difficulty": "direct", "query": "how do I keep my rota in order"}
+        self.traffic = Traffic(256)
+        good_query = {"domain": "health", "query": "how do I keep my rota in order"}
         good_passages = {"positive": "one that helps", "hard_negatives": ["one", "two"]}
         self.query = json.dumps(good_query) if query is None else query
         self.describe = json.dumps(good_passages) if describe is None else describe
-        self.text = text or "word " * 20
+        self.text = text or WRITTEN
         self.prompts = []
 
     async def generate(self, prompt, *, max_tokens, schema=None, **sampling):
@@ -78,13 +94,13 @@ def test_a_seed_becomes_a_query_a_kind_and_its_pairs():
     assert [
         (each.example_id, each.query_kind, each.persona_id, each.passage_role, each.label) for each in outcome.examples
     ] == [
-        (f"s1/{kind}/{number}-{role}", kind, persona, role, role is POSITIVE)
+        (f"s1/{kind}/{persona}/{number}-{role}", kind, persona, role, role is POSITIVE)
         for kind, persona in (("daily", "p1"), ("expert", "p2"))
         for number, role in enumerate([POSITIVE, HARD, HARD, MINED])
     ]
     for example in outcome.examples:
         assert example.seed_id == "s1"
-        assert example.difficulty in ("direct", "indirect", "multi_hop")
+        assert example.difficulty == ("direct" if example.query_kind is QueryKind.DAILY else "multi_hop")
         assert example.query and example.domain and len(example.domain) <= 40
         assert example.kept == (example.reject_reason is None)
     assert {each.passage for each in outcome.examples if each.passage_role is MINED} == {"a mined passage"}
@@ -95,7 +111,7 @@ def test_the_same_seed_gives_the_same_examples_whatever_runs_beside_it():
     async def both():
         engine = fake_engine()
         return await asyncio.gather(
-            *(synthesize_seed(seed, PERSONAS, (), {"writer": engine, "judge": engine}, INPUTS) for seed in SEEDS)
+            *(synthesize_seed(seed, BRIEFS, (), {"writer": engine, "judge": engine}, INPUTS) for seed in SEEDS)
         )
 
     first, second = asyncio.run(both())
@@ -121,13 +137,158 @@ def test_the_judge_sees_what_was_not_rejected_and_its_chain_is_kept():
 
 def test_the_prompts_carry_seed_persona_query_and_description():
     writer = Writer()
-    synthesize(personas={QueryKind.DAILY: PERSONAS[QueryKind.DAILY]}, writer=writer)
+    synthesize(briefs=[DAILY], writer=writer)
     query, chain, describe, *passages = writer.prompts
     assert "merge sorted lists" in query and "a nurse on night shift" in query and "daily life" in query
     assert "how do I keep my rota in order" in chain
-    assert "word word" in describe and '2 "hard_negatives"' in describe
+    assert WRITTEN in describe and '2 "hard_negatives"' in describe
     assert [("one that helps" in text, "one\n" in text) for text in passages[:2]] == [(True, False), (False, True)]
     assert len(passages) == 3
+
+
+def test_a_brief_says_what_the_query_is_to_be():
+    writer = Writer()
+    brief = QueryBrief(QueryKind.EXPERT, GEOLOGIST, Difficulty.INDIRECT, domain="mining law")
+    outcome = synthesize(briefs=[brief], writer=writer)
+    assert "Its field is mining law." in writer.prompts[0] and '"domain"' not in writer.prompts[0]
+    assert "would not say outright" in writer.prompts[0] and '"instruction"' not in writer.prompts[0]
+    assert "narrow" not in "".join(writer.prompts)
+    assert {(each.domain, each.difficulty, each.instruction) for each in outcome.examples} == {
+        ("mining law", "indirect", None)
+    }
+
+
+def test_an_instruction_goes_through_all_steps_and_to_the_judge():
+    asked = []
+
+    class Judge:
+        tokenizer, limits = ByteTokenizer(), Limits(32768, 256)
+
+        async def generate(self, prompt, **options):
+            asked.append(self.tokenizer.decode(prompt))
+            return Generation("It says so.", "stop", 10, 0, 5)
+
+        async def label_logprobs(self, prompt, labels):
+            return dict.fromkeys(labels, -1.0)
+
+    rule = "Only rules that were made after 1990 count"
+    query = {"query": "how do I keep my rota in order", "domain": "work", "instruction": rule}
+    writer = Writer(query=json.dumps(query))
+    outcome = synthesize(briefs=[replace(DAILY, instructed=True)], writer=writer, judge=Judge())
+    query, chain, describe, *passages = writer.prompts
+    assert '"instruction" is one sentence' in query
+    assert f"narrowed: {rule}" in chain and f"narrowed: {rule}" in describe
+    assert "violates the narrower condition" in describe
+    assert not any(rule in passage for passage in passages)
+    assert f"Query: how do I keep my rota in order {rule}\n" in asked[0]
+    assert {each.instruction for each in outcome.examples} == {rule}
+
+
+def test_an_instruction_that_was_asked_for_and_is_missing_is_unparsable():
+    outcome = synthesize(briefs=[replace(DAILY, instructed=True)], writer=Writer())
+    assert [each.reject_reason for each in outcome.examples] == ["unparsable"]
+
+
+def test_prompts_of_a_person_s_own(tmp_path):
+    for step in ("query", "chain"):
+        (tmp_path / f"{step}.txt").write_text(f"My own {step} prompt")
+    own = SynthesisPrompts(query=str(tmp_path / "query.txt"), chain=str(tmp_path / "chain.txt"))
+    writer = Writer()
+    synthesize(
+        briefs=[DAILY],
+        writer=writer,
+        inputs=replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"prompts": own})),
+    )
+    assert writer.prompts[:2] == ["My own query prompt", "My own chain prompt"]
+    assert writer.prompts[2].startswith("A person asks: how do I keep")
+
+
+class Reranker:
+    """Says how relevant a passage is by the mark in it: ``<3>`` is 3 in log-odds; one
+    without a mark cannot be scored."""
+
+    tokenizer = ByteTokenizer()
+    limits = Limits(32768, 256)
+
+    async def label_logprobs(self, prompt, labels):
+        mark = re.search(r"<(-?\d)>", self.tokenizer.decode(prompt))
+        if mark is None:
+            raise RowError("no mark")
+        return dict(zip(labels, (float(mark[1]), 0.0), strict=True))
+
+
+NEIGHBOURS = ["one <-2>", "two <3>", "three <1>", "four <3>"]
+
+
+def test_a_reranker_picks_what_misleads_it_most():
+    settings = INPUTS.synthesis.model_copy(update={"mined_negatives": 3})
+    outcome = synthesize(
+        mined=NEIGHBOURS,
+        reranker=Reranker(),
+        inputs=replace(INPUTS, synthesis=settings),
+        writer=Writer(text="up <2> " * 9),
+    )
+    mined = [each for each in outcome.examples if each.passage_role is MINED]
+    assert [each.passage for each in mined] == ["two <3>", "four <3>", "three <1>"] * 2
+    assert all(each.judge_score is not None and not each.label for each in mined)
+
+
+def test_a_reranker_says_how_hard_the_kept_examples_are():
+    loose = INPUTS.synthesis.model_copy(update={"agreement": "ranking", "mined_negatives": 4})
+    outcome = synthesize(
+        mined=NEIGHBOURS,
+        reranker=Reranker(),
+        inputs=replace(INPUTS, synthesis=loose),
+        writer=Writer(text=lambda prompt: f"{WRITTEN} {hashlib.sha256(prompt.encode()).digest().hex(' ')} <2>"),
+    )
+    kept = [each for each in outcome.examples if each.kept]
+    assert kept and len(kept) < len(outcome.examples)
+    for each in outcome.examples:
+        mark = re.search(r"<(-?\d)>", each.passage)
+        assert each.base_score == (pytest.approx(1 / (1 + math.exp(-int(mark[1])))) if each.kept else None)
+    # Sure and right is easy; sure and wrong is hard.
+    assert surprise(asdict(replace(kept[0], label=True, base_score=0.9))) == pytest.approx(0.1)
+    assert surprise(asdict(replace(kept[0], label=False, base_score=0.9, judge_score=0.0))) == pytest.approx(0.9)
+
+
+def test_what_the_reranker_cannot_score_is_not_mined_and_told():
+    settings = INPUTS.synthesis.model_copy(update={"mined_negatives": 2})
+    outcome = synthesize(
+        mined=["one", "two <1>", "three"],
+        briefs=[DAILY],
+        reranker=Reranker(),
+        inputs=replace(INPUTS, synthesis=settings),
+        writer=Writer(text="up <2> " * 9),
+    )
+    assert [each.passage for each in outcome.examples if each.passage_role is MINED] == ["two <1>"]
+    assert [(each.unit_id, each.step, each.error) for each in outcome.failures] == [
+        ("s1/daily/p1", "mine", "no mark")
+    ] * 2
+
+
+def test_without_constrained_decoding_no_schema_is_asked_for():
+    class Free(Writer):
+        async def generate(self, prompt, *, schema=None, **options):
+            assert schema is None
+            return await super().generate(prompt, **options)
+
+    loose = INPUTS.synthesis.model_copy(update={"constrained": False})
+    outcome = synthesize(writer=Free(), inputs=replace(INPUTS, synthesis=loose))
+    assert {each.reject_reason for each in outcome.examples} == {"unparsable"}
+
+
+def test_tokens_are_told_by_step():
+    async def metered():
+        engine = fake_engine()
+        with meter() as usage:
+            await synthesize_seed(SEEDS[0], [DAILY], (), {"writer": engine, "judge": engine}, INPUTS)
+        return usage
+
+    usage = asyncio.run(metered())
+    assert set(usage.steps) == {"query", "chain", "describe", "passage", "judge"}
+    assert sum(step.requests for step in usage.steps.values()) == usage.requests
+    assert sum(step.generated for step in usage.steps.values()) == usage.generated > 0
+    assert usage.steps["passage"].requests == 3
 
 
 @pytest.mark.parametrize(
@@ -136,7 +297,6 @@ def test_the_prompts_carry_seed_persona_query_and_description():
         "garbage",
         "[1]",
         '{"domain": "x", "difficulty": "direct", "query": " "}',
-        '{"domain": "x", "difficulty": "hard", "query": "how do I do that"}',
         '{"difficulty": "direct"}',
         # Half a surrogate pair is JSON, but no file can hold it.
         '{"domain": "\\ud83d", "difficulty": "direct", "query": "how do I do that"}',
@@ -146,8 +306,17 @@ def test_a_query_that_cannot_be_read_is_a_row_without_text(query):
     outcome = synthesize(writer=Writer(query=query))
     assert outcome.failures == []
     assert [asdict(each) for each in outcome.examples] == [
-        asdict(SynthesisExample(f"s1/{kind}", "s1", persona.persona_id, kind, reject_reason="unparsable"))
-        for kind, persona in PERSONAS.items()
+        asdict(
+            SynthesisExample(
+                f"s1/{brief.kind}/{brief.persona.persona_id}",
+                "s1",
+                brief.persona.persona_id,
+                brief.kind,
+                difficulty=brief.difficulty,
+                reject_reason="unparsable",
+            )
+        )
+        for brief in BRIEFS
     ]
     assert all(each.query is None and each.label is None and not each.kept for each in outcome.examples)
 
@@ -165,7 +334,7 @@ def test_descriptions_that_cannot_be_read_keep_the_query(describe):
 
 def test_a_request_that_could_not_run_is_a_failure_of_its_kind_only():
     def write(prompt):
-        return RowError("too long") if "EXPERT" in prompt else "word " * 20
+        return RowError("too long") if "EXPERT" in prompt else WRITTEN
 
     class TwoQueries(Writer):
         async def generate(self, prompt, *, schema=None, **sampling):
@@ -176,7 +345,9 @@ def test_a_request_that_could_not_run_is_a_failure_of_its_kind_only():
 
     outcome = synthesize(writer=TwoQueries(text=write))
     assert {each.query_kind for each in outcome.examples} == {QueryKind.DAILY}
-    assert [(each.unit_id, each.step, each.error) for each in outcome.failures] == [("s1/expert", "write", "too long")]
+    assert [(each.unit_id, each.step, each.error) for each in outcome.failures] == [
+        ("s1/expert/p2", "write", "too long")
+    ]
 
 
 def test_a_pair_that_the_judge_cannot_score_is_told_twice():
@@ -194,7 +365,7 @@ def test_a_dead_engine_ends_the_seed():
 
 # ---- filters -------------------------------------------------------------------------
 
-LONG = "twelve words are the least that a passage must have to be kept"
+LONG = "twelve words are the least that a text must have to be kept"
 
 
 def example(name, query="a query of five words", passage=LONG, role=HARD):
@@ -203,21 +374,74 @@ def example(name, query="a query of five words", passage=LONG, role=HARD):
     )
 
 
-def reasons(*examples):
-    seed = Seed("s1", "A seed's own  query", LONG + " indeed")
-    return [each.reject_reason for each in rejected_before_judging(examples, seed)]
+SEED = Seed(
+    "s1",
+    "A seed's own  query",
+    "What answers the seed is told here in one sentence of many words, so that some of them may be copied.",
+)
+ASKING = "Forest ranger who surveys bark beetles along the same transects every May"
+TOLD = "Write one query.{% if a %} {{ persona }} who helps would say outright what is asked.{% endif %} A passage that helps would say outright what is asked."
+GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule bringt, der braucht einen guten Plan."
 
 
-def test_what_needs_no_judge():
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("how do I keep my rota in order", None),
+        ("three words only", "length"),
+        ("  SEED's own query: a", None),
+        ("a  SEED's own query!", "copies_seed"),
+        ("is it what answers the seed is told here in one?", "leaks"),
+        ("is it what answers the seed, told here in one?", None),
+        ("what is said in the passage that tells how to keep a rota", "leaks"),
+        ("how is the passage of blood through a language model of the heart shown", None),
+        ("would they say outright what is asked, or tell how?", None),
+        ("what do I do when I do " + "what I do when I do " * 3, "repetitive"),
+        ("forest ranger who surveys bark beetles", "copies_prompt"),
+        ("A ranger who surveys bark beetles along the same transects every May", "copies_prompt"),
+        ("I am a forest ranger who surveys bark beetles: how do I tell them from others", None),
+        ("would somebody who helps would say outright what is asked?", "copies_prompt"),
+        (GERMAN, "language"),
+        ("夜勤の看護師はどうやって", None),
+    ],
+)
+def test_queries_that_need_no_passages(query, fault):
+    assert query_fault(query, None, SEED, TOLD, ASKING) == fault
+
+
+@pytest.mark.parametrize(
+    ("instruction", "fault"),
+    [
+        ("only what a hospital published counts", None),
+        ("only passages that a hospital published", None),  # it may speak of what is to be found
+        ("recent ones only", "length"),
+        ("Say how do I keep my rota in order.", "copies_query"),
+        ("my rota in order", "copies_query"),
+        ("one that says what answers the seed is told here in one", "leaks"),
+        ("a passage that helps would say outright what is asked", "copies_prompt"),
+        (GERMAN, "language"),
+    ],
+)
+def test_instructions_that_narrow_nothing(instruction, fault):
+    assert query_fault("how do I keep my rota in order", instruction, SEED, TOLD, ASKING) == fault
+
+
+def test_passages_that_need_no_judge():
+    def reasons(*examples):
+        return [each.reject_reason for each in rejected_before_judging(examples, SEED, TOLD)]
+
     assert len(LONG.split()) == 13
-    eleven = " ".join(LONG.split()[:11])
-    assert reasons(example("ok")) == [None]
-    assert reasons(example("a", query="three words only")) == ["length"]
-    assert reasons(example("a", query="a  SEED's own query")) == ["copies_seed"]
-    assert reasons(example("a", passage=eleven)) == ["length"]
+    assert reasons(example("a")) == [None]
+    assert reasons(example("a", passage=" ".join(LONG.split()[:11]))) == ["length"]
     assert reasons(example("a", passage=None)) == ["length"]
-    assert reasons(example("a", passage=LONG.upper() + " indeed")) == ["copies_seed"]
-    assert reasons(example("a"), example("b", passage=LONG + " more"), example("c", passage=f" {LONG} ")) == [
+    assert reasons(example("a", passage=SEED.passage.upper())) == ["copies_seed"]
+    assert reasons(example("a", passage=f"{LONG}: A query, of five words.")) == ["leaks"]
+    assert reasons(example("a", passage=f"This passage is relevant. {LONG}")) == ["leaks"]
+    assert reasons(example("a", passage=GERMAN)) == ["language"]
+    assert reasons(example("a", passage="it was said at 14:51:18 " + "14:51:18 " * 9)) == ["repetitive"]
+    assert reasons(example("a", passage=f"{LONG}. Who helps would say outright what is asked.")) == ["copies_prompt"]
+    other = "nothing in this text is like the first but for its length which is as great"
+    assert reasons(example("a"), example("b", passage=other), example("c", passage=f"{LONG} more")) == [
         None,
         None,
         "same_passages",
@@ -225,9 +449,13 @@ def test_what_needs_no_judge():
 
 
 def test_mined_passages_are_real_whatever_their_length():
+    def reasons(*examples):
+        return [each.reject_reason for each in rejected_before_judging(examples, SEED, TOLD)]
+
     assert reasons(example("a", passage="short", role=MINED)) == [None]
-    # But a passage that was written must not be one of them.
+    # But a passage that was written must not be one of them, wherever it stands.
     assert reasons(example("a", role=MINED), example("b")) == [None, "same_passages"]
+    assert reasons(example("b"), example("a", role=MINED)) == ["same_passages", None]
 
 
 def ruling(agreement, scores):
@@ -242,7 +470,7 @@ def ruling(agreement, scores):
         replace(each, reject_reason="length") if score == "rejected" else each
         for each, score in zip(examples, scores, strict=True)
     ]
-    result = judged(examples, judgments, agreement)
+    result = judged(examples, judgments, SynthesisConfig(agreement=agreement))
     assert all(each.kept == (each.reject_reason is None) for each in result)
     return [each.reject_reason or "kept" for each in result]
 
@@ -251,9 +479,8 @@ def ruling(agreement, scores):
     ("scores", "expected"),
     [
         ([0.9, 0.1], ["kept", "kept"]),
-        ([0.4, 0.6], ["judge_disagrees", "judge_disagrees"]),
-        # Exactly one half is no "true".
-        ([0.5, 0.5], ["judge_disagrees", "kept"]),
+        ([0.3, 0.7], ["judge_disagrees", "judge_disagrees"]),
+        ([0.41, 0.59], ["judge_unsure", "judge_unsure"]),
         ([None, 0.1], ["judge_failed", "kept"]),
         (["rejected", 0.1], ["length", "kept"]),
     ],
@@ -307,19 +534,17 @@ def config(tmp_path):
     return SynthesizeJob(
         run_dir=str(tmp_path / "run"),
         engine=EngineConfig(kind="fake"),
-        synthesis=SynthesisConfig(seeds=str(tmp_path / "seeds.jsonl"), judge_tokens=16),
+        synthesis=SynthesisConfig(seeds=str(tmp_path / "seeds.jsonl"), judge_tokens=16, license="CC0"),
     )
 
 
-def test_a_persona_is_drawn_for_each_kind_by_the_seed_s_id_alone(config):
+def test_the_same_recipe_plans_the_same_queries(config):
     personas = [Persona(str(number), f"persona {number}") for number in range(100)]
-    both = list(job._units(config, SEEDS, personas))
-    (alone,) = job._units(config, SEEDS[1:], personas)
-    assert both[1] == alone
-    assert [each["kind"] for each in both[0]["personas"]] == ["daily", "expert"]
-    assert both[0]["personas"] != both[1]["personas"]
-    other = config.model_copy(update={"seed": 1})
-    assert list(job._units(other, SEEDS, personas)) != both
+    both = list(units(config, Inputs(SEEDS, personas, 4)))
+    assert both == list(units(config, Inputs(SEEDS, personas, 4)))
+    assert [each["kind"] for each in both[0]["briefs"]] == ["daily", "expert"]
+    assert len({each["persona_id"] for each in both[0]["briefs"]}) == 1
+    assert list(units(config.model_copy(update={"seed": 1}), Inputs(SEEDS, personas, 4))) != both
 
 
 def test_mined_negatives_are_the_nearest_other_passages(config):
@@ -333,8 +558,12 @@ def test_mined_negatives_are_the_nearest_other_passages(config):
     with open(path, "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     mining = config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"mined_negatives": 1})})
-    assert job._mined(mining, seeds) == {"s1": [seeds[1].passage], "s2": [seeds[0].passage], "s3": []}
-    assert job._mined(config, seeds) == {}
+    assert [unit["mined"] for unit in units(mining, Inputs(seeds, [NURSE], 6))] == [
+        [seeds[1].passage],
+        [seeds[0].passage],
+        [],
+    ]
+    assert [unit["mined"] for unit in units(config, Inputs(seeds, [NURSE], 6))] == [[], [], []]
 
 
 def test_a_dry_run_counts_what_would_be_written(config, tmp_path):
@@ -357,7 +586,7 @@ def test_the_hash(config):
     personas = [Persona("1", "a nurse")]
 
     def hashed(seeds=SEEDS, personas=personas, **changed):
-        return job.rows_hash(config.model_copy(update=changed), seeds, personas)
+        return job.rows_hash(config.model_copy(update=changed), Inputs(seeds, personas, 4))
 
     base = hashed()
     assert hashed(run_dir="/elsewhere", allow_failures=True) == base
@@ -377,23 +606,21 @@ def test_the_hash(config):
 def test_what_is_exported(config, tmp_path):
     personas = [Persona("p1", "a nurse"), Persona("p2", "a geologist")]
     storage = Storage(str(tmp_path / "run"))
-    units = ((unit, 1) for unit in job._units(config, SEEDS, personas))
-    plan = write_plan(storage, units, synthesis_unit_schema(), chunk_cost=10**6)
+    weighed = ((unit, 1) for unit in units(config, Inputs(SEEDS, personas, 4)))
+    plan = write_plan(storage, weighed, synthesis_unit_schema(), chunk_cost=10**6)
     task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     engine = fake_engine()
     receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, alone=False)
-    funnel = export(storage, config, summarize([receipt], plan.weight))
+    pool = settle(storage, config.synthesis, None, seed=1)
+    funnel = export(storage, config, summarize([receipt], plan.weight), pool, queries_a_seed=2)
 
     table = storage.read_table("rows/chunk-000000.parquet")
     assert table.schema.names == synthesis_row_schema().names
     found = table.to_pylist()
     kept = [row for row in found if row["kept"]]
-    assert (funnel.examples, funnel.kept, funnel.kept_positive) == (
-        len(found),
-        len(kept),
-        sum(row["label"] for row in kept),
-    )
-    assert funnel.kept + sum(funnel.rejected.values()) == funnel.examples == 8
+    assert (funnel["examples"], funnel["kept"]) == (len(found), len(kept))
+    assert funnel["kept_positive"] == sum(row["label"] for row in kept)
+    assert funnel["kept"] + sum(funnel["rejected"].values()) == funnel["examples"] == 8
     lines = [json.loads(line) for line in storage.read_text("train.jsonl").splitlines()]
     assert lines == [training_pair(row) for row in kept]
     assert 0 < len(lines) < 8
@@ -406,13 +633,157 @@ def test_what_is_exported(config, tmp_path):
     stats = json.loads(storage.read_text("stats.json"))
     assert (stats["seeds"], stats["examples"], stats["kept"], stats["failed"]) == (2, 8, len(kept), 0)
     assert sum(stats["passage_role"].values()) == len(kept)
-    card = storage.read_text("DATASET.md")
-    assert f"{len(kept)} of 8 examples were kept, {funnel.kept_positive} of them relevant, from 2 seeds." in card
+    shown = storage.read_text("DATASET.md")
+    assert f"{len(kept)} of 8 examples were kept ({len(kept) / 8:.0%}), " in shown
+    assert f"{funnel['kept_positive']} of them relevant, from 2 seeds (seeds.jsonl) and 4" in shown
+    assert re.search(r"- query: synth_query, [0-9a-f]{12}\n", shown) and "Of the seeds: CC0." in shown
+    assert str(tmp_path) not in shown + storage.read_text("stats.json")
+
+
+def test_a_card_shows_generated_text_as_text():
+    row = dict.fromkeys(("instruction", "reasoning")) | {"query": "# not a heading\u202e", "passage": "one\n- two"}
+    stats = tally([])
+    facts = dict.fromkeys(("seeds", "queries"), 0) | dict.fromkeys(
+        ("seed_source", "writer", "judge", "agreement", "license")
+    )
+    text = card.render(stats | facts | {"prompts": {}}, [row | {"label": True}])
+    assert "\n    query: # not a heading⟨U+202E⟩\n    passage: one\n    - two\n    label: True\n" in text
+    assert "Of the seeds: not told" in text
+
+
+def test_a_second_try_writes_what_failed_and_nothing_else(config, tmp_path):
+    class Lossy(Writer):
+        """Loses the expert's query the first time, and would write another daily one the second."""
+
+        lost = False
+
+        async def generate(self, prompt, *, schema=None, **sampling):
+            generation = await super().generate(prompt, schema=schema, **sampling)
+            if schema and "query" in schema["properties"] and "ask an expert" in prompt[0]["content"] and not self.lost:
+                self.lost = True
+                raise RowError("lost")
+            return generation
+
+    storage, planned_units = Storage(str(tmp_path / "run")), list(units(config, Inputs(SEEDS[:1], [NURSE], 2)))
+    write_plan(storage, ((unit, 1) for unit in planned_units), synthesis_unit_schema(), chunk_cost=10**6)
+    task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
+    writer = Lossy(describe=json.dumps({"positive": "one that helps", "hard_negatives": ["another"]}))
+    engines = {"writer": writer, "judge": fake_engine()}
+    first = runner(storage, task, engines).run(0, alone=False)
+    before = rows(storage)
+    assert (first.failed, {row["query_kind"] for row in before}) == (1, {"daily"})
+    asked = len(writer.prompts)
+    second = runner(storage, task, engines, session="second").run(0, alone=False)
+    after = rows(storage)
+    assert second.failed == 0 and {row["query_kind"] for row in after} == {"daily", "expert"}
+    assert [row for row in after if row["query_kind"] == "daily"] == before
+    # Its query, chain, descriptions and two passages.
+    assert "ask an expert" in writer.prompts[asked] and len(writer.prompts) == asked + 5
+
+
+def test_a_query_is_written_anew_where_anything_of_it_is_missing(config):
+    config = config.model_copy(update={"reranker": config.model})
+    unit = next(units(config, Inputs(SEEDS[:1], [NURSE], 2))) | {"mined": ["a", "b", "c"]}
+
+    def row(**values):
+        return asdict(SynthesisExample("e", "s1", "p1", QueryKind.DAILY, passage="text", kept=True)) | values
+
+    def again(*rows, reranked=True):
+        return [brief.kind for brief in unwritten(unit, rows, reranked=reranked, mined=1)]
+
+    mined = row(passage_role=MINED, base_score=0.5)
+    assert again() == ["daily", "expert"]
+    assert again(mined) == ["expert"]
+    assert again(row(base_score=0.5)) == ["daily", "expert"]  # none was mined
+    assert again(row(base_score=0.5), reranked=False) == ["expert"]
+    assert again(mined, row(reject_reason="judge_failed", kept=False)) == ["daily", "expert"]
+    assert again(mined, row(base_score=None)) == ["daily", "expert"]
+    assert again(mined, row(base_score=None, kept=False)) == ["expert"]
+    assert again(row(passage=None, kept=False, reject_reason="unparsable")) == ["expert"]
+
+
+@pytest.mark.parametrize(
+    ("step", "text", "told"),
+    [
+        ("chain", "{{ question }}", "'question' is undefined; its places are query, instruction"),
+        ("describe", "{% if instruction %}{{ query }}", "Unexpected end of template"),
+        ("query", "{% if instructed %}{{ instructions }}{% endif %}", "'instructions' is undefined"),
+    ],
+)
+def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_asked(config, tmp_path, step, text, told):
+    own = tmp_path / "own.txt"
+    own.write_text(text)
+    settings = config.synthesis.model_copy(update={"prompts": SynthesisPrompts(**{step: str(own)})})
+    with pytest.raises(UserError) as caught:
+        job.plan(config.model_copy(update={"synthesis": settings}))
+    assert str(caught.value).startswith(f"prompt {own}: ") and told in str(caught.value)
 
 
 def test_nothing_kept_is_still_exported(config, tmp_path):
     storage, _ = planned(tmp_path / "run", [])
-    funnel = export(storage, config, summarize([], 0))
-    assert (funnel.examples, funnel.kept, funnel.rejected) == (0, 0, {})
+    funnel = export(
+        storage, config, summarize([], 0), settle(storage, config.synthesis, None, seed=1), queries_a_seed=2
+    )
+    assert (funnel["examples"], funnel["kept"], funnel["rejected"]) == (0, 0, {})
     assert storage.read_text("train.jsonl") == ""
     assert json.loads(storage.read_text("alpaca.json")) == []
+
+
+def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
+    shown = []
+    job.preview(config, 1, shown.append)
+    text = "\n".join(shown)
+    for part in ("# seed s1", "query: merge sorted lists", "## query", "## describe", "## judge", "→ p(true) 0."):
+        assert part in text
+    assert text.count("## passage") == 4
+    assert "s1/daily/" in text and "s1/expert/" in text and "# seed s2" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_that_repeats_a_benchmark_costs_nothing(config, tmp_path):
+    benchmark = tmp_path / "bench"
+    (benchmark / "qrels").mkdir(parents=True)
+    (benchmark / "queries.jsonl").write_text(json.dumps({"_id": "7", "text": "Merge sorted lists!"}) + "\n")
+    (benchmark / "corpus.jsonl").write_text(json.dumps({"_id": "d", "title": "", "text": "unlike anything"}) + "\n")
+    (benchmark / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n7\td\t1\n")
+    settings = config.synthesis.model_copy(update={"decontaminate": (str(benchmark),)})
+    given = read_inputs(config.model_copy(update={"synthesis": settings}))
+    assert (given.queries_a_seed, list(given.repeated)) == (2, ["s1"])
+    assert job.rows_hash(config, given) != job.rows_hash(config, read_inputs(config))
+    first, second = units(config, given)
+    assert (first["briefs"], first["cost"], len(second["briefs"])) == ([], 0, 2)
+    assert first["contaminated"] == "bench, query 7: 100% of its words"
+    task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
+    (row,) = asyncio.run(task.run(first, {})).rows  # no engine is asked
+    assert (row["example_id"], row["kept"], row["reject_reason"]) == ("s1", False, "contaminated")
+
+
+def test_the_pool_rejects_repeated_queries_and_contaminated_texts(tmp_path):
+    def row(seed, query, passage="a text of its own", kept=True, **other):
+        example = SynthesisExample(f"{seed}/daily/p1/0-positive", seed, "p1", QueryKind.DAILY, query=query)
+        return asdict(replace(example, passage=passage, passage_role=POSITIVE, label=True, kept=kept, **other))
+
+    class Benchmarks:
+        def overlap(self, text):
+            return "a benchmark" if "asked in a benchmark" in text else None
+
+    rows = [
+        row("s1", "how do I keep my rota in order this winter"),
+        row("s2", "How do I keep my rota in order, this winter?"),
+        row("s3", "what keeps rust off a bicycle chain", passage="as asked in a benchmark"),
+        row("s4", "what keeps rust off a bicycle chain"),
+        row("s5", "where does the sun set on a june evening", instruction="asked in a benchmark"),
+        row("s6", "what keeps rust off a bicycle chain", kept=False, reject_reason="length"),
+    ]
+    storage = Storage(str(tmp_path))
+    storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
+    pool = settle(storage, SynthesisConfig(), Benchmarks(), seed=1)
+    assert {each["seed_id"]: each["reject_reason"] for each in pool.rows()} == {
+        "s1": None,
+        "s2": "duplicate_query",
+        "s3": "contaminated",
+        "s4": None,
+        "s5": "contaminated",
+        "s6": "length",
+    }
+    assert [each["seed_id"] for each in pool.rows() if each["selected"]] == ["s1", "s4"]

@@ -1,0 +1,153 @@
+"""The units of synthesis: a seed, the queries to be written from it, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from limrank import retrieval
+from limrank.config import ScoringConfig, SynthesizeJob
+from limrank.data import seeds as seed_data
+from limrank.plan import GENERATED_TOKEN_COST, Unit
+from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
+from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.quotas import briefs
+from limrank.synthesis.requests import most_written
+
+_TOKENS_A_PROMPT = 250
+"""About: a template with a query and a passage."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, read.
+
+    ``repeated``: seed id → what of a benchmark its query or passage repeats; nothing is
+    asked for these. ``queries_a_seed`` are to be written for each of the others.
+    """
+
+    seeds: Sequence[Seed]
+    personas: Sequence[Persona]
+    queries_a_seed: int
+    benchmarks: Benchmarks | None = None
+    repeated: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_inputs(config: SynthesizeJob) -> Inputs:
+    """Raises UserError for what is missing or cannot be read."""
+    settings = config.synthesis
+    seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds)
+    personas = seed_data.load_personas(settings.personas)
+    benchmarks = Benchmarks.of(settings.decontaminate) if settings.decontaminate else None
+    repeated = {}
+    for seed in seeds if benchmarks else ():
+        if overlap := benchmarks.overlap(seed.query) or benchmarks.overlap(seed.passage):
+            repeated[seed.seed_id] = str(overlap)
+    askers = min(settings.personas_per_seed, len(personas))
+    return Inputs(seeds, personas, askers * len(settings.kinds), benchmarks, repeated)
+
+
+def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
+    """A unit a seed. The same recipe and seeds give the same units, whatever runs them."""
+    settings = config.synthesis
+    mined = _mined(config, given.seeds)
+    dealt = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
+    for seed in given.seeds:
+        asked = [] if seed.seed_id in given.repeated else next(dealt)
+        yield {
+            "unit_id": seed.seed_id,
+            "cost": sum(_cost(config, brief) for brief in asked),
+            "query": seed.query,
+            "passage": seed.passage,
+            "briefs": [_brief_row(brief) for brief in asked],
+            "mined": mined.get(seed.seed_id, []),
+            "contaminated": given.repeated.get(seed.seed_id),
+        }
+
+
+def most_generated(config: SynthesizeJob, brief: QueryBrief) -> int:
+    """The most tokens that writer and judge may generate for one query."""
+    return most_written(config.synthesis, brief) + pairs_a_query(config) * (judging(config).think_tokens + 1)
+
+
+def pairs_a_query(config: SynthesizeJob) -> int:
+    """How many the judge sees of a query all of whose passages were written."""
+    return 1 + config.synthesis.negatives + config.synthesis.mined_negatives
+
+
+def _cost(config: SynthesizeJob, brief: QueryBrief) -> int:
+    # Query, chain, descriptions and each passage; each pair once for its chain and once for its label.
+    requests = 4 + config.synthesis.negatives + 2 * pairs_a_query(config)
+    if config.reranker:
+        requests += pairs_a_query(config) + (config.synthesis.mined_negatives and config.synthesis.mine_depth)
+    return GENERATED_TOKEN_COST * most_generated(config, brief) + _TOKENS_A_PROMPT * requests
+
+
+def read_brief(row: Mapping[str, Any]) -> QueryBrief:
+    return QueryBrief(
+        QueryKind(row["kind"]),
+        Persona(row["persona_id"], row["persona"]),
+        Difficulty(row["difficulty"]),
+        row["domain"],
+        row["instructed"],
+    )
+
+
+def unwritten(unit: Unit, rows: Sequence[Mapping[str, Any]], *, reranked: bool, mined: int) -> list[QueryBrief]:
+    """The briefs of a seed of whose queries ``rows`` have not all that there should be.
+
+    Args:
+        reranked: whether a reranker mines ``mined`` passages a query and scores what is kept.
+    """
+    by_query: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_query.setdefault((row["query_kind"], row["persona_id"]), []).append(row)
+
+    def is_whole(found: Sequence[Mapping[str, Any]]) -> bool:
+        if not found or any(row["reject_reason"] == "judge_failed" for row in found):
+            return False
+        if not reranked or found[0]["passage"] is None:
+            return True
+        taken = sum(row["passage_role"] == PassageRole.MINED_NEGATIVE for row in found)
+        return taken >= min(mined, len(unit["mined"])) and not any(
+            row["kept"] and row["base_score"] is None for row in found
+        )
+
+    briefs = map(read_brief, unit["briefs"])
+    return [brief for brief in briefs if not is_whole(by_query.get((brief.kind, brief.persona.persona_id), []))]
+
+
+def judging(config: SynthesizeJob) -> ScoringConfig:
+    """How the judge scores: as the recipe says, with the synthesis section's chain length."""
+    if config.scoring.mode == "direct" or config.scoring.max_think_tokens:
+        return config.scoring
+    return config.scoring.model_copy(update={"max_think_tokens": config.synthesis.judge_tokens})
+
+
+def _brief_row(brief: QueryBrief) -> dict[str, Any]:
+    return {
+        "kind": str(brief.kind),
+        "persona_id": brief.persona.persona_id,
+        "persona": brief.persona.text,
+        "difficulty": str(brief.difficulty),
+        "domain": brief.domain,
+        "instructed": brief.instructed,
+    }
+
+
+def _mined(config: SynthesizeJob, seeds: Sequence[Seed]) -> dict[str, list[str]]:
+    """For each seed the corpus passages that BM25 puts nearest to its query, its own left
+    out: those to be judged or, where there is a reranker, those that it is to choose from."""
+    count = config.synthesis.mined_negatives
+    if not count:
+        return {}
+    if config.reranker:
+        count = max(count, config.synthesis.mine_depth)
+    corpus = seed_data.load_corpus(config.synthesis.seeds)
+    contents = {document.doc_id: document.contents for document in corpus}
+    run = retrieval.bm25(corpus, [Query(seed.seed_id, seed.query) for seed in seeds], count + 1)
+    return {
+        seed.seed_id: [contents[each] for each in run[seed.seed_id] if contents[each] != seed.passage][:count]
+        for seed in seeds
+    }

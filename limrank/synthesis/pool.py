@@ -1,0 +1,70 @@
+"""What only the whole pool tells: queries that are there twice, what repeats a benchmark,
+and which examples a model is to be trained on. ``rows/`` stays as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from limrank.config import SynthesisConfig
+from limrank.storage import Storage
+from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.duplicates import find_duplicates
+from limrank.synthesis.select import Selection, select
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A run's rows as they end: ``rejected`` has the reason of each example that one seed's
+    rows would have kept; ``selection`` is None where all that are kept are exported."""
+
+    storage: Storage
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    selection: Selection | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in the order of their files, with the final ``kept`` and
+        ``reject_reason``, and with ``selected``."""
+        chosen = None if self.selection is None else frozenset(self.selection.example_ids)
+        for row in _read(self.storage):
+            if reason := self.rejected.get(row["example_id"]):
+                row |= {"kept": False, "reject_reason": reason}
+            row["selected"] = row["kept"] if chosen is None else row["example_id"] in chosen
+            yield row
+
+
+def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
+    """Look over the kept rows of a run: ``contaminated`` ones and those of a
+    ``duplicate_query`` go, in the order of the files the first of several queries stays; and
+    ``settings.size`` of the others are selected."""
+    rejected: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    for row in _kept(storage):
+        if benchmarks and any(map(benchmarks.overlap, (row["query"], row["instruction"] or "", row["passage"]))):
+            rejected[row["example_id"]] = "contaminated"
+        else:
+            queries.setdefault(_query_id(row), row["query"])
+    twice = find_duplicates(queries.items(), settings.near_duplicate)
+    for row in _kept(storage):
+        if _query_id(row) in twice:
+            rejected.setdefault(row["example_id"], "duplicate_query")
+    pool = Pool(storage, rejected)
+    if settings.size is None:
+        return pool
+    return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed))
+
+
+def _query_id(row: Row) -> str:
+    return f"{row['seed_id']}/{row['query_kind']}/{row['persona_id']}"
+
+
+def _kept(storage: Storage) -> Iterator[Row]:
+    return (row for row in _read(storage) if row["kept"])
+
+
+def _read(storage: Storage) -> Iterator[Row]:
+    for name in storage.names("rows"):
+        yield from storage.read_table(f"rows/{name}").to_pylist()

@@ -1,0 +1,186 @@
+"""``report.html`` of a synthesis run: what became of the seeds, and examples to read in full."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from limrank import __version__, html
+from limrank.synthesis.select import Row
+
+DOMAINS_SHOWN = 15
+QUERIES_SHOWN = 3
+REJECTED_SHOWN = 4
+"""To read in full; each reason has a short example besides."""
+
+CHARACTERS = 4000
+"""Of a text that is shown in full."""
+
+
+def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
+    """The page as a string.
+
+    Args:
+        stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
+            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``.
+        rows: those that were counted, read once and not held: for examples alone. Which
+            are shown does not depend on their order.
+    """
+    kept, rejected = _shown(rows)
+    readable = [rejected[reason][-1] for reason in stats["rejected"] if rejected[reason][-1]["passage"]]
+    return html.render(
+        "synthesis/report.html.j2",
+        filters={"whole": "{:,}".format, "score": "{:.3f}".format},
+        title=title,
+        summary=_summary(stats),
+        funnel=_funnel(stats),
+        reasons=[(reason, count, rejected[reason][0]) for reason, count in stats["rejected"].items()],
+        made_of=_made_of(stats),
+        selected=stats["selected"] is not None,
+        scores=_scores(stats["judge_score"]) if stats["judged"] else [],
+        kept=kept,
+        rejected=readable[:REJECTED_SHOWN],
+        characters=CHARACTERS,
+        facts={
+            "writer": stats["writer"],
+            "judge": f"{stats['judge']}, agreement by {stats['agreement']}",
+            **({"reranker": stats["reranker"]} if "reranker" in stats else {}),
+            "tokens": "{prompt:,} in prompts, {generated:,} generated".format(**stats["tokens"]),
+            "requests that could not run": f"{stats['failed']:,}",
+            "written with": f"limrank {__version__}",
+        },
+    )
+
+
+def _summary(stats: Mapping[str, Any]) -> str:
+    """What the page says first."""
+    examples, kept, positive = stats["examples"], stats["kept"], stats["kept_positive"]
+    if not examples:
+        return "There are no examples: nothing was written."
+    if not kept:
+        return f"Nothing was kept: all {examples:,} examples were rejected, for the reasons below."
+    sentences = [f"{kept:,} of {examples:,} examples were kept, {positive:,} of them relevant."]
+    if positive in (0, kept):
+        sentences.append("They all have one label: a model cannot learn from them to tell passages apart.")
+    if selected := stats["selected"]:
+        chosen = selected["shortfall"] or f"{selected['examples']:,} examples"
+        sentences.append(f"Selected for training: {chosen}.")
+    return " ".join(sentences)
+
+
+def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """From seeds to what is trained on, each stage in words beside the one before it."""
+    seeds, queries, examples, judged, kept = (
+        stats[name] for name in ("seeds", "queries", "examples", "judged", "kept")
+    )
+    stages = [
+        ("seeds", seeds, ""),
+        ("queries planned", queries, f"{queries / seeds:.1f} a seed" if seeds else ""),
+        ("examples", examples, f"{examples / queries:.1f} a planned query" if queries else ""),
+        ("judged", judged, _share(judged, examples, "examples")),
+        ("kept", kept, _share(kept, judged, "judged")),
+    ]
+    if stats["selected"]:
+        selected = stats["selected"]["examples"]
+        stages.append(("selected", selected, _share(selected, kept, "kept")))
+    widths = _widths([count for _, count, _ in stages])
+    return [
+        {"name": name, "count": count, "note": note, "width": width}
+        for (name, count, note), width in zip(stages, widths, strict=True)
+    ]
+
+
+def _share(part: int, whole: int, name: str) -> str:
+    return f"{100 * part / whole:.0f} % of the {name}" if whole else ""
+
+
+def _made_of(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The distributions of what was kept, and of what was selected of it."""
+    if not stats["kept"]:
+        return []
+    selected = stats["selected"] or {}
+    charts = [
+        {"heading": heading, "bars": _bars(stats[name], selected.get(name, {}), DOMAINS_SHOWN)}
+        for name, heading in (
+            ("query_kind", "Query kind"),
+            ("difficulty", "Difficulty"),
+            ("passage_role", "Passage role"),
+            ("domains", "Domain"),
+        )
+    ]
+    for name, heading in (("query_words", "Words of the query"), ("passage_words", "Words of the passage")):
+        bins = stats[name]["bins"]
+        of_selected = selected[name]["bins"] if selected.get(name) else {}
+        charts.append(
+            {"heading": f"{heading}, median {stats[name]['median']:,}", "bars": _bars(bins, of_selected, len(bins))}
+        )
+    return charts
+
+
+def _bars(counts: Mapping[str, int], selected: Mapping[str, int], most: int) -> list[dict[str, Any]]:
+    """A bar a count, in their order, all after the first ``most`` as one. Widths are in
+    percent: of the longest bar, and for the selected part of its own bar."""
+    names = list(counts)
+    parts = [(name, counts[name], selected.get(name, 0)) for name in names[:most]]
+    if rest := names[most:]:
+        parts.append(
+            (f"{len(rest):,} more", sum(counts[name] for name in rest), sum(selected.get(name, 0) for name in rest))
+        )
+    widths = _widths([count for _, count, _ in parts])
+    return [
+        {
+            "name": name,
+            "count": count,
+            "width": width,
+            "selected": of_selected,
+            "selected_width": round(100 * of_selected / count, 2) if count else 0,
+        }
+        for (name, count, of_selected), width in zip(parts, widths, strict=True)
+    ]
+
+
+def _scores(bins: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """The judge's scores, for each range both intended labels side by side."""
+    positive, negative = bins["true"], bins["false"]
+    widths = _widths([*positive.values(), *negative.values()])
+    return [
+        {
+            "name": name,
+            "positive": positive[name],
+            "positive_width": widths[place],
+            "negative": negative[name],
+            "negative_width": widths[place + len(positive)],
+        }
+        for place, name in enumerate(positive)
+    ]
+
+
+def _widths(counts: list[int]) -> list[float]:
+    """Lengths of bars in percent of the longest."""
+    most = max(counts, default=0) or 1
+    return [round(100 * count / most, 2) for count in counts]
+
+
+def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
+    """Some kept queries with all their kept examples, and two rejected examples a reason,
+    or one: drawn by the hash of their names."""
+    kept: dict[tuple[int, str], list[Row]] = {}
+    rejected: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["kept"]:
+            group = f"{row['seed_id']}/{row['query_kind']}/{row['query']}/{row['instruction'] or ''}"
+            kept.setdefault((zlib.crc32(group.encode()), group), []).append(row)
+            if len(kept) > QUERIES_SHOWN:
+                del kept[max(kept)]
+        elif row["reject_reason"]:
+            drawn = rejected.setdefault(row["reject_reason"], [])
+            drawn.append(row)
+            drawn.sort(key=_draw)
+            del drawn[2:]
+    groups = [sorted(kept[key], key=lambda row: row["example_id"]) for key in sorted(kept)]
+    return groups, rejected
+
+
+def _draw(row: Row) -> tuple[int, str]:
+    return zlib.crc32(row["example_id"].encode()), row["example_id"]

@@ -1,0 +1,121 @@
+"""What the writer is asked in each step: the prompt, the schema of a structured answer, and
+how many tokens it may have. Every prompt is a file in ``limrank/prompts``, or a person's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from limrank import prompts
+from limrank.config import SynthesisConfig
+from limrank.records import Difficulty, Persona, QueryBrief, QueryKind, Seed
+
+REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
+WORDS = (60, 100, 160)
+_SEED_CHARACTERS = 1500
+"""Of the seed's passage: enough to know what it is about."""
+
+_CHARACTERS_A_TOKEN = 3
+_JSON_TOKENS = 60
+"""Beside its texts. The schema bounds the texts in characters, and max_tokens leaves a token
+for each, so that no answer is cut off in the middle of its JSON, whatever the script."""
+
+
+@dataclass(frozen=True)
+class WrittenQuery:
+    text: str
+    domain: str
+    instruction: str | None = None
+
+
+def query_prompt(seed: Seed, brief: QueryBrief, settings: SynthesisConfig) -> str:
+    """What the writer is told for the first step."""
+    return prompts.render(
+        settings.prompts.query,
+        seed_query=seed.query,
+        seed_passage=seed.passage[:_SEED_CHARACTERS],
+        persona=brief.persona.text,
+        kind=str(brief.kind),
+        difficulty=str(brief.difficulty),
+        domain=brief.domain,
+        instructed=brief.instructed,
+    )
+
+
+def chain_prompt(query: WrittenQuery, settings: SynthesisConfig) -> str:
+    return prompts.render(settings.prompts.chain, query=query.text, instruction=query.instruction)
+
+
+def describe_prompt(query: WrittenQuery, chain: str, settings: SynthesisConfig) -> str:
+    return prompts.render(
+        settings.prompts.describe,
+        query=query.text,
+        instruction=query.instruction,
+        chain=chain,
+        negatives=settings.negatives,
+    )
+
+
+def passage_prompt(query: WrittenQuery, description: str, register: str, words: int, settings: SynthesisConfig) -> str:
+    return prompts.render(
+        settings.prompts.passage, query=query.text, description=description, register=register, words=words
+    )
+
+
+def check_prompts(settings: SynthesisConfig) -> None:
+    """Raises UserError for a prompt that could not be filled: every seed would fail by it."""
+    seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
+    for kind, difficulty in product(QueryKind, Difficulty):
+        for domain, instruction in product((None, "a field"), (None, "an instruction")):
+            brief = QueryBrief(kind, persona, difficulty, domain, instruction is not None)
+            query_prompt(seed, brief, settings)
+            query = WrittenQuery("a query", "a field", instruction)
+            chain_prompt(query, settings)
+            describe_prompt(query, "a chain", settings)
+            passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
+
+
+def most_written(settings: SynthesisConfig, brief: QueryBrief) -> int:
+    """The most tokens that the writer may write for one query and its passages."""
+    passages = (1 + settings.negatives) * settings.passage_tokens
+    return query_tokens(settings, brief) + settings.chain_tokens + describe_tokens(settings) + passages
+
+
+def query_tokens(settings: SynthesisConfig, brief: QueryBrief) -> int:
+    return _CHARACTERS_A_TOKEN * settings.query_tokens * (1 + brief.instructed) + _JSON_TOKENS
+
+
+def describe_tokens(settings: SynthesisConfig) -> int:
+    return _CHARACTERS_A_TOKEN * settings.chain_tokens + _JSON_TOKENS
+
+
+def query_schema(settings: SynthesisConfig, brief: QueryBrief) -> dict[str, Any]:
+    """The query comes first: what a weak model writes before it would lead it astray."""
+    sentence = {"type": "string", "minLength": 30, "maxLength": max(60, _CHARACTERS_A_TOKEN * settings.query_tokens)}
+    properties: dict[str, Any] = {"query": sentence}
+    if brief.domain is None:
+        properties["domain"] = {"type": "string", "minLength": 3, "maxLength": 30}
+    if brief.instructed:
+        properties["instruction"] = sentence
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def descriptions_schema(settings: SynthesisConfig) -> dict[str, Any]:
+    negatives = settings.negatives
+    longest = _CHARACTERS_A_TOKEN * settings.chain_tokens // (negatives + 1)
+    sentence = {"type": "string", "minLength": 20, "maxLength": max(60, longest)}
+    return {
+        "type": "object",
+        "properties": {
+            "positive": sentence,
+            "hard_negatives": {"type": "array", "items": sentence, "minItems": negatives, "maxItems": negatives},
+        },
+        "required": ["positive", "hard_negatives"],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,71 @@
+"""The steps that score pairs: the judge every example that is still in, and the reranker
+that is to be bettered, directly and without a chain, what would mislead it and what is
+hard for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from limrank.config import ScoringConfig, SynthesisConfig
+from limrank.engines.base import Engine, spent_on
+from limrank.records import Candidate, Failure, Judgment, Query, SynthesisExample
+from limrank.scoring import score_pair
+from limrank.synthesis.filters import judged
+
+
+async def judge_examples(
+    examples: Sequence[SynthesisExample], judge: Engine, scoring: ScoringConfig, settings: SynthesisConfig
+) -> tuple[list[SynthesisExample], list[Failure]]:
+    """The judge's chain and p(true) for each example that is still in, and what it rules."""
+    open_ones = [example for example in examples if example.reject_reason is None]
+    judgments, failures = await _score("judge", _pairs(open_ones), judge, scoring)
+    by_id = {example.example_id: judgment for example, judgment in zip(open_ones, judgments, strict=True)}
+    return judged(examples, by_id, settings), failures
+
+
+async def mine(
+    query: Query, passages: Sequence[str], count: int, reranker: Engine, scoring: ScoringConfig
+) -> tuple[list[str], list[Failure]]:
+    """The ``count`` passages that the reranker ranks highest for a query, best first and of
+    equals the first. One that it could not score is a failure, and not taken."""
+    judgments, failures = await _score("mine", [(query, passage) for passage in passages], reranker, scoring)
+    scored = [pair for pair in zip(judgments, passages, strict=True) if pair[0].score is not None]
+    scored.sort(key=lambda pair: -pair[0].score)
+    return [passage for _, passage in scored[:count]], failures
+
+
+async def add_base_scores(
+    examples: Sequence[SynthesisExample], reranker: Engine, scoring: ScoringConfig
+) -> tuple[list[SynthesisExample], list[Failure]]:
+    """The same examples, with the reranker's p(true) for those that are kept."""
+    kept = [example for example in examples if example.kept]
+    judgments, failures = await _score("base", _pairs(kept), reranker, scoring)
+    scores = {example.example_id: judgment.score for example, judgment in zip(kept, judgments, strict=True)}
+    return [replace(example, base_score=scores.get(example.example_id)) for example in examples], failures
+
+
+def _pairs(examples: Sequence[SynthesisExample]) -> list[tuple[Query, str]]:
+    return [
+        (Query(example.example_id, example.query or "", example.instruction or ""), example.passage or "")
+        for example in examples
+    ]
+
+
+async def _score(
+    step: str, pairs: Sequence[tuple[Query, str]], engine: Engine, scoring: ScoringConfig
+) -> tuple[list[Judgment], list[Failure]]:
+    """A judgment a pair, and a failure of its query for each that could not be scored."""
+    with spent_on(step):
+        judgments = await asyncio.gather(
+            *(
+                score_pair(query, Candidate(query.query_id, passage, 1, None), engine, scoring)
+                for query, passage in pairs
+            )
+        )
+    return judgments, [
+        Failure.of(query.query_id, step, judgment.error)
+        for (query, _), judgment in zip(pairs, judgments, strict=True)
+        if judgment.error is not None
+    ]

@@ -1,0 +1,113 @@
+"""What a pool of examples is made of: the counts of ``stats.json`` and of the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from limrank.synthesis.select import Row, Selection, domain_name
+
+_SCORE_BINS = 10
+_WORD_BINS = {"query": (10, 100), "passage": (25, 250)}
+"""Words a bin, and where the last bin begins, which has no end."""
+
+
+def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, Any]:
+    """Counts of all rows of a run, read once and not held; plain values, as JSON has them.
+
+    ==================================================  ================================================
+    ``examples, judged, kept, kept_positive``           how many; ``judged`` has a score of the judge
+    ``contaminated_seeds``                              of which nothing was written
+    ``rejected``                                        by reason, most frequent first
+    ``judge_score``                                     ``{"true": bins, "false": bins}`` by intended label
+    ``query_kind, difficulty, passage_role, domains``   of the kept, most frequent first
+    ``query_words, passage_words``                      of the kept: ``min, median, max, bins``, or None
+    ``selected``                                        None, or ``examples, asked, shortfall`` and the two
+                                                        lines above, of the selected
+    ==================================================  ================================================
+
+    Bins are ``{range: count}`` in order.
+    """
+    chosen = frozenset(() if selection is None else selection.example_ids)
+    examples, judged, positive, contaminated_seeds = 0, 0, 0, 0
+    rejected: Counter[str] = Counter()
+    scores = {True: [0] * _SCORE_BINS, False: [0] * _SCORE_BINS}
+    kept, selected = _Makeup(), _Makeup()
+    for row in rows:
+        examples += 1
+        if row["judge_score"] is not None:
+            judged += 1
+            scores[row["label"]][min(int(row["judge_score"] * _SCORE_BINS), _SCORE_BINS - 1)] += 1
+        contaminated_seeds += row["query_kind"] is None
+        if row["reject_reason"]:
+            rejected[row["reject_reason"]] += 1
+        if row["kept"]:
+            kept.add(row)
+            positive += row["label"]
+        if row["example_id"] in chosen:
+            selected.add(row)
+    return {
+        "examples": examples,
+        "judged": judged,
+        "kept": kept.examples,
+        "kept_positive": positive,
+        "contaminated_seeds": contaminated_seeds,
+        "rejected": _by_frequency(rejected),
+        "judge_score": {name: _score_bins(scores[label]) for name, label in (("true", True), ("false", False))},
+        **kept.counts(),
+        "selected": None
+        if selection is None
+        else {
+            "examples": selected.examples,
+            "asked": selection.size,
+            "shortfall": selection.shortfall,
+            **selected.counts(),
+        },
+    }
+
+
+class _Makeup:
+    """What a set of examples is made of, counted one by one."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._values = {name: Counter() for name in ("query_kind", "difficulty", "passage_role", "domains")}
+        self._words = {name: Counter() for name in _WORD_BINS}
+
+    def add(self, row: Row) -> None:
+        self.examples += 1
+        for name in ("query_kind", "difficulty", "passage_role"):
+            self._values[name][str(row[name])] += 1
+        self._values["domains"][domain_name(row["domain"])] += 1
+        for name, lengths in self._words.items():
+            lengths[len(row[name].split())] += 1
+
+    def counts(self) -> dict[str, Any]:
+        return {name: _by_frequency(counter) for name, counter in self._values.items()} | {
+            f"{name}_words": _lengths(lengths, *_WORD_BINS[name]) for name, lengths in self._words.items()
+        }
+
+
+def _by_frequency(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _lengths(lengths: Counter[int], width: int, last: int) -> dict[str, Any] | None:
+    if not lengths:
+        return None
+    ordered = sorted(lengths.elements())
+    bins = Counter(min(length, last) // width for length in ordered)
+    return {
+        "min": ordered[0],
+        "median": ordered[len(ordered) // 2],
+        "max": ordered[-1],
+        "bins": {
+            f"{last}+" if place * width == last else f"{place * width}–{(place + 1) * width - 1}": bins[place]
+            for place in range(min(bins), max(bins) + 1)
+        },
+    }
+
+
+def _score_bins(counts: list[int]) -> dict[str, int]:
+    return {f"{place / _SCORE_BINS}–{(place + 1) / _SCORE_BINS}": count for place, count in enumerate(counts)}
