@@ -109,9 +109,9 @@ class Run:
         self.look()
         return self.process.poll() is not None
 
-    def wait(self):
+    def wait(self, patience_s=PATIENCE_S):
         """Its exit code."""
-        wait_until(self.ended, "the job to end", every_s=0.2)
+        wait_until(self.ended, "the job to end", every_s=0.2, patience_s=patience_s)
         return self.process.returncode
 
     def engines_left(self):
@@ -130,10 +130,10 @@ def _lines_of_living(processes, patience_s):
     return [command_line(each) for each in live]
 
 
-def wait_until(true, what, every_s=0.05):
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until(true, what, every_s=0.05, patience_s=PATIENCE_S):
+    deadline = time.monotonic() + patience_s
     while not true():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        assert time.monotonic() < deadline, f"waited {patience_s} s for {what}"
         time.sleep(every_s)
 
 
