@@ -1,5 +1,6 @@
 # make demo   the whole line on this machine, from nothing
 # make test   every test, with one kill of each kind
+# make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,7 +8,11 @@ BIN    := $(VENV)/bin
 MODEL  := smollm2-135m-instruct
 EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup model demo test faults lint clean
+# Seeds for `make synthesis`, and benchmarks that nothing written may repeat.
+SEEDS         ?= ../shared/data/msmarco_seed_instructir
+DECONTAMINATE ?= ../shared/data/scifact, ../shared/data/cranfield, ../shared/data/bright_pony_tutorial
+
+.PHONY: setup model demo synthesis test faults lint clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +31,10 @@ model: setup
 
 demo: model
 	$(BIN)/python cluster/local.py -- limrank pipeline jobs/recipes/demo.yaml --overwrite --address {address}
+
+synthesis: model
+	$(BIN)/limrank synthesize jobs/recipes/synthesize-200.yaml --address local \
+		-s synthesis.seeds=$(SEEDS) -s 'synthesis.decontaminate=[$(DECONTAMINATE)]'
 
 test: model
 	$(BIN)/python -m pytest -m "not faults"

@@ -168,7 +168,7 @@ class Ours:
                     "scoring": {"mode": mode, **scoring},
                 }
             )
-            engines = {"scorer": HostedEngineSource(self.host, self.limits)}
+            engines = {"scorer": HostedEngineSource((self.host,), self.limits, startup_timeout_s=600)}
             result = reranking.run(config, address="local", progress=Progress(_Silent()), engines=engines)
             assert result.failed == 0
             manifest = json.loads(Storage(folder).read_text("manifest.json"))
