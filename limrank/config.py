@@ -362,13 +362,13 @@ class SynthesizeJob(Job):
     @classmethod
     def _one_model_is_one_engine(cls, values: Any) -> Any:
         """A judge or reranker that is the writer's model is all of it where the recipe does not say."""
-        if not isinstance(values, dict):
+        model = values.get("model", {}) if isinstance(values, dict) else None
+        if not isinstance(model, dict):
             return values
-        model = values.get("model") or {}
         same = {
             role: model | given
             for role in ("judge", "reranker")
-            if isinstance(given := values.get(role), dict) and given.get("id") == model.get("id")
+            if isinstance(given := values.get(role), dict) and given.get("id", model.get("id")) == model.get("id")
         }
         return values | same
 

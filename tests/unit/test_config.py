@@ -238,6 +238,9 @@ def test_a_judge_of_the_writer_s_model_is_the_same_engine(recipe):
     assert (config.reranker.max_model_len, config.reranker.dtype) == (2048, "bfloat16")
     other = load_config(path, overrides=["judge.id=another/model"])
     assert other.judge.max_model_len is None
+    longer = load_config(recipe(SYNTHESIZE + "model: {id: some/model}\njudge: {max_model_len: 4096}\n"))
+    assert (longer.judge.id, longer.judge.max_model_len) == ("some/model", 4096)
+    assert "model" in refusal(recipe(SYNTHESIZE + "model: some/model\njudge: {id: some/model}\n"))
 
 
 def test_a_reranker_s_engine_needs_a_reranker(recipe):
