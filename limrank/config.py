@@ -188,6 +188,7 @@ class SynthesisPrompts(Section):
     chain: str = "synth_chain"
     describe: str = "synth_describe"
     passage: str = "synth_passage"
+    judge: str = Field("synth_judge", description="for judge_by: answer; by label tokens it is scoring.prompt")
 
 
 class TokenPrices(Section):
@@ -245,6 +246,11 @@ class SynthesisConfig(Section):
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
     top_p: Unit = 0.95
+    judge_by: Literal["label_tokens", "answer"] = Field(
+        "label_tokens",
+        description="label_tokens: p(true) of the answer token; answer: the true or false that the judge writes in "
+        "a chat, without a probability, for endpoints that give no log-probabilities",
+    )
     agreement: Literal["verdict", "ranking"] = Field(
         "verdict",
         description="verdict: the judge's own true or false must be the intended label (the paper's); "
@@ -273,6 +279,8 @@ class SynthesisConfig(Section):
             raise ValueError(
                 "synthesis.agreement=ranking compares with negatives: negatives or mined_negatives above 0"
             )
+        if self.agreement == "ranking" and self.judge_by == "answer":
+            raise ValueError("synthesis.agreement=ranking needs probabilities: judge_by=label_tokens")
         return self
 
 

@@ -155,8 +155,9 @@ class SynthesisExample:
     """One synthetic (query, passage) pair with its intended label and the judge's chain.
 
     A field that the writer never produced is None; then ``kept`` is False and
-    ``reject_reason`` says why. ``judge_score`` and ``base_score`` are p(true), the judge's and
-    without a chain that of the reranker to be bettered; None where the recipe names none.
+    ``reject_reason`` says why. ``verdict`` is the judge's, ``judge_score`` its p(true), None
+    where it was judged by its written answer; ``base_score`` is without a chain that of the
+    reranker to be bettered, None where the recipe names none.
     """
 
     example_id: str
@@ -171,6 +172,7 @@ class SynthesisExample:
     passage_role: PassageRole | None = None
     label: bool | None = None
     reasoning: str | None = None
+    verdict: bool | None = None
     judge_score: float | None = None
     base_score: float | None = None
     kept: bool = False
@@ -286,11 +288,12 @@ def synthesis_row_schema() -> pa.Schema:
     strings = "example_id seed_id persona_id query_kind domain difficulty query instruction passage passage_role"
     return _schema(
         "synthesis_row",
-        2,
+        3,
         [(name, pa.string()) for name in strings.split()]
         + [
             ("label", pa.bool_()),
             ("reasoning", pa.string()),
+            ("verdict", pa.bool_()),
             ("judge_score", pa.float64()),
             ("base_score", pa.float64()),
             ("kept", pa.bool_()),
@@ -304,7 +307,7 @@ def synthesis_example_schema() -> pa.Schema:
     import pyarrow as pa
 
     fields = [(field.name, field.type) for field in synthesis_row_schema()]
-    return _schema("synthesis_example", 2, [*fields, ("selected", pa.bool_())])
+    return _schema("synthesis_example", 3, [*fields, ("selected", pa.bool_())])
 
 
 def failure_schema() -> pa.Schema:

@@ -38,13 +38,15 @@ class Tokenizer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What was written. ``finish_reason`` is ``stop`` (the model or a stop string ended
-    it) or ``length`` (it ran into ``max_tokens``); the stop string is not in ``text``."""
+    it) or ``length`` (it ran into ``max_tokens``); the stop string is not in ``text``.
+    ``reasoning`` is the chain of an endpoint that gives it apart from its answer."""
 
     text: str
     finish_reason: str
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

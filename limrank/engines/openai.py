@@ -70,8 +70,9 @@ class OpenAIEngine:
         response = await self._ask(prompt, options)
         choice = response.choices[0]
         text = choice.message.content if _is_chat(prompt) else choice.text
+        reasoning = _reasoning(choice.message) if _is_chat(prompt) else None
         prompt_tokens, cached, generated = self._record(response.usage)
-        return Generation(text or "", choice.finish_reason or "stop", prompt_tokens, cached, generated)
+        return Generation(text or "", choice.finish_reason or "stop", prompt_tokens, cached, generated, reasoning)
 
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
@@ -105,6 +106,8 @@ class OpenAIEngine:
             logprobs = {entry.token: entry.logprob for entry in first}
         else:
             logprobs = (given.top_logprobs or [{}])[0] if given else {}
+        if not logprobs:
+            raise RowError("the endpoint gives no log-probabilities, which a score by label tokens needs")
         missing = [label for label in labels if label not in logprobs]
         if missing:
             raise RowError(f"labels {missing} are not among the endpoint's top {len(logprobs)} log-probabilities")
@@ -185,6 +188,12 @@ class OpenAIEngine:
 
     def _without_key(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message
+
+
+def _reasoning(message: Any) -> str | None:
+    """A chain that is no part of the content: DeepSeek's ``reasoning_content``, which vLLM has
+    renamed to ``reasoning``. Neither is OpenAI's own, so the client has no field for it."""
+    return getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or None
 
 
 def _is_chat(prompt: Prompt) -> bool:

@@ -91,15 +91,18 @@ def _lines(storage: Storage, name: str) -> Iterator[Callable[[str], None]]:
 
 
 def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, Any]:
-    steps = config.synthesis.prompts.model_dump() | {"judge": config.scoring.prompt}
+    steps = config.synthesis.prompts.model_dump()
+    if config.synthesis.judge_by == "label_tokens":
+        steps["judge"] = config.scoring.prompt
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "seeds": summary.units,
         "seed_source": _name(config.synthesis.seeds),
         "license": config.synthesis.license,
         "queries": queries,
         "failed": summary.failed,
         **{name: _name(role.model.id) for name, role in config.roles().items()},
+        "judge_by": config.synthesis.judge_by,
         "agreement": config.synthesis.agreement,
         "prompts": {step: _prompt(name) for step, name in steps.items()},
         "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},

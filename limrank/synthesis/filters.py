@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from limrank.config import SynthesisConfig
-from limrank.records import Judgment, PassageRole, Seed, SynthesisExample
+from limrank.records import PassageRole, Seed, SynthesisExample
 from limrank.synthesis.words import count, runs, similarity, words
 
 MIN_QUERY_WORDS, MIN_PASSAGE_WORDS = 4, 12
@@ -51,6 +51,18 @@ _SURELY, _HARDLY = 0.9, 0.05
 
 _LETTERS_TO_TELL = 40
 """A shorter text is in no language that could be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of a pair. ``relevant`` is None where it could not be read in what
+    the judge wrote, and with ``failed`` where the judge could not be asked. ``score`` is
+    p(true), where there is one."""
+
+    relevant: bool | None
+    score: float | None = None
+    reasoning: str | None = None
+    failed: bool = False
 
 
 def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, persona: str) -> str | None:
@@ -107,20 +119,21 @@ def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed, pr
 
 
 def judged(
-    examples: Sequence[SynthesisExample], judgments: Mapping[str, Judgment], settings: SynthesisConfig
+    examples: Sequence[SynthesisExample], verdicts: Mapping[str, Verdict], settings: SynthesisConfig
 ) -> list[SynthesisExample]:
-    """The same examples with the judge's chain and score, and kept where it agrees.
+    """The same examples with the judge's chain, verdict and score, and kept where it agrees.
 
     Args:
-        judgments: by example id; an example without one was rejected before.
-        settings: ``agreement`` by verdict: p(true) on the intended side of one half, else
-            ``judge_disagrees``; nearer to one half than ``judge_margin``, ``judge_unsure``.
+        verdicts: by example id; an example without one was rejected before.
+        settings: ``agreement`` by verdict: the intended label, else ``judge_disagrees``; with
+            a p(true) nearer to one half than ``judge_margin``, ``judge_unsure``.
             By ranking: the positive above each negative of its query; a negative that is
             not below it is rejected, and the positive too unless it beats one of them.
 
-    A pair that the judge could not score is ``judge_failed``.
+    A pair that the judge could not be asked about is ``judge_failed``, one of which it wrote
+    no verdict ``unparsable``.
     """
-    scored = [_with_judgment(example, judgments.get(example.example_id)) for example in examples]
+    scored = [_with_verdict(example, verdicts.get(example.example_id)) for example in examples]
     open_ones = [example for example in scored if example.reject_reason is None]
     positives = [example.judge_score for example in open_ones if example.label]
     negatives = [example.judge_score for example in open_ones if not example.label]
@@ -184,17 +197,18 @@ def _prompt_runs(prompt: str) -> set[tuple[str, ...]]:
 
 
 def _verdict_fault(example: SynthesisExample, margin: float) -> str | None:
-    if abs(example.judge_score - 0.5) < margin:
+    if example.judge_score is not None and abs(example.judge_score - 0.5) < margin:
         return "judge_unsure"
-    return None if (example.judge_score > 0.5) == example.label else "judge_disagrees"
+    return None if example.verdict == example.label else "judge_disagrees"
 
 
-def _with_judgment(example: SynthesisExample, judgment: Judgment | None) -> SynthesisExample:
-    if judgment is None:
+def _with_verdict(example: SynthesisExample, verdict: Verdict | None) -> SynthesisExample:
+    if verdict is None:
         return example
-    if judgment.score is None:
+    if verdict.failed:
         return replace(example, reject_reason="judge_failed")
-    return replace(example, judge_score=judgment.score, reasoning=judgment.reasoning)
+    said = replace(example, reasoning=verdict.reasoning, verdict=verdict.relevant, judge_score=verdict.score)
+    return replace(said, reject_reason="unparsable") if verdict.relevant is None else said
 
 
 def _foreign(text: str, seed: Seed) -> bool:

@@ -210,7 +210,8 @@ def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
     }
     for source in dict.fromkeys(sources.values()):
         check_engine(source.model, source.engine)
-    for source in dict.fromkeys(source for name, source in sources.items() if name != "writer"):
+    scorers = {"judge", "reranker"} if config.synthesis.judge_by == "label_tokens" else {"reranker"}
+    for source in dict.fromkeys(source for name, source in sources.items() if name in scorers):
         check_labels(load_tokenizer(source.model, source.engine))
     return sources
 

@@ -13,7 +13,7 @@ from limrank.plan import GENERATED_TOKEN_COST, Unit
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.quotas import briefs
-from limrank.synthesis.requests import most_written
+from limrank.synthesis.requests import judge_tokens, most_written
 
 _TOKENS_A_PROMPT = 250
 """About: a template with a query and a passage."""
@@ -68,7 +68,7 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
 
 def most_generated(config: SynthesizeJob, brief: QueryBrief) -> int:
     """The most tokens that writer and judge may generate for one query."""
-    return most_written(config.synthesis, brief) + pairs_a_query(config) * (judging(config).think_tokens + 1)
+    return most_written(config.synthesis, brief) + pairs_a_query(config) * judge_tokens(judging(config))
 
 
 def pairs_a_query(config: SynthesizeJob) -> int:

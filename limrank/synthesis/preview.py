@@ -47,7 +47,8 @@ class Traced:
 
     async def generate(self, prompt: Prompt, **options: Any) -> Generation:
         generation = await self.engine.generate(prompt, **options)
-        self._keep(prompt, generation.text)
+        thought = "" if generation.reasoning is None else f"<think>{generation.reasoning}</think>"
+        self._keep(prompt, thought + generation.text)
         return generation
 
     def stream(self, prompt: Prompt, **options: Any):

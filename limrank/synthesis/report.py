@@ -38,7 +38,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         reasons=[(reason, count, rejected[reason][0]) for reason, count in stats["rejected"].items()],
         made_of=_made_of(stats),
         selected=stats["selected"] is not None,
-        scores=_scores(stats["judge_score"]) if stats["judged"] else [],
+        scores=_scores(stats["judge_score"]),
         kept=kept,
         rejected=readable[:REJECTED_SHOWN],
         characters=CHARACTERS,
@@ -141,8 +141,10 @@ def _bars(counts: Mapping[str, int], selected: Mapping[str, int], most: int) -> 
 
 
 def _scores(bins: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """The judge's scores, for each range both intended labels side by side."""
+    """The judge's scores, for each range both intended labels side by side; empty where it gave none."""
     positive, negative = bins["true"], bins["false"]
+    if not any((*positive.values(), *negative.values())):
+        return []
     widths = _widths([*positive.values(), *negative.values()])
     return [
         {

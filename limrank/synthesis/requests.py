@@ -1,5 +1,6 @@
-"""What the writer is asked in each step: the prompt, the schema of a structured answer, and
-how many tokens it may have. Every prompt is a file in ``limrank/prompts``, or a person's own."""
+"""What the writer is asked in each step, and a judge that is read by its answer: the prompt,
+the schema of a structured answer, and how many tokens it may have. Every prompt is a file in
+``limrank/prompts``, or a person's own."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from itertools import product
 from typing import Any
 
 from limrank import prompts
-from limrank.config import SynthesisConfig
-from limrank.records import Difficulty, Persona, QueryBrief, QueryKind, Seed
+from limrank.config import ScoringConfig, SynthesisConfig
+from limrank.records import Difficulty, Persona, Query, QueryBrief, QueryKind, Seed
+from limrank.scoring import prompt_query
 
 REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
 WORDS = (60, 100, 160)
@@ -20,6 +22,8 @@ _CHARACTERS_A_TOKEN = 3
 _JSON_TOKENS = 60
 """Beside its texts. The schema bounds the texts in characters, and max_tokens leaves a token
 for each, so that no answer is cut off in the middle of its JSON, whatever the script."""
+
+_VERDICT_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,14 @@ def passage_prompt(query: WrittenQuery, description: str, register: str, words: 
     )
 
 
+def judge_prompt(query: Query, passage: str, settings: SynthesisConfig) -> str:
+    return prompts.render(settings.prompts.judge, query=prompt_query(query), passage=passage)
+
+
 def check_prompts(settings: SynthesisConfig) -> None:
     """Raises UserError for a prompt that could not be filled: every seed would fail by it."""
     seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
+    judge_prompt(Query("", "a query"), "a passage", settings)
     for kind, difficulty in product(QueryKind, Difficulty):
         for domain, instruction in product((None, "a field"), (None, "an instruction")):
             brief = QueryBrief(kind, persona, difficulty, domain, instruction is not None)
@@ -88,6 +97,11 @@ def query_tokens(settings: SynthesisConfig, brief: QueryBrief) -> int:
 
 def describe_tokens(settings: SynthesisConfig) -> int:
     return _CHARACTERS_A_TOKEN * settings.chain_tokens + _JSON_TOKENS
+
+
+def judge_tokens(scoring: ScoringConfig) -> int:
+    """Of a judge that is read by its answer: its chain, and what stands around the verdict."""
+    return scoring.think_tokens + _VERDICT_TOKENS
 
 
 def query_schema(settings: SynthesisConfig, brief: QueryBrief) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The steps that score pairs: the judge every example that is still in, and the reranker
+"""The steps that judge pairs: the judge every example that is still in, and the reranker
 that is to be bettered, directly and without a chain, what would mislead it and what is
 hard for it."""
 
@@ -10,18 +10,26 @@ from dataclasses import replace
 
 from limrank.config import ScoringConfig, SynthesisConfig
 from limrank.engines.base import Engine, spent_on
+from limrank.errors import RowError
 from limrank.records import Candidate, Failure, Judgment, Query, SynthesisExample
 from limrank.scoring import score_pair
-from limrank.synthesis.filters import judged
+from limrank.synthesis.answers import read_verdict
+from limrank.synthesis.filters import Verdict, judged
+from limrank.synthesis.requests import judge_prompt, judge_tokens
 
 
 async def judge_examples(
     examples: Sequence[SynthesisExample], judge: Engine, scoring: ScoringConfig, settings: SynthesisConfig
 ) -> tuple[list[SynthesisExample], list[Failure]]:
-    """The judge's chain and p(true) for each example that is still in, and what it rules."""
+    """The judge's chain and verdict for each example that is still in, and what comes of it:
+    by its label tokens as a reranker scores, or by what it writes."""
     open_ones = [example for example in examples if example.reject_reason is None]
-    judgments, failures = await _score("judge", _pairs(open_ones), judge, scoring)
-    by_id = {example.example_id: judgment for example, judgment in zip(open_ones, judgments, strict=True)}
+    if settings.judge_by == "answer":
+        verdicts, failures = await _ask(open_ones, judge, scoring, settings)
+    else:
+        judgments, failures = await _score("judge", _pairs(open_ones), judge, scoring)
+        verdicts = [_by_label_tokens(judgment) for judgment in judgments]
+    by_id = {example.example_id: verdict for example, verdict in zip(open_ones, verdicts, strict=True)}
     return judged(examples, by_id, settings), failures
 
 
@@ -44,6 +52,40 @@ async def add_base_scores(
     judgments, failures = await _score("base", _pairs(kept), reranker, scoring)
     scores = {example.example_id: judgment.score for example, judgment in zip(kept, judgments, strict=True)}
     return [replace(example, base_score=scores.get(example.example_id)) for example in examples], failures
+
+
+def _by_label_tokens(judgment: Judgment) -> Verdict:
+    if judgment.score is None:
+        return Verdict(None, failed=True)
+    return Verdict(judgment.score > 0.5, judgment.score, judgment.reasoning)
+
+
+async def _ask(
+    examples: Sequence[SynthesisExample], judge: Engine, scoring: ScoringConfig, settings: SynthesisConfig
+) -> tuple[list[Verdict], list[Failure]]:
+    """A verdict an example, as the judge writes it, and a failure for each that could not be asked."""
+    with spent_on("judge"):
+        answers = await asyncio.gather(
+            *(
+                judge.generate(
+                    [{"role": "user", "content": judge_prompt(query, passage, settings)}],
+                    max_tokens=judge_tokens(scoring),
+                )
+                for query, passage in _pairs(examples)
+            ),
+            return_exceptions=True,
+        )
+    verdicts, failures = [], []
+    for example, answer in zip(examples, answers, strict=True):
+        if isinstance(answer, RowError):
+            failures.append(Failure.of(example.example_id, "judge", answer))
+            verdicts.append(Verdict(None, failed=True))
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            relevant, chain = read_verdict(answer)
+            verdicts.append(Verdict(relevant, reasoning=chain))
+    return verdicts, failures
 
 
 def _pairs(examples: Sequence[SynthesisExample]) -> list[tuple[Query, str]]:

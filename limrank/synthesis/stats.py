@@ -17,7 +17,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
     """Counts of all rows of a run, read once and not held; plain values, as JSON has them.
 
     ==================================================  ================================================
-    ``examples, judged, kept, kept_positive``           how many; ``judged`` has a score of the judge
+    ``examples, judged, kept, kept_positive``           how many; ``judged`` has a verdict of the judge
     ``contaminated_seeds``                              of which nothing was written
     ``rejected``                                        by reason, most frequent first
     ``judge_score``                                     ``{"true": bins, "false": bins}`` by intended label
@@ -36,8 +36,8 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
     kept, selected = _Makeup(), _Makeup()
     for row in rows:
         examples += 1
+        judged += row["verdict"] is not None
         if row["judge_score"] is not None:
-            judged += 1
             scores[row["label"]][min(int(row["judge_score"] * _SCORE_BINS), _SCORE_BINS - 1)] += 1
         contaminated_seeds += row["query_kind"] is None
         if row["reject_reason"]:

@@ -28,6 +28,7 @@ from limrank.records import (
     SynthesisExample,
 )
 from limrank.scoring import cut_at_sentence
+from limrank.synthesis.answers import apart
 from limrank.synthesis.filters import query_fault, rejected_before_judging
 from limrank.synthesis.requests import (
     REGISTERS,
@@ -230,8 +231,9 @@ class Writer:
         return int.from_bytes(digest[:4]) >> 1
 
     async def write(self, step: str, prompt: str, max_tokens: int, schema: dict[str, Any] | None = None) -> Generation:
+        """What the writer answers, without its thought where it is a model that thinks first."""
         with spent_on(step.partition("/")[0]):
-            return await self.engine.generate(
+            generation = await self.engine.generate(
                 [{"role": "user", "content": prompt}],
                 max_tokens=max_tokens,
                 temperature=self.settings.temperature,
@@ -239,6 +241,7 @@ class Writer:
                 seed=self.request_seed(step),
                 schema=schema if self.settings.constrained else None,
             )
+        return replace(generation, text=apart(generation)[1])
 
 
 def _parsed(generation: Generation) -> dict[str, Any] | None:

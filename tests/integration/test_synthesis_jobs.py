@@ -225,6 +225,37 @@ def test_a_writer_behind_an_endpoint_and_a_judge_in_a_pool(local_ray, vllm_serve
     assert stats["steps"]["query"]["generated"] > 0 and stats["steps"]["judge"]["generated"] > 0
 
 
+def test_a_judge_behind_an_endpoint_is_read_by_its_answer(local_ray, vllm_server, shared_data, tmp_path):
+    """As one is that gives no log-probabilities: nothing but its chat is asked."""
+    run = tmp_path / "run"
+    values = {
+        "job": "synthesize",
+        "run_dir": str(run),
+        "model": {"id": REAL, "max_model_len": 2048},
+        "engine": {"kind": "openai", "base_url": vllm_server},
+        "scoring": {"mode": "budget", "max_think_tokens": 24},
+        "synthesis": {
+            "seeds": str(shared_data / "msmarco_seed_instructir"),
+            "max_seeds": 4,
+            "judge_by": "answer",
+            "mined_negatives": 2,
+            "query_tokens": 48,
+            "chain_tokens": 32,
+            "passage_tokens": 32,
+            "temperature": 0.5,
+        },
+    }
+    result = job.run(parse_config(values), address="local", progress=Progress(Silent(), every_s=0))
+    asked = [row for row in examples(run) if row["passage"] and (row["reasoning"] or row["verdict"] is not None)]
+    assert result.failed == 0 and asked
+    for row in asked:
+        agrees = row["verdict"] == row["label"]
+        told = "unparsable" if row["verdict"] is None else None if agrees else "judge_disagrees"
+        assert (row["judge_score"], row["reject_reason"]) == (None, told)
+    stats = json.loads((run / "stats.json").read_text())
+    assert stats["judged"] == sum(row["verdict"] is not None for row in asked)
+
+
 def test_a_pipeline_trains_on_no_part_of_its_examples(local_ray, seeds, tmp_path):
     def config(max_tokens):
         values = {

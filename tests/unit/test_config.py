@@ -144,6 +144,8 @@ def test_what_depends_on_another_key(recipe):
     no_negatives = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, negatives: 0}\n"
     assert "synthesis.agreement=ranking compares with negatives" in refusal(recipe(no_negatives))
     assert SynthesisConfig(agreement="ranking", negatives=0, mined_negatives=1)
+    no_scores = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, judge_by: answer}\n"
+    assert "synthesis.agreement=ranking needs probabilities" in refusal(recipe(no_scores))
 
 
 def test_paths_are_absolute_from_where_the_command_is_given(recipe, tmp_path):

@@ -265,6 +265,17 @@ def test_a_stream_that_breaks_off_is_a_failed_row(endpoint):
     assert failed.value.retryable
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_a_chain_that_is_given_apart_is_kept(endpoint, field):
+    message = {"role": "assistant", "content": "true", field: "It fits."}
+    endpoint.answers = [
+        (200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": USAGE}),
+        (200, {"choices": [{"index": 0, "message": {"content": "true"}, "finish_reason": "stop"}], "usage": USAGE}),
+    ]
+    asked = [generate(endpoint.url, [{"role": "user", "content": "hi"}]) for _ in range(2)]
+    assert [(each.text, each.reasoning) for each in asked] == [("true", "It fits."), ("true", None)]
+
+
 # ---- labels ---------------------------------------------------------------------------
 
 
@@ -301,7 +312,7 @@ def test_a_label_that_is_not_given_is_no_number(endpoint):
 
 
 def test_an_endpoint_without_logprobs_is_no_number(endpoint):
-    with pytest.raises(RowError, match="top 0"):
+    with pytest.raises(RowError, match="gives no log-probabilities"):
         labels(endpoint.url)
 
 

@@ -28,6 +28,7 @@ def row(query, number, label, score=None, **fields):
         "instruction": None,
         "label": label,
         "judge_score": score,
+        "verdict": None if score is None else score > 0.5,
         "kept": True,
     } | fields
 

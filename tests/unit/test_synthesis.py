@@ -18,12 +18,10 @@ from limrank.plan import write_plan
 from limrank.receipts import summarize
 from limrank.records import (
     Difficulty,
-    Judgment,
     PassageRole,
     Persona,
     QueryBrief,
     QueryKind,
-    ScoreStatus,
     Seed,
     SynthesisExample,
     synthesis_row_schema,
@@ -32,7 +30,7 @@ from limrank.records import (
 from limrank.storage import Storage
 from limrank.synthesis import card, job
 from limrank.synthesis.export import export, training_pair
-from limrank.synthesis.filters import judged, query_fault, rejected_before_judging
+from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
 from limrank.synthesis.plan import Inputs, read_inputs, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.select import surprise
@@ -358,6 +356,65 @@ def test_a_pair_that_the_judge_cannot_score_is_told_twice():
     assert {each.step for each in outcome.failures} == {"judge"}
 
 
+def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
+    """As the paper's is: a chat model that gives its chain apart, and no probabilities."""
+    passages = {
+        "one that helps": "Whoever plans a month of shifts begins with the nights, then fills the days that are left.",
+        "one": "The union's handbook tells since when nurses have had a right to eleven hours between two shifts.",
+        "two": "Paper charts on the wall were replaced by spreadsheets in most wards during the last decade.",
+    }
+    answers = {"one that helps": ("true", "It helps."), "one": ("maybe", None), "two": ("Too short.\n\nFALSE", None)}
+
+    class Judge(Writer):
+        async def generate(self, prompt, *, max_tokens, **sampling):
+            (message,) = prompt
+            self.prompts.append(message["content"])
+            assert sampling == {} and max_tokens == 32
+            (asked,) = (name for name, text in passages.items() if f"Passage: {text}\n" in message["content"])
+            text, reasoning = answers[asked]
+            return Generation(text, "stop", 10, 0, 5, reasoning)
+
+    def passage(prompt):
+        described = re.search(r"The passage: (.*)", prompt)
+        return passages[described[1]] if described else "A thought."
+
+    inputs = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"judge_by": "answer"}))
+    judge = Judge()
+    outcome = synthesize(briefs=[DAILY], writer=Writer(text=passage), judge=judge, inputs=inputs)
+    assert outcome.failures == [] and len(judge.prompts) == 3
+    assert all(
+        "Query: how do I keep my rota in order\n" in prompt and "<think>" not in prompt for prompt in judge.prompts
+    )
+    told = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
+    assert told == [
+        (None, True, None, "It helps."),
+        ("unparsable", None, None, "maybe"),
+        (None, False, None, "Too short."),
+    ]
+
+
+def test_a_judge_s_answer_that_could_not_be_had_is_told_twice():
+    class Judge(Writer):
+        async def generate(self, prompt, *, max_tokens, **sampling):
+            raise RowError("refused")
+
+    inputs = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"judge_by": "answer", "negatives": 0}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Judge(), inputs=inputs)
+    assert [(each.reject_reason, each.verdict) for each in outcome.examples] == [("judge_failed", None)]
+    assert [(each.unit_id, each.step, each.error) for each in outcome.failures] == [
+        ("s1/daily/p1/0-positive", "judge", "refused")
+    ]
+
+
+def test_a_writer_s_thought_is_no_part_of_what_it_writes():
+    query = "<think>\nA nurse would ask {this}.\n</think>\n" + Writer().query
+    outcome = synthesize(briefs=[DAILY], writer=Writer(query=query, text=f"<think>\nHm.\n</think>\n\n{WRITTEN}"))
+    assert outcome.examples[0].query == "how do I keep my rota in order"
+    assert outcome.examples[0].passage == WRITTEN
+    outcome = synthesize(briefs=[DAILY], writer=Writer(text="<think>\nSo much to say about rotas that it never ends"))
+    assert {each.reject_reason for each in outcome.examples} == {"length"}
+
+
 def test_a_dead_engine_ends_the_seed():
     with pytest.raises(EngineError):
         synthesize(judge=fake_engine(poison="passage is relevant"))
@@ -458,19 +515,25 @@ def test_mined_passages_are_real_whatever_their_length():
     assert reasons(example("b"), example("a", role=MINED)) == ["same_passages", None]
 
 
+def verdict(score):
+    """By a p(true); of a judge that could not be asked (None), that wrote true or false and
+    no probability, or that wrote neither ("?")."""
+    if score is None:
+        return Verdict(None, failed=True)
+    if isinstance(score, float):
+        return Verdict(score > 0.5, score, "chain")
+    return Verdict(None if score == "?" else score, reasoning="chain")
+
+
 def ruling(agreement, scores):
     """Which are kept, and why not, where ``scores`` are of a positive and its negatives."""
     examples = [example(str(place), role=HARD if place else POSITIVE) for place in range(len(scores))]
-    judgments = {
-        str(place): Judgment(str(place), score, ScoreStatus.FAILED if score is None else ScoreStatus.DIRECT, "chain")
-        for place, score in enumerate(scores)
-        if score != "rejected"
-    }
+    verdicts = {str(place): verdict(score) for place, score in enumerate(scores) if score != "rejected"}
     examples = [
         replace(each, reject_reason="length") if score == "rejected" else each
         for each, score in zip(examples, scores, strict=True)
     ]
-    result = judged(examples, judgments, SynthesisConfig(agreement=agreement))
+    result = judged(examples, verdicts, SynthesisConfig(agreement=agreement))
     assert all(each.kept == (each.reject_reason is None) for each in result)
     return [each.reject_reason or "kept" for each in result]
 
@@ -483,6 +546,9 @@ def ruling(agreement, scores):
         ([0.41, 0.59], ["judge_unsure", "judge_unsure"]),
         ([None, 0.1], ["judge_failed", "kept"]),
         (["rejected", 0.1], ["length", "kept"]),
+        ([True, False], ["kept", "kept"]),
+        ([False, True], ["judge_disagrees", "judge_disagrees"]),
+        (["?", False], ["unparsable", "kept"]),
     ],
 )
 def test_agreement_by_verdict(scores, expected):

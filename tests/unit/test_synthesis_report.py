@@ -42,6 +42,7 @@ def row(name, label=True, score=0.9, reason=None, **fields):
         "label": label,
         "reasoning": None if score is None else "a chain",
         "judge_score": score,
+        "verdict": None if score is None else score > 0.5,
         "kept": reason is None,
         "reject_reason": reason,
     } | fields
