@@ -2,7 +2,7 @@
 
     python benchmarks/parse_failures.py SEEDS [COUNT] [MODEL]
 
-Each of the first COUNT (40) seeds gets a daily and an expert query, half of them with an
+Each of COUNT (40) seeds gets a daily and an expert query, half of them with an
 instruction, and these a chain and the descriptions of a positive and two negatives. Without
 schemas the descriptions are asked for the same queries and chains. Prompts, sampling and
 random seeds are the same. An answer counts where a JSON object can be found in it that has

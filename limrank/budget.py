@@ -26,7 +26,8 @@ class Budget:
     """The driver's side. A chunk may begin when what it is expected to take fits beside what
     was spent and what those at work are expected to take. That is known of no chunk before
     one is committed: the first begins whatever its plan says, and until then a chunk is
-    expected to take as many tokens as it costs.
+    expected to take as many tokens as it costs; after the first half of that at least, after
+    two a third, and so on: one chunk that failed at once must not let all the others begin.
 
     What is spent is what committed chunks took: a chunk that a crash cut short tells nothing.
 
@@ -71,7 +72,7 @@ class Budget:
         self._taken[receipt.chunk] = receipt.tokens
 
     def _allow(self) -> None:
-        rate = self._spent / self._paid if self._paid else 1.0
+        rate = max(self._spent / self._paid if self._paid else 0.0, 1 / (1 + len(self._taken)))
         while self._begun < len(self._queue) and self._spent < self._tokens:
             chunk = self._queue[self._begun]
             is_first = not self._taken and not self._at_work

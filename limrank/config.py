@@ -199,7 +199,7 @@ class TokenPrices(Section):
     cached_prompt: NonNegativeFloat | None = Field(None, description="null: as prompt")
 
 
-Shares = dict[str, Annotated[float, Field(ge=0)]]
+Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 """Value → weight; the weights need not add up to 1."""
 
 
@@ -233,7 +233,9 @@ class SynthesisConfig(Section):
     )
     prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field({}, description="for the cost by step")
     decontaminate: tuple[PathStr, ...] = Field(
-        (), description="BEIR folders: what repeats their queries or relevant documents is rejected"
+        (),
+        description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …): what repeats their queries or "
+        "relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
         0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"

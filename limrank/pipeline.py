@@ -20,6 +20,7 @@ from limrank.config import (
     RerankJob,
     ScoringConfig,
     ServeJob,
+    SynthesisConfig,
     SynthesizeJob,
     TrainJob,
     config_hash,
@@ -165,7 +166,7 @@ def stage_configs(config: PipelineJob) -> dict[str, Any]:
             engine=config.engine,
             workers=config.workers,
             scoring=config.judge_scoring,
-            synthesis=config.synthesis,
+            synthesis=_decontaminated(config),
             **common,
         ),
         "train": TrainJob(
@@ -190,6 +191,17 @@ def stage_configs(config: PipelineJob) -> dict[str, Any]:
             **common,
         ),
     }
+
+
+def _decontaminated(config: PipelineJob) -> SynthesisConfig:
+    """A model must not be trained on what it is evaluated with, whatever the recipe lists beside
+    it. What the recipe has to say itself is a hub's benchmark that is read from a folder."""
+    data = config.data
+    own = data.path if data.format == "beir" else None if data.path else f"benchmark://{data.name or data.format}"
+    listed = config.synthesis.decontaminate
+    if own is None or own in listed:
+        return config.synthesis
+    return config.synthesis.model_copy(update={"decontaminate": (*listed, own)})
 
 
 def comparison_table(evaluations: list[Evaluation]) -> Table:

@@ -157,7 +157,8 @@ class SynthesisExample:
     A field that the writer never produced is None; then ``kept`` is False and
     ``reject_reason`` says why. ``verdict`` is the judge's, ``judge_score`` its p(true), None
     where it was judged by its written answer; ``base_score`` is without a chain that of the
-    reranker to be bettered, None where the recipe names none.
+    reranker to be bettered, None where the recipe names none. ``reject_detail`` says what of
+    a benchmark, or which other query, is repeated.
     """
 
     example_id: str
@@ -177,6 +178,7 @@ class SynthesisExample:
     base_score: float | None = None
     kept: bool = False
     reject_reason: str | None = None
+    reject_detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +300,7 @@ def synthesis_row_schema() -> pa.Schema:
             ("base_score", pa.float64()),
             ("kept", pa.bool_()),
             ("reject_reason", pa.string()),
+            ("reject_detail", pa.string()),
         ],
     )
 

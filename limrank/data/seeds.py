@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -36,9 +37,9 @@ _SEED_KEYS = ("seed_id", "id", "query", "passage")
 _log = logging.getLogger(__name__)
 
 
-def load_seeds(source: str, max_seeds: int | None = None) -> list[Seed]:
-    """The seeds of ``source``, at most ``max_seeds`` of them, evenly spaced over its order
-    (places ``i·n // k`` for ``i`` in ``0…k-1``).
+def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> list[Seed]:
+    """The seeds of ``source``, at most ``max_seeds`` of them: which ones is drawn by ``seed``,
+    the run's; they stay in its order.
 
     A BEIR folder is judged by its ``train`` split, where there is none by ``test``, else
     by the first split by name. A query's passage is the contents of the document with its
@@ -61,10 +62,10 @@ def load_seeds(source: str, max_seeds: int | None = None) -> list[Seed]:
         seeds = _beir_seeds(Path(source))
     else:
         seeds = _file_seeds(source)
-    n = len(seeds)
-    if max_seeds is None or max_seeds >= n:
+    if max_seeds is None or max_seeds >= len(seeds):
         return seeds
-    return [seeds[i * n // max_seeds] for i in range(max_seeds)]
+    drawn = random.Random(f"{seed}/seeds").sample(range(len(seeds)), max_seeds)
+    return [seeds[place] for place in sorted(drawn)]
 
 
 def load_corpus(source: str) -> list[Document]:

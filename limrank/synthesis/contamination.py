@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from limrank.data import beir
+from limrank.data import beir, hub
 from limrank.data.trec import read_qrels
 from limrank.errors import UserError
-from limrank.synthesis.repeats import TextIndex
+from limrank.synthesis.repeats import MIN_WORDS, TextIndex
+from limrank.synthesis.words import count, words
+
+NAMED = "benchmark://"
+"""Before the name of a benchmark that is no folder."""
 
 QUERY_RUN = 8
 """Words in a row that are a quotation of a query. Real passages had runs of 7 in common with
@@ -58,24 +62,37 @@ class Benchmarks:
     warnings: list[str]
 
     @classmethod
-    def of(cls, folders: Iterable[str | Path], split: str | None = None) -> Benchmarks:
-        """The queries that BEIR folders judge, and the documents that they judge relevant.
+    def of(cls, sources: Iterable[str | Path], split: str | None = None) -> Benchmarks:
+        """The queries that benchmarks judge, and the documents that they judge relevant.
 
         Args:
-            split: whose judgements count; None is all that a folder has. A folder may lack
-                ``corpus.jsonl``: only its queries are found then, and a warning says so.
+            sources: BEIR folders, or ``benchmark://NAME`` for pydocs and those of the hub
+                (:data:`limrank.data.hub.NAMES`). A folder may lack ``corpus.jsonl``: only its
+                queries are found then, and a warning says so.
+            split: of a folder, whose judgements count; None is all but ``train``.
 
         Raises:
             UserError: a folder is missing, has no judgements or none of that split, or has
-                no query that they judge; or one of its files cannot be read.
+                no query that they judge; one of its files cannot be read; there is no
+                benchmark of that name, or the hub does not give it.
         """
         queries: list[_Text] = []
         documents: list[_Text] = []
         warnings: list[str] = []
-        for folder in map(Path, folders):
-            judged, relevant = _judgements(folder, split)
-            queries += _queries(folder, judged, warnings)
-            documents += _documents(folder, relevant, warnings)
+        for source in map(str, sources):
+            if source.startswith(NAMED):
+                of_queries, of_documents = _named(source.removeprefix(NAMED))
+            else:
+                folder = Path(source)
+                judged, relevant = _judgements(folder, split)
+                of_queries, of_documents = _queries(folder, judged, warnings), _documents(folder, relevant, warnings)
+            queries += of_queries
+            documents += of_documents
+            if short := sum(count(words(text)) < MIN_WORDS for _, _, text in of_queries):
+                warnings.append(
+                    f"{source}: {short} of {len(of_queries)} queries have fewer than {MIN_WORDS} words; of these "
+                    "copies are found, and none with a word changed"
+                )
         return cls(_Part.of("query", queries, QUERY_RUN), _Part.of("document", documents, DOCUMENT_RUN), warnings)
 
     def overlap(self, text: str) -> Overlap | None:
@@ -117,7 +134,7 @@ def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
     """The ids of the queries that are judged, and of the documents judged relevant."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; a benchmark is a BEIR folder with queries.jsonl and qrels")
-    files = list(beir.splits(folder).values()) if split is None else [beir.find_qrels(folder, split)]
+    files = _benchmark_files(folder) if split is None else [beir.find_qrels(folder, split)]
     judged: set[str] = set()
     relevant: set[str] = set()
     for file in filter(None, files):
@@ -127,6 +144,29 @@ def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
     if not judged:
         raise UserError(f"{folder / 'qrels'}: no judgements there; they say which queries and documents are the test")
     return judged, relevant
+
+
+def _benchmark_files(folder: Path) -> list[Path]:
+    """The judgements of all splits but that which is there to be trained on."""
+    files = beir.splits(folder)
+    return [file for name, file in files.items() if name != "train" or len(files) == 1]
+
+
+def _named(name: str) -> tuple[list[_Text], list[_Text]]:
+    """The judged queries and the relevant documents of a benchmark that limrank knows by name."""
+    if name == "pydocs":
+        from limrank.data import pydocs
+
+        benchmark = pydocs.benchmark("test")
+    elif name in hub.NAMES:
+        benchmark = hub.load(name)
+    else:
+        raise UserError(f"{NAMED}{name}: there is no such benchmark; there are: pydocs, {', '.join(hub.NAMES)}")
+    relevant = {doc_id for grades in benchmark.qrels.values() for doc_id, grade in grades.items() if grade > 0}
+    return (
+        [(name, each.query_id, each.text) for each in benchmark.queries],
+        [(name, each.doc_id, each.contents) for each in benchmark.documents if each.doc_id in relevant],
+    )
 
 
 def _queries(folder: Path, judged: set[str], warnings: list[str]) -> list[_Text]:

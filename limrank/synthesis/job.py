@@ -16,7 +16,7 @@ from limrank.errors import UserError
 from limrank.fanout import chunk_cost, fanout, unfinished
 from limrank.plan import Unit, read_plan, write_plan
 from limrank.progress import Progress
-from limrank.records import Seed, SynthesisExample, synthesis_row_schema, synthesis_unit_schema
+from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
 from limrank.rundir import open_run
@@ -35,7 +35,7 @@ from limrank.synthesis.plan import (
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import preview as show_steps
 from limrank.synthesis.requests import check_prompts, query_prompt
-from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
+from limrank.synthesis.steps import SynthesisInputs, contaminated_example, synthesize_seed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,8 +62,7 @@ class SynthesisTask:
         """A query's steps hang on one another: one of which anything failed is written anew."""
         seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
         if unit["contaminated"]:
-            row = SynthesisExample(seed.seed_id, seed.seed_id, query=seed.query, reject_reason="contaminated")
-            return Outcome([asdict(row)])
+            return Outcome([asdict(contaminated_example(seed, unit["contaminated"]))])
         briefs = unwritten(unit, rows, reranked="reranker" in engines, mined=self.inputs.synthesis.mined_negatives)
         outcome = await synthesize_seed(seed, briefs, unit["mined"], engines, self.inputs)
         return Outcome([asdict(example) for example in outcome.examples], outcome.failures)

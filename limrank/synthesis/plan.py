@@ -37,7 +37,7 @@ class Inputs:
 def read_inputs(config: SynthesizeJob) -> Inputs:
     """Raises UserError for what is missing or cannot be read."""
     settings = config.synthesis
-    seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds)
+    seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
     personas = seed_data.load_personas(settings.personas)
     benchmarks = Benchmarks.of(settings.decontaminate) if settings.decontaminate else None
     repeated = {}

@@ -12,53 +12,66 @@ from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.duplicates import find_duplicates
 from limrank.synthesis.select import Selection, select
+from limrank.synthesis.steps import query_id
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A run's rows as they end: ``rejected`` has the reason of each example that one seed's
-    rows would have kept; ``selection`` is None where all that are kept are exported."""
+    """A run's rows as they end: ``rejected`` has reason and detail of each example that one
+    seed's rows would have kept; ``selection`` is None where all that are kept are exported."""
 
     storage: Storage
-    rejected: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     selection: Selection | None = None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in the order of their files, with the final ``kept`` and
-        ``reject_reason``, and with ``selected``."""
+        """All rows, in the order of their files, with the final ``kept``, ``reject_reason``
+        and ``reject_detail``, and with ``selected``."""
         chosen = None if self.selection is None else frozenset(self.selection.example_ids)
         for row in _read(self.storage):
-            if reason := self.rejected.get(row["example_id"]):
-                row |= {"kept": False, "reject_reason": reason}
+            if found := self.rejected.get(row["example_id"]):
+                reason, detail = found
+                row |= {"kept": False, "reject_reason": reason, "reject_detail": detail}
             row["selected"] = row["kept"] if chosen is None else row["example_id"] in chosen
             yield row
 
 
 def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
     """Look over the kept rows of a run: ``contaminated`` ones and those of a
-    ``duplicate_query`` go, in the order of the files the first of several queries stays; and
-    ``settings.size`` of the others are selected."""
-    rejected: dict[str, str] = {}
+    ``duplicate_query`` go; and ``settings.size`` of the others are selected.
+
+    Of several queries that are one, the first stays in the order of the files, but that
+    those with a positive and a negative come before those without.
+    """
+    rejected: dict[str, tuple[str, str]] = {}
     queries: dict[str, str] = {}
+    labels: dict[str, set[bool]] = {}
     for row in _kept(storage):
-        if benchmarks and any(map(benchmarks.overlap, (row["query"], row["instruction"] or "", row["passage"]))):
-            rejected[row["example_id"]] = "contaminated"
+        if repeated := _repeated(row, benchmarks):
+            rejected[row["example_id"]] = "contaminated", repeated
         else:
             queries.setdefault(_query_id(row), row["query"])
-    twice = find_duplicates(queries.items(), settings.near_duplicate)
+            labels.setdefault(_query_id(row), set()).add(row["label"])
+    firsts = find_duplicates(sorted(queries.items(), key=lambda each: -len(labels[each[0]])), settings.near_duplicate)
     for row in _kept(storage):
-        if _query_id(row) in twice:
-            rejected.setdefault(row["example_id"], "duplicate_query")
+        if first := firsts.get(_query_id(row)):
+            rejected.setdefault(row["example_id"], ("duplicate_query", first))
     pool = Pool(storage, rejected)
     if settings.size is None:
         return pool
     return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed))
 
 
+def _repeated(row: Row, benchmarks: Benchmarks | None) -> str | None:
+    texts = (row["query"], row["instruction"] or "", row["passage"]) if benchmarks else ()
+    found = next(filter(None, map(benchmarks.overlap, texts)), None) if texts else None
+    return found and str(found)
+
+
 def _query_id(row: Row) -> str:
-    return f"{row['seed_id']}/{row['query_kind']}/{row['persona_id']}"
+    return query_id(row["seed_id"], row["query_kind"], row["persona_id"])
 
 
 def _kept(storage: Storage) -> Iterator[Row]:

@@ -1,8 +1,9 @@
-"""Which queries are to be written: kinds, difficulties and domains in the recipe's shares.
+"""Which queries are to be written: kinds, difficulties and domains in the recipe's shares, and
+with an instruction at its rate.
 
-A *cell* is one combination of the three. The number of queries of each kind, of each
-difficulty and of each domain is within one of its quota; each cell's is too, where a table
-of whole numbers has that as well.
+A *cell* is one combination of the four. The number of queries of each kind, of each
+difficulty, of each domain and with an instruction is within one of its quota; each cell's is
+too, where a table of whole numbers has that as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from limrank.config import SynthesisConfig
 from limrank.records import Difficulty, Persona, QueryBrief, QueryKind
 
 Cell = tuple[str, ...]
+
+_INSTRUCTED = "instructed"
 
 _ROUNDING = 1e-9
 """Of a share times a count, before it is taken for a whole number."""
@@ -32,6 +35,7 @@ def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], see
         dict.fromkeys(config.kinds, 1.0),
         {str(each): config.difficulties.get(each, 0.0) for each in Difficulty},
         config.domains or {"": 1.0},
+        {"": 1 - config.instruction_rate, _INSTRUCTED: config.instruction_rate},
     ]
     total = seeds * askers * len(config.kinds)
     dealt: dict[str, list[Cell]] = {kind: [] for kind in config.kinds}
@@ -39,13 +43,8 @@ def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], see
         dealt[cell[0]] += [cell] * count
     for cells in dealt.values():
         draw.shuffle(cells)
-    instructed = iter(_marked(total, config.instruction_rate, draw))
     return [
-        [
-            _brief(dealt[kind].pop(), persona, next(instructed))
-            for persona in draw.sample(personas, askers)
-            for kind in config.kinds
-        ]
+        [_brief(dealt[kind].pop(), persona) for persona in draw.sample(personas, askers) for kind in config.kinds]
         for _ in range(seeds)
     ]
 
@@ -77,12 +76,6 @@ def cell_counts(total: int, shares: Sequence[Mapping[str, float]], draw: random.
     return {cell: round(count) for cell, count in zip(cells, found.x, strict=True)}
 
 
-def _brief(cell: Cell, persona: Persona, instructed: bool) -> QueryBrief:
-    kind, difficulty, domain = cell
-    return QueryBrief(QueryKind(kind), persona, Difficulty(difficulty), domain or None, instructed)
-
-
-def _marked(total: int, rate: float, draw: random.Random) -> list[bool]:
-    marks = [number < round(total * rate) for number in range(total)]
-    draw.shuffle(marks)
-    return marks
+def _brief(cell: Cell, persona: Persona) -> QueryBrief:
+    kind, difficulty, domain, instructed = cell
+    return QueryBrief(QueryKind(kind), persona, Difficulty(difficulty), domain or None, instructed == _INSTRUCTED)

@@ -89,7 +89,7 @@ async def synthesize_seed(
     failures: list[Failure] = []
     for brief, outcome in zip(briefs, outcomes, strict=True):
         if isinstance(outcome, RowError):
-            failures.append(Failure.of(query_id(seed, brief), "write", outcome))
+            failures.append(Failure.of(_name(seed, brief), "write", outcome))
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
@@ -98,9 +98,25 @@ async def synthesize_seed(
     return SeedOutcome(examples, failures)
 
 
-def query_id(seed: Seed, brief: QueryBrief) -> str:
-    """Names one query of a seed; its examples' ids begin with it."""
-    return f"{seed.seed_id}/{brief.kind}/{brief.persona.persona_id}"
+def query_id(seed_id: str, kind: str, persona_id: str) -> str:
+    """Names one query of a seed; its examples' ids begin with it. No two have one name,
+    whatever their parts hold."""
+    return "/".join(map(_part, (seed_id, kind, persona_id)))
+
+
+def contaminated_example(seed: Seed, repeated: str) -> SynthesisExample:
+    """The one row of a seed that repeats a benchmark: nothing is written for it."""
+    return SynthesisExample(
+        _part(seed.seed_id), seed.seed_id, query=seed.query, reject_reason="contaminated", reject_detail=repeated
+    )
+
+
+def _part(an_id: str) -> str:
+    return an_id.replace("%", "%25").replace("/", "%2F")
+
+
+def _name(seed: Seed, brief: QueryBrief) -> str:
+    return query_id(seed.seed_id, brief.kind, brief.persona.persona_id)
 
 
 async def _one_query(
@@ -110,7 +126,7 @@ async def _one_query(
     engines: Mapping[str, Engine],
     inputs: SynthesisInputs,
 ) -> SeedOutcome:
-    name = query_id(seed, brief)
+    name = _name(seed, brief)
     writer = Writer(engines["writer"], inputs, name)
     blank = SynthesisExample(
         name, seed.seed_id, brief.persona.persona_id, brief.kind, brief.domain, str(brief.difficulty)
@@ -176,8 +192,8 @@ async def write_query(writer: Writer, seed: Seed, brief: QueryBrief) -> WrittenQ
     answer = _parsed(await writer.write("query", prompt, query_tokens(writer.settings, brief), schema=schema))
     if answer is None:
         return None
-    texts = {name: " ".join(str(answer.get(name) or "").split()) for name in schema["properties"]}
-    if not texts["query"] or not texts.get("instruction", "-"):
+    texts = {name: _text(answer.get(name)) for name in schema["properties"]}
+    if None in texts.values():
         return None
     return WrittenQuery(texts["query"], brief.domain or texts["domain"], texts.get("instruction"))
 
@@ -195,12 +211,11 @@ async def describe_passages(writer: Writer, query: WrittenQuery, chain: str) -> 
     answer = _parsed(await writer.write("describe", prompt, describe_tokens(writer.settings), schema=schema))
     if answer is None:
         return None
-    positive, negatives = answer.get("positive"), answer.get("hard_negatives")
-    if not positive or not isinstance(negatives, list) or len(negatives) < wanted:
+    positive, negatives = _text(answer.get("positive")), answer.get("hard_negatives")
+    negatives = [_text(each) for each in negatives[:wanted]] if isinstance(negatives, list) else []
+    if positive is None or len(negatives) < wanted or None in negatives:
         return None
-    return [(PassageRole.POSITIVE, str(positive))] + [
-        (PassageRole.HARD_NEGATIVE, str(text)) for text in negatives[:wanted]
-    ]
+    return [(PassageRole.POSITIVE, positive)] + [(PassageRole.HARD_NEGATIVE, text) for text in negatives]
 
 
 async def write_passage(writer: Writer, query: WrittenQuery, description: str, name: str) -> str:
@@ -242,6 +257,11 @@ class Writer:
                 schema=schema if self.settings.constrained else None,
             )
         return replace(generation, text=apart(generation)[1])
+
+
+def _text(value: Any) -> str | None:
+    """A value of a JSON answer, where it is text with something in it; white space is one blank."""
+    return (" ".join(value.split()) or None) if isinstance(value, str) else None
 
 
 def _parsed(generation: Generation) -> dict[str, Any] | None:

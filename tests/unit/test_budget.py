@@ -41,8 +41,23 @@ def told(storage):
 def test_so_many_begin_as_are_expected_to_fit(budget, told):
     made = budget(250)
     assert told() == {"begin": 2, "closed": False}
-    made.take(receipt(0, 25))  # a quarter of what was expected: 225 left, and room for nine
+    made.take(receipt(0, 25))  # a quarter of what was expected, and one is known: by halves, 225 are room for four
+    assert told() == {"begin": 5, "closed": False}
+    made.take(receipt(1, 25))  # by thirds, 200 are room for six
+    assert told() == {"begin": 8, "closed": False}
+    made.take(receipt(2, 25))  # by quarters, as they really are, 175 are room for seven
     assert told() == {"begin": 10, "closed": False}
+
+
+def test_a_chunk_that_spent_nothing_does_not_let_all_begin(budget, told):
+    """An endpoint that refuses at first: what comes later is not free."""
+    made = budget(300, chunks=50)
+    assert told()["begin"] == 3
+    made.take(receipt(0, 0))
+    assert told()["begin"] == 7
+    for number in (1, 2):
+        made.take(receipt(number, 100))
+    assert told()["begin"] == 7  # two of them took 200, and four are at work
 
 
 def test_what_is_spent_is_never_more_than_the_budget_where_chunks_take_alike(budget, told):

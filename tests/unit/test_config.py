@@ -145,6 +145,8 @@ def test_what_depends_on_another_key(recipe):
     assert "synthesis.agreement=ranking compares with negatives" in refusal(recipe(no_negatives))
     assert SynthesisConfig(agreement="ranking", negatives=0, mined_negatives=1)
     no_scores = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, judge_by: answer}\n"
+    for share in ("difficulties: {direct: .inf}", "domains: {' ': 1}"):
+        assert refusal(recipe(f"job: synthesize\nrun_dir: out\nsynthesis: {{{share}}}\n"))
     assert "synthesis.agreement=ranking needs probabilities" in refusal(recipe(no_scores))
 
 

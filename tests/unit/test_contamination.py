@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import write_beir
 
-from limrank.data import beir
+from limrank.data import beir, pydocs
 from limrank.errors import UserError
 from limrank.synthesis.contamination import DOCUMENT_RUN, Benchmarks, Overlap
 
@@ -122,12 +122,31 @@ def test_it_can_be_sent_to_a_worker(folder):
 
 
 def test_all_splits_or_one(folder):
-    (folder / "qrels/train.tsv.gz").write_bytes(gzip.compress(b"unjudged\tunjudged\t1\n"))
+    (folder / "qrels/dev.tsv.gz").write_bytes(gzip.compress(b"unjudged\tunjudged\t1\n"))
     every, test = Benchmarks.of([folder]), Benchmarks.of([folder], "test")
     assert every.query_overlap(QUERIES["unjudged"]).id == every.passage_overlap(CORPUS["unjudged"]).id == "unjudged"
     assert every.query_overlap(QUERIES["q1"]).id == "q1"
     assert test.query_overlap(QUERIES["unjudged"]) is test.passage_overlap(CORPUS["unjudged"]) is None
     assert test.query_overlap(QUERIES["q1"]).id == "q1"
+
+
+def test_what_is_there_to_be_trained_on_is_no_benchmark(folder):
+    (folder / "qrels/train.tsv").write_text("unjudged\tunjudged\t1\n")
+    assert Benchmarks.of([folder]).query_overlap(QUERIES["unjudged"]) is None
+    assert Benchmarks.of([folder], "train").query_overlap(QUERIES["unjudged"]).id == "unjudged"
+    (folder / "qrels/test.tsv").unlink()  # a folder of one split means that one
+    assert Benchmarks.of([folder]).query_overlap(QUERIES["unjudged"]).id == "unjudged"
+
+
+def test_a_benchmark_that_has_a_name(tmp_path):
+    index = Benchmarks.of(["benchmark://pydocs"])
+    query, document = pydocs.queries("test")[0], next(iter(pydocs.benchmark("test").qrels.values()))
+    assert index.query_overlap(query.text).benchmark == "pydocs"
+    contents = {each.doc_id: each.contents for each in pydocs.documents()}
+    assert index.passage_overlap(contents[next(iter(document))]).part == "document"
+    assert index.query_overlap(pydocs.queries("dev")[0].text) is None
+    with pytest.raises(UserError, match="benchmark://msmarco: there is no such benchmark; there are: pydocs, bright/"):
+        Benchmarks.of(["benchmark://msmarco"])
 
 
 def test_a_title_is_part_of_a_document(folder):
@@ -140,10 +159,12 @@ def test_a_title_is_part_of_a_document(folder):
 
 def test_what_cannot_be_found_is_told(folder):
     index = Benchmarks.of([folder])
-    assert index.warnings == []
+    short = "{}: 1 of {} queries have fewer than 4 words; of these copies are found, and none with a word changed"
+    assert index.warnings == [short.format(folder, 2)]
     (folder / "qrels/test.tsv").write_text("q1\trelevant\t1\nq1\tgone\t1\ngone\trelevant\t1\n")
     (folder / "corpus.jsonl").unlink()
     index = Benchmarks.of([folder])
+    assert index.query_overlap("salt in bread") is None
     assert [warning.replace(f"{folder}{os.sep}", "") for warning in index.warnings] == [
         "queries.jsonl: 1 of 2 judged queries are not there; copies of them are not found",
         "corpus.jsonl: 2 of 2 relevant documents are not there; copies of them are not found",

@@ -43,6 +43,9 @@ def test_briefs_keep_the_shares_of_the_recipe():
     assert Counter(brief.domain for brief in planned) == {"law": 75, "medicine": 25}
     assert Counter(brief.difficulty for brief in planned) == {Difficulty.DIRECT: 20, Difficulty.MULTI_HOP: 80}
     assert sum(brief.instructed for brief in planned) == 25
+    # Evenly too where one is taken with another: half a query of each 25 on the average.
+    by_kind = Counter(brief.kind for brief in planned if brief.instructed)
+    assert {abs(count - 12.5) for count in by_kind.values()} == {0.5}
     # Not one after the other: what is stopped half-way is mixed as well.
     assert len({brief.domain for brief in planned[:20]}) == 2
 

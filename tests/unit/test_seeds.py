@@ -139,16 +139,17 @@ def test_seeds_of_a_parquet_file(tmp_path):
     assert [seed.seed_id for seed in load_seeds(path)] == ["30", "2"]
 
 
-def test_max_seeds_are_evenly_spaced(tmp_path):
+def test_which_seeds_are_taken_is_drawn_by_the_run_s_seed(tmp_path):
     lines = [f'{{"query": "q{n}", "passage": "p{n}"}}\n' for n in range(1, 8)]
     path = written(tmp_path / "seeds.jsonl", "".join(lines))
 
-    def ids(max_seeds):
-        return [seed.seed_id for seed in load_seeds(path, max_seeds)]
+    def ids(max_seeds, seed=1):
+        return [each.seed_id for each in load_seeds(path, max_seeds, seed=seed)]
 
-    assert ids(1) == ["1"]
-    assert ids(3) == ["1", "3", "5"]  # places 0·7//3, 1·7//3, 2·7//3 = 0, 2, 4
-    assert ids(7) == ids(8) == ids(None) == ["1", "2", "3", "4", "5", "6", "7"]
+    assert ids(3) == ids(3) == sorted(ids(3)) and len(set(ids(3))) == 3
+    assert {tuple(ids(3, seed)) for seed in range(8)} != {tuple(ids(3))}
+    assert set().union(*(ids(1, seed) for seed in range(100))) == set("1234567")
+    assert ids(7) == ids(8) == list("1234567")
 
 
 def test_corpus_of_a_beir_folder_is_all_of_it(folder):
@@ -340,7 +341,6 @@ def test_msmarco_seeds():
     assert seeds[0].passage.startswith("Disney's Theme Parks had an operating cost of 571 million dollars")
     contents = {document.contents for document in load_corpus(source)}
     assert all(seed.passage in contents for seed in seeds)
-    assert load_seeds(source, 3) == [seeds[0], seeds[581], seeds[1162]]
 
 
 def test_many_personas():

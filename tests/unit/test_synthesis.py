@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pytest
-from helpers import fake_engine, planned, runner
+from helpers import fake_engine, planned, runner, write_beir
 from rundirs import rows
 
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
@@ -29,13 +29,14 @@ from limrank.records import (
 )
 from limrank.storage import Storage
 from limrank.synthesis import card, job
+from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
 from limrank.synthesis.plan import Inputs, read_inputs, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
-from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
+from limrank.synthesis.steps import SynthesisInputs, contaminated_example, query_id, synthesize_seed
 
 SEEDS = [
     Seed("s1", "merge sorted lists", "heapq.merge merges several sorted inputs into one sorted stream"),
@@ -296,6 +297,9 @@ def test_tokens_are_told_by_step():
         "[1]",
         '{"domain": "x", "difficulty": "direct", "query": " "}',
         '{"difficulty": "direct"}',
+        '{"domain": "x", "query": ["how do I do that", "and this"]}',
+        '{"domain": " ", "query": "how do I do that"}',
+        '{"query": "how do I do that"}',
         # Half a surrogate pair is JSON, but no file can hold it.
         '{"domain": "\\ud83d", "difficulty": "direct", "query": "how do I do that"}',
     ],
@@ -321,7 +325,14 @@ def test_a_query_that_cannot_be_read_is_a_row_without_text(query):
 
 @pytest.mark.parametrize(
     "describe",
-    ["garbage", "{}", '{"positive": "", "hard_negatives": ["a", "b"]}', '{"positive": "a", "hard_negatives": ["b"]}'],
+    [
+        "garbage",
+        "{}",
+        '{"positive": "", "hard_negatives": ["a", "b"]}',
+        '{"positive": "a", "hard_negatives": ["b"]}',
+        '{"positive": {"title": "a"}, "hard_negatives": ["a", "b"]}',
+        '{"positive": "a", "hard_negatives": ["b", null]}',
+    ],
 )
 def test_descriptions_that_cannot_be_read_keep_the_query(describe):
     outcome = synthesize(writer=Writer(describe=describe))
@@ -829,27 +840,51 @@ def test_the_pool_rejects_repeated_queries_and_contaminated_texts(tmp_path):
         example = SynthesisExample(f"{seed}/daily/p1/0-positive", seed, "p1", QueryKind.DAILY, query=query)
         return asdict(replace(example, passage=passage, passage_role=POSITIVE, label=True, kept=kept, **other))
 
-    class Benchmarks:
-        def overlap(self, text):
-            return "a benchmark" if "asked in a benchmark" in text else None
-
+    judged = "which oil does a chain of a racing bicycle need in the rain"
+    benchmark = write_beir(tmp_path / "bikes", {"d": "wax"}, {"q": judged}, {"q": {"d": 1}})
     rows = [
         row("s1", "how do I keep my rota in order this winter"),
         row("s2", "How do I keep my rota in order, this winter?"),
-        row("s3", "what keeps rust off a bicycle chain", passage="as asked in a benchmark"),
+        row("s3", "what keeps rust off a bicycle chain", passage=judged),
         row("s4", "what keeps rust off a bicycle chain"),
-        row("s5", "where does the sun set on a june evening", instruction="asked in a benchmark"),
+        row("s5", "where does the sun set on a june evening", instruction=judged.replace("racing", "fast")),
         row("s6", "what keeps rust off a bicycle chain", kept=False, reject_reason="length"),
     ]
     storage = Storage(str(tmp_path))
     storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
-    pool = settle(storage, SynthesisConfig(), Benchmarks(), seed=1)
-    assert {each["seed_id"]: each["reject_reason"] for each in pool.rows()} == {
-        "s1": None,
-        "s2": "duplicate_query",
-        "s3": "contaminated",
-        "s4": None,
-        "s5": "contaminated",
-        "s6": "length",
+    pool = settle(storage, SynthesisConfig(), Benchmarks.of([benchmark]), seed=1)
+    assert {each["seed_id"]: (each["reject_reason"], each["reject_detail"]) for each in pool.rows()} == {
+        "s1": (None, None),
+        "s2": ("duplicate_query", "s1/daily/p1"),
+        "s3": ("contaminated", "bikes, query q: 100% of its words"),
+        "s4": (None, None),
+        "s5": ("contaminated", "bikes, query q: 92% of its words"),
+        "s6": ("length", None),
     }
     assert [each["seed_id"] for each in pool.rows() if each["selected"]] == ["s1", "s4"]
+
+
+def test_of_two_queries_that_are_one_the_one_that_can_be_trained_on_stays(tmp_path):
+    def row(seed, label):
+        role = POSITIVE if label else HARD
+        example = SynthesisExample(f"{seed}/daily/p1/{role}", seed, "p1", QueryKind.DAILY, "bikes", "direct")
+        query = "what keeps rust off a bicycle chain"
+        return asdict(replace(example, query=query, passage=str(role), passage_role=role, label=label, kept=True))
+
+    rows = [row("alone", False), row("whole", True), row("whole", False)]
+    storage = Storage(str(tmp_path))
+    storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
+    pool = settle(storage, SynthesisConfig(size=2), None, seed=1)
+    assert [(each["seed_id"], each["reject_reason"], each["selected"]) for each in pool.rows()] == [
+        ("alone", "duplicate_query", False),
+        ("whole", None, True),
+        ("whole", None, True),
+    ]
+
+
+def test_no_two_queries_have_one_name():
+    assert query_id("s1", "daily", "p1") == "s1/daily/p1"
+    assert query_id("a", "daily", "b/expert/c") != query_id("a/daily/b", "expert", "c")
+    assert query_id("a%2Fb", "daily", "p") != query_id("a/b", "daily", "p")
+    names = [contaminated_example(Seed(an_id, "q", "p"), "").example_id for an_id in ("a/daily/p", "a")]
+    assert names == ["a%2Fdaily%2Fp", "a"]
