@@ -25,6 +25,11 @@ from pydantic import (
 )
 
 
+def is_prompt_text(prompt: str) -> bool:
+    """Whether a prompt is given as its text, with places to fill, and not by a name or a file."""
+    return "{{" in prompt
+
+
 class PathMark:
     """Marks a key whose value is a path: made absolute where the command is given."""
 
@@ -133,7 +138,7 @@ class ScoringConfig(Section):
     max_think_tokens: PositiveInt | None = Field(
         None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
     )
-    prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, or a file")
+    prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, a file, or the text itself")
     cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")
     band: NonNegativeFloat = Field(
         0.5,
@@ -182,7 +187,7 @@ class WorkersConfig(Section):
 
 
 class SynthesisPrompts(Section):
-    """Each is the name of a prompt in limrank/prompts, or a file."""
+    """Each is the name of a prompt in limrank/prompts, a file, or the text itself."""
 
     query: str = "synth_query"
     chain: str = "synth_chain"

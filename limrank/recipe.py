@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from limrank.config import JOBS, Job, PathMark, SynthesisPrompts, is_uri
+from limrank.config import JOBS, Job, PathMark, SynthesisPrompts, is_prompt_text, is_uri
 from limrank.errors import UserError, first_line
 
 COMPARE_DIR = "runs/compare"
@@ -114,7 +114,7 @@ def _absolute_paths(config: Job) -> Job:
         *((f"synthesis.prompts.{step}", Path.is_file) for step in SynthesisPrompts.model_fields),
     ):
         value = _value(config, key)
-        if value is not None and is_there(Path(value).expanduser()):
+        if value is not None and not is_prompt_text(value) and is_there(Path(value).expanduser()):
             updates[key] = _absolute(value)
     return with_values(config, updates)
 

@@ -62,6 +62,16 @@ def prompt_template(scoring: ScoringConfig) -> str:
     return template
 
 
+def with_prompt_text(scoring: ScoringConfig) -> ScoringConfig:
+    """The same, with its prompt's text in place of a name: what is handed to a worker, who may
+    not have the file, or not as it was.
+
+    Raises:
+        UserError: as :func:`prompt_template`.
+    """
+    return scoring.model_copy(update={"prompt": prompt_template(scoring)})
+
+
 def pair_text(template: str, query: Query, passage: str) -> str:
     """The prompt of a pair as text; the model is given :func:`encode_pair`'s ids."""
     return _place(template, query, passage)

@@ -1,7 +1,7 @@
 """Every prompt is a template file here, versioned by its name.
 
 A template is plain text with ``{{ field }}`` places (jinja2). A recipe may name a file
-of a person's own instead.
+of a person's own instead, or hold the text.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+from limrank.config import is_prompt_text
 from limrank.errors import UserError, first_line
 
 
 @lru_cache
 def load(name: str) -> str:
-    """The text of a prompt: a packaged name (``relevance``) or a file's path.
+    """The text of a prompt: of a packaged name (``relevance``), of a file, or as it is given.
 
     Raises:
-        UserError: there is no such prompt; the message lists the packaged ones.
+        UserError: there is no such prompt, and the message lists the packaged ones; or it
+            cannot be read.
     """
+    if is_prompt_text(name):
+        return name.removesuffix("\n")
     packaged = resources.files(__name__) / f"{name}.txt"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8").removesuffix("\n")
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8").removesuffix("\n")
+        try:
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompt {name}: cannot be read: {first_line(error)}") from None
     names = sorted(
         entry.name.removesuffix(".txt") for entry in resources.files(__name__).iterdir() if entry.name.endswith(".txt")
     )
@@ -36,14 +43,30 @@ def render(name: str, **fields: object) -> str:
     """A prompt with its places filled.
 
     Raises:
-        UserError: there is no such prompt, it is no template, or it has a place that ``fields`` lacks.
+        UserError: there is no such prompt, it is no template, or it cannot be filled: it has
+            a place that ``fields`` lacks.
     """
-    from jinja2 import TemplateError
-
     try:
         return _template(load(name)).render(**fields)
-    except TemplateError as error:
-        raise UserError(f"prompt {name}: {first_line(error)}; its places are {', '.join(fields)}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a template of a person's own may do anything
+        raise UserError(f"prompt {_called(name)}: {first_line(error)}; its places are {', '.join(fields)}") from None
+
+
+def check_places(name: str, needed: set[str]) -> None:
+    """Raises UserError where a prompt that can be filled leaves out what it is about: every
+    answer to it would be the same."""
+    from jinja2 import Environment, meta
+
+    used = meta.find_undeclared_variables(Environment().parse(load(name)))
+    if missing := needed - used:
+        places = " and ".join(f"{{{{ {each} }}}}" for each in sorted(missing))
+        raise UserError(f"prompt {_called(name)}: has no {places}")
+
+
+def _called(name: str) -> str:
+    return f"{first_line(name)[:60]!r}" if is_prompt_text(name) else name
 
 
 @lru_cache

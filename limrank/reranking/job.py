@@ -31,7 +31,7 @@ from limrank.reranking.runs import write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.rundir import RunDir, open_run
-from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query
+from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run(
                 summary = fanout(
                     run_dir,
                     planned,
-                    RerankTask(config.scoring, _tokens_a_pair(config.scoring, planned)),
+                    RerankTask(with_prompt_text(config.scoring), _tokens_a_pair(config.scoring, planned)),
                     engines,
                     config.workers,
                     progress=progress,

@@ -25,7 +25,7 @@ from limrank.engines.contract import API, SCORER, Served
 from limrank.engines.serve_client import scorer_runs
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
-from limrank.scoring import check_labels, score_query
+from limrank.scoring import check_labels, score_query, with_prompt_text
 from limrank.serving.api import build_api
 from limrank.serving.errors import engine_unavailable
 from limrank.serving.types import to_candidates
@@ -65,7 +65,7 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
     api = serve.deployment(
         Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
-    return api.bind(scorer.bind(source, config.scoring), served, limit)
+    return api.bind(scorer.bind(source, with_prompt_text(config.scoring)), served, limit)
 
 
 class Scorer:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank import prompts
-from limrank.config import ScoringConfig, SynthesizeJob, TokenPrices
+from limrank.config import ScoringConfig, SynthesizeJob, TokenPrices, is_prompt_text
 from limrank.engines.base import Usage
 from limrank.receipts import Summary, step_tokens
 from limrank.records import Query, synthesis_example_schema
@@ -112,7 +112,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
 
 def _prompt(name: str) -> dict[str, str]:
     digest = hashlib.sha256(prompts.load(name).encode()).hexdigest()
-    return {"name": _name(name), "sha256": digest[:12]}
+    return {"name": "in the recipe" if is_prompt_text(name) else _name(name), "sha256": digest[:12]}
 
 
 def _name(path: str) -> str:

@@ -29,6 +29,7 @@ from limrank.synthesis.plan import (
     pairs_a_query,
     read_brief,
     read_inputs,
+    synthesis_inputs,
     units,
     unwritten,
 )
@@ -108,7 +109,7 @@ def run(
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
-        task = SynthesisTask(SynthesisInputs(config.synthesis, judging(config), config.seed))
+        task = SynthesisTask(synthesis_inputs(config))
         with _pools(config, engines, needed=bool(unfinished(run_dir, planned))) as engines:
             summary = fanout(
                 run_dir,
@@ -253,7 +254,8 @@ def _shown(config: SynthesizeJob, stats: Mapping[str, Any], stopped_of: int | No
     kept, positive, tokens = stats["kept"], stats["kept_positive"], sum(stats["tokens"].values())
     lines = [
         f"{stats['seeds']} seeds, {stats['examples']} examples, {kept} kept "
-        f"({positive} true, {kept - positive} false); rejected: {reasons}"
+        f"({positive} true, {kept - positive} false, of {stats['kept_queries']} queries, "
+        f"{stats['kept_queries_with_both']} with both); rejected: {reasons}"
     ]
     if stopped_of:
         lines.append(

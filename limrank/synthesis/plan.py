@@ -11,9 +11,11 @@ from limrank.config import ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
 from limrank.plan import GENERATED_TOKEN_COST, Unit
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
+from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.quotas import briefs
-from limrank.synthesis.requests import judge_tokens, most_written
+from limrank.synthesis.requests import judge_tokens, most_written, with_prompt_texts
+from limrank.synthesis.steps import SynthesisInputs
 
 _TOKENS_A_PROMPT = 250
 """About: a template with a query and a passage."""
@@ -123,6 +125,11 @@ def judging(config: SynthesizeJob) -> ScoringConfig:
     if config.scoring.mode == "direct" or config.scoring.max_think_tokens:
         return config.scoring
     return config.scoring.model_copy(update={"max_think_tokens": config.synthesis.judge_tokens})
+
+
+def synthesis_inputs(config: SynthesizeJob) -> SynthesisInputs:
+    """What each worker is given beside its seeds, prompts as texts."""
+    return SynthesisInputs(with_prompt_texts(config.synthesis), with_prompt_text(judging(config)), config.seed)
 
 
 def _brief_row(brief: QueryBrief) -> dict[str, Any]:

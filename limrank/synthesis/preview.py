@@ -13,7 +13,7 @@ from limrank.engines import EngineSource, Prompt
 from limrank.engines.base import Engine, Generation, current_step
 from limrank.html import visible
 from limrank.records import Seed
-from limrank.synthesis.plan import judging, read_brief, read_inputs, units
+from limrank.synthesis.plan import read_brief, read_inputs, synthesis_inputs, units
 from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
 
 
@@ -79,7 +79,7 @@ def preview(
 ) -> None:
     """Run the first ``count`` seeds in this process, without Ray and without a run
     directory, and show every step's prompt and answer and what became of each pair."""
-    inputs = SynthesisInputs(config.synthesis, judging(config), config.seed)
+    inputs = synthesis_inputs(config)
     asyncio.run(_preview(list(islice(units(config, read_inputs(config)), count)), inputs, sources, show))
 
 

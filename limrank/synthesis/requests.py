@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from limrank import prompts
-from limrank.config import ScoringConfig, SynthesisConfig
+from limrank.config import ScoringConfig, SynthesisConfig, SynthesisPrompts
 from limrank.records import Difficulty, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import prompt_query
 
@@ -24,6 +24,15 @@ _JSON_TOKENS = 60
 for each, so that no answer is cut off in the middle of its JSON, whatever the script."""
 
 _VERDICT_TOKENS = 16
+
+_NEEDED = {
+    "query": {"seed_query"},
+    "chain": {"query"},
+    "describe": {"query"},
+    "passage": {"description"},
+    "judge": {"query", "passage"},
+}
+"""Places without which a prompt is not about what it is for."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,15 @@ def judge_prompt(query: Query, passage: str, settings: SynthesisConfig) -> str:
     return prompts.render(settings.prompts.judge, query=prompt_query(query), passage=passage)
 
 
+def with_prompt_texts(settings: SynthesisConfig) -> SynthesisConfig:
+    """The same, with each prompt's text in place of a name, as workers are given it."""
+    texts = {step: prompts.load(name) for step, name in settings.prompts.model_dump().items()}
+    return settings.model_copy(update={"prompts": SynthesisPrompts(**texts)})
+
+
 def check_prompts(settings: SynthesisConfig) -> None:
-    """Raises UserError for a prompt that could not be filled: every seed would fail by it."""
+    """Raises UserError for a prompt that could not be filled, or that leaves out what it is
+    about: every seed would fail by it, or get the same answers."""
     seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
     judge_prompt(Query("", "a query"), "a passage", settings)
     for kind, difficulty in product(QueryKind, Difficulty):
@@ -83,6 +99,8 @@ def check_prompts(settings: SynthesisConfig) -> None:
             chain_prompt(query, settings)
             describe_prompt(query, "a chain", settings)
             passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
+    for step, needed in _NEEDED.items():
+        prompts.check_places(getattr(settings.prompts, step), needed)
 
 
 def most_written(settings: SynthesisConfig, brief: QueryBrief) -> int:

@@ -15,13 +15,14 @@ A smaller choice is the beginning of a larger one. Nothing depends on the order 
 from __future__ import annotations
 
 import hashlib
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from limrank.synthesis.words import words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,6 @@ OTHER = "other"
 _RARE = 2
 _LEXICAL_DIMENSIONS = 128
 _LEADERS = 2048
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def surprise(row: Row) -> float:
 
 
 def lexical_embeddings(texts: Sequence[str]) -> np.ndarray:
-    """TF-IDF over lower-case words, (n, 128) float32: which texts share their rarer words.
+    """TF-IDF over words, (n, 128) float32: which texts share their rarer words.
     It needs no model and knows nothing of meaning.
 
     Each word adds a vector of random signs (Achlioptas, JCSS 2003), taken from the word's
@@ -85,16 +85,16 @@ def lexical_embeddings(texts: Sequence[str]) -> np.ndarray:
     import numpy as np
 
     places: dict[str, int] = {}
-    words, counts, ends = array("l"), array("d"), [0]
+    seen, counts, ends = array("l"), array("d"), [0]
     for text in texts:
-        for word, count in Counter(_WORD.findall(text.lower())).items():
-            words.append(places.setdefault(word, len(places)))
+        for word, count in Counter(words(text)).items():
+            seen.append(places.setdefault(word, len(places)))
             counts.append(count)
-        ends.append(len(words))
+        ends.append(len(seen))
     digests = b"".join(hashlib.blake2b(word.encode(), digest_size=_LEXICAL_DIMENSIONS // 8).digest() for word in places)
     bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8))
     signs = bits.astype(np.float32).reshape(-1, _LEXICAL_DIMENSIONS) * 2 - 1
-    found = np.asarray(words)
+    found = np.asarray(seen)
     frequency = np.bincount(found, minlength=len(places))
     rarity = np.log1p((len(texts) - frequency + 0.5) / (frequency + 0.5))
     weights = ((1 + np.log(np.asarray(counts))) * rarity[found]).astype(np.float32)

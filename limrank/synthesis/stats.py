@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from limrank.synthesis.select import Row, Selection, domain_name
+from limrank.synthesis.words import count, words
 
 _SCORE_BINS = 10
 _WORD_BINS = {"query": (10, 100), "passage": (25, 250)}
@@ -18,6 +19,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
 
     ==================================================  ================================================
     ``examples, judged, kept, kept_positive``           how many; ``judged`` has a verdict of the judge
+    ``kept_queries, kept_queries_with_both``            queries of the kept; those with both labels
     ``contaminated_seeds``                              of which nothing was written
     ``rejected``                                        by reason, most frequent first
     ``judge_score``                                     ``{"true": bins, "false": bins}`` by intended label
@@ -34,6 +36,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
     rejected: Counter[str] = Counter()
     scores = {True: [0] * _SCORE_BINS, False: [0] * _SCORE_BINS}
     kept, selected = _Makeup(), _Makeup()
+    labels: dict[tuple[str, ...], set[bool]] = {}
     for row in rows:
         examples += 1
         judged += row["verdict"] is not None
@@ -45,6 +48,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
         if row["kept"]:
             kept.add(row)
             positive += row["label"]
+            labels.setdefault((row["seed_id"], row["query_kind"], row["persona_id"]), set()).add(row["label"])
         if row["example_id"] in chosen:
             selected.add(row)
     return {
@@ -52,6 +56,8 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
         "judged": judged,
         "kept": kept.examples,
         "kept_positive": positive,
+        "kept_queries": len(labels),
+        "kept_queries_with_both": sum(len(each) == 2 for each in labels.values()),
         "contaminated_seeds": contaminated_seeds,
         "rejected": _by_frequency(rejected),
         "judge_score": {name: _score_bins(scores[label]) for name, label in (("true", True), ("false", False))},
@@ -81,7 +87,7 @@ class _Makeup:
             self._values[name][str(row[name])] += 1
         self._values["domains"][domain_name(row["domain"])] += 1
         for name, lengths in self._words.items():
-            lengths[len(row[name].split())] += 1
+            lengths[count(words(row[name]))] += 1
 
     def counts(self) -> dict[str, Any]:
         return {name: _by_frequency(counter) for name, counter in self._values.items()} | {

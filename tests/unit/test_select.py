@@ -314,6 +314,12 @@ def test_texts_that_share_rare_words_are_close():
     assert abs(unit[0] @ unit[2]) < 0.4
 
 
+def test_lexical_embeddings_of_a_script_without_spaces():
+    near = lexical_embeddings(["为什么天空是蓝色的", "为什么天空是红色的", "怎样烤一个好面包"])
+    unit = near / np.linalg.norm(near, axis=1, keepdims=True)
+    assert unit[0] @ unit[1] > 0.5 > abs(unit[0] @ unit[2])
+
+
 def test_lexical_embeddings_are_the_same_in_every_process():
     code = "from limrank.synthesis.select import lexical_embeddings as e; print(e(['a b', 'b c c', 'ümläut']).tobytes().hex())"
     outputs = {

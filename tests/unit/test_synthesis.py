@@ -32,7 +32,7 @@ from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
-from limrank.synthesis.plan import Inputs, read_inputs, units, unwritten
+from limrank.synthesis.plan import Inputs, read_inputs, synthesis_inputs, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
@@ -785,6 +785,9 @@ def test_a_query_is_written_anew_where_anything_of_it_is_missing(config):
         ("chain", "{{ question }}", "'question' is undefined; its places are query, instruction"),
         ("describe", "{% if instruction %}{{ query }}", "Unexpected end of template"),
         ("query", "{% if instructed %}{{ instructions }}{% endif %}", "'instructions' is undefined"),
+        ("passage", "{{ description }} {{ 1/0 }}", "division by zero"),
+        ("passage", "Write a passage.", "has no {{ description }}"),
+        ("judge", "Is {{ passage }} relevant?", "has no {{ query }}"),
     ],
 )
 def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_asked(config, tmp_path, step, text, told):
@@ -794,6 +797,29 @@ def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_asked(conf
     with pytest.raises(UserError) as caught:
         job.plan(config.model_copy(update={"synthesis": settings}))
     assert str(caught.value).startswith(f"prompt {own}: ") and told in str(caught.value)
+
+
+def test_a_prompt_that_is_no_text_is_refused(config, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_bytes("Qu'est-ce qui répondrait à {{ query }}".encode("latin-1"))
+    settings = config.synthesis.model_copy(update={"prompts": SynthesisPrompts(chain=str(own))})
+    with pytest.raises(UserError, match=f"prompt {own}: cannot be read: 'utf-8' codec"):
+        job.plan(config.model_copy(update={"synthesis": settings}))
+
+
+def test_workers_are_given_the_texts_of_prompts(config, tmp_path):
+    """A file may lie on another node, or be another one by the time an actor starts again."""
+    own = tmp_path / "own.txt"
+    own.write_text("What would answer {{ query }}?\n")
+    prompts = SynthesisPrompts(chain=str(own), describe="Describe what answers {{ query }}.")
+    inputs = synthesis_inputs(
+        config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"prompts": prompts})})
+    )
+    own.unlink()
+    writer = Writer()
+    synthesize(briefs=[DAILY], writer=writer, inputs=inputs)
+    asked = "how do I keep my rota in order"
+    assert writer.prompts[1:3] == [f"What would answer {asked}?", f"Describe what answers {asked}."]
 
 
 def test_nothing_kept_is_still_exported(config, tmp_path):

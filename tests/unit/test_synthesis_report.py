@@ -79,6 +79,8 @@ def test_what_is_counted():
         "judged": 5,
         "kept": 3,
         "kept_positive": 2,
+        "kept_queries": 2,
+        "kept_queries_with_both": 1,
         "contaminated_seeds": 0,
         "rejected": {"judge_disagrees": 2, "length": 1, "judge_failed": 1, "unparsable": 1},
         "judge_score": {
