@@ -297,17 +297,46 @@ class TrainingConfig(Section):
     target: Literal["direct", "think", "mixed"] = Field(
         "think", description="what the model learns to write: the label alone, chain + label, or both"
     )
+    objective: Literal["label", "softmax", "ranknet"] = Field(
+        "label",
+        description="label: cross-entropy of what is to be written (the paper's); softmax, ranknet: a query's relevant "
+        "passage above its others, by the log-odds of the label, for target=direct",
+    )
     max_examples: PositiveInt | None = None
     epochs: PositiveInt = 7
     learning_rate: float = Field(3e-5, gt=0)
     warmup_ratio: Unit = 0.03
-    batch_size: PositiveInt = Field(4, description="sequences a device and step")
+    batch_size: PositiveInt = Field(
+        4, description="sequences of a forward pass; with softmax or ranknet queries, with all their passages"
+    )
     gradient_accumulation: PositiveInt = 8
     cutoff_tokens: PositiveInt = 2500
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     save_steps: PositiveInt = 250
+    eval_steps: PositiveInt | None = Field(
+        None, description="steps between looks at the held-out data; null: at the end of each epoch"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="looks in a row that find nothing better, after which training stops; null: it never does"
+    )
+    tensorboard: bool = Field(False, description="write the metrics to tensorboard/ too")
+
+    @model_validator(mode="after")
+    def _log_odds_are_direct(self) -> TrainingConfig:
+        if self.objective != "label" and self.target != "direct":
+            raise ValueError(
+                f"training.objective={self.objective} compares labels that no chain gives away: training.target=direct"
+            )
+        return self
+
+
+class DevConfig(Section):
+    """What a model in training is tried on: it reranks directly, and nDCG@10 is measured."""
+
+    data: DataConfig
+    first_stage: FirstStageConfig = FirstStageConfig(depth=20)
 
 
 class ServingConfig(Section):
@@ -415,11 +444,16 @@ class TrainJob(Job):
     model: ModelConfig = ModelConfig()
     workers: WorkersConfig = WorkersConfig()
     training: TrainingConfig
+    dev: DevConfig | None = Field(None, description="a small benchmark, apart from the examples and from the test")
 
     @model_validator(mode="after")
     def _file_given(self) -> TrainJob:
         if not self.training.train_file:
             raise ValueError("training.train_file is needed")
+        if self.training.patience and not (self.dev or self.training.validation_share):
+            raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
+        if self.dev:
+            _need_benchmark(self.dev.data)
         return self
 
 

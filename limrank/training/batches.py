@@ -1,13 +1,16 @@
-"""Which examples make a step, who takes them, and how they become padded tensors.
+"""Which examples make a step, who takes them, and how they become one packed row.
 
-Everything follows from (seed, epoch) and the number of workers, so every worker finds
-the same answer alone, and a resumed run goes on exactly where the first one stopped.
+The *unit* of a step is an example or, where passages of one query are compared, a query
+with all its examples. Everything follows from (seed, epoch) and the number of workers, so
+every worker finds the same answer alone, and a resumed run goes on exactly where the first
+one stopped.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -16,65 +19,103 @@ if TYPE_CHECKING:
 
     from limrank.training.examples import EncodedExample
 
-NO_LOSS = -100
-"""The label that cross-entropy passes over."""
+Unit = tuple[int, ...]
+"""Examples, by index, that are looked at together."""
 
 
-def steps_per_epoch(examples: int, per_step: int) -> int:
-    """Optimizer steps in an epoch; the last one may have fewer than ``per_step`` examples."""
-    return ceil(examples / per_step)
+def single_units(examples: Sequence[EncodedExample]) -> list[Unit]:
+    """Each example by itself."""
+    return [(index,) for index in range(len(examples))]
 
 
-def epoch_steps(examples: int, per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """The examples (by index) of each optimizer step of an epoch, over all workers."""
-    order = list(range(examples))
+def query_units(examples: Sequence[EncodedExample]) -> list[Unit]:
+    """The examples of each query that has both labels, in the order of the file."""
+    by_query: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        by_query.setdefault(example.query, []).append(index)
+    return [tuple(each) for each in by_query.values() if len({examples[index].label for index in each}) == 2]
+
+
+def steps_per_epoch(units: int, per_step: int) -> int:
+    """Optimizer steps in an epoch; the last one may have fewer than ``per_step`` units."""
+    return ceil(units / per_step)
+
+
+def epoch_steps(units: Sequence[Unit], per_step: int, seed: int, epoch: int) -> list[list[Unit]]:
+    """The units of each optimizer step of an epoch, over all workers."""
+    order = list(units)
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    return [order[start : start + per_step] for start in range(0, examples, per_step)]
+    return [order[start : start + per_step] for start in range(0, len(order), per_step)]
 
 
 def micro_batches(
-    step: Sequence[int], lengths: Sequence[int], batch_size: int, rank: int, workers: int
-) -> list[list[int]]:
-    """The forward passes of one worker in one step: lists of at most ``batch_size`` indices.
+    step: Sequence[Unit], lengths: Sequence[int], batch_size: int, rank: int, workers: int
+) -> list[list[Unit]]:
+    """The forward passes of one worker in one step: lists of at most ``batch_size`` units.
 
-    A step's gradient is a sum, so its examples may be ordered freely: by length, which
-    makes padding rare, and dealt like cards, which gives every worker as much work.
-    Every worker gets equally many lists, since all must meet in the last backward pass;
-    at the end of an epoch some are empty.
+    A step's gradient is a sum, so its units may be ordered freely: by length, longest
+    first, and dealt like cards, which gives every worker as much work. Every worker gets
+    equally many lists, since all must meet in the last backward pass; at the end of an
+    epoch some are empty.
+
+    Args:
+        lengths: tokens of each example.
     """
-    ordered = sorted(step, key=lambda index: (lengths[index], index), reverse=True)
+
+    def tokens(unit: Unit) -> int:
+        return sum(lengths[index] for index in unit)
+
+    ordered = sorted(step, key=lambda unit: (tokens(unit), unit), reverse=True)
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     mine = batches[rank::workers]
     return mine + [[]] * (ceil(len(batches) / workers) - len(mine))
 
 
-def collate(examples: Sequence[EncodedExample], pad_id: int, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """Examples → tensors, padded on the left to the longest.
+@dataclass(frozen=True)
+class PackedRow:
+    """Several examples in one row without padding.
 
-    Padding on the left puts all completions at the end, so that logits are needed for
-    the last few positions only.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``position_ids`` of shape (examples, longest),
-        and ``labels`` of shape (examples, longest completion): the targets of the last
-        positions, :data:`NO_LOSS` where an example's completion is shorter.
+    ``input_ids`` and ``position_ids`` are (1, tokens); positions begin anew with each example.
+    ``segments`` are the examples' lengths. ``kept`` are the places, in (0, tokens), whose
+    logits tell the completions' tokens, and ``targets`` those tokens: each of as many as all
+    completions have. ``units`` says how many examples each unit has, ``positive`` (examples,)
+    which are relevant.
     """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    segments: tuple[int, ...]
+    kept: torch.Tensor
+    targets: torch.Tensor
+    units: tuple[int, ...]
+    positive: torch.Tensor
+
+
+def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str = "cpu") -> PackedRow:
+    """Units of examples → one row."""
+    import numpy as np
     import torch
 
-    length = max(len(example.ids) for example in examples)
-    completion = max(example.completion_tokens for example in examples)
-    input_ids = torch.full((len(examples), length), pad_id)
-    attention_mask = torch.zeros((len(examples), length), dtype=torch.long)
-    labels = torch.full((len(examples), completion), NO_LOSS)
-    for row, example in enumerate(examples):
-        ids = torch.from_numpy(example.ids.astype("int64"))
-        input_ids[row, length - len(ids) :] = ids
-        attention_mask[row, length - len(ids) :] = 1
-        labels[row, completion - example.completion_tokens :] = ids[example.prompt_tokens :]
-    tensors = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-        "labels": labels,
-    }
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    examples = [example for unit in units for example in unit]
+    lengths = [len(example.ids) for example in examples]
+    starts = np.cumsum([0, *lengths[:-1]])
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    # A token's logits stand one place before it.
+    kept = [
+        np.arange(start + example.prompt_tokens - 1, start + len(example.ids) - 1)
+        for start, example in zip(starts, examples, strict=True)
+    ]
+    targets = [example.ids[example.prompt_tokens :] for example in examples]
+
+    def tensor(array) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(array)).long().to(device)
+
+    return PackedRow(
+        input_ids=tensor(np.concatenate([example.ids for example in examples]))[None],
+        position_ids=tensor(positions)[None],
+        segments=tuple(lengths),
+        kept=tensor(np.concatenate(kept)),
+        targets=tensor(np.concatenate(targets)),
+        units=tuple(len(unit) for unit in units),
+        positive=torch.tensor([example.label for example in examples], device=device),
+    )

@@ -23,27 +23,50 @@ def keep_steps(path: Path, up_to: int) -> None:
     work.replace(path)
 
 
+class Board:
+    """The same metrics as TensorBoard reads them. A resumed run's events replace those of the
+    steps that it makes again."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1, flush_secs=10)
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, metrics["step"])
+        self._writer.flush()
+
+
 def draw_curves(metrics: list[dict[str, Any]], target: Path) -> None:
-    """Loss (training, and validation where measured) and learning rate by step, as a PNG."""
+    """Loss (training, and held out where measured), held-out nDCG@10 where measured, and
+    learning rate by step, as a PNG."""
     from matplotlib.figure import Figure
 
     steps = [line["step"] for line in metrics]
-    validated = [line for line in metrics if "validation_loss" in line]
+    ranked = [line for line in metrics if "ndcg" in line]
+    figure = Figure(figsize=(8, 7.5 if ranked else 6), layout="constrained")
+    panels = figure.subplots(3 if ranked else 2, 1, sharex=True, height_ratios=(3, 2, 1) if ranked else (3, 1))
+    loss, rate = panels[0], panels[-1]
     # One point is not a line.
     marker = "o" if len(steps) < 50 else ""
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     loss.plot(steps, [line["loss"] for line in metrics], marker=marker, markersize=3, label="training")
-    if validated:
+    if validated := [line for line in metrics if "validation_loss" in line]:
         xs, ys = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
-        loss.plot(xs, ys, marker="s", label="validation")
+        loss.plot(xs, ys, marker="s", label="held out")
         loss.legend()
-    loss.set_ylabel("loss (nats a completion token)")
+    loss.set_ylabel("loss (nats)")
+    if ranked:
+        panels[1].plot(
+            [line["step"] for line in ranked], [line["ndcg"] for line in ranked], marker="s", color="tab:green"
+        )
+        panels[1].set_ylabel("held-out nDCG@10")
     rate.plot(steps, [line["learning_rate"] for line in metrics], marker=marker, markersize=3, color="tab:gray")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("optimizer step")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (loss, rate):
+    for axes in panels:
         axes.grid(alpha=0.3)
     figure.savefig(target, dpi=120)

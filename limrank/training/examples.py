@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from limrank.errors import UnavailableError, UserError
-from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
+from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, TRUE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,18 +39,24 @@ class Example:
     prompt: str
     chain: str
     label: str
+    query: str
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """``ids`` (int32, one dimension) are prompt, completion and end of sequence.
+    """``ids`` (int32, one dimension) are prompt and completion.
 
-    The first ``prompt_tokens`` carry no loss. ``cut`` says that tokens were left out.
+    The first ``prompt_tokens`` carry no loss. What follows is the chain, its close, the label
+    and the end of sequence; of an example that is answered directly, the label alone. ``label``
+    says whether the passage is relevant; ``query`` is the same for all passages of a query.
+    ``cut`` says that tokens were left out.
     """
 
     line: int
     ids: np.ndarray
     prompt_tokens: int
+    label: bool
+    query: str
     cut: bool
 
     @property
@@ -93,7 +99,7 @@ def _parse(line: str, number: int, where: str) -> Example:
     found = _COMPLETION.fullmatch(values["completion"])
     if not found:
         raise UserError(f"{where}: completion should end in '{THINK_CLOSE} true' or '{THINK_CLOSE} false'")
-    return Example(number, values["prompt"], found["chain"], found["label"])
+    return Example(number, values["prompt"], found["chain"], found["label"], values["prompt"].rpartition(_PASSAGE)[0])
 
 
 def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
@@ -124,9 +130,10 @@ def split(examples: list[T], share: float, seed: int) -> tuple[list[T], list[T]]
 def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]) -> list[Example]:
     """The examples with what the model shall learn to write.
 
-    ``think`` keeps the chain, ``direct`` drops it, ``mixed`` alternates. The alternation
-    is counted by label: files often alternate labels too, and the mere presence of a
-    chain must not give the answer away.
+    ``think`` keeps the chain, ``direct`` drops it, ``mixed`` alternates: one model then
+    serves both. The switch between the two is ``</think>`` straight after ``<think>``, which
+    whoever asks for a direct answer puts there. The alternation is counted by label: files
+    often alternate labels too, and the mere presence of a chain must not give the answer away.
     """
     aimed, seen = [], dict.fromkeys(LABELS, 0)
     for example in examples:
@@ -163,7 +170,10 @@ def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: 
     # </think> are added tokens, and a tokenizer never merges across one.
     prompt = encode(example.prompt)
     chain = encode(example.chain)
-    answer = [*encode(THINK_CLOSE + example.label), end_id]
+    # Where there is no chain, whoever asks closes it: a model that learned to write the close
+    # would stop thinking. And it is asked for one token, so no end follows.
+    direct = not example.chain.strip()
+    answer = [*encode(THINK_CLOSE + example.label), *([] if direct else [end_id])]
     over = len(prompt) + len(chain) + len(answer) - cutoff
     cut = over > 0
     if cut:
@@ -178,7 +188,8 @@ def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: 
                 f"training.cutoff_tokens={cutoff}: raise it, or remove the line"
             )
     ids = np.asarray(prompt + chain + answer, dtype=np.int32)
-    return EncodedExample(example.line, ids, len(prompt), cut)
+    without_loss = len(ids) - 1 if direct else len(prompt)
+    return EncodedExample(example.line, ids, without_loss, example.label == TRUE, example.query, cut)
 
 
 def _drop_end(ids: list[int], count: int, keep_last: list[int]) -> list[int]:

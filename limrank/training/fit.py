@@ -12,22 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limrank import models
+from limrank import models, prompts
 from limrank.config import TrainJob
 from limrank.engines import EngineSpec
 from limrank.errors import EngineError, LimrankError, UserError
 from limrank.resources import claim
 from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
+from limrank.training.dev import DevSet, read_dev_set
 from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split
-from limrank.training.loop import examples_per_step, total_steps
+from limrank.training.loop import total_steps, training_units, units_per_step
 from limrank.training.model import load_tokenizer
-from limrank.training.worker import train_worker
+from limrank.training.worker import SCORE, train_worker
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINTS_KEPT = 2
+"""The best and the last; without held-out data the last two."""
 
-RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "examples_a_step")
+DEATHS_BORNE = 3
+"""A worker that dies is replaced, and all go on from the last checkpoint; so often in one call."""
+
+RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """What of the plan has to be as it was, for a checkpoint's step to mean the same."""
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -39,8 +44,9 @@ class TrainResult:
 
     ``examples`` and ``cut`` count lines of the training file (validation included),
     ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
-    steps. Losses are the mean over completion tokens: of the last step, and of the
-    validation split after the last epoch (None where there is no split).
+    steps. Losses are the mean over completion tokens (or queries): of the last step, and of the
+    validation split at the last look (None where there is no split). ``ndcg`` is the dev set's
+    then, and ``best_step`` the step whose weights were exported (None: the last).
     """
 
     examples: int
@@ -50,6 +56,8 @@ class TrainResult:
     seconds: float
     final_loss: float
     validation_loss: float | None
+    ndcg: float | None
+    best_step: int | None
     cut: int
     model_dir: Path
 
@@ -60,7 +68,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
     Raises:
         UserError: as :func:`fit` does for file, model and dtype.
     """
-    return _plan(config, *_prepare(config, weights=False))
+    return _plan(config, _prepare(config, weights=False))
 
 
 def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None) -> TrainResult:
@@ -84,35 +92,46 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
         raise RuntimeError("limrank.training.fit.fit needs a Ray that its caller has connected to")
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    model_dir, training, validation = _prepare(config)
-    planned = _plan(config, model_dir, training, validation)
+    prepared = _prepare(config)
+    planned = _plan(config, prepared)
     metrics_file = directory / "metrics.jsonl"
     task = {
         "config": config,
-        "model_dir": model_dir,
+        "model_dir": prepared.model_dir,
         "directory": str(directory),
         # By reference: each node fetches the examples once, and each worker maps them.
-        "examples": ray.put((training, validation)),
+        "data": ray.put((prepared.training, prepared.validation, prepared.dev)),
         "plan": {key: planned[key] for key in RESUMED_BY},
     }
     with _following(metrics_file, on_progress), _interrupt_handler_kept():
         progress = _fit(config, directory, task)
     draw_curves(read_metrics(metrics_file), directory / "curves.png")
     return TrainResult(
-        examples=len(training) + len(validation),
+        examples=len(prepared.training) + len(prepared.validation),
         steps=progress["step"],
         epochs=config.training.epochs,
         tokens=progress["tokens"],
         seconds=progress["seconds"],
         final_loss=progress["loss"],
         validation_loss=progress["validation_loss"],
+        ndcg=progress["ndcg"],
+        best_step=progress["best_step"],
         cut=planned["cut"],
         model_dir=directory / "model",
     )
 
 
-def _prepare(config: TrainJob, *, weights: bool = True) -> tuple[Path, list[EncodedExample], list[EncodedExample]]:
-    """The model's directory, the training examples and the validation examples."""
+@dataclass(frozen=True)
+class Prepared:
+    """Where the model is, and all that it is trained and tried on, encoded."""
+
+    model_dir: Path
+    training: list[EncodedExample]
+    validation: list[EncodedExample]
+    dev: DevSet | None
+
+
+def _prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training = config.training
@@ -126,26 +145,35 @@ def _prepare(config: TrainJob, *, weights: bool = True) -> tuple[Path, list[Enco
         cutoff=training.cutoff_tokens,
         source=training.train_file,
     )
-    return model_dir, *split(encoded, training.validation_share, config.seed)
+    dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load("relevance"), training.cutoff_tokens)
+    return Prepared(model_dir, *split(encoded, training.validation_share, config.seed), dev)
 
 
-def _plan(
-    config: TrainJob, model_dir: Path, training: list[EncodedExample], validation: list[EncodedExample]
-) -> dict[str, Any]:
+def _plan(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
+    training = prepared.training
     replicas = config.workers.min_replicas
     lengths = [len(example.ids) for example in training]
+    units = training_units(training, config.training.objective)
+    if not units:
+        raise UserError(
+            f"{config.training.train_file}: no query has a relevant and another passage, "
+            f"which training.objective={config.training.objective} compares: take objective=label, or more negatives"
+        )
     return {
         "model": config.model.id,
         "method": config.training.method,
         "target": config.training.target,
+        "objective": config.training.objective,
         "examples": len(training),
-        "validation_examples": len(validation),
-        "cut": sum(example.cut for example in training + validation),
+        "validation_examples": len(prepared.validation),
+        "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
+        "cut": sum(example.cut for example in training + prepared.validation),
         "longest_tokens": max(lengths),
         "tokens": config.training.epochs * sum(lengths),
         "epochs": config.training.epochs,
-        "examples_a_step": examples_per_step(config.training, replicas),
-        "steps": total_steps(len(training), config.training, replicas),
+        "units": len(units),
+        "units_a_step": units_per_step(config.training, replicas),
+        "steps": total_steps(len(units), config.training, replicas),
         "workers": replicas,
         "cpus_a_worker": config.workers.cpus,
         "gpus_a_worker": config.workers.gpus if config.workers.gpus is not None else "1 where there are GPUs",
@@ -153,7 +181,14 @@ def _plan(
 
 
 def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:
-    from ray.train import CheckpointConfig, LoggingConfig, RunConfig, TrainingFailedError, WorkerGroupError
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        TrainingFailedError,
+        WorkerGroupError,
+    )
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
@@ -165,16 +200,20 @@ def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, A
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(directory),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT, checkpoint_score_attribute=SCORE),
+            failure_config=FailureConfig(max_failures=DEATHS_BORNE),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
     try:
-        return trainer.fit().return_value
+        ended = trainer.fit().return_value
     except WorkerGroupError as error:
         raise _cause(error.worker_failures) from error
     except TrainingFailedError as error:
         raise EngineError(f"training failed: {_last_line(error)}") from error
+    if error := ended.get("error"):
+        raise error
+    return ended["progress"]
 
 
 def _scaling(config: TrainJob):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from limrank.config import TrainingConfig
 from limrank.errors import UserError, first_line
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
+from limrank.training import attention
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +76,14 @@ def load_for_training(
 def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    attention.register()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            model_dir,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation=attention.PACKED,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {model_dir}: cannot be loaded: {first_line(error)}") from error

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limrank.config import TrainJob
-from limrank.errors import UserError
-from limrank.training.curves import keep_steps
+from limrank.errors import LimrankError, UserError
+from limrank.training.curves import Board, keep_steps
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
+    from limrank.training.loop import Progress
 
 STATE_FILE = "state.pt"
+
+SCORE = "score"
+"""By what Ray Train tells the best checkpoint: a look's score, or −inf where nobody looked."""
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:
@@ -21,18 +30,29 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: ``config`` (a TrainJob), ``model_dir``, ``directory`` (which every worker
-            can see), ``examples`` (a Ray reference to the encoded training and
-            validation examples) and ``plan`` (what a checkpoint must agree with).
+            can see), ``data`` (a Ray reference to the encoded training and validation
+            examples and the dev set) and ``plan`` (what a checkpoint must agree with).
 
     Returns:
-        The fields of :class:`~limrank.training.loop.Progress` at the end.
+        ``progress``, the fields of :class:`~limrank.training.loop.Progress` at the end; or
+        ``error``, which all workers come to at once and which another try would not mend
+        (what is raised, Ray Train takes for a death, and starts all of them again).
     """
+    try:
+        return {"progress": _train(task)}
+    except LimrankError as error:
+        return {"error": error}
+
+
+def _train(task: dict[str, Any]) -> dict[str, Any]:
     import ray
     import torch
     import transformers
     from ray.train.torch import get_device
 
-    from limrank.training.loop import Progress, TrainState, train
+    from limrank.engines.base import label_token_ids
+    from limrank.scoring import LABELS
+    from limrank.training.loop import TrainState, train
     from limrank.training.model import load_for_training, merge_and_save
 
     transformers.utils.logging.disable_progress_bar()
@@ -46,7 +66,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
         here = ray.train.get_context().get_local_world_size()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     saved = _load_checkpoint(task["plan"])
-    if saved and saved["progress"]["step"] == total_steps and (directory / "model").is_dir():
+    if saved and saved["over"] and (directory / "model").is_dir():
         return saved["progress"]
 
     dtype = training_dtype(config.model.dtype, device.type)
@@ -59,27 +79,35 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     metrics_file = directory / "metrics.jsonl"
     if first:
         keep_steps(metrics_file, up_to=state.progress.step)
+    board = Board(directory / "tensorboard", state.progress.step) if first and config.training.tensorboard else None
 
-    def on_step(metrics: dict[str, Any]) -> None:
+    def on_step(metrics: dict[str, Any], over: bool) -> None:
         if first:
             with metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
-        if metrics["step"] % config.training.save_steps == 0 or metrics["step"] == total_steps:
-            _save_checkpoint(state.state_dict() | {"plan": task["plan"]} if first else None, metrics)
+        if board:
+            board.add(metrics)
+        progress = state.progress
+        if over or progress.step % config.training.save_steps == 0 or progress.step == progress.best_step:
+            found = state.state_dict() | {"plan": task["plan"], "over": over} if first else None
+            _save_checkpoint(found, progress)
 
-    training, validation = ray.get(task["examples"])
+    training, validation, dev = ray.get(task["data"])
     progress: Progress = train(
         state,
         training,
         config.training,
         seed=config.seed,
-        pad_id=tokenizer.eos_token_id,
+        labels=tuple(label_token_ids(tokenizer, LABELS)),
         validation=validation,
+        dev=dev,
         device=device,
         mixed_precision=dtype != torch.float32,
         on_step=on_step,
     )
     if first:
+        if progress.best_step not in (None, progress.step):
+            state.load_parameters(_checkpoint_of(progress.best_step)["parameters"])
         merge_and_save(model, tokenizer, directory, dtype)
     return asdict(progress)
 
@@ -93,11 +121,14 @@ def training_dtype(name: str, device: str):
     return getattr(torch, name)
 
 
-def _save_checkpoint(state: dict[str, Any] | None, metrics: dict[str, Any]) -> None:
+def _save_checkpoint(state: dict[str, Any] | None, progress: Progress) -> None:
     """Report to Ray Train, which every worker must do equally often; the first hands in the state."""
     import torch
     from ray.train import Checkpoint, report
 
+    is_best = progress.step == progress.best_step
+    # Ray Train keeps the last ones, and those with the highest score.
+    metrics = {"step": progress.step, SCORE: progress.best_score if is_best else -math.inf}
     if state is None:
         report(metrics)
         return
@@ -108,14 +139,12 @@ def _save_checkpoint(state: dict[str, Any] | None, metrics: dict[str, Any]) -> N
 
 
 def _load_checkpoint(plan: dict[str, Any]) -> dict[str, Any] | None:
-    import torch
     from ray.train import get_checkpoint
 
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return None
-    with checkpoint.as_directory() as directory:
-        saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    saved = _read(checkpoint)
     differing = [f"{key} {saved['plan'][key]} → {plan[key]}" for key in plan if saved["plan"].get(key) != plan[key]]
     if differing:
         raise UserError(
@@ -123,3 +152,17 @@ def _load_checkpoint(plan: dict[str, Any]) -> dict[str, Any] | None:
             "restore what was changed (workers.replicas, the training file), or start over with --overwrite"
         )
     return saved
+
+
+def _checkpoint_of(step: int) -> dict[str, Any]:
+    from ray.train import get_all_reported_checkpoints
+
+    (checkpoint,) = (each.checkpoint for each in get_all_reported_checkpoints() if each.metrics["step"] == step)
+    return _read(checkpoint)
+
+
+def _read(checkpoint: Checkpoint) -> dict[str, Any]:
+    import torch
+
+    with checkpoint.as_directory() as directory:
+        return torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)

@@ -10,13 +10,15 @@ from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import EngineError, UserError
 from limrank.training import fit
-from limrank.training.batches import collate
+from limrank.training.batches import pack
 from limrank.training.curves import read_metrics
 from limrank.training.examples import aim, encode_examples, read_examples
-from limrank.training.loop import TrainState, completion_loss, mean_loss, total_steps, train
+from limrank.training.loop import TrainState, mean_loss, row_loss, total_steps, train
 from limrank.training.model import load_for_training, merge_and_save
 
 REAL = "smollm2-135m-instruct"
+TRUE_FALSE = (2629, 7065)
+"""The tokens of " true" and " false" in SmolLM2's tokenizer."""
 PROMPT = (
     "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
     "Query: {query}\nPassage: {passage}\n<think>"
@@ -72,6 +74,15 @@ def encode(train_file, tokenizer, cutoff=2500):
     )
 
 
+def label_loss(model):
+    return row_loss(model, "label", TRUE_FALSE)
+
+
+def into(lines):
+    """An ``on_step`` that keeps the metrics."""
+    return lambda metrics, over: lines.append(metrics)
+
+
 def reference_loss(model, example):
     """What transformers makes of one example without padding, given its labels."""
     ids = torch.from_numpy(example.ids.astype("int64"))[None]
@@ -101,15 +112,15 @@ def test_encoding_in_parts_equals_encoding_the_whole(tied_model, train_file):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_padded_loss_equals_transformers_own(tiny_model, train_file, method):
+def test_a_packed_row_s_loss_is_that_of_its_examples_alone(tiny_model, train_file, method):
     model, tokenizer = load_for_training(tiny_model, settings(method=method), torch.float32)
     perturb(model)
     examples = encode(train_file, tokenizer)[:3]
-    ours = completion_loss(model)(**collate(examples, tokenizer.eos_token_id, "cpu")).item()
+    ours = label_loss(model)(pack([[example] for example in examples])).item()
     theirs = sum(reference_loss(model, example) * example.completion_tokens for example in examples)
     assert ours == pytest.approx(theirs, rel=1e-5)
     tokens = sum(example.completion_tokens for example in examples)
-    assert mean_loss(completion_loss(model), examples, 2, 2, "cpu") == pytest.approx(theirs / tokens, rel=1e-5)
+    assert mean_loss(label_loss(model), examples, "label", 2, "cpu") == pytest.approx(theirs / tokens, rel=1e-5)
 
 
 def test_new_embeddings_are_the_mean_of_the_learned(tiny_model):
@@ -127,10 +138,10 @@ def test_the_loss_is_weighted_by_tokens_whatever_the_accumulation(tied_model, tr
         torch.manual_seed(0)
         model, tokenizer = load_for_training(tied_model, training, torch.float32)
         examples = encode(train_file, tokenizer)
-        expected = mean_loss(completion_loss(model), examples, 1, 2, "cpu")
+        expected = mean_loss(label_loss(model), examples, "label", 1, "cpu")
         lines = []
         state = TrainState(model, training, total_steps(len(examples), training, workers=1))
-        train(state, examples, training, seed=1, pad_id=2, on_step=lines.append)
+        train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
         assert lines[0]["loss"] == pytest.approx(expected, rel=1e-5)
         losses.append([line["loss"] for line in lines])
         weights.append(torch.cat([each.detach().flatten() for each in state.parameters.values()]))
@@ -146,7 +157,15 @@ def test_schedule_counts_and_rates(tied_model, train_file):
     examples = encode(train_file, tokenizer)
     lines = []
     state = TrainState(model, training, total_steps(len(examples), training, workers=1))
-    progress = train(state, examples, training, seed=1, pad_id=2, validation=examples[:2], on_step=lines.append)
+    progress = train(
+        state,
+        examples,
+        training,
+        seed=1,
+        labels=TRUE_FALSE,
+        validation=examples[:2],
+        on_step=lambda metrics, over: lines.append(metrics),
+    )
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert progress.examples == 40
     assert progress.tokens == 5 * sum(len(example.ids) for example in examples)
@@ -162,7 +181,7 @@ def test_a_loss_that_is_not_a_number_names_step_and_lines(tied_model, train_file
     model.get_base_model().model.norm.weight.data[0] = float("nan")
     state = TrainState(model, training, 2)
     with pytest.raises(EngineError, match=r"step 1: the loss is nan \(lines 8, 7, 6, 5, 4, 3, 2, 1 of"):
-        train(state, encode(train_file, tokenizer), training, seed=1, pad_id=2)
+        train(state, encode(train_file, tokenizer), training, seed=1, labels=TRUE_FALSE)
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tied_model, train_file):
@@ -175,16 +194,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tied_model, train_fi
 
     kept = {}
 
-    def keep(metrics):
+    def keep(metrics, over):
         if metrics["step"] == 3:
             kept.update(torch.load(save(state.state_dict()), weights_only=True))
 
     state, examples = fresh()
-    train(state, examples, training, seed=1, pad_id=2, on_step=keep)
+    train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=keep)
     again, _ = fresh()
     again.load_state_dict(kept)
     lines = []
-    train(again, examples, training, seed=1, pad_id=2, on_step=lines.append)
+    train(again, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
     assert [line["step"] for line in lines] == [4, 5, 6, 7, 8]
     for name, parameter in again.parameters.items():
         torch.testing.assert_close(parameter, state.parameters[name], msg=name)
@@ -245,7 +264,15 @@ def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file):
     state = TrainState(model, training, 16)
     assert {parameter.dtype for parameter in state.parameters.values()} == {torch.float32}
     lines = []
-    train(state, encode(train_file, tokenizer), training, seed=1, pad_id=2, mixed_precision=True, on_step=lines.append)
+    train(
+        state,
+        encode(train_file, tokenizer),
+        training,
+        seed=1,
+        labels=TRUE_FALSE,
+        mixed_precision=True,
+        on_step=lambda metrics, over: lines.append(metrics),
+    )
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
@@ -264,11 +291,11 @@ def test_the_real_model_learns(train_file, tmp_path):
     model, tokenizer = load_for_training(models.resolve(REAL), training, torch.float32)
     examples = encode(train_file, tokenizer)[:2]
     expected = reference_loss(model, examples[0])
-    assert mean_loss(completion_loss(model), examples[:1], 1, 2, "cpu") == pytest.approx(expected, rel=1e-5)
+    assert mean_loss(label_loss(model), examples[:1], "label", 1, "cpu") == pytest.approx(expected, rel=1e-5)
     state = TrainState(model, training, 2)
-    before = mean_loss(completion_loss(model), examples, 4, 2, "cpu")
-    train(state, examples, training, seed=1, pad_id=2)
-    assert mean_loss(completion_loss(model), examples, 4, 2, "cpu") < 0.8 * before
+    before = mean_loss(label_loss(model), examples, "label", 4, "cpu")
+    train(state, examples, training, seed=1, labels=TRUE_FALSE)
+    assert mean_loss(label_loss(model), examples, "label", 4, "cpu") < 0.8 * before
     model.eval()
     trained = logits(model, examples[0])
     merged = AutoModelForCausalLM.from_pretrained(merge_and_save(model, tokenizer, tmp_path, torch.float32))
@@ -291,7 +318,7 @@ def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     config = train_job(tied_model, train_file, tmp_path, replicas=2, validation_share=0.25, epochs=3, target="direct")
     planned = fit.plan(config)
     assert (planned["examples"], planned["validation_examples"]) == (6, 2)
-    assert (planned["examples_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
+    assert (planned["units_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
     assert planned["cut"] == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -332,20 +359,29 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
 
     # A plan that the checkpoints do not fit is refused, by the worker, in one line.
     other = train_job(tied_model, train_file, tmp_path, batch_size=1, gradient_accumulation=2, **shape)
-    with pytest.raises(UserError, match=r"belong to another plan \(steps 8 → 12, examples_a_step 4 → 2\)") as error:
+    with pytest.raises(UserError, match=r"belong to another plan \(steps 8 → 12, units_a_step 4 → 2\)") as error:
         fit.fit(other, tmp_path)
     assert "\n" not in str(error.value)
 
 
 def train_alone(config):
     """The same steps in this process: twice the accumulation for half the workers."""
-    model_dir, examples, validation = fit._prepare(config)
+    prepared = fit._prepare(config)
+    model_dir, examples, validation = prepared.model_dir, prepared.training, prepared.validation
     training = config.training.model_copy(update={"gradient_accumulation": 4})
     torch.manual_seed(config.seed)
     model, _ = load_for_training(model_dir, training, torch.float32)
     state = TrainState(model, training, total_steps(len(examples), training, workers=1))
     lines = []
-    train(state, examples, training, seed=config.seed, pad_id=2, validation=validation, on_step=lines.append)
+    train(
+        state,
+        examples,
+        training,
+        seed=config.seed,
+        labels=TRUE_FALSE,
+        validation=validation,
+        on_step=lambda metrics, over: lines.append(metrics),
+    )
     return lines
 
 

@@ -1,0 +1,63 @@
+"""What training makes smaller, as sums that micro-batches and workers may add up.
+
+``label``    cross-entropy of the completions' tokens: the paper's.
+``softmax``  of a query's passages, −log softmax of each relevant one's log-odds among itself and
+             the passages that are not: what cross-encoders are fine-tuned with (localized
+             contrastive estimation, Gao et al., ECIR 2021, arXiv 2101.08751).
+``ranknet``  −log sigmoid of the difference, for each relevant and each other passage of a
+             query (Burges et al., ICML 2005).
+
+The log-odds of a passage are logit(true) − logit(false) where its label stands, so that they
+order passages as the served score does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from limrank.training.batches import PackedRow
+    from limrank.training.examples import EncodedExample
+
+Objective = Literal["label", "softmax", "ranknet"]
+
+
+def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> int:
+    """What a sum of losses over these units is divided by: completion tokens, or queries."""
+    if objective == "label":
+        return sum(example.completion_tokens for unit in units for example in unit)
+    return len(units)
+
+
+def summed_loss(objective: Objective, logits: torch.Tensor, row: PackedRow, labels: tuple[int, int]) -> torch.Tensor:
+    """The loss of a row, summed over its completion tokens, or over its queries.
+
+    Args:
+        logits: (completion tokens, vocabulary), at ``row.kept``.
+        labels: the tokens of true and false.
+    """
+    from torch.nn import functional
+
+    logits = logits.float()
+    if objective == "label":
+        return functional.cross_entropy(logits, row.targets, reduction="sum")
+    odds = logits[:, labels[0]] - logits[:, labels[1]]
+    compare = _softmax if objective == "softmax" else _ranknet
+    queries = zip(odds.split(row.units), row.positive.split(row.units), strict=True)
+    return sum(compare(each[positive], each[~positive]) for each, positive in queries)
+
+
+def _softmax(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    rivals = torch.logsumexp(negative, dim=0)
+    return (torch.logaddexp(positive, rivals) - positive).mean()
+
+
+def _ranknet(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
+    return functional.softplus(negative[None, :] - positive[:, None]).mean()
