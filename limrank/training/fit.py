@@ -19,9 +19,10 @@ from limrank.errors import EngineError, LimrankError, UserError
 from limrank.resources import claim
 from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
-from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split
+from limrank.training.examples import EncodedExample, aim, encode_examples
 from limrank.training.loop import examples_per_step, total_steps
 from limrank.training.model import load_tokenizer
+from limrank.training.sources import read_examples, select, split
 from limrank.training.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
