@@ -292,7 +292,7 @@ class SynthesisConfig(Section):
 
 
 class TrainingConfig(Section):
-    train_file: PathStr | None = Field(None, description="train.jsonl: prompt, completion")
+    train_file: PathStr | None = Field(None, description="train.jsonl, alpaca or pairs: JSON, Parquet, a saved dataset")
     method: Literal["lora", "full"] = "lora"
     target: Literal["direct", "think", "mixed"] = Field(
         "think", description="what the model learns to write: the label alone, chain + label, or both"

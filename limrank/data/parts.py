@@ -31,14 +31,17 @@ class Part(NamedTuple):
     batches: Callable[[list[str]], Iterator[Any]]
 
 
-def open_parts(path: str, split: str) -> tuple[list[Part], list[Any]]:
+def open_parts(path: str, split: str, key: str = "data.split") -> tuple[list[Part], list[Any]]:
     """The streams of a Parquet file, a folder of them, or a saved dataset, and what stands for
     their contents: of a local file its SHA-256, of an object its path, size and time of change.
+
+    Args:
+        key: the recipe's, which says the split, for a person.
 
     Raises:
         UserError: there are no such files, or they cannot be read.
     """
-    dataset = None if is_uri(path) else _saved_dataset(Path(path), split)
+    dataset = None if is_uri(path) else _saved_dataset(Path(path), split, key)
     return dataset or _parquet_parts(path)
 
 
@@ -95,11 +98,11 @@ def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[p
         raise _unreadable(name, error) from None
 
 
-def _saved_dataset(folder: Path, split: str) -> tuple[list[Part], list[Any]] | None:
+def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list[Any]] | None:
     """The rows of a folder that ``datasets`` saved; None where it is none."""
     if not saved.is_saved(folder):
         return None
-    loaded, folder = saved.load(folder, split, "data.split")
+    loaded, folder = saved.load(folder, split, key)
 
     def batches(columns: list[str]) -> Iterator[pa.Table]:
         yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)

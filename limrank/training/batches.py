@@ -30,7 +30,7 @@ def single_units(examples: Sequence[EncodedExample]) -> list[Unit]:
 
 def query_units(examples: Sequence[EncodedExample]) -> list[Unit]:
     """The examples of each query that has both labels, in the order of the file."""
-    by_query: dict[str, list[int]] = {}
+    by_query: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):
         by_query.setdefault(example.query, []).append(index)
     return [tuple(each) for each in by_query.values() if len({examples[index].label for index in each}) == 2]

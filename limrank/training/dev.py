@@ -77,4 +77,4 @@ def _asked(prompt: list[int], label: list[int], query_id: str) -> EncodedExample
     """A pair whose one target is a label's token: its place is where both labels' logits are read."""
     import numpy as np
 
-    return EncodedExample(0, np.asarray(prompt + label, dtype=np.int32), len(prompt), False, query_id, cut=False)
+    return EncodedExample(0, np.asarray(prompt + label, dtype=np.int32), len(prompt), False, (query_id,), cut=False)

@@ -20,9 +20,10 @@ from limrank.resources import claim
 from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
 from limrank.training.dev import DevSet, read_dev_set
-from limrank.training.examples import EncodedExample, aim, encode_examples, read_examples, select, split
+from limrank.training.examples import EncodedExample, aim, encode_examples
 from limrank.training.loop import total_steps, training_units, units_per_step
 from limrank.training.model import load_tokenizer
+from limrank.training.sources import PAIR_PROMPT, read_examples, select, split
 from limrank.training.worker import SCORE, train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -145,7 +146,7 @@ def _prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
         cutoff=training.cutoff_tokens,
         source=training.train_file,
     )
-    dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load("relevance"), training.cutoff_tokens)
+    dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
     return Prepared(model_dir, *split(encoded, training.validation_share, config.seed), dev)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from limrank import cluster, models
 from limrank.config import TrainJob, config_hash, dump_config, is_uri
-from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.training.fit import TrainResult, fit
 from limrank.training.fit import plan as plan
+from limrank.training.sources import fingerprint
 
 __all__ = ["plan", "run"]
 
@@ -56,7 +56,7 @@ def training_hash(config: TrainJob) -> str:
     return config_hash(
         {
             "job": "train",
-            "train_file": file_fingerprint(config.training.train_file),
+            "train_file": fingerprint(config.training.train_file),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude={"train_file", "save_steps"}),
             "seed": config.seed,

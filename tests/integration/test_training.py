@@ -12,9 +12,10 @@ from limrank.errors import EngineError, UserError
 from limrank.training import fit
 from limrank.training.batches import pack
 from limrank.training.curves import read_metrics
-from limrank.training.examples import aim, encode_examples, read_examples
+from limrank.training.examples import aim, encode_examples
 from limrank.training.loop import TrainState, mean_loss, row_loss, total_steps, train
 from limrank.training.model import load_for_training, merge_and_save
+from limrank.training.sources import read_examples
 
 REAL = "smollm2-135m-instruct"
 TRUE_FALSE = (2629, 7065)

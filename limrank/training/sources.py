@@ -1,0 +1,313 @@
+"""What a reranker is trained on: files of examples in the shapes that people have them in.
+
+An example is what the reranker sees and what it should write after it: a chain of thought
+and a label (the paper's format). The *shape* of a file is told by the keys of its first
+record (of Parquet: the columns): it is the first of these whose keys are all there, and every
+record must have them. Other keys are not looked at.
+
+==============================  ==========================================================
+``prompt, completion``          as ``limrank synthesize`` leaves them in ``train.jsonl``
+``instruction, output``         LLaMA-Factory's alpaca; ``input`` is appended to the
+                                instruction after a newline
+``query, passage, label``       pairs, such as the synthesizer's ``examples.parquet``; also
+                                ``instruction``, ``reasoning`` and ``verdict``
+==============================  ==========================================================
+
+The *files*: JSON, either an object a line or one array (``.jsonl``, ``.json``, also ``.gz``);
+Parquet, one file or a folder of ``*.parquet`` in the order of their names; a folder that
+``datasets`` saved, of several splits ``train``.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from limrank import prompts
+from limrank.data import beir
+from limrank.data.benchmarks import file_fingerprint
+from limrank.data.json_array import begins_array, read_array
+from limrank.data.parts import open_parts
+from limrank.errors import UnavailableError, UserError
+from limrank.records import Query
+from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
+
+PAIR_PROMPT = "relevance"
+"""The scoring prompt by which a pair becomes a prompt."""
+
+T = TypeVar("T")
+
+_KEY = "training.train_file"
+_COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{'|'.join(LABELS)})\s*", re.DOTALL)
+_LABELS = {label: label for label in LABELS}
+_PASSAGE = "\nPassage: "
+_TRUTHS = {"true": True, "false": False}
+_COLUMNS_SHOWN = 12
+
+_Rows = Iterator[tuple[int, str, dict[str, Any]]]
+"""``(1-based number, where it is for a person, record)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record of a training file.
+
+    ``line`` is its 1-based number: of the line, else of the element or row (in a folder over
+    all its files; rows that are not taken count). ``chain`` is all before ``</think>``,
+    ``label`` one of :data:`limrank.scoring.LABELS`. ``query`` tells which examples ask the
+    same: of pairs query and instruction, else what stands before the passage.
+    """
+
+    line: int
+    prompt: str
+    chain: str
+    label: str
+    query: tuple[str, ...]
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Every example of a training file or folder, in its order; blank lines are passed over.
+
+    The ``<think>`` that begins a completion or output is the prompt's. An alpaca prompt
+    always ends in it, on a line of its own. Of pairs only those with ``selected`` true are
+    taken, where there is no such key those with ``kept`` true; a chain whose ``verdict`` is
+    not the label is left out, since a chain must end in its own label.
+
+    Raises:
+        UnavailableError: there is no such file.
+        UserError: naming the file, and the line, element or row where there is one: it
+            cannot be read, is of no kind or shape above, holds no example, or a value is
+            missing or is not what it should be.
+    """
+    path = Path(path)
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{path}: holds no examples")
+    _, where, record = first
+    shape = _shape(list(record), f"{where}: keys")
+    wanted = next((key for key in shape.taken_by if key in record), None)
+    # The passages of a query stand for one text in memory.
+    queries: dict[tuple[str, ...], tuple[str, ...]] = {}
+    examples = []
+    for number, where, record in chain([first], rows):
+        if wanted and not _truth(record, wanted, where):
+            continue
+        query, prompt, completed = shape.read(record, where)
+        thought, label = _parted(completed, shape.written, where)
+        examples.append(Example(number, prompt, thought, label, queries.setdefault(query, query)))
+    if not examples:
+        raise UserError(f"{path}: holds no examples: there is none whose {wanted} is true")
+    return examples
+
+
+def fingerprint(path: str | Path) -> Any:
+    """What stands for the contents of a training file (SHA-256, hex), or of the files of a
+    folder (a list of them). Raises UserError as :func:`read_examples` does."""
+    path = Path(path)
+    return open_parts(str(path), "train", _KEY)[1] if path.is_dir() else file_fingerprint(path)
+
+
+def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
+    """At most ``count`` examples, half of each label where there are enough of both.
+
+    The sample depends on ``seed`` alone, and keeps the order of the file.
+    """
+    if count is None or count >= len(examples):
+        return examples
+    chance = random.Random(seed)
+    groups = [[example for example in examples if example.label == label] for label in LABELS]
+    for group in groups:
+        chance.shuffle(group)
+    first, second = groups
+    # A label that is short of its half leaves the rest to the other.
+    of_second = min(len(second), count - min(len(first), (count + 1) // 2))
+    chosen = first[: count - of_second] + second[:of_second]
+    return sorted(chosen, key=lambda example: example.line)
+
+
+def split(examples: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """(training, validation): ``share`` of the examples, rounded down, is held out."""
+    held_out = set(random.Random(seed).sample(range(len(examples)), int(len(examples) * share)))
+    training = [example for index, example in enumerate(examples) if index not in held_out]
+    return training, [examples[index] for index in sorted(held_out)]
+
+
+# ---- files → records -----------------------------------------------------------------
+
+
+def _rows(path: Path) -> _Rows:
+    if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
+        return _arrow_rows(path)
+    if not path.is_file():
+        raise UnavailableError(f"{_KEY}: {path}: no such file or folder")
+    if Path(path.name.removesuffix(".gz")).suffix not in (".json", ".jsonl"):
+        raise UserError(
+            f"{_KEY}: {path}: not read from this kind of file: give .jsonl, .json (also .gz), .parquet, "
+            "a folder of *.parquet or a saved dataset"
+        )
+    return read_array(path) if begins_array(path) else _line_rows(path)
+
+
+def _line_rows(path: Path) -> _Rows:
+    for number, record in beir.read_jsonl(path):
+        yield number, f"{path}:{number}", record
+
+
+def _arrow_rows(path: Path) -> _Rows:
+    before = 0
+    for part in open_parts(str(path), "train", _KEY)[0]:
+        # Only these: a table of embeddings may have columns that are wide.
+        shape = _shape(part.schema.names, f"{part.name}: columns")
+        columns = [name for name in part.schema.names if name in shape.keys]
+        number = 0
+        for batch in part.batches(columns):
+            for record in _records(batch, part.name, number):
+                number += 1
+                yield before + number, f"{part.name}: row {number}", record
+        before += number
+
+
+def _records(batch: Any, name: str, before: int) -> Iterable[dict[str, Any]]:
+    """The rows of an Arrow batch or table, of which ``before`` are gone."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return _records_one_by_one(batch, name, before)
+
+
+def _records_one_by_one(batch: Any, name: str, before: int) -> Iterator[dict[str, Any]]:
+    for index in range(batch.num_rows):
+        try:
+            (record,) = batch.slice(index, 1).to_pylist()
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: row {before + index + 1}: not UTF-8 text") from None
+        yield record
+
+
+# ---- records → query, prompt and completion ------------------------------------------
+
+
+def _of_prompt(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
+    prompt, written = _mark_in_prompt(_text(record, "prompt", where), _text(record, "completion", where))
+    return _before_passage(prompt), prompt, written
+
+
+def _of_alpaca(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
+    asked, more = _text(record, "instruction", where), _text(record, "input", where, needed=False)
+    prompt, written = _mark_in_prompt(f"{asked}\n{more}" if more else asked, _text(record, "output", where))
+    if not prompt.endswith(THINK_OPEN):
+        prompt = _marked(prompt)
+    return _before_passage(prompt), prompt, written
+
+
+def _of_pair(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
+    query, passage = _text(record, "query", where), _text(record, "passage", where)
+    instruction = _text(record, "instruction", where, needed=False)
+    reasoning = _text(record, "reasoning", where, needed=False)
+    label = _truth(record, "label", where)
+    if record.get("verdict") is not None and _truth(record, "verdict", where) != label:
+        reasoning = ""
+    prompt = pair_text(prompts.load(PAIR_PROMPT), Query("", query, instruction), passage)
+    return (query, instruction), *_mark_in_prompt(prompt, completion(reasoning, label))
+
+
+class _Shape(NamedTuple):
+    """A shape's keys, and how a record of it is read: ``(record, where) → (query, prompt,
+    completion)``. ``written`` is the key that the completion comes of; a record is taken
+    where the first of ``taken_by`` that is there is true."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    taken_by: tuple[str, ...]
+    written: str
+    read: Callable[[dict[str, Any], str], tuple[tuple[str, ...], str, str]]
+
+    @property
+    def keys(self) -> set[str]:
+        return {*self.needed, *self.optional, *self.taken_by}
+
+
+_SHAPES = (
+    _Shape(("prompt", "completion"), (), (), "completion", _of_prompt),
+    _Shape(("instruction", "output"), ("input",), (), "output", _of_alpaca),
+    _Shape(
+        ("query", "passage", "label"),
+        ("instruction", "reasoning", "verdict"),
+        ("selected", "kept"),
+        "reasoning",
+        _of_pair,
+    ),
+)
+
+
+def _shape(keys: list[str], what: str) -> _Shape:
+    found = next((shape for shape in _SHAPES if set(shape.needed) <= set(keys)), None)
+    if found is None:
+        shown = ", ".join(map(str, keys[:_COLUMNS_SHOWN])) + (", …" if len(keys) > _COLUMNS_SHOWN else "")
+        raise UserError(
+            f"{what} {shown or '(none)'} are not known: "
+            "give prompt and completion, instruction and output, or query, passage and label"
+        )
+    return found
+
+
+def _mark_in_prompt(prompt: str, written: str) -> tuple[str, str]:
+    """Both, with the ``<think>`` between them, if there is one, at the end of the prompt: only
+    there it is read as the mark. The text of both together stays as it was, but for one
+    newline before ``<think>`` and none between two of them."""
+    head, thought = prompt.rstrip(), written.lstrip()
+    if thought.startswith(THINK_OPEN):
+        return head if head.endswith(THINK_OPEN) else _marked(prompt), thought.removeprefix(THINK_OPEN)
+    if head.endswith(THINK_OPEN):
+        return head, prompt[len(head) :] + written
+    return prompt, written
+
+
+def _marked(prompt: str) -> str:
+    return prompt.rstrip("\n") + f"\n{THINK_OPEN}"
+
+
+def _before_passage(prompt: str) -> tuple[str, ...]:
+    return (prompt.rpartition(_PASSAGE)[0] or prompt,)
+
+
+def _parted(written: str, key: str, where: str) -> tuple[str, str]:
+    """Chain and label of a completion."""
+    found = _COMPLETION.fullmatch(written)
+    if not found:
+        raise UserError(f"{where}: {key} should end in '{THINK_CLOSE} true' or '{THINK_CLOSE} false'")
+    return found["chain"], _LABELS[found["label"]]
+
+
+def _text(record: dict[str, Any], key: str, where: str, *, needed: bool = True) -> str:
+    value = record.get(key)
+    if value is None and not needed:
+        return ""
+    if key not in record:
+        raise UserError(f"{where}: {key} is missing")
+    if not isinstance(value, str) or (needed and not value.strip()):
+        found = "null" if value is None else "empty" if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise UserError(f"{where}: {key} is {found}: it should be a text{' that is not empty' if needed else ''}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {key} holds half a surrogate pair, which is no character") from None
+    return value if value.strip() else ""
+
+
+def _truth(record: dict[str, Any], key: str, where: str) -> bool:
+    value = record.get(key)
+    if key not in record:
+        raise UserError(f"{where}: {key} is missing")
+    truth = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else None
+    if isinstance(value, int | float) and value in (0, 1):
+        truth = bool(value)
+    if truth is None:
+        raise UserError(f"{where}: {key} is {value!r:.40}: it should be true or false (1 or 0)")
+    return truth

@@ -1,0 +1,107 @@
+"""What makes a step, how it is packed, and what is made smaller: numbers one can check by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from limrank.training.batches import epoch_steps, micro_batches, pack, query_units, single_units, steps_per_epoch
+from limrank.training.examples import EncodedExample
+from limrank.training.objectives import summed_loss, weight
+
+
+def example(ids, prompt_tokens, label=True, query="q"):
+    return EncodedExample(1, np.asarray(ids, dtype=np.int32), prompt_tokens, label, (query,), cut=False)
+
+
+def labelled(*pairs):
+    return [example([1, 2], 1, label, query) for query, label in pairs]
+
+
+def test_an_epoch_holds_every_unit_once_in_a_seeded_order():
+    units = [(index,) for index in range(10)]
+    steps = epoch_steps(units, 4, seed=1, epoch=0)
+    assert [len(step) for step in steps] == [4, 4, 2]
+    assert len(steps) == steps_per_epoch(10, 4)
+    assert sorted(sum(steps, [])) == units
+    assert steps == epoch_steps(units, 4, seed=1, epoch=0)
+    assert steps != epoch_steps(units, 4, seed=1, epoch=1) != epoch_steps(units, 4, seed=2, epoch=1)
+
+
+def test_micro_batches_are_sorted_by_length_and_dealt_out():
+    lengths = [5, 9, 1, 7, 3]
+    step = [(index,) for index in range(5)]
+    assert micro_batches(step, lengths, batch_size=2, rank=0, workers=1) == [[(1,), (3,)], [(0,), (4,)], [(2,)]]
+    assert micro_batches(step, lengths, batch_size=2, rank=0, workers=2) == [[(1,), (3,)], [(2,)]]
+    assert micro_batches(step, lengths, batch_size=2, rank=1, workers=2) == [[(0,), (4,)], []]
+    # A query's examples are never apart: 1 + 3 tokens, 5 + 7 and 9.
+    step = [(2, 4), (0, 3), (1,)]
+    assert micro_batches(step, lengths, batch_size=2, rank=0, workers=1) == [[(0, 3), (1,)], [(2, 4)]]
+
+
+def test_units_are_examples_or_queries_with_both_labels():
+    examples = labelled(("a", True), ("b", True), ("a", False), ("c", False), ("a", True))
+    assert single_units(examples) == [(0,), (1,), (2,), (3,), (4,)]
+    assert query_units(examples) == [(0, 2, 4)]
+
+
+def test_a_row_holds_its_examples_one_after_another():
+    thought, direct = example([11, 12, 13, 14, 15], 3), example([21, 22, 23], 2, label=False)
+    row = pack([[thought], [direct]])
+    assert row.input_ids.tolist() == [[11, 12, 13, 14, 15, 21, 22, 23]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert (row.segments, row.units, row.positive.tolist()) == ((5, 3), (1, 1), [True, False])
+    # The logits at 13 tell 14, at 14 tell 15, and at 22 tell 23.
+    assert row.input_ids[0, row.kept].tolist() == [13, 14, 22]
+    assert row.targets.tolist() == [14, 15, 23]
+
+
+VOCABULARY, TRUE, FALSE = 6, 4, 5
+
+
+def logits(*odds):
+    """A row of logits an example, with these log-odds of true."""
+    rows = torch.zeros(len(odds), VOCABULARY)
+    rows[:, TRUE] = torch.tensor(odds)
+    return rows
+
+
+def loss(objective, units, rows):
+    return summed_loss(objective, rows, pack(units), (TRUE, FALSE)).item()
+
+
+def test_the_loss_of_labels_is_a_sum_over_tokens():
+    units = [[example([1, 2, TRUE], 2)], [example([1, FALSE], 1, label=False)]]
+    assert weight("label", units) == 2
+    even = math.log(VOCABULARY)
+    assert loss("label", units, logits(0.0, 0.0)) == pytest.approx(2 * even)
+    sure = math.log(VOCABULARY - 1 + math.exp(3)) - 3
+    assert loss("label", units, logits(3.0, 0.0)) == pytest.approx(even + sure)
+
+
+def test_softmax_is_over_a_relevant_passage_and_those_that_are_not():
+    a = labelled(("a", True), ("a", False), ("a", False))
+    assert weight("softmax", [a]) == 1
+    assert loss("softmax", [a], logits(0.0, 0.0, 0.0)) == pytest.approx(math.log(3))
+    # Of two relevant ones each is compared with the others alone: the mean of both.
+    b = labelled(("b", True), ("b", False), ("b", True))
+    expected = (math.log(1 + math.exp(1 - 2)) + math.log(1 + math.exp(1 - 0))) / 2
+    assert loss("softmax", [b], logits(2.0, 1.0, 0.0)) == pytest.approx(expected)
+    assert loss("softmax", [a, b], logits(0.0, 0.0, 0.0, 2.0, 1.0, 0.0)) == pytest.approx(math.log(3) + expected)
+
+
+def test_ranknet_is_over_pairs():
+    unit = labelled(("a", True), ("a", False), ("a", False))
+    expected = (math.log(1 + math.exp(0.5 - 2)) + math.log(1 + math.exp(3 - 2))) / 2
+    assert weight("ranknet", [unit, unit]) == 2
+    assert loss("ranknet", [unit], logits(2.0, 0.5, 3.0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "ranknet"])
+def test_an_order_s_gradient_lifts_the_relevant_passage(objective):
+    unit = labelled(("a", False), ("a", True))
+    rows = logits(1.0, 0.0).requires_grad_()
+    summed_loss(objective, rows, pack([unit]), (TRUE, FALSE)).backward()
+    assert rows.grad[1, TRUE] < 0 < rows.grad[0, TRUE]
+    assert not rows.grad[:, :TRUE].any()
