@@ -8,6 +8,7 @@ from typing import Any
 
 from limrank import __version__, html
 from limrank.synthesis.select import Row
+from limrank.synthesis.spending import cost_note, with_total
 
 DOMAINS_SHOWN = 15
 QUERIES_SHOWN = 3
@@ -23,7 +24,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
     Args:
         stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
-            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``.
+            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``.
         rows: those that were counted, read once and not held: for examples alone. Which
             are shown does not depend on their order.
     """
@@ -31,7 +32,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     readable = [rejected[reason][-1] for reason in stats["rejected"] if rejected[reason][-1]["passage"]]
     return html.render(
         "synthesis/report.html.j2",
-        filters={"whole": "{:,}".format, "score": "{:.3f}".format},
+        filters={"whole": "{:,}".format, "score": "{:.3f}".format, "cost": "{:,.4f}".format},
         title=title,
         summary=_summary(stats),
         funnel=_funnel(stats),
@@ -39,6 +40,8 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         made_of=_made_of(stats),
         selected=stats["selected"] is not None,
         scores=_scores(stats["judge_score"]),
+        steps=with_total(stats["steps"]),
+        cost_note=cost_note(stats["steps"]),
         kept=kept,
         rejected=readable[:REJECTED_SHOWN],
         characters=CHARACTERS,

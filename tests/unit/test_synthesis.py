@@ -713,7 +713,7 @@ def test_a_card_shows_generated_text_as_text():
     facts = dict.fromkeys(("seeds", "queries"), 0) | dict.fromkeys(
         ("seed_source", "writer", "judge", "agreement", "license")
     )
-    text = card.render(stats | facts | {"prompts": {}}, [row | {"label": True}])
+    text = card.render(stats | facts | {"prompts": {}, "steps": {}}, [row | {"label": True}])
     assert "\n    query: # not a heading⟨U+202E⟩\n    passage: one\n    - two\n    label: True\n" in text
     assert "Of the seeds: not told" in text
 
