@@ -8,7 +8,7 @@ from typing import Any
 
 from limrank.html import visible
 from limrank.synthesis.select import Row
-from limrank.synthesis.spending import Step, cost_note, with_total
+from limrank.synthesis.spending import Step, notes, with_total
 
 EXAMPLES_SHOWN = 4
 _DOMAINS_SHOWN = 12
@@ -55,7 +55,7 @@ def _models(stats: Mapping[str, Any]) -> Iterator[str]:
 def _made_of(stats: Mapping[str, Any]) -> Iterator[str]:
     for name in ("query_kind", "difficulty", "passage_role", "domains"):
         shown = list(islice(stats[name].items(), _DOMAINS_SHOWN))
-        counts = ", ".join(f"{visible(value)} {count}" for value, count in shown) or "none"
+        counts = ", ".join(f"{visible(value)} ({count})" for value, count in shown) or "none"
         more = len(stats[name]) - len(shown)
         # Indented, as text: a domain may be the writer's own words.
         yield f"    {name.replace('_', ' ')}: {counts}" + (f", and {more} more" if more else "")
@@ -71,8 +71,8 @@ def _steps(steps: Mapping[str, Step]) -> Iterator[str]:
             f"- {name}: {step['prompt']:,} in prompts ({step['cached_prompt']:,} of them cached), "
             f"{step['generated']:,} generated{cost}"
         )
-    if note := cost_note(steps):
-        yield f"\n{note}"
+    if how_to_read := " ".join(notes(steps)):
+        yield f"\n{how_to_read}"
 
 
 def _example(row: Row) -> Iterator[str]:
@@ -83,4 +83,6 @@ def _example(row: Row) -> Iterator[str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f" ({part / whole:.0%})" if whole else ""
+    if not whole:
+        return ""
+    return " (< 1%)" if 0 < part / whole < 0.005 else f" ({part / whole:.0%})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 Step = Mapping[str, float]
 """``prompt``, ``cached_prompt`` (the part of ``prompt`` that was cached) and ``generated``
@@ -19,10 +19,12 @@ def with_total(steps: Mapping[str, Step]) -> dict[str, Step]:
     return {**steps, "total": total | ({"cost": sum(costs)} if costs else {})}
 
 
-def cost_note(steps: Mapping[str, Step]) -> str:
-    """How to read the costs; empty where there are none."""
+def notes(steps: Mapping[str, Step]) -> Iterator[str]:
+    """Sentences that a person needs to read the steps."""
+    if "mine" in steps:
+        yield "In mine the reranker picks passages of the corpus, in base it scores what was kept."
     priced = ["cost" in step for step in steps.values()]
-    if not any(priced):
-        return ""
-    note = "Costs are in the currency of the recipe's prices."
-    return note if all(priced) else f"{note} A step without a price is not in their total."
+    if any(priced):
+        yield "Costs are in the currency of the recipe's prices."
+        if not all(priced):
+            yield "A step without a price is not in their total."

@@ -188,7 +188,9 @@ def test_tokens_and_cost_by_step():
     ) in words(page(ROWS, steps=priced(query=1234.5, judge=0.0001)))
     partly = words(page(ROWS, steps=priced(query=0.5)))
     assert "A step without a price is not in their total. Step" in partly
-    assert "600 0.5000 judge 2,345 0 78 no price total 12,345 4,000 678 0.5000 What" in partly
+    assert "600 0.5000 judge 2,345 0 78 – total 12,345 4,000 678 0.5000 What" in partly
+    mined = words(page(ROWS, steps={"mine": RUN["steps"]["judge"]}))
+    assert "Tokens by step In mine the reranker picks passages of the corpus" in mined and "Costs" not in mined
     assert "Tokens by step" not in words(page(ROWS, steps={}))
 
 
@@ -210,13 +212,46 @@ def test_the_card_lists_tokens_and_cost_by_step():
     assert "Tokens by step" not in shown({})
 
 
+def test_little_is_not_shown_as_nothing():
+    assert "kept 1 < 1 % of the judged" in words(page([row("a")], judged=201))
+    assert "kept 1 1 % of the judged" in words(page([row("a")], judged=199))
+    facts = RUN | tally([]) | {"seed_source": "seeds.jsonl", "license": None, "prompts": {}}
+    text = card.render(facts | {"examples": 201, "kept": 1, "rejected": {"leaks": 200, "length": 0}}, [])
+    assert "1 of 201 examples were kept (< 1%), " in text
+    assert "- leaks: 200 (100%)\n- length: 0 (0%)\n" in text
+
+
+def test_the_card_tells_names_with_a_comma_apart():
+    facts = {"seed_source": "seeds.jsonl", "license": None, "prompts": {}}
+    rows = [row("a", domain="tax, law,"), row("b", domain="tax, law,"), row("c", domain="work")]
+    assert "\n    domains: tax, law, (2), work (1)\n" in card.render(RUN | tally(rows) | facts, [])
+
+
+def test_a_rejected_example_to_read_in_full_has_a_passage_where_any_has():
+    def read(rows):
+        return words(page(rows)).partition("Rejected, to read in full")[2]
+
+    queries = [row(f"q{number}", reason="leaks", score=None, passage=None) for number in range(50)]
+    assert read(queries) == ""
+    for rows in ([*queries, row("p", reason="leaks")], [row("p", reason="leaks"), *queries]):
+        assert "rejected: leaks p word word" in read(rows)
+    assert "rejected: leaks p word word" in read([row("p", reason="leaks")])
+
+
+def test_how_a_ranking_judge_agrees_is_said_beside_its_scores():
+    assert "Kept by ranking" not in words(page(ROWS))
+    assert "that was intended. Kept by ranking, whatever the score: a positive" in words(
+        page(ROWS, agreement="ranking")
+    )
+
+
 def test_what_a_rejected_text_repeats_is_told_beside_it():
     detail = "bench, query 7: 100% of its words"
     text = words(page([row("a", reason="contaminated", reject_detail=detail, passage="of a benchmark")]))
     assert (
         f"contaminated 1 a query of five words positive, judge 0.900: of a benchmark contaminated: {detail} a" in text
     )
-    assert f"rejected: contaminated, {detail} a of a benchmark" in text
+    assert f"rejected: contaminated ( {detail} ) a of a benchmark" in text
     without = words(page([row("a", reason="contaminated", reject_detail=None)]))
     assert "None" not in without and "contaminated:" not in without
 
