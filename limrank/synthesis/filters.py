@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 
 from limrank.config import SynthesisConfig
 from limrank.records import PassageRole, Seed, SynthesisExample
+from limrank.synthesis.chatter import gives_answer, speaks_of_task
 from limrank.synthesis.words import count, runs, similarity, words
 
 MIN_QUERY_WORDS, MIN_PASSAGE_WORDS = 4, 12
@@ -24,24 +25,6 @@ _OWN = 0.5
 """Share of different runs of three words below which a text goes round in circles, as filters of
 web text have it (Rae et al., 2021, arXiv 2112.11446, A1.1). Of 1,743 real MS MARCO passages
 three are below."""
-
-_OF_THE_TASK = re.compile(
-    r"""
-      \b (?:this|these|the|a|an|each|your|[12]
-          | (?:the|an?) \ (?:above|following|given|first|second|relevant|positive|negative|misleading|right) )
-      \ passages? \ (?:is|are|was|were|be|that|which|should|would|could|can|must|will|may|might|does|needs|says
-          |about|describ\w+|discuss\w*|explain\w*|provid\w+|contain\w*|itself|you|i) \b
-    | \b (?:misleading|right|positive|this) \ passage \b | -word \ passage \b | \b passages? : | ^\W* passages? \b
-    | \b (?:in|evaluate) \ the \ passage \b (?! \ of \b)
-    | \b (?:this|the|given|above) \ (?:search \ )? quer(?:y|ies)
-      \ (?:is|are|was|asks?|above|below|about|itself|should|would|must|description) \b
-    | \b (?:answer|answer \ to|for) \ the \ query \b | \b (?:your \ query|search \ queries) \b
-    | \b (?:query_\w+|hard_negatives?|as \ an \ ai) \b
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-"""What a writer says of its task instead of doing it. Of 23,000 real passages six speak so,
-of 3,000 real queries none (MS MARCO, SciFact, Cranfield, BRIGHT, LitSearch)."""
 
 _PLACE = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
 """In a prompt, what is filled in."""
@@ -71,7 +54,7 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
     ``copies_seed``: it is the seed's query. ``copies_query``: its instruction repeats it, and
     so narrows nothing. Of either, ``length``: less than four words. ``copies_prompt``: it has
     eight words in a row of the prompt's own text, or the query is the persona. ``leaks``: it has as many of the passage
-    that answers the seed, or the query speaks of its task. ``repetitive``: it goes round in
+    that answers the seed, or the query tells its answer or speaks of its task. ``repetitive``: it goes round in
     circles. ``language``: not the seed's.
 
     Args:
@@ -81,7 +64,7 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
     asked = words(query)
     if asked == words(seed.query):
         return "copies_seed"
-    if _OF_THE_TASK.search(query):
+    if speaks_of_task(query, _source(seed)) or gives_answer(query):
         return "leaks"
     asking = words(persona)
     if _within(asked, asking) or similarity(asked, asking) >= _NEARLY:
@@ -173,7 +156,7 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
         return "copies_seed"
     if runs(passage, _COPIED) & _prompt_runs(prompt):
         return "copies_prompt"
-    if _within(words(example.query), passage) or _OF_THE_TASK.search(example.passage):
+    if _within(words(example.query), passage) or speaks_of_task(example.passage, _source(seed)):
         return "leaks"
     if _circles(passage):
         return "repetitive"
@@ -211,9 +194,13 @@ def _with_verdict(example: SynthesisExample, verdict: Verdict | None) -> Synthes
     return replace(said, reject_reason="unparsable") if verdict.relevant is None else said
 
 
+def _source(seed: Seed) -> str:
+    return f"{seed.query} {seed.passage}"
+
+
 def _foreign(text: str, seed: Seed) -> bool:
     """Whether a text is surely in another language than the seed."""
-    source = f"{seed.query} {seed.passage}"
+    source = _source(seed)
     if min(_letters(text), _letters(source)) < _LETTERS_TO_TELL:
         return False
     (own, surely), *_ = _languages(source)
