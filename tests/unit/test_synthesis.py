@@ -363,7 +363,11 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
         "one": "The union's handbook tells since when nurses have had a right to eleven hours between two shifts.",
         "two": "Paper charts on the wall were replaced by spreadsheets in most wards during the last decade.",
     }
-    answers = {"one that helps": ("true", "It helps."), "one": ("maybe", None), "two": ("Too short.\n\nFALSE", None)}
+    answers = {
+        "one that helps": ("true", "It helps."),
+        "one": ("maybe", None),
+        "two": ("Too short.\n\nFALSE", None),
+    }
 
     class Judge(Writer):
         async def generate(self, prompt, *, max_tokens, **sampling):
@@ -446,8 +450,10 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
     [
         ("how do I keep my rota in order", None),
         ("three words only", "length"),
-        ("  SEED's own query: a", None),
+        ("query of a seed that I own", None),
         ("a  SEED's own query!", "copies_seed"),
+        ("a seed's very own query", "copies_seed"),
+        ("the answer is that nights come first, or is it?", "leaks"),
         ("is it what answers the seed is told here in one?", "leaks"),
         ("is it what answers the seed, told here in one?", None),
         ("what is said in the passage that tells how to keep a rota", "leaks"),
@@ -464,6 +470,42 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
 )
 def test_queries_that_need_no_passages(query, fault):
     assert query_fault(query, None, SEED, TOLD, ASKING) == fault
+
+
+@pytest.mark.parametrize(
+    ("query", "copied"),
+    [
+        ("what is the capital of australia please", True),
+        ("what is the capital city of australia", True),
+        ("What is the capital of Australia? What is the capital of Australia?", True),
+        ("can you tell me what is the capital of australia", True),
+        ("the capital of australia", True),
+        ("what is the capital gains tax that I owe on a flat in australia", False),
+        ("why did they not make sydney or melbourne the capital of australia", False),
+    ],
+)
+def test_a_query_is_the_seed_s_though_a_word_differs_or_few_stand_around_it(query, copied):
+    seed = replace(SEED, query="what is the capital of australia")
+    assert query_fault(query, None, seed, TOLD, ASKING) == ("copies_seed" if copied else None)
+
+
+def test_a_topic_of_few_words_may_stand_in_a_new_query():
+    seed = replace(SEED, query="rotator cuff symptoms")
+    asked = "could a night of rotator cuff symptoms be due to how I lift patients"
+    assert query_fault(asked, None, seed, TOLD, ASKING) is None
+    assert query_fault("what are rotator cuff symptoms", None, seed, TOLD, ASKING) == "copies_seed"
+
+
+@pytest.mark.parametrize(
+    ("passage", "fault"),
+    [
+        ("Canberra is the nation's seat", "leaks"),  # all of it
+        ("The answer: Canberra", None),  # three words are no sign
+    ],
+)
+def test_a_short_passage_is_given_away_by_all_of_its_words(passage, fault):
+    query = f"I was told this, {passage}, but who of my class will believe it?"
+    assert query_fault(query, None, replace(SEED, passage=passage), TOLD, ASKING) == fault
 
 
 @pytest.mark.parametrize(
@@ -497,12 +539,44 @@ def test_passages_that_need_no_judge():
     assert reasons(example("a", passage=GERMAN)) == ["language"]
     assert reasons(example("a", passage="it was said at 14:51:18 " + "14:51:18 " * 9)) == ["repetitive"]
     assert reasons(example("a", passage=f"{LONG}. Who helps would say outright what is asked.")) == ["copies_prompt"]
+    copied = "As was said, what answers the seed is told here in one sentence of many words, which is short."
+    assert reasons(example("a", passage=copied)) == ["copies_seed"]
     other = "nothing in this text is like the first but for its length which is as great"
     assert reasons(example("a"), example("b", passage=other), example("c", passage=f"{LONG} more")) == [
         None,
         None,
         "same_passages",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        # 19 words, one of them a number that differs.
+        ("The lighthouse was built in 1874 by masons from the village and burned oil until it was electrified.", True),
+        # A sentence more.
+        (
+            "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified. "
+            "Today its keeper's house is a hostel for people who walk along the whole coast in summer.",
+            True,
+        ),
+        ("The lighthouse in the village is open to walkers, who climb it until the light is lit at seven.", False),
+    ],
+)
+def test_passages_that_are_nearly_one(other, fault):
+    first = "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified."
+    pair = [example("a", passage=first, role=POSITIVE), example("b", passage=other)]
+    reasons = [each.reject_reason for each in rejected_before_judging(pair, SEED, TOLD)]
+    assert reasons == [None, "same_passages" if fault else None]
+    seed = replace(SEED, passage=first)
+    assert rejected_before_judging(pair[1:], seed, TOLD)[0].reject_reason == ("copies_seed" if fault else None)
+
+
+def test_a_positive_that_repeats_much_of_its_query_needs_no_reasoning():
+    query = "I have to plan a month of shifts for nine nurses: where do I begin"
+    passage = "Whoever has to plan a month of shifts for nine nurses should begin with the nights."
+    pair = [example("a", query, passage, POSITIVE), example("b", query, passage.replace("nights", "days"), HARD)]
+    assert [rejected_before_judging([each], SEED, TOLD)[0].reject_reason for each in pair] == ["leaks", None]
 
 
 def test_mined_passages_are_real_whatever_their_length():
