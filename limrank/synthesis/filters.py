@@ -14,7 +14,7 @@ from limrank.synthesis.chatter import gives_answer, speaks_of_task
 from limrank.synthesis.repeats import same_but_for_few
 from limrank.synthesis.words import count, runs, similarity, words
 
-MIN_QUERY_WORDS, MIN_PASSAGE_WORDS = 4, 12
+MIN_QUERY_WORDS, MIN_PASSAGE_WORDS, MIN_CHAIN_WORDS = 4, 12, 4
 
 _COPIED, _ALL_COPIED = 8, 5
 """Words in a row that are no chance: of the seed's passage they give its answer away, and so
@@ -51,12 +51,13 @@ _LETTERS_TO_TELL = 40
 class Verdict:
     """What a judge says of a pair. ``relevant`` is None where it could not be read in what
     the judge wrote, and with ``failed`` where the judge could not be asked. ``score`` is
-    p(true), where there is one."""
+    p(true), where there is one. ``truncated`` where it did not see the passage's end."""
 
     relevant: bool | None
     score: float | None = None
     reasoning: str | None = None
     failed: bool = False
+    truncated: bool = False
 
 
 def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, persona: str) -> str | None:
@@ -125,9 +126,10 @@ def judged(
             a p(true) nearer to one half than ``judge_margin``, ``judge_unsure``.
             By ranking: the positive above each negative of its query; a negative that is
             not below it is rejected, and the positive too unless it beats one of them.
+            What has nothing left to be compared with is ``unpaired``.
 
     A pair that the judge could not be asked about is ``judge_failed``, one of which it wrote
-    no verdict ``unparsable``.
+    no verdict ``unparsable``, one that it did not see all of ``length``.
     """
     scored = [_with_verdict(example, verdicts.get(example.example_id)) for example in examples]
     open_ones = [example for example in scored if example.reject_reason is None]
@@ -142,9 +144,34 @@ def judged(
             others = [example.judge_score > other for other in negatives]
             if not example.label:
                 others = [example.judge_score < other for other in positives]
-            reason = None if any(others) else "judge_disagrees"
+            reason = None if any(others) else "judge_disagrees" if others else "unpaired"
         result.append(replace(example, kept=reason is None, reject_reason=reason))
     return result
+
+
+def chains_checked(examples: Sequence[SynthesisExample], seed: Seed, prompt: str) -> list[SynthesisExample]:
+    """The same examples, without those whose chain is nothing to be trained on: ``bad_chain``.
+    It is missing, has less than four words, goes round in circles, or is surely neither in
+    the seed's language nor in that of the judge's prompt.
+
+    Args:
+        examples: as :func:`judged` left them; what it rejected keeps its reason.
+        prompt: what the judge was asked in. Of one in English most judges think in English,
+            whatever they judge.
+    """
+    return [
+        replace(example, kept=False, reject_reason="bad_chain")
+        if example.kept and _bad_chain(example.reasoning or "", seed, prompt)
+        else example
+        for example in examples
+    ]
+
+
+def _bad_chain(chain: str, seed: Seed, prompt: str) -> bool:
+    said = words(chain)
+    if count(said) < MIN_CHAIN_WORDS or _circles(said):
+        return True
+    return _foreign(chain, _source(seed)) and _foreign(chain, prompt)
 
 
 def _text_fault(text: str, said: list[str], seed: Seed, prompt: str) -> str | None:
@@ -237,7 +264,9 @@ def _with_verdict(example: SynthesisExample, verdict: Verdict | None) -> Synthes
     if verdict.failed:
         return replace(example, reject_reason="judge_failed")
     said = replace(example, reasoning=verdict.reasoning, verdict=verdict.relevant, judge_score=verdict.score)
-    return replace(said, reject_reason="unparsable") if verdict.relevant is None else said
+    if verdict.relevant is None:
+        return replace(said, reject_reason="unparsable")
+    return replace(said, reject_reason="length") if verdict.truncated else said
 
 
 def _source(seed: Seed) -> str:

@@ -30,7 +30,7 @@ from limrank.records import (
 from limrank.storage import Storage
 from limrank.synthesis import card, job
 from limrank.synthesis.export import export, training_pair
-from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
+from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
 from limrank.synthesis.plan import Inputs, read_inputs, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.select import surprise
@@ -364,9 +364,9 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
         "two": "Paper charts on the wall were replaced by spreadsheets in most wards during the last decade.",
     }
     answers = {
-        "one that helps": ("true", "It helps."),
+        "one that helps": ("true", "It tells where to begin."),
         "one": ("maybe", None),
-        "two": ("Too short.\n\nFALSE", None),
+        "two": ("It is too short.\n\nFALSE", None),
     }
 
     class Judge(Writer):
@@ -391,9 +391,9 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
     )
     told = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
     assert told == [
-        (None, True, None, "It helps."),
+        (None, True, None, "It tells where to begin."),
         ("unparsable", None, None, "maybe"),
-        (None, False, None, "Too short."),
+        (None, False, None, "It is too short."),
     ]
 
 
@@ -442,6 +442,8 @@ SEED = Seed(
 )
 ASKING = "Forest ranger who surveys bark beetles along the same transects every May"
 TOLD = "Write one query.{% if a %} {{ persona }} who helps would say outright what is asked.{% endif %} A passage that helps would say outright what is asked."
+RELEVANCE = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'."
+FRENCH = "Le texte ne dit rien de ce que demande l'infirmière, qui travaille la nuit et cherche un bon horaire."
 GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule bringt, der braucht einen guten Plan."
 
 
@@ -599,6 +601,60 @@ def verdict(score):
     return Verdict(None if score == "?" else score, reasoning="chain")
 
 
+@pytest.mark.parametrize(
+    ("chain", "fault"),
+    [
+        ("It tells where to begin, as was asked.", None),
+        (None, "bad_chain"),
+        (" \n", "bad_chain"),
+        ("It is relevant.", "bad_chain"),
+        ("The answer is true. " * 4, "bad_chain"),
+        (GERMAN, "bad_chain"),
+    ],
+)
+def test_chains_that_nothing_can_be_learned_from(chain, fault):
+    (checked,) = chains_checked([replace(example("a"), reasoning=chain, kept=True)], SEED, RELEVANCE)
+    assert (checked.kept, checked.reject_reason) == (fault is None, fault)
+    # The judge's ruling is told first.
+    rejected = replace(example("a"), reasoning=chain, reject_reason="judge_disagrees")
+    assert chains_checked([rejected], SEED, RELEVANCE) == [rejected]
+
+
+def test_a_chain_may_be_in_the_language_of_the_seed_or_of_the_judge_s_prompt():
+    seed = Seed("s1", "Wie plane ich meine Nächte", GERMAN)
+    english = "The passage says what a nurse needs who works at night, and that is what was asked."
+    kept = replace(example("a"), kept=True)
+    for chain, fault in ((english, None), (GERMAN, None), (FRENCH, "bad_chain")):
+        (checked,) = chains_checked([replace(kept, reasoning=chain)], seed, RELEVANCE)
+        assert checked.reject_reason == fault
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("direct", None), ("budget", "bad_chain")])
+def test_a_chain_is_looked_at_where_one_is_asked_for(mode, reason):
+    class Silent(Writer):
+        """Writes nothing, and answers true."""
+
+        async def generate(self, prompt, *, max_tokens, **sampling):
+            return Generation("", "stop", 10, 0, 0)
+
+        async def label_logprobs(self, prompt, labels):
+            return dict(zip(labels, (math.log(0.9), math.log(0.1)), strict=True))
+
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": mode}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Silent(), inputs=inputs)
+    assert [each.reject_reason for each in outcome.examples] == [reason]
+
+
+def test_a_pair_that_the_judge_did_not_see_all_of_is_not_kept():
+    pair = [example("a", role=POSITIVE), example("b")]
+    verdicts = {"a": Verdict(True, 0.9, "chain", truncated=True), "b": Verdict(False, 0.1, "chain")}
+    for agreement, other in (("verdict", None), ("ranking", "unpaired")):
+        result = judged(pair, verdicts, SynthesisConfig(agreement=agreement))
+        assert [each.reject_reason for each in result] == ["length", other]
+        assert result[0].judge_score == 0.9
+
+
 def ruling(agreement, scores):
     """Which are kept, and why not, where ``scores`` are of a positive and its negatives."""
     examples = [example(str(place), role=HARD if place else POSITIVE) for place in range(len(scores))]
@@ -637,8 +693,10 @@ def test_agreement_by_verdict(scores, expected):
         ([0.2, 0.3], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.5], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.4, 0.6], ["kept", "kept", "judge_disagrees"]),
-        ([None, 0.1], ["judge_failed", "judge_disagrees"]),
-        ([0.9, "rejected"], ["judge_disagrees", "length"]),
+        # With nothing left to be compared with the judge says nothing.
+        ([None, 0.1], ["judge_failed", "unpaired"]),
+        ([0.9, "rejected"], ["unpaired", "length"]),
+        (["?", 0.1, 0.2], ["unparsable", "unpaired", "unpaired"]),
         ([0.9, None, 0.1], ["kept", "judge_failed", "kept"]),
     ],
 )
