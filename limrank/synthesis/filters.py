@@ -29,13 +29,13 @@ _COPIED_TEXT = 13
 _NEARLY = 0.8
 """From this share of the shorter one's runs of three words in the other two passages are one;
 of a query and a persona it is their Jaccard similarity. Of 8,170 pairs of passages that BM25
-has near the top for one DL 2019 query 219 are one by this or by the words that differ, each of
-those looked at a copy with more or less around it."""
+has near the top for one DL 2019 query 219 are one by this or by the words that differ, and
+the eight looked at are copies with more or less around them."""
 
 _OWN = 0.5
 """Share of different runs of three words below which a text goes round in circles, as filters of
 web text have it (Rae et al., 2021, arXiv 2112.11446, A1.1). Of 23,397 real passages 81 are
-below, most of them lists, and of 5,213 real queries four, which quote logs."""
+below, and of 5,213 real queries four, which quote logs."""
 
 _PLACE = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
 """In a prompt, what is filled in."""

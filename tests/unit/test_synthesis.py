@@ -655,6 +655,17 @@ def test_a_pair_that_the_judge_did_not_see_all_of_is_not_kept():
         assert result[0].judge_score == 0.9
 
 
+@pytest.mark.parametrize(("context", "cut"), [(300, False), (230, True)])
+def test_a_judge_with_too_little_context_keeps_nothing(context, cut):
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=ScoringConfig(mode="direct"))
+    (judged_one,) = synthesize(
+        briefs=[DAILY], writer=Writer(), judge=fake_engine(context=context), inputs=inputs
+    ).examples
+    assert judged_one.judge_score is not None
+    assert (judged_one.reject_reason == "length") == cut
+
+
 def ruling(agreement, scores):
     """Which are kept, and why not, where ``scores`` are of a positive and its negatives."""
     examples = [example(str(place), role=HARD if place else POSITIVE) for place in range(len(scores))]
