@@ -31,7 +31,7 @@ from limrank.storage import Storage
 from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
-from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
+from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
 from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import Traced
@@ -375,7 +375,11 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
         "one": "The union's handbook tells since when nurses have had a right to eleven hours between two shifts.",
         "two": "Paper charts on the wall were replaced by spreadsheets in most wards during the last decade.",
     }
-    answers = {"one that helps": ("true", "It helps."), "one": ("maybe", None), "two": ("Too short.\n\nFALSE", None)}
+    answers = {
+        "one that helps": ("true", "It tells where to begin."),
+        "one": ("maybe", None),
+        "two": ("It is much too short.\n\nFALSE", None),
+    }
 
     class Judge(Writer):
         async def generate(self, prompt, *, max_tokens, **sampling):
@@ -399,10 +403,26 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
     )
     told = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
     assert told == [
-        (None, True, None, "It helps."),
+        (None, True, None, "It tells where to begin."),
         ("unparsable", None, None, "maybe"),
-        (None, False, None, "Too short."),
+        (None, False, None, "It is much too short."),
     ]
+
+
+def test_by_ranking_nobody_is_asked_about_what_has_nothing_to_be_compared_with():
+    asked = []
+
+    class Judge(Writer):
+        async def label_logprobs(self, prompt, labels):
+            asked.append(prompt)
+            return dict.fromkeys(labels, math.log(0.5))
+
+    # All passages are one text: only the positive is left.
+    settings = INPUTS.synthesis.model_copy(update={"agreement": "ranking"})
+    inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": "direct"}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Judge(), inputs=inputs)
+    assert [each.reject_reason for each in outcome.examples] == ["unpaired", "same_passages", "same_passages"]
+    assert asked == []
 
 
 def test_a_judge_s_answer_that_could_not_be_had_is_told_twice():
@@ -450,6 +470,8 @@ SEED = Seed(
 )
 ASKING = "Forest ranger who surveys bark beetles along the same transects every May"
 TOLD = "Write one query.{% if a %} {{ persona }} who helps would say outright what is asked.{% endif %} A passage that helps would say outright what is asked."
+RELEVANCE = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'."
+FRENCH = "Le texte ne dit rien de ce que demande l'infirmière, qui travaille la nuit et cherche un bon horaire."
 GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule bringt, der braucht einen guten Plan."
 
 
@@ -458,8 +480,10 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
     [
         ("how do I keep my rota in order", None),
         ("three words only", "length"),
-        ("  SEED's own query: a", None),
+        ("query of a seed that I own", None),
         ("a  SEED's own query!", "copies_seed"),
+        ("a seed's very own query", "copies_seed"),
+        ("the answer is that nights come first, or is it?", "leaks"),
         ("is it what answers the seed is told here in one?", "leaks"),
         ("is it what answers the seed, told here in one?", None),
         ("what is said in the passage that tells how to keep a rota", "leaks"),
@@ -476,6 +500,42 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
 )
 def test_queries_that_need_no_passages(query, fault):
     assert query_fault(query, None, SEED, TOLD, ASKING) == fault
+
+
+@pytest.mark.parametrize(
+    ("query", "copied"),
+    [
+        ("what is the capital of australia please", True),
+        ("what is the capital city of australia", True),
+        ("What is the capital of Australia? What is the capital of Australia?", True),
+        ("can you tell me what is the capital of australia", True),
+        ("the capital of australia", True),
+        ("what is the capital gains tax that I owe on a flat in australia", False),
+        ("why did they not make sydney or melbourne the capital of australia", False),
+    ],
+)
+def test_a_query_is_the_seed_s_though_a_word_differs_or_few_stand_around_it(query, copied):
+    seed = replace(SEED, query="what is the capital of australia")
+    assert query_fault(query, None, seed, TOLD, ASKING) == ("copies_seed" if copied else None)
+
+
+def test_a_topic_of_few_words_may_stand_in_a_new_query():
+    seed = replace(SEED, query="rotator cuff symptoms")
+    asked = "could a night of rotator cuff symptoms be due to how I lift patients"
+    assert query_fault(asked, None, seed, TOLD, ASKING) is None
+    assert query_fault("what are rotator cuff symptoms", None, seed, TOLD, ASKING) == "copies_seed"
+
+
+@pytest.mark.parametrize(
+    ("passage", "fault"),
+    [
+        ("Canberra is the nation's seat", "leaks"),  # all of it
+        ("The answer: Canberra", None),  # three words are no sign
+    ],
+)
+def test_a_short_passage_is_given_away_by_all_of_its_words(passage, fault):
+    query = f"I was told this, {passage}, but who of my class will believe it?"
+    assert query_fault(query, None, replace(SEED, passage=passage), TOLD, ASKING) == fault
 
 
 @pytest.mark.parametrize(
@@ -509,12 +569,44 @@ def test_passages_that_need_no_judge():
     assert reasons(example("a", passage=GERMAN)) == ["language"]
     assert reasons(example("a", passage="it was said at 14:51:18 " + "14:51:18 " * 9)) == ["repetitive"]
     assert reasons(example("a", passage=f"{LONG}. Who helps would say outright what is asked.")) == ["copies_prompt"]
+    copied = "As was said, what answers the seed is told here in one sentence of many words, which is short."
+    assert reasons(example("a", passage=copied)) == ["copies_seed"]
     other = "nothing in this text is like the first but for its length which is as great"
     assert reasons(example("a"), example("b", passage=other), example("c", passage=f"{LONG} more")) == [
         None,
         None,
         "same_passages",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        # 19 words, one of them a number that differs.
+        ("The lighthouse was built in 1874 by masons from the village and burned oil until it was electrified.", True),
+        # A sentence more.
+        (
+            "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified. "
+            "Today its keeper's house is a hostel for people who walk along the whole coast in summer.",
+            True,
+        ),
+        ("The lighthouse in the village is open to walkers, who climb it until the light is lit at seven.", False),
+    ],
+)
+def test_passages_that_are_nearly_one(other, fault):
+    first = "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified."
+    pair = [example("a", passage=first, role=POSITIVE), example("b", passage=other)]
+    reasons = [each.reject_reason for each in rejected_before_judging(pair, SEED, TOLD)]
+    assert reasons == [None, "same_passages" if fault else None]
+    seed = replace(SEED, passage=first)
+    assert rejected_before_judging(pair[1:], seed, TOLD)[0].reject_reason == ("copies_seed" if fault else None)
+
+
+def test_a_positive_that_repeats_much_of_its_query_needs_no_reasoning():
+    query = "I have to plan a month of shifts for nine nurses: where do I begin"
+    passage = "Whoever has to plan a month of shifts for nine nurses should begin with the nights."
+    pair = [example("a", query, passage, POSITIVE), example("b", query, passage.replace("nights", "days"), HARD)]
+    assert [rejected_before_judging([each], SEED, TOLD)[0].reject_reason for each in pair] == ["leaks", None]
 
 
 def test_mined_passages_are_real_whatever_their_length():
@@ -535,6 +627,72 @@ def verdict(score):
     if isinstance(score, float):
         return Verdict(score > 0.5, score, "chain")
     return Verdict(None if score == "?" else score, reasoning="chain")
+
+
+@pytest.mark.parametrize(
+    ("chain", "fault"),
+    [
+        ("It tells where to begin, as was asked.", None),
+        (None, "bad_chain"),
+        (" \n", "bad_chain"),
+        ("It is relevant.", "bad_chain"),
+        ("The answer is: True\n\nSo the final verdict is true", "bad_chain"),
+        ("The answer is true. " * 4, "bad_chain"),
+        (GERMAN, "bad_chain"),
+    ],
+)
+def test_chains_that_nothing_can_be_learned_from(chain, fault):
+    (checked,) = chains_checked([replace(example("a"), reasoning=chain, kept=True)], SEED, RELEVANCE)
+    assert (checked.kept, checked.reject_reason) == (fault is None, fault)
+    # The judge's ruling is told first.
+    rejected = replace(example("a"), reasoning=chain, reject_reason="judge_disagrees")
+    assert chains_checked([rejected], SEED, RELEVANCE) == [rejected]
+
+
+def test_a_chain_may_be_in_the_language_of_the_seed_or_of_the_judge_s_prompt():
+    seed = Seed("s1", "Wie plane ich meine Nächte", GERMAN)
+    english = "The passage says what a nurse needs who works at night, and that is what was asked."
+    kept = replace(example("a"), kept=True)
+    for chain, fault in ((english, None), (GERMAN, None), (FRENCH, "bad_chain")):
+        (checked,) = chains_checked([replace(kept, reasoning=chain)], seed, RELEVANCE)
+        assert checked.reject_reason == fault
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("direct", None), ("budget", "bad_chain")])
+def test_a_chain_is_looked_at_where_one_is_asked_for(mode, reason):
+    class Silent(Writer):
+        """Writes nothing, and answers true."""
+
+        async def generate(self, prompt, *, max_tokens, **sampling):
+            return Generation("", "stop", 10, 0, 0)
+
+        async def label_logprobs(self, prompt, labels):
+            return dict(zip(labels, (math.log(0.9), math.log(0.1)), strict=True))
+
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": mode}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Silent(), inputs=inputs)
+    assert [each.reject_reason for each in outcome.examples] == [reason]
+
+
+def test_a_pair_that_the_judge_did_not_see_all_of_is_not_kept():
+    pair = [example("a", role=POSITIVE), example("b")]
+    verdicts = {"a": Verdict(True, 0.9, "chain", truncated=True), "b": Verdict(False, 0.1, "chain")}
+    for agreement, other in (("verdict", None), ("ranking", "unpaired")):
+        result = judged(pair, verdicts, SynthesisConfig(agreement=agreement))
+        assert [each.reject_reason for each in result] == ["length", other]
+        assert result[0].judge_score == 0.9
+
+
+@pytest.mark.parametrize(("context", "cut"), [(300, False), (230, True)])
+def test_a_judge_with_too_little_context_keeps_nothing(context, cut):
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=ScoringConfig(mode="direct"))
+    (judged_one,) = synthesize(
+        briefs=[DAILY], writer=Writer(), judge=fake_engine(context=context), inputs=inputs
+    ).examples
+    assert judged_one.judge_score is not None
+    assert (judged_one.reject_reason == "length") == cut
 
 
 def ruling(agreement, scores):
@@ -575,8 +733,10 @@ def test_agreement_by_verdict(scores, expected):
         ([0.2, 0.3], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.5], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.4, 0.6], ["kept", "kept", "judge_disagrees"]),
-        ([None, 0.1], ["judge_failed", "judge_disagrees"]),
-        ([0.9, "rejected"], ["judge_disagrees", "length"]),
+        # With nothing left to be compared with the judge says nothing.
+        ([None, 0.1], ["judge_failed", "unpaired"]),
+        ([0.9, "rejected"], ["unpaired", "length"]),
+        (["?", 0.1, 0.2], ["unparsable", "unpaired", "unpaired"]),
         ([0.9, None, 0.1], ["kept", "judge_failed", "kept"]),
     ],
 )
@@ -589,7 +749,7 @@ def test_agreement_by_ranking(scores, expected):
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_training_pair_ends_in_its_label(label):
-    row = asdict(example("a")) | {"reasoning": "It says so.", "label": label}
+    row = asdict(example("a")) | {"reasoning": "It says so.", "label": label, "verdict": label}
     pair = training_pair(row)
     assert pair["prompt"] == (
         "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
@@ -600,6 +760,9 @@ def test_a_training_pair_ends_in_its_label(label):
 
 def test_a_pair_without_a_chain_is_the_close_and_the_label():
     assert training_pair(asdict(example("a")))["completion"] == "\n</think> false"
+    # By ranking a pair may be kept of which the judge's own chain says the opposite.
+    ranked = asdict(example("a")) | {"reasoning": "It says so.", "label": False, "verdict": True}
+    assert training_pair(ranked)["completion"] == "\n</think> false"
 
 
 # ---- the job -------------------------------------------------------------------------
