@@ -37,7 +37,7 @@ _OWN = 0.5
 web text have it (Rae et al., 2021, arXiv 2112.11446, A1.1). Of 23,397 real passages 81 are
 below, and of 5,213 real queries four, which quote logs."""
 
-_OF_A_VERDICT = frozenset("the so my final answer verdict is true false".split())
+_OF_A_VERDICT = frozenset(["the", "so", "my", "final", "answer", "verdict", "is", "true", "false"])
 """A chain of these words alone ("The answer is: True") gives no reason."""
 
 _PLACE = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
