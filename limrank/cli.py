@@ -120,6 +120,8 @@ def _synthesize(
 ) -> None:
     from limrank.recipe import load_config
 
+    if preview is not None:
+        _check_preview(address, dry_run, overwrite)
     config = load_config(recipe, overrides or (), job="synthesize")
     if preview is None:
         _start("synthesize", config, address, dry_run, overwrite)
@@ -127,6 +129,16 @@ def _synthesize(
     from limrank.synthesis.job import preview as show_steps
 
     show_steps(config, preview, print)
+
+
+def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:
+    """Refuse what a preview could only ignore."""
+    elsewhere = address is not None and address != "local"
+    given = {"--dry-run": dry_run, "--overwrite": overwrite, f"--address {address}": elsewhere}
+    if unwanted := [option for option, is_given in given.items() if is_given]:
+        raise UserError(
+            f"{', '.join(unwanted)}: not with --preview, which runs seeds on this machine and writes nothing"
+        )
 
 
 _OWN = {"synthesize": _synthesize, "evaluate": _evaluate}

@@ -8,6 +8,7 @@ from typing import Any
 
 from limrank.html import visible
 from limrank.synthesis.select import Row
+from limrank.synthesis.spending import Step, notes, with_total
 
 EXAMPLES_SHOWN = 4
 _DOMAINS_SHOWN = 12
@@ -29,6 +30,8 @@ def render(stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     lines += ["", "## Models\n", *_models(stats), "", "## What was kept\n", *_made_of(stats), "", "## Rejected\n"]
     lines += [f"- {reason}: {count}{_share(count, examples)}" for reason, count in stats["rejected"].items()]
     lines += [] if stats["rejected"] else ["- none"]
+    if steps := stats["steps"]:
+        lines += ["", "## Tokens by step\n", *_steps(steps)]
     lines += ["", "## Prompts\n", "By name, and the beginning of the text's SHA-256.\n"]
     lines += [f"- {step}: {prompt['name']}, {prompt['sha256']}" for step, prompt in stats["prompts"].items()]
     lines += ["", "## Examples\n"]
@@ -52,13 +55,24 @@ def _models(stats: Mapping[str, Any]) -> Iterator[str]:
 def _made_of(stats: Mapping[str, Any]) -> Iterator[str]:
     for name in ("query_kind", "difficulty", "passage_role", "domains"):
         shown = list(islice(stats[name].items(), _DOMAINS_SHOWN))
-        counts = ", ".join(f"{visible(value)} {count}" for value, count in shown) or "none"
+        counts = ", ".join(f"{visible(value)} ({count})" for value, count in shown) or "none"
         more = len(stats[name]) - len(shown)
         # Indented, as text: a domain may be the writer's own words.
         yield f"    {name.replace('_', ' ')}: {counts}" + (f", and {more} more" if more else "")
     for name in ("query", "passage"):
         if lengths := stats[f"{name}_words"]:
             yield f"    words of a {name}: {lengths['min']} to {lengths['max']}, median {lengths['median']}"
+
+
+def _steps(steps: Mapping[str, Step]) -> Iterator[str]:
+    for name, step in with_total(steps).items():
+        cost = f", cost {step['cost']:,.4f}" if "cost" in step else ""
+        yield (
+            f"- {name}: {step['prompt']:,} in prompts ({step['cached_prompt']:,} of them cached), "
+            f"{step['generated']:,} generated{cost}"
+        )
+    if how_to_read := " ".join(notes(steps)):
+        yield f"\n{how_to_read}"
 
 
 def _example(row: Row) -> Iterator[str]:
@@ -69,4 +83,6 @@ def _example(row: Row) -> Iterator[str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f" ({part / whole:.0%})" if whole else ""
+    if not whole:
+        return ""
+    return " (< 1%)" if 0 < part / whole < 0.005 else f" ({part / whole:.0%})"

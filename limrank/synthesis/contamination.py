@@ -99,6 +99,11 @@ class Benchmarks:
         """What ``text`` repeats, a query before a document; None where nothing."""
         return self.query_overlap(text) or self.passage_overlap(text)
 
+    def example_overlap(self, query: str, instruction: str | None, passage: str) -> Overlap | None:
+        """What the texts of a training example repeat, the query's before the others'."""
+        overlaps = (self.overlap(text) for text in (query, instruction, passage) if text)
+        return next(filter(None, overlaps), None)
+
     def query_overlap(self, text: str) -> Overlap | None:
         """The query that ``text`` repeats most of, by share; at a tie the first."""
         return self.queries.find(text)

@@ -60,11 +60,13 @@ def export(
 
 
 def training_pair(row: Row, prompt: str = "relevance") -> dict[str, str]:
-    """The prompt of the reranker and what it should write: the judge's chain, and the
-    intended label (under agreement by verdict the chain's own)."""
+    """The prompt of the reranker and what it should write: the judge's chain, and the label.
+    A chain that came to the other verdict, as under agreement by ranking it may, is left out:
+    nobody should learn to contradict himself."""
     query = Query(row["example_id"], row["query"], row["instruction"] or "")
     text = pair_text(prompt_template(ScoringConfig(prompt=prompt)), query, row["passage"])
-    return {"prompt": text, "completion": completion(row["reasoning"], row["label"])}
+    chain = row["reasoning"] if row["verdict"] == row["label"] else None
+    return {"prompt": text, "completion": completion(chain, row["label"])}
 
 
 def _selected(pool: Pool) -> Iterator[Row]:

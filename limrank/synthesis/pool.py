@@ -49,8 +49,8 @@ def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks |
     queries: dict[str, str] = {}
     labels: dict[str, set[bool]] = {}
     for row in _kept(storage):
-        if repeated := _repeated(row, benchmarks):
-            rejected[row["example_id"]] = "contaminated", repeated
+        if benchmarks and (found := benchmarks.example_overlap(row["query"], row["instruction"], row["passage"])):
+            rejected[row["example_id"]] = "contaminated", str(found)
         else:
             queries.setdefault(_query_id(row), row["query"])
             labels.setdefault(_query_id(row), set()).add(row["label"])
@@ -62,12 +62,6 @@ def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks |
     if settings.size is None:
         return pool
     return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed))
-
-
-def _repeated(row: Row, benchmarks: Benchmarks | None) -> str | None:
-    texts = (row["query"], row["instruction"] or "", row["passage"]) if benchmarks else ()
-    found = next(filter(None, map(benchmarks.overlap, texts)), None) if texts else None
-    return found and str(found)
 
 
 def _query_id(row: Row) -> str:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from limrank.config import SynthesizeJob
 from limrank.engines import EngineSource, Prompt
 from limrank.engines.base import Engine, Generation, current_step
+from limrank.errors import LimrankError
 from limrank.html import visible
-from limrank.records import Seed
+from limrank.plan import Unit
+from limrank.records import Seed, SynthesisExample
+from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.plan import read_brief, read_inputs, synthesis_inputs, units
 from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a seed, as an engine had it. ``answer`` is text, or p(label) by label."""
+    """One request of a seed, as an engine had it. ``outcome`` is an answer's text, or p(label)
+    by label; of a request that ``failed`` the error."""
 
     step: str
     prompt: str
-    answer: str
+    outcome: str
+    failed: bool = False
 
 
 @dataclass
 class Traced:
-    """An engine that keeps what it is asked and what it answers."""
+    """An engine that keeps what it is asked and what came of it."""
 
     engine: Engine
     requests: list[Request] = field(default_factory=list)
@@ -46,7 +51,8 @@ class Traced:
         return self.engine.traffic
 
     async def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        generation = await self.engine.generate(prompt, **options)
+        with self._kept_if_it_fails(prompt):
+            generation = await self.engine.generate(prompt, **options)
         thought = "" if generation.reasoning is None else f"<think>{generation.reasoning}</think>"
         self._keep(prompt, thought + generation.text)
         return generation
@@ -57,37 +63,69 @@ class Traced:
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         import math
 
-        logprobs = await self.engine.label_logprobs(prompt, labels)
+        with self._kept_if_it_fails(prompt):
+            logprobs = await self.engine.label_logprobs(prompt, labels)
         self._keep(prompt, ", ".join(f"p({label.strip()}) {math.exp(value):.3g}" for label, value in logprobs.items()))
         return logprobs
 
     async def aclose(self) -> None:
         await self.engine.aclose()
 
-    def _keep(self, prompt: Prompt, answer: str) -> None:
+    @contextmanager
+    def _kept_if_it_fails(self, prompt: Prompt) -> Iterator[None]:
+        # The prompt is what a person needs who wants to know why.
+        try:
+            yield
+        except LimrankError as error:
+            self._keep(prompt, f"{type(error).__name__}: {error}", failed=True)
+            raise
+
+    def _keep(self, prompt: Prompt, outcome: str, *, failed: bool = False) -> None:
         if isinstance(prompt, str):
             text = prompt
         elif prompt and isinstance(prompt[0], dict):
             text = "\n".join(message["content"] for message in prompt)
         else:
             text = self.tokenizer.decode(prompt)
-        self.requests.append(Request(current_step() or "", text, answer))
+        self.requests.append(Request(current_step() or "", text, outcome, failed))
 
 
 def preview(
     config: SynthesizeJob, count: int, sources: Mapping[str, EngineSource], show: Callable[[str], None]
 ) -> None:
     """Run the first ``count`` seeds in this process, without Ray and without a run
-    directory, and show every step's prompt and answer and what became of each pair."""
+    directory, and show every step's prompt and answer and what became of each pair.
+
+    A seed that repeats a benchmark is told and not counted: nothing is written for it.
+    """
+    given = read_inputs(config)
     inputs = synthesis_inputs(config)
-    asyncio.run(_preview(list(islice(units(config, read_inputs(config)), count)), inputs, sources, show))
+
+    def say(text: str) -> None:
+        # All of it is somebody else's text, ids and errors too, and goes to a terminal.
+        show(visible(text))
+
+    asyncio.run(_preview(_written(units(config, given), count), given.benchmarks, inputs, sources, say))
+    for warning in given.benchmarks.warnings if given.benchmarks else ():
+        say(f"warning: {warning}")
+    say("Queries that are there twice are found, and rejected, only in a whole run.")
+
+
+def _written(planned: Iterable[Unit], count: int) -> Iterator[Unit]:
+    """The first units, up to the ``count``-th for which anything is written."""
+    for unit in planned:
+        yield unit
+        count -= not unit["contaminated"]
+        if not count:
+            return
 
 
 async def _preview(
-    planned: Sequence[Mapping[str, Any]],
+    planned: Iterable[Unit],
+    benchmarks: Benchmarks | None,
     inputs: SynthesisInputs,
     sources: Mapping[str, EngineSource],
-    show: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> None:
     opened = {source: source.open() for source in dict.fromkeys(sources.values())}
     try:
@@ -95,19 +133,36 @@ async def _preview(
             requests: list[Request] = []
             engines = {role: Traced(opened[source], requests) for role, source in sources.items()}
             seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
-            show(visible(f"# seed {seed.seed_id}\n\nquery: {seed.query}\npassage: {seed.passage}\n"))
+            say(f"# seed {seed.seed_id}\n\nquery: {seed.query}\npassage: {seed.passage}\n")
+            if unit["contaminated"]:
+                say(f"contaminated: {unit['contaminated']}\n")
             # One query after the other, so that their requests stand together.
             for brief in map(read_brief, unit["briefs"]):
-                outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
-                for request in requests:
-                    show(visible(f"## {request.step}\n\n{request.prompt}\n\n→ {request.answer}\n"))
-                requests.clear()
+                try:
+                    outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
+                finally:  # what an engine died of is shown too
+                    for request in requests:
+                        say(_shown(request))
+                    requests.clear()
                 for failure in outcome.failures:
-                    show(f"failed: {failure.unit_id}: {failure.step}: {failure.error}\n")
+                    say(f"failed: {failure.unit_id}: {failure.step}: {failure.error}\n")
                 for example in outcome.examples:
-                    verdict = "kept" if example.kept else f"rejected: {example.reject_reason}"
-                    show(f"{example.example_id}: {verdict}")
-                show("")
+                    say(f"{example.example_id}: {_verdict(example, benchmarks)}")
+                say("")
     finally:
         for engine in opened.values():
             await engine.aclose()
+
+
+def _shown(request: Request) -> str:
+    outcome = f"failed: {request.outcome}" if request.failed else f"→ {request.outcome}"
+    return f"## {request.step}\n\n{request.prompt}\n\n{outcome}\n"
+
+
+def _verdict(example: SynthesisExample, benchmarks: Benchmarks | None) -> str:
+    """What becomes of an example, as far as its own texts tell."""
+    if not example.kept:
+        return f"rejected: {example.reject_reason}"
+    if benchmarks and (overlap := benchmarks.example_overlap(example.query, example.instruction, example.passage)):
+        return f"rejected: contaminated ({overlap})"
+    return "kept"

@@ -100,15 +100,10 @@ class TextIndex:
         return found
 
     def _near(self, words: Sequence[str]) -> Iterator[Repeat]:
-        counts = Counter(words)
-        present = Counter(chain.from_iterable(self._rare.get(word, ()) for word in counts))
+        present = Counter(chain.from_iterable(self._rare.get(word, ()) for word in dict.fromkeys(words)))
         for number in (number for number, rare in present.items() if rare >= self._sure[number]):
             other = self._spellings[number]
-            longer = max(len(words), len(other))
-            needed = longer - _changes(longer)
-            if min(len(words), len(other)) < needed:
-                continue
-            if (counts & Counter(other)).total() >= needed and (common := _in_order(words, other)) >= needed:
+            if common := same_but_for_few(words, other):
                 yield Repeat(self._places[number], common, common / len(other))
 
     def _runs(self, words: Sequence[str]) -> Iterator[Repeat]:
@@ -118,6 +113,18 @@ class TextIndex:
                 run = _run_around(other, at, words, start)
                 if len(run) == len(other) or count(run) >= self._run:
                     yield Repeat(self._places[number], len(run), len(run) / len(other))
+
+
+def same_but_for_few(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words two texts have in the same order, where all but one, or all but one in
+    ``WORDS_A_CHANGE`` of the longer, are the same; 0 where more differ."""
+    longer = max(len(one), len(other))
+    needed = longer - _changes(longer)
+    # What is cheap to know rules most out.
+    if min(len(one), len(other)) < needed or (Counter(one) & Counter(other)).total() < needed:
+        return 0
+    common = _in_order(one, other)
+    return common if common >= needed else 0
 
 
 def _changes(length: int) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from limrank import __version__, html
 from limrank.synthesis.select import Row
+from limrank.synthesis.spending import notes, with_total
 
 DOMAINS_SHOWN = 15
 QUERIES_SHOWN = 3
@@ -23,15 +25,15 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
     Args:
         stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
-            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``.
+            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``.
         rows: those that were counted, read once and not held: for examples alone. Which
             are shown does not depend on their order.
     """
     kept, rejected = _shown(rows)
-    readable = [rejected[reason][-1] for reason in stats["rejected"] if rejected[reason][-1]["passage"]]
+    readable = filter(None, (_to_read(rejected[reason]) for reason in stats["rejected"]))
     return html.render(
         "synthesis/report.html.j2",
-        filters={"whole": "{:,}".format, "score": "{:.3f}".format},
+        filters={"whole": "{:,}".format, "score": "{:.3f}".format, "cost": "{:,.4f}".format},
         title=title,
         summary=_summary(stats),
         funnel=_funnel(stats),
@@ -39,8 +41,12 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         made_of=_made_of(stats),
         selected=stats["selected"] is not None,
         scores=_scores(stats["judge_score"]),
+        by_ranking=stats["agreement"] == "ranking",
+        steps=with_total(stats["steps"]),
+        step_notes=" ".join(notes(stats["steps"])),
+        priced=any("cost" in step for step in stats["steps"].values()),
         kept=kept,
-        rejected=readable[:REJECTED_SHOWN],
+        rejected=list(islice(readable, REJECTED_SHOWN)),
         characters=CHARACTERS,
         facts={
             "writer": stats["writer"],
@@ -92,7 +98,11 @@ def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _share(part: int, whole: int, name: str) -> str:
-    return f"{100 * part / whole:.0f} % of the {name}" if whole else ""
+    if not whole:
+        return ""
+    # What is little is not nothing.
+    percent = "< 1" if 0 < part / whole < 0.005 else f"{100 * part / whole:.0f}"
+    return f"{percent} % of the {name}"
 
 
 def _made_of(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -166,7 +176,7 @@ def _widths(counts: list[int]) -> list[float]:
 
 def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
     """Some kept queries with all their kept examples, and two rejected examples a reason,
-    or one: drawn by the hash of their names."""
+    the second with a passage where any other has one, or one: drawn by the hash of their names."""
     kept: dict[tuple[int, str], list[Row]] = {}
     rejected: dict[str, list[Row]] = {}
     for row in rows:
@@ -177,11 +187,17 @@ def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
                 del kept[max(kept)]
         elif row["reject_reason"]:
             drawn = rejected.setdefault(row["reject_reason"], [])
-            drawn.append(row)
-            drawn.sort(key=_draw)
-            del drawn[2:]
+            first, *others = sorted([*drawn, row], key=_draw)
+            # Of one that was rejected for its query there is no passage to read.
+            others.sort(key=lambda other: not other["passage"])
+            drawn[:] = [first, *others[:1]]
     groups = [sorted(kept[key], key=lambda row: row["example_id"]) for key in sorted(kept)]
     return groups, rejected
+
+
+def _to_read(drawn: list[Row]) -> Row | None:
+    """The last that has a passage, of those drawn for a reason: the first is shown in short."""
+    return next((row for row in reversed(drawn) if row["passage"]), None)
 
 
 def _draw(row: Row) -> tuple[int, str]:

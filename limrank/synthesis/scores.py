@@ -8,29 +8,40 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from limrank import prompts
 from limrank.config import ScoringConfig, SynthesisConfig
 from limrank.engines.base import Engine, spent_on
 from limrank.errors import RowError
-from limrank.records import Candidate, Failure, Judgment, Query, SynthesisExample
+from limrank.records import Candidate, Failure, Judgment, Query, Seed, SynthesisExample
 from limrank.scoring import score_pair
 from limrank.synthesis.answers import read_verdict
-from limrank.synthesis.filters import Verdict, judged
+from limrank.synthesis.filters import Verdict, chains_checked, judged
 from limrank.synthesis.requests import judge_prompt, judge_tokens
 
 
 async def judge_examples(
-    examples: Sequence[SynthesisExample], judge: Engine, scoring: ScoringConfig, settings: SynthesisConfig
+    examples: Sequence[SynthesisExample],
+    seed: Seed,
+    judge: Engine,
+    scoring: ScoringConfig,
+    settings: SynthesisConfig,
 ) -> tuple[list[SynthesisExample], list[Failure]]:
-    """The judge's chain and verdict for each example that is still in, and what comes of it:
-    by its label tokens as a reranker scores, or by what it writes."""
+    """The judge's chain and verdict for each example of a seed that is still in, and what
+    comes of it: by its label tokens as a reranker scores, or by what it writes."""
     open_ones = [example for example in examples if example.reject_reason is None]
+    if settings.agreement == "ranking" and len({example.label for example in open_ones}) < 2:
+        open_ones = []  # there is nothing to compare
     if settings.judge_by == "answer":
         verdicts, failures = await _ask(open_ones, judge, scoring, settings)
     else:
         judgments, failures = await _score("judge", _pairs(open_ones), judge, scoring)
         verdicts = [_by_label_tokens(judgment) for judgment in judgments]
     by_id = {example.example_id: verdict for example, verdict in zip(open_ones, verdicts, strict=True)}
-    return judged(examples, by_id, settings), failures
+    ruled = judged(examples, by_id, settings)
+    if scoring.think_tokens:
+        asked_in = settings.prompts.judge if settings.judge_by == "answer" else scoring.prompt
+        ruled = chains_checked(ruled, seed, prompts.load(asked_in))
+    return ruled, failures
 
 
 async def mine(
@@ -57,7 +68,7 @@ async def add_base_scores(
 def _by_label_tokens(judgment: Judgment) -> Verdict:
     if judgment.score is None:
         return Verdict(None, failed=True)
-    return Verdict(judgment.score > 0.5, judgment.score, judgment.reasoning)
+    return Verdict(judgment.score > 0.5, judgment.score, judgment.reasoning, truncated=judgment.truncated)
 
 
 async def _ask(

@@ -165,6 +165,7 @@ async def _one_query(
     ]
     examples, unjudged = await judge_examples(
         rejected_before_judging(examples, seed, prompts.load(told.passage)),
+        seed,
         engines["judge"],
         inputs.judging,
         inputs.synthesis,

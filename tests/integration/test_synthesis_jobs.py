@@ -18,7 +18,7 @@ from limrank.synthesis import job
 
 SEEDS = 24
 REAL = "smollm2-135m-instruct"
-_MAY_BE_NONE = ("instruction", "reject_reason", "base_score")
+_MAY_BE_NONE = ("instruction", "reject_reason", "reject_detail", "base_score")
 
 
 class Silent:
@@ -82,9 +82,12 @@ def test_what_is_trained_on_has_both_labels_of_each_query(local_ray, seeds, tmp_
         labels[row["query"]][row["label"]] += 1
     assert len(selected) == 20 and all(count == {True: 1, False: 1} for count in labels.values())
     pairs = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    assert Counter(pair["completion"].split()[-1] for pair in pairs) == {"true": 10, "false": 10}
+    for pair, row in zip(pairs, (row for row in in_order(run) if row["selected"]), strict=True):
+        assert f"Query: {row['query']}" in pair["prompt"] and row["passage"] in pair["prompt"]
+        assert pair["completion"].endswith(f"</think> {str(row['label']).lower()}")
     assert len(json.loads((run / "alpaca.json").read_text())) == 20
-    assert "<html" in (run / "report.html").read_text() and "20" in (run / "DATASET.md").read_text()
+    assert "<html" in (run / "report.html").read_text()
+    assert "Selected for training: 20 examples." in (run / "DATASET.md").read_text()
     assert sum(row["instruction"] is not None for row in rows) > 0
     manifest = json.loads((run / "manifest.json").read_text())
     assert set(manifest["tokens"]["by_step"]) == {"query", "chain", "describe", "passage", "judge"}
@@ -250,8 +253,8 @@ def test_a_judge_behind_an_endpoint_is_read_by_its_answer(local_ray, vllm_server
     assert result.failed == 0 and asked
     for row in asked:
         agrees = row["verdict"] == row["label"]
-        told = "unparsable" if row["verdict"] is None else None if agrees else "judge_disagrees"
-        assert (row["judge_score"], row["reject_reason"]) == (None, told)
+        told = ["unparsable"] if row["verdict"] is None else [None, "bad_chain"] if agrees else ["judge_disagrees"]
+        assert row["judge_score"] is None and row["reject_reason"] in told
     stats = json.loads((run / "stats.json").read_text())
     assert stats["judged"] == sum(row["verdict"] is not None for row in asked)
 

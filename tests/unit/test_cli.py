@@ -154,6 +154,23 @@ def test_usage_errors(home, refused, arguments, message):
     assert refused(*arguments) == f"{message}; see `limrank --help`"
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--dry-run"], "--dry-run"),
+        (["--overwrite"], "--overwrite"),
+        (["--address", "auto"], "--address auto"),
+        (
+            ["--address", "http://nowhere:1", "--dry-run", "--overwrite"],
+            "--dry-run, --overwrite, --address http://nowhere:1",
+        ),
+    ],
+)
+def test_a_preview_refuses_what_it_would_ignore(home, refused, options, named):
+    message = refused("synthesize", "r.yaml", "--preview", "1", *options)
+    assert message == f"{named}: not with --preview, which runs seeds on this machine and writes nothing"
+
+
 # ---- what works ----------------------------------------------------------------------
 
 
@@ -191,6 +208,22 @@ def test_a_dry_run_starts_and_writes_nothing(recipe, capsys, home, monkeypatch, 
     assert "#   units: 2 queries, 4 pairs\n" in out
     assert ("# first prompt\nDetermine if" in out) == (mode == "direct")
     assert sorted(path.name for path in home.iterdir()) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--address", "local"]])
+def test_a_preview_runs_here_whatever_cluster_there_is(home, capsys, monkeypatch, options):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    (home / "seeds.jsonl").write_text('{"id": "s1", "query": "merge lists", "passage": "heapq.merge merges lists"}\n')
+    write_recipe(
+        home / "r.yaml",
+        job="synthesize",
+        run_dir="run",
+        engine={"kind": "fake"},
+        synthesis={"seeds": "seeds.jsonl", "judge_tokens": 16},
+    )
+    assert main(["synthesize", "r.yaml", "--preview", "1", *options]) == 0
+    assert capsys.readouterr().out.startswith("# seed s1\n\nquery: merge lists\n")
+    assert not (home / "run").exists()
 
 
 def test_help_lists_the_commands(capsys):

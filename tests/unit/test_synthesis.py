@@ -31,9 +31,10 @@ from limrank.storage import Storage
 from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
-from limrank.synthesis.filters import Verdict, judged, query_fault, rejected_before_judging
-from limrank.synthesis.plan import Inputs, read_inputs, synthesis_inputs, units, unwritten
+from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
+from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, units, unwritten
 from limrank.synthesis.pool import settle
+from limrank.synthesis.preview import Traced
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
 from limrank.synthesis.steps import SynthesisInputs, contaminated_example, query_id, synthesize_seed
@@ -374,7 +375,11 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
         "one": "The union's handbook tells since when nurses have had a right to eleven hours between two shifts.",
         "two": "Paper charts on the wall were replaced by spreadsheets in most wards during the last decade.",
     }
-    answers = {"one that helps": ("true", "It helps."), "one": ("maybe", None), "two": ("Too short.\n\nFALSE", None)}
+    answers = {
+        "one that helps": ("true", "It tells where to begin."),
+        "one": ("maybe", None),
+        "two": ("It is much too short.\n\nFALSE", None),
+    }
 
     class Judge(Writer):
         async def generate(self, prompt, *, max_tokens, **sampling):
@@ -398,10 +403,26 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
     )
     told = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
     assert told == [
-        (None, True, None, "It helps."),
+        (None, True, None, "It tells where to begin."),
         ("unparsable", None, None, "maybe"),
-        (None, False, None, "Too short."),
+        (None, False, None, "It is much too short."),
     ]
+
+
+def test_by_ranking_nobody_is_asked_about_what_has_nothing_to_be_compared_with():
+    asked = []
+
+    class Judge(Writer):
+        async def label_logprobs(self, prompt, labels):
+            asked.append(prompt)
+            return dict.fromkeys(labels, math.log(0.5))
+
+    # All passages are one text: only the positive is left.
+    settings = INPUTS.synthesis.model_copy(update={"agreement": "ranking"})
+    inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": "direct"}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Judge(), inputs=inputs)
+    assert [each.reject_reason for each in outcome.examples] == ["unpaired", "same_passages", "same_passages"]
+    assert asked == []
 
 
 def test_a_judge_s_answer_that_could_not_be_had_is_told_twice():
@@ -449,6 +470,8 @@ SEED = Seed(
 )
 ASKING = "Forest ranger who surveys bark beetles along the same transects every May"
 TOLD = "Write one query.{% if a %} {{ persona }} who helps would say outright what is asked.{% endif %} A passage that helps would say outright what is asked."
+RELEVANCE = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'."
+FRENCH = "Le texte ne dit rien de ce que demande l'infirmière, qui travaille la nuit et cherche un bon horaire."
 GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule bringt, der braucht einen guten Plan."
 
 
@@ -457,8 +480,10 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
     [
         ("how do I keep my rota in order", None),
         ("three words only", "length"),
-        ("  SEED's own query: a", None),
+        ("query of a seed that I own", None),
         ("a  SEED's own query!", "copies_seed"),
+        ("a seed's very own query", "copies_seed"),
+        ("the answer is that nights come first, or is it?", "leaks"),
         ("is it what answers the seed is told here in one?", "leaks"),
         ("is it what answers the seed, told here in one?", None),
         ("what is said in the passage that tells how to keep a rota", "leaks"),
@@ -475,6 +500,42 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
 )
 def test_queries_that_need_no_passages(query, fault):
     assert query_fault(query, None, SEED, TOLD, ASKING) == fault
+
+
+@pytest.mark.parametrize(
+    ("query", "copied"),
+    [
+        ("what is the capital of australia please", True),
+        ("what is the capital city of australia", True),
+        ("What is the capital of Australia? What is the capital of Australia?", True),
+        ("can you tell me what is the capital of australia", True),
+        ("the capital of australia", True),
+        ("what is the capital gains tax that I owe on a flat in australia", False),
+        ("why did they not make sydney or melbourne the capital of australia", False),
+    ],
+)
+def test_a_query_is_the_seed_s_though_a_word_differs_or_few_stand_around_it(query, copied):
+    seed = replace(SEED, query="what is the capital of australia")
+    assert query_fault(query, None, seed, TOLD, ASKING) == ("copies_seed" if copied else None)
+
+
+def test_a_topic_of_few_words_may_stand_in_a_new_query():
+    seed = replace(SEED, query="rotator cuff symptoms")
+    asked = "could a night of rotator cuff symptoms be due to how I lift patients"
+    assert query_fault(asked, None, seed, TOLD, ASKING) is None
+    assert query_fault("what are rotator cuff symptoms", None, seed, TOLD, ASKING) == "copies_seed"
+
+
+@pytest.mark.parametrize(
+    ("passage", "fault"),
+    [
+        ("Canberra is the nation's seat", "leaks"),  # all of it
+        ("The answer: Canberra", None),  # three words are no sign
+    ],
+)
+def test_a_short_passage_is_given_away_by_all_of_its_words(passage, fault):
+    query = f"I was told this, {passage}, but who of my class will believe it?"
+    assert query_fault(query, None, replace(SEED, passage=passage), TOLD, ASKING) == fault
 
 
 @pytest.mark.parametrize(
@@ -508,12 +569,44 @@ def test_passages_that_need_no_judge():
     assert reasons(example("a", passage=GERMAN)) == ["language"]
     assert reasons(example("a", passage="it was said at 14:51:18 " + "14:51:18 " * 9)) == ["repetitive"]
     assert reasons(example("a", passage=f"{LONG}. Who helps would say outright what is asked.")) == ["copies_prompt"]
+    copied = "As was said, what answers the seed is told here in one sentence of many words, which is short."
+    assert reasons(example("a", passage=copied)) == ["copies_seed"]
     other = "nothing in this text is like the first but for its length which is as great"
     assert reasons(example("a"), example("b", passage=other), example("c", passage=f"{LONG} more")) == [
         None,
         None,
         "same_passages",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        # 19 words, one of them a number that differs.
+        ("The lighthouse was built in 1874 by masons from the village and burned oil until it was electrified.", True),
+        # A sentence more.
+        (
+            "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified. "
+            "Today its keeper's house is a hostel for people who walk along the whole coast in summer.",
+            True,
+        ),
+        ("The lighthouse in the village is open to walkers, who climb it until the light is lit at seven.", False),
+    ],
+)
+def test_passages_that_are_nearly_one(other, fault):
+    first = "The lighthouse was built in 1847 by masons from the village and burned oil until it was electrified."
+    pair = [example("a", passage=first, role=POSITIVE), example("b", passage=other)]
+    reasons = [each.reject_reason for each in rejected_before_judging(pair, SEED, TOLD)]
+    assert reasons == [None, "same_passages" if fault else None]
+    seed = replace(SEED, passage=first)
+    assert rejected_before_judging(pair[1:], seed, TOLD)[0].reject_reason == ("copies_seed" if fault else None)
+
+
+def test_a_positive_that_repeats_much_of_its_query_needs_no_reasoning():
+    query = "I have to plan a month of shifts for nine nurses: where do I begin"
+    passage = "Whoever has to plan a month of shifts for nine nurses should begin with the nights."
+    pair = [example("a", query, passage, POSITIVE), example("b", query, passage.replace("nights", "days"), HARD)]
+    assert [rejected_before_judging([each], SEED, TOLD)[0].reject_reason for each in pair] == ["leaks", None]
 
 
 def test_mined_passages_are_real_whatever_their_length():
@@ -534,6 +627,72 @@ def verdict(score):
     if isinstance(score, float):
         return Verdict(score > 0.5, score, "chain")
     return Verdict(None if score == "?" else score, reasoning="chain")
+
+
+@pytest.mark.parametrize(
+    ("chain", "fault"),
+    [
+        ("It tells where to begin, as was asked.", None),
+        (None, "bad_chain"),
+        (" \n", "bad_chain"),
+        ("It is relevant.", "bad_chain"),
+        ("The answer is: True\n\nSo the final verdict is true", "bad_chain"),
+        ("The answer is true. " * 4, "bad_chain"),
+        (GERMAN, "bad_chain"),
+    ],
+)
+def test_chains_that_nothing_can_be_learned_from(chain, fault):
+    (checked,) = chains_checked([replace(example("a"), reasoning=chain, kept=True)], SEED, RELEVANCE)
+    assert (checked.kept, checked.reject_reason) == (fault is None, fault)
+    # The judge's ruling is told first.
+    rejected = replace(example("a"), reasoning=chain, reject_reason="judge_disagrees")
+    assert chains_checked([rejected], SEED, RELEVANCE) == [rejected]
+
+
+def test_a_chain_may_be_in_the_language_of_the_seed_or_of_the_judge_s_prompt():
+    seed = Seed("s1", "Wie plane ich meine Nächte", GERMAN)
+    english = "The passage says what a nurse needs who works at night, and that is what was asked."
+    kept = replace(example("a"), kept=True)
+    for chain, fault in ((english, None), (GERMAN, None), (FRENCH, "bad_chain")):
+        (checked,) = chains_checked([replace(kept, reasoning=chain)], seed, RELEVANCE)
+        assert checked.reject_reason == fault
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("direct", None), ("budget", "bad_chain")])
+def test_a_chain_is_looked_at_where_one_is_asked_for(mode, reason):
+    class Silent(Writer):
+        """Writes nothing, and answers true."""
+
+        async def generate(self, prompt, *, max_tokens, **sampling):
+            return Generation("", "stop", 10, 0, 0)
+
+        async def label_logprobs(self, prompt, labels):
+            return dict(zip(labels, (math.log(0.9), math.log(0.1)), strict=True))
+
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": mode}))
+    outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Silent(), inputs=inputs)
+    assert [each.reject_reason for each in outcome.examples] == [reason]
+
+
+def test_a_pair_that_the_judge_did_not_see_all_of_is_not_kept():
+    pair = [example("a", role=POSITIVE), example("b")]
+    verdicts = {"a": Verdict(True, 0.9, "chain", truncated=True), "b": Verdict(False, 0.1, "chain")}
+    for agreement, other in (("verdict", None), ("ranking", "unpaired")):
+        result = judged(pair, verdicts, SynthesisConfig(agreement=agreement))
+        assert [each.reject_reason for each in result] == ["length", other]
+        assert result[0].judge_score == 0.9
+
+
+@pytest.mark.parametrize(("context", "cut"), [(300, False), (230, True)])
+def test_a_judge_with_too_little_context_keeps_nothing(context, cut):
+    settings = INPUTS.synthesis.model_copy(update={"negatives": 0})
+    inputs = replace(INPUTS, synthesis=settings, judging=ScoringConfig(mode="direct"))
+    (judged_one,) = synthesize(
+        briefs=[DAILY], writer=Writer(), judge=fake_engine(context=context), inputs=inputs
+    ).examples
+    assert judged_one.judge_score is not None
+    assert (judged_one.reject_reason == "length") == cut
 
 
 def ruling(agreement, scores):
@@ -574,8 +733,10 @@ def test_agreement_by_verdict(scores, expected):
         ([0.2, 0.3], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.5], ["judge_disagrees", "judge_disagrees"]),
         ([0.5, 0.4, 0.6], ["kept", "kept", "judge_disagrees"]),
-        ([None, 0.1], ["judge_failed", "judge_disagrees"]),
-        ([0.9, "rejected"], ["judge_disagrees", "length"]),
+        # With nothing left to be compared with the judge says nothing.
+        ([None, 0.1], ["judge_failed", "unpaired"]),
+        ([0.9, "rejected"], ["unpaired", "length"]),
+        (["?", 0.1, 0.2], ["unparsable", "unpaired", "unpaired"]),
         ([0.9, None, 0.1], ["kept", "judge_failed", "kept"]),
     ],
 )
@@ -588,7 +749,7 @@ def test_agreement_by_ranking(scores, expected):
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_training_pair_ends_in_its_label(label):
-    row = asdict(example("a")) | {"reasoning": "It says so.", "label": label}
+    row = asdict(example("a")) | {"reasoning": "It says so.", "label": label, "verdict": label}
     pair = training_pair(row)
     assert pair["prompt"] == (
         "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
@@ -599,6 +760,9 @@ def test_a_training_pair_ends_in_its_label(label):
 
 def test_a_pair_without_a_chain_is_the_close_and_the_label():
     assert training_pair(asdict(example("a")))["completion"] == "\n</think> false"
+    # By ranking a pair may be kept of which the judge's own chain says the opposite.
+    ranked = asdict(example("a")) | {"reasoning": "It says so.", "label": False, "verdict": True}
+    assert training_pair(ranked)["completion"] == "\n</think> false"
 
 
 # ---- the job -------------------------------------------------------------------------
@@ -723,7 +887,7 @@ def test_a_card_shows_generated_text_as_text():
     facts = dict.fromkeys(("seeds", "queries"), 0) | dict.fromkeys(
         ("seed_source", "writer", "judge", "agreement", "license")
     )
-    text = card.render(stats | facts | {"prompts": {}}, [row | {"label": True}])
+    text = card.render(stats | facts | {"prompts": {}, "steps": {}}, [row | {"label": True}])
     assert "\n    query: # not a heading⟨U+202E⟩\n    passage: one\n    - two\n    label: True\n" in text
     assert "Of the seeds: not told" in text
 
@@ -832,25 +996,124 @@ def test_nothing_kept_is_still_exported(config, tmp_path):
     assert json.loads(storage.read_text("alpaca.json")) == []
 
 
-def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
+def previewed(config, count=1):
     shown = []
-    job.preview(config, 1, shown.append)
-    text = "\n".join(shown)
+    job.preview(config, count, shown.append)
+    return "\n".join(shown)
+
+
+def write_benchmark(folder, query, document="unlike anything"):
+    """A BEIR folder of query 7 and document d, which is relevant to it."""
+    write_beir(folder, corpus={"d": document}, queries={"7": query}, qrels={"7": {"d": 1}})
+    return str(folder)
+
+
+def with_settings(config, **changed):
+    """A config with other values in its synthesis section."""
+    return config.model_copy(update={"synthesis": config.synthesis.model_copy(update=changed)})
+
+
+def with_engine(config, **changed):
+    return config.model_copy(update={"engine": config.engine.model_copy(update=changed)})
+
+
+def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
+    text = previewed(config)
     for part in ("# seed s1", "query: merge sorted lists", "## query", "## describe", "## judge", "→ p(true) 0."):
         assert part in text
     assert text.count("## passage") == 4
     assert "s1/daily/" in text and "s1/expert/" in text and "# seed s2" not in text
+    assert text.count("twice") == 1
+    assert text.endswith("Queries that are there twice are found, and rejected, only in a whole run.")
     assert not (tmp_path / "run").exists()
 
 
+def test_a_preview_tells_a_contaminated_seed_and_takes_the_next(config, tmp_path):
+    decontaminate = (write_benchmark(tmp_path / "bench", "Merge sorted lists!"),)
+    text = previewed(with_settings(config, decontaminate=decontaminate))
+    first, second = text.index("# seed s1"), text.index("# seed s2")
+    assert text[first:second].endswith("\n\ncontaminated: bench, query 7: 100% of its words\n\n")
+    assert text[second:].count("## query") == 2
+
+
+@pytest.mark.parametrize("repeated", ["query", "passage"])
+def test_a_preview_keeps_nothing_that_repeats_a_benchmark(config, tmp_path, repeated):
+    config = with_settings(config, agreement="ranking")
+    unit = next(units(config, read_inputs(config)))
+    inputs = SynthesisInputs(config.synthesis, job.judging(config), config.seed)
+    examples = synthesize(briefs=list(map(read_brief, unit["briefs"])), inputs=inputs).examples
+    kept = next(each for each in examples if each.kept)
+    told = f"{kept.example_id}: rejected: contaminated (bench, "
+    assert f"{kept.example_id}: kept" in previewed(config)
+    benchmark = (
+        write_benchmark(tmp_path / "bench", kept.query)
+        if repeated == "query"
+        else write_benchmark(tmp_path / "bench", "unlike anything", document=kept.passage)
+    )
+    text = previewed(with_settings(config, decontaminate=(benchmark,)))
+    assert told + ("query 7: 100%" if repeated == "query" else "document d: 100%") in text
+    assert f"{kept.example_id}: kept" not in text
+
+
+def test_a_preview_says_which_benchmarks_it_cannot_look_through(config, tmp_path):
+    folder = write_benchmark(tmp_path / "bench", "unlike anything in these seeds")
+    (tmp_path / "bench" / "corpus.jsonl").unlink()
+    (warning,) = read_inputs(with_settings(config, decontaminate=(folder,))).benchmarks.warnings
+    assert f"\nwarning: {warning}\n" in previewed(with_settings(config, decontaminate=(folder,)))
+
+
+def test_a_preview_shows_the_prompt_of_a_request_that_failed(config):
+    text = previewed(with_engine(config, fail_rate=1.0))
+    asked = text[text.index("## query") : text.index("failed: ")]
+    assert "Somebody searched for: merge sorted lists" in asked
+    error = "the fake engine failed this request, as it was told to"
+    assert f"\n\nfailed: RowError: {error}\n" in text
+    assert re.search(rf"\nfailed: s1/daily/\S+: write: {error}\n", text)
+
+
+def test_a_preview_shows_what_an_engine_died_of(config):
+    shown = []
+    with pytest.raises(EngineError, match="poisoned"):
+        job.preview(with_engine(config, poison="merge sorted lists"), 1, shown.append)
+    assert shown[-1].startswith("## query\n\n") and "merge sorted lists" in shown[-1]
+    assert shown[-1].endswith("\n\nfailed: EngineError: the fake engine was poisoned\n")
+
+
+def test_what_is_asked_is_kept_whether_or_not_it_is_answered():
+    def asked(engine):
+        traced = Traced(engine)
+
+        async def ask():
+            requests = (
+                traced.generate([{"role": "user", "content": "write"}], max_tokens=4),
+                traced.label_logprobs("judge", (" true", " false")),
+            )
+            await asyncio.gather(*requests, return_exceptions=True)
+
+        asyncio.run(ask())
+        return [(each.prompt, each.failed) for each in traced.requests], traced.requests[1].outcome
+
+    answered, outcome = asked(fake_engine())
+    assert answered == [("write", False), ("judge", False)]
+    assert re.fullmatch(r"p\(true\) 0\.\d+, p\(false\) 0\.\d+", outcome)
+    failed, outcome = asked(fake_engine(fail_rate=1.0))
+    assert failed == [("write", True), ("judge", True)]
+    assert outcome == "RowError: the fake engine failed this request, as it was told to"
+
+
+@pytest.mark.parametrize("fail_rate", [0.0, 1.0])
+def test_a_preview_spells_out_control_characters_wherever_they_are(config, fail_rate):
+    with open(config.synthesis.seeds, "w") as file:
+        file.write(json.dumps({"id": "s\x1b[31m1", "query": "merge \x07lists", "passage": "a \x9b passage"}) + "\n")
+    text = previewed(with_engine(config, fail_rate=fail_rate))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+    assert "# seed s⟨U+001B⟩[31m1" in text
+    assert re.search(r"\n(failed: )?s⟨U\+001B⟩\[31m1/daily/\S+: (kept|rejected|write)", text)
+
+
 def test_a_seed_that_repeats_a_benchmark_costs_nothing(config, tmp_path):
-    benchmark = tmp_path / "bench"
-    (benchmark / "qrels").mkdir(parents=True)
-    (benchmark / "queries.jsonl").write_text(json.dumps({"_id": "7", "text": "Merge sorted lists!"}) + "\n")
-    (benchmark / "corpus.jsonl").write_text(json.dumps({"_id": "d", "title": "", "text": "unlike anything"}) + "\n")
-    (benchmark / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n7\td\t1\n")
-    settings = config.synthesis.model_copy(update={"decontaminate": (str(benchmark),)})
-    given = read_inputs(config.model_copy(update={"synthesis": settings}))
+    decontaminate = (write_benchmark(tmp_path / "bench", "Merge sorted lists!"),)
+    given = read_inputs(with_settings(config, decontaminate=decontaminate))
     assert (given.queries_a_seed, list(given.repeated)) == (2, ["s1"])
     assert job.rows_hash(config, given) != job.rows_hash(config, read_inputs(config))
     first, second = units(config, given)

@@ -10,6 +10,7 @@ from helpers import Page, fake_engine, words
 
 from limrank.config import ScoringConfig, SynthesisConfig
 from limrank.records import Difficulty, Persona, QueryBrief, QueryKind, Seed, synthesis_row_schema
+from limrank.synthesis import card
 from limrank.synthesis.report import CHARACTERS, render
 from limrank.synthesis.select import Selection, select
 from limrank.synthesis.stats import tally
@@ -23,6 +24,10 @@ RUN = {
     "judge": "a/judge",
     "agreement": "verdict",
     "tokens": {"prompt": 12345, "generated": 678},
+    "steps": {
+        "query": {"prompt": 10000, "cached_prompt": 4000, "generated": 600},
+        "judge": {"prompt": 2345, "cached_prompt": 0, "generated": 78},
+    },
 }
 
 
@@ -171,6 +176,88 @@ def test_the_page():
     )
 
 
+def priced(**costs):
+    return {name: step | ({"cost": costs[name]} if name in costs else {}) for name, step in RUN["steps"].items()}
+
+
+def test_tokens_and_cost_by_step():
+    table = "query 10,000 4,000 600 judge 2,345 0 78 total 12,345 4,000 678 What was run"
+    assert f"Tokens by step Step In prompts of them cached Generated {table}" in words(page(ROWS))
+    assert (
+        "Tokens by step Costs are in the currency of the recipe's prices. "
+        "Step In prompts of them cached Generated Cost query 10,000 4,000 600 1,234.5000 judge 2,345 0 78 0.0001 "
+        "total 12,345 4,000 678 1,234.5001 What was run"
+    ) in words(page(ROWS, steps=priced(query=1234.5, judge=0.0001)))
+    partly = words(page(ROWS, steps=priced(query=0.5)))
+    assert "A step without a price is not in their total. Step" in partly
+    assert "600 0.5000 judge 2,345 0 78 – total 12,345 4,000 678 0.5000 What" in partly
+    mined = words(page(ROWS, steps={"mine": RUN["steps"]["judge"]}))
+    assert "Tokens by step In mine the reranker picks passages of the corpus" in mined and "Costs" not in mined
+    assert "Tokens by step" not in words(page(ROWS, steps={}))
+
+
+def test_the_card_lists_tokens_and_cost_by_step():
+    facts = {"seed_source": "seeds.jsonl", "license": None, "prompts": {}}
+
+    def shown(steps):
+        return card.render(RUN | tally(ROWS) | facts | {"steps": steps}, [])
+
+    assert (
+        "\n## Tokens by step\n\n"
+        "- query: 10,000 in prompts (4,000 of them cached), 600 generated\n"
+        "- judge: 2,345 in prompts (0 of them cached), 78 generated, cost 0.2500\n"
+        "- total: 12,345 in prompts (4,000 of them cached), 678 generated, cost 0.2500\n\n"
+        "Costs are in the currency of the recipe's prices. A step without a price is not in their total.\n\n"
+        "## Prompts\n"
+    ) in shown(priced(judge=0.25))
+    assert "678 generated\n\n## Prompts\n" in shown(RUN["steps"])
+    assert "Tokens by step" not in shown({})
+
+
+def test_little_is_not_shown_as_nothing():
+    assert "kept 1 < 1 % of the judged" in words(page([row("a")], judged=201))
+    assert "kept 1 1 % of the judged" in words(page([row("a")], judged=199))
+    facts = RUN | tally([]) | {"seed_source": "seeds.jsonl", "license": None, "prompts": {}}
+    text = card.render(facts | {"examples": 201, "kept": 1, "rejected": {"leaks": 200, "length": 0}}, [])
+    assert "1 of 201 examples were kept (< 1%), " in text
+    assert "- leaks: 200 (100%)\n- length: 0 (0%)\n" in text
+
+
+def test_the_card_tells_names_with_a_comma_apart():
+    facts = {"seed_source": "seeds.jsonl", "license": None, "prompts": {}}
+    rows = [row("a", domain="tax, law,"), row("b", domain="tax, law,"), row("c", domain="work")]
+    assert "\n    domains: tax, law, (2), work (1)\n" in card.render(RUN | tally(rows) | facts, [])
+
+
+def test_a_rejected_example_to_read_in_full_has_a_passage_where_any_has():
+    def read(rows):
+        return words(page(rows)).partition("Rejected, to read in full")[2]
+
+    queries = [row(f"q{number}", reason="leaks", score=None, passage=None) for number in range(50)]
+    assert read(queries) == ""
+    for rows in ([*queries, row("p", reason="leaks")], [row("p", reason="leaks"), *queries]):
+        assert "rejected: leaks p word word" in read(rows)
+    assert "rejected: leaks p word word" in read([row("p", reason="leaks")])
+
+
+def test_how_a_ranking_judge_agrees_is_said_beside_its_scores():
+    assert "Kept by ranking" not in words(page(ROWS))
+    assert "that was intended. Kept by ranking, whatever the score: a positive" in words(
+        page(ROWS, agreement="ranking")
+    )
+
+
+def test_what_a_rejected_text_repeats_is_told_beside_it():
+    detail = "bench, query 7: 100% of its words"
+    text = words(page([row("a", reason="contaminated", reject_detail=detail, passage="of a benchmark")]))
+    assert (
+        f"contaminated 1 a query of five words positive, judge 0.900: of a benchmark contaminated: {detail} a" in text
+    )
+    assert f"rejected: contaminated ( {detail} ) a of a benchmark" in text
+    without = words(page([row("a", reason="contaminated", reject_detail=None)]))
+    assert "None" not in without and "contaminated:" not in without
+
+
 def test_what_is_selected_is_shown_beside_what_is_kept():
     html = page(ROWS, Selection(["a", "b"], 2, 1))
     text = words(html)
@@ -212,7 +299,8 @@ def test_examples_do_not_depend_on_the_order_of_the_rows():
 def test_generated_text_is_shown_as_text():
     hostile = """<script>alert('x')</script><img src=x onerror="y"></p>&amp; {{ 7 * 7 }} \x00\x1b[1m exe\u202ecod.txt"""
     shown = """<script>alert('x')</script><img src=x onerror="y"></p>&amp; {{ 7 * 7 }} ⟨U+0000⟩⟨U+001B⟩[1m exe⟨U+202E⟩cod.txt"""
-    fields = dict.fromkeys(("query", "passage", "reasoning", "domain", "instruction", "example_id"), hostile)
+    names = ("query", "passage", "reasoning", "domain", "instruction", "example_id", "reject_detail")
+    fields = dict.fromkeys(names, hostile)
     html = page([row("a", **fields), row("b", reason="judge_disagrees", **fields)], writer="<b>a writer</b>")
     parsed = Page(html)
     assert parsed.loaded == []
@@ -246,7 +334,7 @@ def test_only_the_most_frequent_domains_have_a_bar():
 
 
 def test_nothing_at_all():
-    text = words(page([], seeds=0, queries=0))
+    text = words(page([], seeds=0, queries=0, steps={}))
     assert "There are no examples: nothing was written." in text
     assert "seeds 0 queries planned 0 examples 0 judged 0 kept 0 What was run" in text
 
