@@ -105,6 +105,10 @@ class Run:
         self._seen.update(here)
         return engines
 
+    def seen(self):
+        """All processes below the command, as they are now."""
+        return below(self.process.pid)
+
     def ended(self):
         self.look()
         return self.process.poll() is not None

@@ -1,0 +1,106 @@
+"""A train job a worker or the driver of which is killed ends with the weights and the curve
+of one that nobody disturbed."""
+
+import json
+import os
+import random
+import sys
+
+import pytest
+import torch
+import yaml
+from killing import SEED
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from limrank import models
+from limrank.training.curves import read_metrics
+from runs import Run, named, wait_until
+
+WORKER = ("RayTrainWorker",)
+STEPS = 24
+REPLICAS = 2
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A model of random weights that takes a moment a step, and examples for so many steps."""
+    folder = tmp_path_factory.mktemp("training")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(models.resolve("smollm2-135m-instruct")).save_pretrained(folder / "model")
+    draw = random.Random(1)
+    words = ["merge", "sorted", "feeds", "heap", "count", "words", "file", "lock", "thread", "timer", "queue"]
+    with (folder / "train.jsonl").open("w") as file:
+        for number in range(STEPS * 2 * REPLICAS):
+            query, passage = (" ".join(draw.choices(words, k=length)) for length in (6, 60))
+            file.write(json.dumps({"query": query, "passage": passage, "label": number % 2}) + "\n")
+    return folder
+
+
+def command(work, run_dir):
+    recipe = run_dir.with_suffix(".yaml")
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "job": "train",
+                "run_dir": str(run_dir),
+                "model": {"id": str(work / "model")},
+                "workers": {"replicas": REPLICAS, "cpus": 1},
+                "training": {
+                    "train_file": str(work / "train.jsonl"),
+                    "method": "full",
+                    "target": "direct",
+                    "epochs": 1,
+                    "learning_rate": 1e-3,
+                    "batch_size": 2,
+                    "gradient_accumulation": 1,
+                    "validation_share": 0.0,
+                    "save_steps": 4,
+                },
+            }
+        )
+    )
+    return [sys.executable, "-m", "limrank", "train", str(recipe), "--address", "local"]
+
+
+def outcome(run_dir):
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in metrics], load_file(run_dir / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work):
+    run_dir = work / "undisturbed"
+    with Run(command(work, run_dir), log=work / "undisturbed.log") as run:
+        assert run.wait() == 0, run.log.read_text()[-3000:]
+    return outcome(run_dir)
+
+
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+@pytest.mark.parametrize("moment", [0, *(pytest.param(number, marks=pytest.mark.faults) for number in range(1, 5))])
+def test_what_is_killed_changes_nothing(work, undisturbed, victim, moment, tmp_path):
+    run_dir = tmp_path / "run"
+    after = random.Random(f"{SEED} {victim} {moment}").randrange(5, STEPS - 4)
+    print(f"LIMRANK_FAULT_SEED={SEED}: {victim} after step {after} of {run_dir}")
+    with Run(command(work, run_dir), log=tmp_path / "run.log") as run:
+        wait_until(lambda: run.ended() or len(read_metrics(run_dir / "metrics.jsonl")) >= after, f"step {after}")
+        assert not run.ended(), run.log.read_text()[-3000:]
+        if victim == "driver":
+            os.kill(run.process.pid, 9)
+            run.wait()
+            assert run.left() == []
+        else:
+            os.kill(next(each.pid for each in run.seen() if named(each, WORKER)), 9)
+            assert run.wait() == 0, run.log.read_text()[-3000:]
+    if victim == "driver":
+        with Run(command(work, run_dir), log=tmp_path / "again.log") as again:
+            assert again.wait() == 0, again.log.read_text()[-3000:]
+            assert again.left() == []
+    losses, weights = outcome(run_dir)
+    assert losses == pytest.approx(undisturbed[0], abs=1e-6)
+    for name, tensor in undisturbed[1].items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6, msg=name)
