@@ -422,6 +422,11 @@ def test_by_ranking_nobody_is_asked_about_what_has_nothing_to_be_compared_with()
     inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": "direct"}))
     outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Judge(), inputs=inputs)
     assert [each.reject_reason for each in outcome.examples] == ["unpaired", "same_passages", "same_passages"]
+    # And here the positive is gone, and two negatives are left.
+    outcome = synthesize(
+        briefs=[DAILY], writer=Writer(text="Too short."), judge=Judge(), mined=("a text", "another"), inputs=inputs
+    )
+    assert [each.reject_reason for each in outcome.examples] == ["length"] * 3 + ["unpaired"] * 2
     assert asked == []
 
 
