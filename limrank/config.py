@@ -247,6 +247,11 @@ class SynthesisConfig(Section):
     )
     size: PositiveInt | None = Field(None, description="how many of the kept examples are exported; null: all")
     select: Literal["coverage", "random"] = Field("coverage", description="how those are chosen")
+    embedder: str | None = Field(
+        None,
+        description="coverage: a sentence-embedding model (a directory or a hub id), by whose vectors queries are far "
+        "apart; null: by their words",
+    )
     query_tokens: PositiveInt = 160
     chain_tokens: PositiveInt = 256
     passage_tokens: PositiveInt = 256
@@ -266,6 +271,10 @@ class SynthesisConfig(Section):
     judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.1, description="agreement by verdict: p(true) this near to one half is unsure, and rejected"
     )
+
+    @property
+    def chooses_by_embedding(self) -> bool:
+        return self.size is not None and self.select == "coverage"
 
     @model_validator(mode="after")
     def _shares_can_be_kept(self) -> SynthesisConfig:

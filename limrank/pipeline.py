@@ -59,6 +59,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     stages = stage_configs(config)
     check_engine(config.model, config.engine)
     check_labels(load_tokenizer(config.model, config.engine))
+    synthesis.check_choice(config.synthesis)
     common = {"address": address, "progress": progress}
     with (
         open_run(

@@ -109,6 +109,7 @@ def _absolute_paths(config: Job) -> Job:
         ("model.id", Path.is_dir),
         ("judge.id", Path.is_dir),
         ("reranker.id", Path.is_dir),
+        ("synthesis.embedder", Path.is_dir),
         ("scoring.prompt", Path.is_file),
         ("judge_scoring.prompt", Path.is_file),
         *((f"synthesis.prompts.{step}", Path.is_file) for step in SynthesisPrompts.model_fields),

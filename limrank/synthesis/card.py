@@ -50,6 +50,8 @@ def _models(stats: Mapping[str, Any]) -> Iterator[str]:
     yield f"- judge: {stats['judge']}, agreement by {stats['agreement']}"
     if "reranker" in stats:
         yield f"- reranker to be bettered: {stats['reranker']}"
+    if "embedding" in stats:
+        yield f"- embedding of the queries, which were chosen far apart: {stats['embedding']}"
 
 
 def _made_of(stats: Mapping[str, Any]) -> Iterator[str]:

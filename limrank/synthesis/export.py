@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank import prompts
-from limrank.config import ScoringConfig, SynthesizeJob, TokenPrices, is_prompt_text
+from limrank.config import ScoringConfig, SynthesisConfig, SynthesizeJob, TokenPrices, is_prompt_text
 from limrank.engines.base import Usage
 from limrank.receipts import Summary, step_tokens
 from limrank.records import Query, synthesis_example_schema
@@ -106,6 +106,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         **{name: _name(role.model.id) for name, role in config.roles().items()},
         "judge_by": config.synthesis.judge_by,
         "agreement": config.synthesis.agreement,
+        **({"embedding": _embedding(config.synthesis)} if config.synthesis.chooses_by_embedding else {}),
         "prompts": {step: _prompt(name) for step, name in steps.items()},
         "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},
         "steps": {name: _step(name, usage, config) for name, usage in summary.steps.items()},
@@ -120,6 +121,10 @@ def _prompt(name: str) -> dict[str, str]:
 def _name(path: str) -> str:
     """What is told of a path to people who are handed the examples: not where it lies here."""
     return Path(path).name if Path(path).is_absolute() else path
+
+
+def _embedding(settings: SynthesisConfig) -> str:
+    return _name(settings.embedder) if settings.embedder else "by words"
 
 
 def _step(name: str, usage: Usage, config: SynthesizeJob) -> dict[str, Any]:

@@ -144,8 +144,9 @@ def judged(
         if reason is None and settings.agreement == "verdict":
             reason = _verdict_fault(example, settings.judge_margin)
         elif reason is None:
-            others = [example.judge_score > other for other in negatives]
-            if not example.label:
+            if example.label:
+                others = [example.judge_score > other for other in negatives]
+            else:
                 others = [example.judge_score < other for other in positives]
             reason = None if any(others) else "judge_disagrees" if others else "unpaired"
         result.append(replace(example, kept=reason is None, reject_reason=reason))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
 from limrank.chunks import Engines, Outcome, Rows
-from limrank.config import SynthesizeJob, config_hash, dump_config
+from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
@@ -21,6 +21,7 @@ from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.scoring import check_labels, prompt_template
+from limrank.synthesis.embeddings import check_embedder
 from limrank.synthesis.export import export
 from limrank.synthesis.plan import (
     Inputs,
@@ -91,6 +92,7 @@ def run(
     """
     _check_recipe(config)
     given = read_inputs(config)
+    check_choice(config.synthesis)
     if engines is None:
         engines = _checked_sources(config)
     with (
@@ -131,6 +133,12 @@ def run(
         given.benchmarks.warnings if given.benchmarks else [],
         _shown(config, stats, len(given.seeds) if stopped else None),
     )
+
+
+def check_choice(settings: SynthesisConfig) -> None:
+    """Raises UserError for an embedder that could not choose once everything is written."""
+    if settings.embedder and settings.chooses_by_embedding:
+        check_embedder(settings.embedder)
 
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
 _NOT_OF_ROWS = {
     *("seeds", "personas", "prompts", "decontaminate"),  # what they hold is
     "license",
-    *("max_tokens", "prices", "near_duplicate", "size", "select"),
+    *("max_tokens", "prices", "near_duplicate", "size", "select", "embedder"),
 }
 """Keys that may change while a run directory keeps its rows."""
 

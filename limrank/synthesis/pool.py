@@ -11,6 +11,7 @@ from limrank.config import SynthesisConfig
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.duplicates import find_duplicates
+from limrank.synthesis.embeddings import embedder
 from limrank.synthesis.select import Selection, select
 from limrank.synthesis.steps import query_id
 
@@ -61,7 +62,8 @@ def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks |
     pool = Pool(storage, rejected)
     if settings.size is None:
         return pool
-    return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed))
+    embed = embedder(settings.embedder)
+    return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed, embed=embed))
 
 
 def _query_id(row: Row) -> str:

@@ -25,7 +25,8 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
     Args:
         stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
-            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``.
+            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``;
+            where they apply ``reranker``, ``embedding``.
         rows: those that were counted, read once and not held: for examples alone. Which
             are shown does not depend on their order.
     """
@@ -52,6 +53,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
             "writer": stats["writer"],
             "judge": f"{stats['judge']}, agreement by {stats['agreement']}",
             **({"reranker": stats["reranker"]} if "reranker" in stats else {}),
+            **({"embedding of the queries": stats["embedding"]} if "embedding" in stats else {}),
             "tokens": "{prompt:,} in prompts, {generated:,} generated".format(**stats["tokens"]),
             "requests that could not run": f"{stats['failed']:,}",
             "written with": f"limrank {__version__}",

@@ -54,6 +54,27 @@ def write_recipe(path, **sections):
     return path
 
 
+def write_embedder(directory, vocabulary, synonyms):
+    """A sentence embedder of random weights, of which the first and the second of the two
+    ``synonyms`` are one word; safetensors and a tokenizer of ``vocabulary``."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        # Weights so large that texts, their order and their padding make a difference.
+        model = BertModel(BertConfig(vocab_size=len(tokens), initializer_range=0.5, **shape))
+    with torch.no_grad():
+        first, second = tokenizer.convert_tokens_to_ids(synonyms)
+        model.embeddings.word_embeddings.weight[second] = model.embeddings.word_embeddings.weight[first]
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
 def fake_engine(*, context=None, **settings):
     """An open fake engine. It belongs to the loop that first uses it."""
     return open_engine(ModelConfig(id="fake", max_model_len=context), EngineConfig(kind="fake", **settings))

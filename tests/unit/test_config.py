@@ -189,6 +189,10 @@ def test_a_model_that_is_a_directory_is_absolute_and_a_name_is_not(recipe, tmp_p
     (tmp_path / "tuned").mkdir()
     assert load_config(recipe(RERANK), ["model.id=tuned"]).model.id == str(tmp_path / "tuned")
     assert load_config(recipe(RERANK), ["model.id=owner/tuned"]).model.id == "owner/tuned"
+    synthesize = recipe("job: synthesize\nrun_dir: out\n")
+    assert load_config(synthesize, ["synthesis.embedder=tuned"]).synthesis.embedder == str(tmp_path / "tuned")
+    assert load_config(synthesize, ["synthesis.embedder=owner/tuned"]).synthesis.embedder == "owner/tuned"
+    assert load_config(synthesize).synthesis.embedder is None
 
 
 def test_a_prompt_that_is_a_file_is_absolute_and_a_name_is_not(recipe, tmp_path):

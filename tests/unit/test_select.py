@@ -1,14 +1,11 @@
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from limrank.synthesis import select as module
-from limrank.synthesis.select import Selection, domain_name, farthest_first, lexical_embeddings, select, surprise
+from limrank.synthesis.select import Selection, domain_name, farthest_first, select, surprise
 
 DOMAINS = ["health", "Health ", "law", "tax  law", "Tax law", "cooking", None]
 WORDS = ["heat", "light", "sound", "water", "iron", "salt"]
@@ -294,43 +291,3 @@ def test_each_place_is_the_farthest_that_is_left(number, leaders, monkeypatch):
 def test_equal_vectors_are_all_taken():
     same = np.ones((50, 4), dtype=np.float32) / 2
     assert sorted(farthest_first(same, np.ones(50, dtype=np.float32))) == list(range(50))
-
-
-# ---- lexical embeddings --------------------------------------------------------------
-
-
-def test_texts_that_share_rare_words_are_close():
-    texts = [
-        "merge the sorted feeds of the heap",
-        "The heap: how do sorted feeds merge?",
-        "bake the bread at the altitude of the resort",
-        "",
-    ]
-    vectors = lexical_embeddings(texts)
-    assert vectors.shape == (4, 128) and vectors.dtype == np.float32
-    assert not vectors[3].any()
-    unit = vectors[:3] / np.linalg.norm(vectors[:3], axis=1, keepdims=True)
-    assert unit[0] @ unit[1] > 0.6
-    assert abs(unit[0] @ unit[2]) < 0.4
-
-
-def test_lexical_embeddings_of_a_script_without_spaces():
-    near = lexical_embeddings(["为什么天空是蓝色的", "为什么天空是红色的", "怎样烤一个好面包"])
-    unit = near / np.linalg.norm(near, axis=1, keepdims=True)
-    assert unit[0] @ unit[1] > 0.5 > abs(unit[0] @ unit[2])
-
-
-def test_lexical_embeddings_are_the_same_in_every_process():
-    code = "from limrank.synthesis.select import lexical_embeddings as e; print(e(['a b', 'b c c', 'ümläut']).tobytes().hex())"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(outputs) == 1
-    assert lexical_embeddings(["a b", "b c c", "ümläut"]).tobytes().hex() + "\n" in outputs

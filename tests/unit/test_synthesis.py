@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pytest
-from helpers import fake_engine, planned, runner, write_beir
+from helpers import fake_engine, planned, runner, write_beir, write_embedder
 from rundirs import rows
 
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
@@ -15,6 +15,7 @@ from limrank.engines.base import Generation, Limits, Traffic, meter
 from limrank.engines.fake import ByteTokenizer
 from limrank.errors import EngineError, RowError, UserError
 from limrank.plan import write_plan
+from limrank.progress import open_progress
 from limrank.receipts import summarize
 from limrank.records import (
     Difficulty,
@@ -422,6 +423,11 @@ def test_by_ranking_nobody_is_asked_about_what_has_nothing_to_be_compared_with()
     inputs = replace(INPUTS, synthesis=settings, judging=INPUTS.judging.model_copy(update={"mode": "direct"}))
     outcome = synthesize(briefs=[DAILY], writer=Writer(), judge=Judge(), inputs=inputs)
     assert [each.reject_reason for each in outcome.examples] == ["unpaired", "same_passages", "same_passages"]
+    # And here the positive is gone, and two negatives are left.
+    outcome = synthesize(
+        briefs=[DAILY], writer=Writer(text="Too short."), judge=Judge(), mined=("a text", "another"), inputs=inputs
+    )
+    assert [each.reject_reason for each in outcome.examples] == ["length"] * 3 + ["unpaired"] * 2
     assert asked == []
 
 
@@ -833,6 +839,7 @@ def test_the_hash(config):
     assert hashed(run_dir="/elsewhere", allow_failures=True) == base
     assert hashed(engine=EngineConfig(kind="fake", latency_ms=9)) == base
     assert hashed(synthesis=config.synthesis.model_copy(update={"seeds": "/moved.jsonl"})) == base
+    assert hashed(synthesis=config.synthesis.model_copy(update={"size": 2, "embedder": "a/model"})) == base
     changed = [
         hashed(seeds=SEEDS[:1]),
         hashed(personas=[Persona("1", "a pilot")]),
@@ -1169,6 +1176,47 @@ def test_of_two_queries_that_are_one_the_one_that_can_be_trained_on_stays(tmp_pa
         ("whole", None, True),
         ("whole", None, True),
     ]
+
+
+def test_an_embedder_of_the_recipe_says_which_queries_are_near(config, tmp_path):
+    """A model to which heat and warmth are one word; by words any two of three are as far apart."""
+
+    def row(query, label):
+        example = SynthesisExample(f"{query}/{label}", query, "p1", QueryKind.DAILY, "home", "direct", query=query)
+        role = POSITIVE if label else HARD
+        return asdict(replace(example, passage=str(role), passage_role=role, label=label, kept=True))
+
+    rows = [row(query, label) for query in ("heat", "warmth", "salt") for label in (True, False)]
+    storage = Storage(str(tmp_path / "run"))
+    storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
+    model = write_embedder(tmp_path / "minilm", ["heat", "warmth", "salt"], ["heat", "warmth"])
+
+    def chosen(seed, embedder):
+        pool = settle(storage, SynthesisConfig(size=4, embedder=embedder), None, seed)
+        return frozenset(each["query"] for each in pool.rows() if each["selected"])
+
+    assert frozenset(("heat", "warmth")) in {chosen(seed, None) for seed in range(20)}
+    assert {chosen(seed, model) for seed in range(20)} == {frozenset(("heat", "salt")), frozenset(("warmth", "salt"))}
+
+    def told(**changed):
+        settings = with_settings(config, **changed)
+        pool = settle(storage, settings.synthesis, None, seed=1)
+        return export(storage, settings, summarize([], 0), pool, queries_a_seed=2).get("embedding")
+
+    assert told(size=4, embedder=model) == "minilm"
+    assert str(tmp_path) not in storage.read_text("DATASET.md") + storage.read_text("report.html")
+    assert told(size=4) == "by words"
+    assert told(embedder=model) is told(size=4, select="random", embedder=model) is None
+
+
+def test_an_embedder_that_is_not_there_is_told_before_anything_is_started(config, tmp_path):
+    wrong = with_settings(config, size=2, embedder="/no/such/model")
+    with pytest.raises(UserError, match="model /no/such/model: no such directory"):
+        job.run(wrong, address="local", progress=open_progress())
+    assert not (tmp_path / "run").exists()
+    # Nothing is embedded for a choice at random, or without one.
+    job.check_choice(wrong.synthesis.model_copy(update={"select": "random"}))
+    job.check_choice(wrong.synthesis.model_copy(update={"size": None}))
 
 
 def test_no_two_queries_have_one_name():

@@ -272,6 +272,15 @@ def test_what_is_selected_is_shown_beside_what_is_kept():
     )
 
 
+def test_page_and_card_say_by_what_the_selected_are_far_apart():
+    facts = RUN | tally(ROWS, Selection(["a", "b"], 2, 1)) | {"seed_source": "s", "license": None, "prompts": {}}
+    for embedding in ("by words", "owner/minilm"):
+        shown = card.render(facts | {"embedding": embedding}, [])
+        assert f"\n- embedding of the queries, which were chosen far apart: {embedding}\n" in shown
+        assert f" embedding of the queries {embedding} " in words(page(ROWS, embedding=embedding))
+    assert "embedding" not in card.render(facts, []) + page(ROWS)
+
+
 def test_a_kept_query_is_shown_with_all_its_passages_in_full():
     text = words(page(ROWS))
     kept = text[text.index("Kept, to read in full") : text.index("Rejected, to read in full")]
