@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from dataclasses import asdict
@@ -22,7 +21,11 @@ if TYPE_CHECKING:
 STATE_FILE = "state.pt"
 
 SCORE = "score"
-"""By what Ray Train tells the best checkpoint: a look's score, or −inf where nobody looked."""
+"""By what Ray Train tells the best checkpoint: a look's score, or where nobody looked
+:data:`NO_SCORE`."""
+
+NO_SCORE = -1e9
+"""Below all; an infinity does not outlive the JSON that Ray Train keeps its checkpoints in."""
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def _save_checkpoint(state: dict[str, Any] | None, progress: Progress) -> None:
 
     is_best = progress.step == progress.best_step
     # Ray Train keeps the last ones, and those with the highest score.
-    metrics = {"step": progress.step, SCORE: progress.best_score if is_best else -math.inf}
+    metrics = {"step": progress.step, SCORE: progress.best_score if is_best else NO_SCORE}
     if state is None:
         report(metrics)
         return

@@ -1,0 +1,206 @@
+"""Packed rows, held-out nDCG and early stopping against plain loops over one example at a time."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_training import PROMPT, TRUE_FALSE, encode, into, make_tiny, perturb, settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from limrank.config import DevConfig, TrainJob
+from limrank.evaluation.metrics import evaluate
+from limrank.training import fit
+from limrank.training.attention import PACKED
+from limrank.training.batches import epoch_steps, pack, single_units
+from limrank.training.curves import read_metrics
+from limrank.training.dev import read_dev_set
+from limrank.training.examples import aim, encode_examples
+from limrank.training.loop import TrainState, direct_log_odds, packed_logits, total_steps, train
+from limrank.training.model import load_for_training
+from limrank.training.sources import read_examples
+
+DEV = DevConfig(data={"format": "pydocs", "split": "dev", "max_queries": 4}, first_stage={"depth": 5})
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory):
+    """Ten queries, each with a passage that is relevant and two that are not."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    with path.open("w") as file:
+        for query in range(10):
+            for passage in range(3):
+                prompt = PROMPT.format(query=f"need {query}", passage=f"passage {passage} " * (1 + query % 4 + passage))
+                label = "true" if passage == query % 3 else "false"
+                file.write(json.dumps({"prompt": prompt, "completion": f"\nIt says {query}.\n</think> {label}"}) + "\n")
+    return path
+
+
+@pytest.fixture
+def loaded(model_dir):
+    model, tokenizer = load_for_training(model_dir, settings(), torch.float32)
+    perturb(model)
+    return model.eval(), tokenizer
+
+
+def direct(train_file, tokenizer):
+    examples = aim(read_examples(train_file), "direct")
+    encoding = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    return encode_examples(examples, encoding, tokenizer.eos_token_id, 2500, str(train_file))
+
+
+def plain_logits(model, ids):
+    """Of one sequence by itself, as (tokens, vocabulary)."""
+    return model(input_ids=torch.from_numpy(ids.astype("int64"))[None]).logits[0]
+
+
+def test_an_example_sees_nothing_of_its_neighbours(loaded, train_file):
+    model, tokenizer = loaded
+    assert model.config._attn_implementation == PACKED
+    first, second, third = encode(train_file, tokenizer)[:3]
+    with torch.no_grad():
+        row = packed_logits(model, pack([[first], [second], [third]]))
+        for example, logits in zip(
+            (first, second, third), row.split([each.completion_tokens for each in (first, second, third)]), strict=True
+        ):
+            alone = plain_logits(model, example.ids)[example.prompt_tokens - 1 : -1]
+            torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["think", "direct", "mixed"])
+def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
+    """One example a forward pass, no packing, transformers' own loss and schedule."""
+    training = settings(epochs=2, batch_size=2, gradient_accumulation=3, warmup_ratio=0.2, target=target)
+
+    def fresh():
+        torch.manual_seed(0)
+        model, tokenizer = load_for_training(model_dir, training, torch.float32)
+        examples = encode_examples(
+            aim(read_examples(train_file), target),
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            tokenizer.eos_token_id,
+            2500,
+            str(train_file),
+        )
+        return model, examples, TrainState(model, training, total_steps(len(examples), training, workers=1))
+
+    model, examples, state = fresh()
+    lines = []
+    train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
+    assert len(lines) == 10
+    model, examples, state = fresh()
+    losses = []
+    for epoch in range(2):
+        for step in epoch_steps(single_units(examples), 6, seed=1, epoch=epoch):
+            tokens = sum(examples[index].completion_tokens for (index,) in step)
+            total = 0.0
+            for (index,) in step:
+                ids = torch.from_numpy(examples[index].ids.astype("int64"))[None]
+                labels = ids.clone()
+                labels[:, : examples[index].prompt_tokens] = -100
+                loss = model(input_ids=ids, labels=labels).loss * examples[index].completion_tokens
+                (loss / tokens).backward()
+                total += loss.item()
+            torch.nn.utils.clip_grad_norm_(state.parameters.values(), 1.0)
+            state.optimizer.step()
+            state.schedule.step()
+            state.optimizer.zero_grad()
+            losses.append(total / tokens)
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+
+
+def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
+    model, tokenizer = loaded
+    dev = read_dev_set(DEV, tokenizer, "Query: {{ query }}\nPassage: {{ passage }}\n<think>", 400)
+    assert len(dev.pairs) == 20 and len({query_id for query_id, _ in dev.documents}) == 4
+    assert tokenizer.decode(dev.pairs[0].ids).endswith("<think>\n</think> true")
+    odds = direct_log_odds(model, dev.pairs, TRUE_FALSE, 3, "cpu")
+    run = {}
+    with torch.no_grad():
+        for pair, found, (query_id, doc_id) in zip(dev.pairs, odds, dev.documents, strict=True):
+            logits = plain_logits(model, pair.ids[:-1])[-1]
+            expected = (logits[TRUE_FALSE[0]] - logits[TRUE_FALSE[1]]).item()
+            assert found == pytest.approx(expected, abs=1e-5)
+            run.setdefault(query_id, {})[doc_id] = expected
+    assert dev.ndcg(odds) == pytest.approx(evaluate(dev.qrels, run, ["nDCG@10"]).mean["nDCG@10"])
+    # Of equal scores the first stage's order stays.
+    first = {}
+    for place, (query_id, doc_id) in enumerate(dev.documents):
+        first.setdefault(query_id, {})[doc_id] = -place
+    assert dev.ndcg([0.0] * 20) == pytest.approx(evaluate(dev.qrels, first, ["nDCG@10"]).mean["nDCG@10"])
+
+
+@pytest.mark.parametrize("objective", ["softmax", "ranknet"])
+def test_a_query_s_relevant_passage_rises(model_dir, objective, tmp_path):
+    """Whatever is asked, the green one is right, second of the three."""
+    pairs = [(query, colour) for query in range(10) for colour in ("red", "green", "blue")]
+    lines = [
+        {"query": f"need {query}", "passage": f"A {colour} one.", "label": colour == "green"} for query, colour in pairs
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training = settings(epochs=30, batch_size=10, target="direct", objective=objective)
+    torch.manual_seed(0)
+    model, tokenizer = load_for_training(model_dir, training, torch.float32)
+    examples = direct(file, tokenizer)
+    state, lines = TrainState(model, training, total_steps(10, training, workers=1)), []
+    train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
+    assert lines[0]["loss"] == pytest.approx(math.log(3) if objective == "softmax" else math.log(2), rel=0.05)
+    odds = direct_log_odds(model, examples, TRUE_FALSE, 8, "cpu")
+    assert all(odds[start + 1] > max(odds[start], odds[start + 2]) for start in range(0, 30, 3))
+    assert lines[-1]["examples"] == 30 * 30
+
+
+def test_looks_that_find_nothing_better_end_the_training(model_dir, train_file):
+    """A learning rate of next to nothing: the first look is the best one."""
+    training = settings(epochs=9, batch_size=5, learning_rate=1e-12, eval_steps=2, patience=2, target="direct")
+    model, tokenizer = load_for_training(model_dir, training, torch.float32)
+    examples, lines = direct(train_file, tokenizer), []
+    dev = read_dev_set(DEV, tokenizer, "{{ query }} {{ passage }}", 300)
+    state = TrainState(model, training, total_steps(30, training, workers=1))
+    over = []
+    progress = train(
+        state,
+        examples,
+        training,
+        seed=1,
+        labels=TRUE_FALSE,
+        validation=examples[:4],
+        dev=dev,
+        on_step=lambda metrics, is_over: (lines.append(metrics), over.append(is_over)),
+    )
+    assert (
+        [line["step"] for line in lines if "ndcg" in line]
+        == [2, 4, 6]
+        == [line["step"] for line in lines if "validation_loss" in line]
+    )
+    assert (progress.step, progress.best_step, over) == (6, 2, [False] * 5 + [True])
+
+
+def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, local_ray, monkeypatch):
+    """Held-out loss falls and rises again at a rate that is too high; and an event file is there."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    shape = {"epochs": 6, "batch_size": 5, "learning_rate": 0.1, "eval_steps": 2, "validation_share": 0.3}
+    config = TrainJob(
+        run_dir=str(tmp_path),
+        model={"id": str(model_dir)},
+        workers={"replicas": 1, "cpus": 1},
+        training=settings(train_file=str(train_file), target="direct", tensorboard=True, **shape),
+        dev=DEV,
+    )
+    result = fit.fit(config, tmp_path)
+    looks = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "ndcg" in line]
+    assert looks and all("validation_loss" in line for line in looks)
+    best = max(looks, key=lambda line: line["ndcg"])
+    assert result.best_step == best["step"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=PACKED)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    dev = read_dev_set(DEV, tokenizer, fit.prompts.load("relevance"), config.training.cutoff_tokens)
+    assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(best["ndcg"], abs=1e-6)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert fit.fit(config, tmp_path) == result
