@@ -320,6 +320,11 @@ class TrainingConfig(Section):
     )
     gradient_accumulation: PositiveInt = 8
     cutoff_tokens: PositiveInt = 2500
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: each worker holds a part of the weights, their gradients and the optimizer (FSDP2), for "
+        "models that are too large for one; none: each holds all",
+    )
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ class TrainResult:
     ``examples`` and ``cut`` count lines of the training file (validation included),
     ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
     steps. Losses are the mean over completion tokens (or queries): of the last step, and of the
-    validation split at the last look (None where there is no split). ``ndcg`` is the dev set's
-    then, and ``best_step`` the step whose weights were exported (None: the last).
+    validation split at the last look (None where there is no split). ``best_step`` is the step whose
+    weights were exported (None: the last), ``best_ndcg`` the dev set's nDCG@10 of these.
     """
 
     examples: int
@@ -57,7 +57,7 @@ class TrainResult:
     seconds: float
     final_loss: float
     validation_loss: float | None
-    ndcg: float | None
+    best_ndcg: float | None
     best_step: int | None
     cut: int
     model_dir: Path
@@ -102,7 +102,7 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
         "directory": str(directory),
         # By reference: each node fetches the examples once, and each worker maps them.
         "data": ray.put((prepared.training, prepared.validation, prepared.dev)),
-        "plan": {key: planned[key] for key in RESUMED_BY},
+        "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
     with _following(metrics_file, on_progress), _interrupt_handler_kept():
         progress = _fit(config, directory, task)
@@ -115,7 +115,7 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
         seconds=progress["seconds"],
         final_loss=progress["loss"],
         validation_loss=progress["validation_loss"],
-        ndcg=progress["ndcg"],
+        best_ndcg=progress["best_score"] if config.dev else None,
         best_step=progress["best_step"],
         cut=planned["cut"],
         model_dir=directory / "model",
@@ -155,6 +155,11 @@ def _plan(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
     replicas = config.workers.min_replicas
     lengths = [len(example.ids) for example in training]
     units = training_units(training, config.training.objective)
+    if len(training) < replicas:
+        raise UserError(
+            f"workers.replicas: {replicas} workers for {len(training)} training examples of "
+            f"{config.training.train_file}: take fewer workers"
+        )
     if not units:
         raise UserError(
             f"{config.training.train_file}: no query has a relevant and another passage, "
@@ -170,6 +175,7 @@ def _plan(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
         "cut": sum(example.cut for example in training + prepared.validation),
         "longest_tokens": max(lengths),
+        "warnings": _warnings(config, training),
         "tokens": config.training.epochs * sum(lengths),
         "epochs": config.training.epochs,
         "units": len(units),
@@ -179,6 +185,26 @@ def _plan(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "cpus_a_worker": config.workers.cpus,
         "gpus_a_worker": config.workers.gpus if config.workers.gpus is not None else "1 where there are GPUs",
     }
+
+
+def _warnings(config: TrainJob, training: Sequence[EncodedExample]) -> list[str]:
+    """What a run would do that its person may not have meant."""
+    found = []
+    if len({example.label for example in training}) < 2:
+        found.append(
+            f"{config.training.train_file}: all {len(training)} training examples have one label: a model cannot "
+            "learn from them to tell passages apart"
+        )
+    if (
+        config.training.validation_share
+        and not int(len(training) * config.training.validation_share)
+        and not config.dev
+    ):
+        found.append(
+            f"training.validation_share={config.training.validation_share:g} of {len(training)} examples is none: "
+            "nothing is held out"
+        )
+    return found
 
 
 def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from limrank import cluster, models
 from limrank.config import TrainJob, config_hash, dump_config, is_uri
+from limrank.data import benchmarks
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
@@ -39,7 +41,8 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
     ):
         steps = planned["steps"]
         progress.update(Event("train", 0, steps, "steps"))
-        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps)))
+        pace = Pace()
+        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps, pace)))
         progress.update(Event("train", result.steps, steps, "steps", finished=True))
         run_dir.note(
             counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
@@ -48,7 +51,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")
-    return JobResult(0, [], _shown(config, result))
+    return JobResult(0, planned["warnings"], _shown(config, result))
 
 
 def training_hash(config: TrainJob) -> str:
@@ -58,25 +61,47 @@ def training_hash(config: TrainJob) -> str:
             "job": "train",
             "train_file": fingerprint(config.training.train_file),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
-            "training": config.training.model_dump(exclude={"train_file", "save_steps"}),
+            "training": config.training.model_dump(exclude={"train_file", "save_steps", "tensorboard"}),
+            "dev": [config.dev.model_dump(exclude={"data": {"path"}}), benchmarks.fingerprint(config.dev.data)]
+            if config.dev
+            else None,
             "seed": config.seed,
         }
     )
 
 
-def _event(line: dict[str, Any], steps: int) -> Event:
+class Pace:
+    """Steps a second since the first one that this call saw; None at that one."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def at(self, step: int) -> float | None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        done, since = step - self._first[0], now - self._first[1]
+        return done / since if done and since else None
+
+
+def _event(line: dict[str, Any], steps: int, pace: Pace) -> Event:
+    held_out = f", nDCG@10 {line['ndcg']:.4f}" if "ndcg" in line else ""
     return Event(
         "train",
         line["step"],
         steps,
         "steps",
+        rate=pace.at(line["step"]),
         tokens_per_second=line["tokens_per_second"],
-        detail=f"loss {line['loss']:.4f}",
+        detail=f"loss {line['loss']:.4f}, lr {line['learning_rate']:.2g}{held_out}",
     )
 
 
 def _shown(config: TrainJob, result: TrainResult) -> list[str]:
     held_out = "" if result.validation_loss is None else f", held out {result.validation_loss:.4f}"
+    if result.best_step is not None:
+        ranked = "" if result.best_ndcg is None else f", nDCG@10 {result.best_ndcg:.4f}"
+        held_out += f", best at step {result.best_step}{ranked}"
     rate = f", {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else ""
     return [
         f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.cut} cut",

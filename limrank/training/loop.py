@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from limrank.training.batches import (
     steps_per_epoch,
 )
 from limrank.training.objectives import Objective, summed_loss, weight
+from limrank.training.sharding import is_sharded, part_of, whole
 
 if TYPE_CHECKING:
     import torch
@@ -91,19 +92,32 @@ class TrainState:
         self.progress = Progress()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, by name: the frozen weights are not in it."""
+        """Everything that changes, by name: the frozen weights are not in it. All processes
+        ask for it at once, and get it whole."""
         return {
-            "parameters": {name: each.detach() for name, each in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "parameters": self.whole_parameters(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
         }
+
+    def whole_parameters(self) -> dict[str, torch.Tensor]:
+        return {name: whole(each.detach()) for name, each in self.parameters.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["parameters"].keys() != self.parameters.keys():
             raise EngineError("the checkpoint holds other parameters than this model trains")
         self.load_parameters(state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        parts = {
+            place: {
+                name: part_of(value, parameter) if value.shape == parameter.shape else value
+                for name, value in optimizer["state"][place].items()
+            }
+            for place, parameter in enumerate(self.parameters.values())
+            if place in optimizer["state"]
+        }
+        self.optimizer.load_state_dict(optimizer | {"state": parts})
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
 
@@ -112,7 +126,7 @@ class TrainState:
 
         with torch.no_grad():
             for name, each in self.parameters.items():
-                each.copy_(values[name])
+                each.copy_(part_of(values[name], each))
 
 
 def total_steps(units: int, training: TrainingConfig, workers: int) -> int:
@@ -165,7 +179,7 @@ def train(
     rank, workers = _process()
     device = torch.device(device)
     loss = local_loss = row_loss(state.model, training.objective, labels, mixed_precision)
-    if workers > 1:
+    if workers > 1 and not is_sharded(state.model):
         loss = torch.nn.parallel.DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
     units = training_units(examples, training.objective)
     per_step = units_per_step(training, workers)
@@ -270,8 +284,8 @@ def mean_loss(
 
     units = training_units(examples, objective)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for _, row in _shared_rows(loss, examples, units, batch_size, device):
-        total += loss(row)
+    for batch, row in _shared_rows(loss, examples, units, batch_size, device):
+        total += loss(row) * (1 if batch else 0)
     return _sum(total) / weight(objective, _of(examples, units))
 
 
@@ -289,7 +303,8 @@ def direct_log_odds(
     odds = torch.zeros(len(pairs), dtype=torch.float64, device=device)
     for batch, row in _shared_rows(model, pairs, single_units(pairs), batch_size, device):
         logits = packed_logits(model, row, mixed_precision).double()
-        odds[[index for (index,) in batch]] = logits[:, labels[0]] - logits[:, labels[1]]
+        if batch:
+            odds[[index for (index,) in batch]] = logits[:, labels[0]] - logits[:, labels[1]]
     if _process()[1] > 1:
         torch.distributed.all_reduce(odds)
     return odds.tolist()
@@ -303,15 +318,16 @@ def _shared_rows(
     device: torch.device | str,
 ) -> Iterator[tuple[list[Unit], PackedRow]]:
     """This process's share of the units, with the row of each batch, without gradients and
-    in the module's evaluation mode."""
+    in the module's evaluation mode. An empty batch has a row too, of which nothing counts:
+    where weights lie in parts, all processes go forward equally often."""
     import torch
 
     rank, workers = _process()
     batches = micro_batches(units, [len(example.ids) for example in examples], batch_size, rank, workers)
     module.eval()
     with torch.no_grad():
-        for batch in filter(None, batches):
-            yield batch, pack(_of(examples, batch), device)
+        for batch in batches:
+            yield batch, pack(_of(examples, batch or units[:1]), device)
     module.train()
 
 
@@ -331,14 +347,14 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
         # A worker that has run out still meets the others, with a unit that counts nothing.
         chosen = _of(examples, batch or step[:1])
         last = number == len(batches)
-        with nullcontext() if last or workers == 1 else loss.no_sync():
+        with _synchronized(loss, state.model, last):
             batch_loss = loss(pack(chosen, device)) * (1 if batch else 0)
             if found is None and not torch.isfinite(batch_loss):
                 found = ("loss", batch_loss.item(), _lines(chosen))
-            # Averaged over the processes by DistributedDataParallel, hence × workers.
+            # Averaged over the processes where gradients meet, hence × workers.
             (batch_loss * workers / share).backward()
         total += batch_loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), MAX_GRADIENT_NORM)
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters.values(), MAX_GRADIENT_NORM))
     if not torch.isfinite(norm):
         # So it is in every process, and all of them stop here; one that knows more says so.
         told = [each for each in _gathered(found) if each] or [("gradient", norm.item(), _lines(_of(examples, step)))]
@@ -347,6 +363,14 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
     state.schedule.step()
     state.optimizer.zero_grad(set_to_none=True)
     return _sum(total) / share
+
+
+def _synchronized(loss: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Gradients meet in the last backward pass of a step."""
+    if is_sharded(model):
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last or _process()[1] == 1 else loss.no_sync()
 
 
 def _lines(units: Sequence[Sequence[EncodedExample]]) -> list[int]:

@@ -127,12 +127,13 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
 
 
 def merge_and_save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype, card: str = ""
 ) -> Path:
     """Write ``adapter/`` (LoRA only) and ``model/`` below ``directory``; returns the latter.
 
     ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and
-    generation config, with the adapter merged into the weights. The model is consumed.
+    generation config, with the adapter merged into the weights, and ``card`` as its README.
+    The model is consumed.
     Each directory appears under its name only when it is complete.
     """
     from peft import PeftModel
@@ -143,7 +144,13 @@ def merge_and_save(
         model = model.merge_and_unload()
     model.config.use_cache = True
     model.to(dtype)
-    return _publish(directory / "model", model.save_pretrained, tokenizer)
+
+    def save(to: Path) -> None:
+        model.save_pretrained(to)
+        if card:
+            (to / "README.md").write_text(card, encoding="utf-8")
+
+    return _publish(directory / "model", save, tokenizer)
 
 
 def _publish(target: Path, save, tokenizer: PreTrainedTokenizerBase) -> Path:

@@ -55,8 +55,10 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
 
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS
+    from limrank.training import card
     from limrank.training.loop import TrainState, train
     from limrank.training.model import load_for_training, merge_and_save
+    from limrank.training.sharding import shard
 
     transformers.utils.logging.disable_progress_bar()
     config: TrainJob = task["config"]
@@ -75,8 +77,13 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     dtype = training_dtype(config.model.dtype, device.type)
     # Every worker draws the same adapter.
     torch.manual_seed(config.seed)
-    model, tokenizer = load_for_training(task["model_dir"], config.training, dtype)
-    state = TrainState(model.to(device), config.training, total_steps)
+    sharded = config.training.sharding == "full" and ray.train.get_context().get_world_size() > 1
+    # Weights in parts are of one type; what is computed with them may be another.
+    model, tokenizer = load_for_training(task["model_dir"], config.training, torch.float32 if sharded else dtype)
+    model.to(device)
+    if sharded:
+        shard(model, mixed_precision=dtype != torch.float32)
+    state = TrainState(model, config.training, total_steps)
     if saved:
         state.load_state_dict(saved)
     metrics_file = directory / "metrics.jsonl"
@@ -92,8 +99,8 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
             board.add(metrics)
         progress = state.progress
         if over or progress.step % config.training.save_steps == 0 or progress.step == progress.best_step:
-            found = state.state_dict() | {"plan": task["plan"], "over": over} if first else None
-            _save_checkpoint(found, progress)
+            found = state.state_dict() | {"plan": task["plan"], "over": over} if first or sharded else None
+            _save_checkpoint(found if first else None, progress)
 
     training, validation, dev = ray.get(task["data"])
     progress: Progress = train(
@@ -108,10 +115,16 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         mixed_precision=dtype != torch.float32,
         on_step=on_step,
     )
+    values = state.whole_parameters() if sharded else None
     if first:
         if progress.best_step not in (None, progress.step):
-            state.load_parameters(_checkpoint_of(progress.best_step)["parameters"])
-        merge_and_save(model, tokenizer, directory, dtype)
+            values = _checkpoint_of(progress.best_step)["parameters"]
+        if sharded:
+            model, _ = load_for_training(task["model_dir"], config.training, dtype)
+            state = TrainState(model, config.training, total_steps)
+        if values:
+            state.load_parameters(values)
+        merge_and_save(model, tokenizer, directory, dtype, card.render(config, task["plan"], asdict(progress)))
     return asdict(progress)
 
 

@@ -324,7 +324,8 @@ def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, local_ray, monkeypatch):
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, local_ray, monkeypatch, sharding):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Ray Train looks at its workers every two seconds, which is most of a run this small.
@@ -332,6 +333,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
 
     # Five training examples, four a step: in each epoch's last step a worker has nothing to do.
     shape = {"epochs": 4, "max_examples": 7, "validation_share": 0.3, "learning_rate": 3e-3, "save_steps": 3}
+    shape["sharding"] = sharding
     config = train_job(tied_model, train_file, tmp_path, replicas=2, batch_size=1, gradient_accumulation=2, **shape)
     seen = []
     result = fit.fit(config, tmp_path, seen.append)

@@ -1,0 +1,72 @@
+"""``model/README.md``: what a person who is handed a trained reranker has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limrank import __version__
+from limrank.config import TrainJob
+
+_SETTINGS = (
+    *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
+    *("gradient_accumulation", "cutoff_tokens", "lora_rank", "lora_alpha"),
+)
+
+
+def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    """Markdown with the hub's front matter.
+
+    Args:
+        plan: what ``fit.plan`` counts of the data.
+        progress: the fields of ``loop.Progress`` at the end.
+    """
+    base, lora = _name(config.model.id), config.training.method == "lora"
+    settings = config.training.model_dump(include=set(_SETTINGS) - (set() if lora else {"lora_rank", "lora_alpha"}))
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-ranking",
+        "tags: [limrank, reranker]",
+        *([f"base_model: {base}"] if "/" in base else []),
+        "---",
+        "",
+        f"# A pointwise reranker from {base}",
+        "",
+        "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score.",
+        f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,",
+        f"with `scoring.mode: {'direct' if config.training.target == 'direct' else 'think'}`, as it was trained"
+        + (" (or `direct`: it learned both)." if config.training.target == "mixed" else "."),
+        "",
+        "## Data",
+        "",
+        f"- {plan['examples']} examples of {_name(config.training.train_file)}, {plan['validation_examples']} held out, "
+        f"{plan['cut']} cut to {config.training.cutoff_tokens} tokens",
+        f"- {progress['tokens']} tokens over {progress['step']} steps",
+        "",
+        "## Settings",
+        "",
+        *(f"- {name}: {settings[name]}" for name in _SETTINGS if name in settings),
+        f"- examples a step (or queries): {plan['units_a_step']}; seed: {config.seed}",
+        "",
+        "## Measured",
+        "",
+        f"- loss of the last step: {progress['loss']:.4f}",
+    ]
+    if progress["best_step"] is not None:
+        lines.append(f"- weights of step {progress['best_step']}, the best on held-out data: {_best(config, progress)}")
+    return "\n".join(lines) + "\n"
+
+
+def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:
+    if config.dev is None:
+        return f"loss {-progress['best_score']:.4f}"
+    data = config.dev.data
+    of = _name(data.name or data.path or data.format)
+    return f"nDCG@10 {progress['best_score']:.4f}, reranking the top {config.dev.first_stage.depth} of {of} directly"
+
+
+def _name(path: str) -> str:
+    """Of a path its last part: not where it lay on the machine that trained."""
+    return Path(path).name if Path(path).is_absolute() else path
