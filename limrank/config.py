@@ -325,6 +325,9 @@ class TrainingConfig(Section):
         description="full: each worker holds a part of the weights, their gradients and the optimizer (FSDP2), for "
         "models that are too large for one; none: each holds all",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute a layer's activations again in the backward pass: less memory, a third more time"
+    )
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01

@@ -61,13 +61,17 @@ def training_hash(config: TrainJob) -> str:
             "job": "train",
             "train_file": fingerprint(config.training.train_file),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
-            "training": config.training.model_dump(exclude={"train_file", "save_steps", "tensorboard"}),
+            "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
             "dev": [config.dev.model_dump(exclude={"data": {"path"}}), benchmarks.fingerprint(config.dev.data)]
             if config.dev
             else None,
             "seed": config.seed,
         }
     )
+
+
+_NOT_OF_WEIGHTS = {"train_file", "save_steps", "tensorboard", "gradient_checkpointing", "sharding"}
+"""Settings that may change while a run directory keeps its checkpoints; what the file holds counts."""
 
 
 class Pace:

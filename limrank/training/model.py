@@ -70,6 +70,8 @@ def load_for_training(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     model.config.use_cache = False
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, tokenizer
 
 

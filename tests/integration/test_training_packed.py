@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_training import PROMPT, TRUE_FALSE, encode, into, make_tiny, perturb, settings
+from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, make_tiny, perturb, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limrank.config import DevConfig, TrainJob
@@ -112,6 +112,19 @@ def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
             state.optimizer.zero_grad()
             losses.append(total / tokens)
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+
+
+def test_checkpointed_gradients_are_the_same(model_dir, train_file):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model, tokenizer = load_for_training(model_dir, settings(gradient_checkpointing=checkpointing), torch.float32)
+        perturb(model)
+        label_loss(model.train())(pack([[each] for each in encode(train_file, tokenizer)[:3]])).backward()
+        gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+    assert gradients[0] and gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
