@@ -30,9 +30,10 @@ from limrank.engines.base import label_token_ids
 from limrank.scoring import LABELS, encode_example
 from limrank.training.batches import epoch_steps, single_units
 from limrank.training.examples import EncodedExample, aim, encode_examples
-from limrank.training.loop import TrainState, train
+from limrank.training.loop import train
 from limrank.training.model import load_for_training
 from limrank.training.sources import read_examples
+from limrank.training.state import TrainState
 
 SEED = 1
 

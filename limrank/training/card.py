@@ -19,7 +19,7 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     """Markdown with the hub's front matter.
 
     Args:
-        plan: what ``fit.plan`` counts of the data.
+        plan: what ``prepare.describe`` counts of the data.
         progress: the fields of ``loop.Progress`` at the end.
     """
     base, lora = _name(config.model.id), config.training.method == "lora"

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from limrank import models, prompts
 from limrank.config import TrainJob
 from limrank.engines import EngineSpec
-from limrank.errors import EngineError, LimrankError, UserError
+from limrank.errors import EngineError, LimrankError
 from limrank.resources import claim
-from limrank.scoring import encode_example
 from limrank.training.curves import draw_curves, read_metrics
-from limrank.training.dev import DevSet, read_dev_set
-from limrank.training.examples import EncodedExample, aim, encode_examples
-from limrank.training.loop import total_steps, training_units, units_per_step
-from limrank.training.model import load_tokenizer
-from limrank.training.sources import PAIR_PROMPT, read_examples, select, split
+from limrank.training.prepare import RESUMED_BY, Prepared, describe, prepare
 from limrank.training.worker import SCORE, train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -32,9 +25,6 @@ CHECKPOINTS_KEPT = 2
 
 DEATHS_BORNE = 3
 """A worker that dies is replaced, and all go on from the last checkpoint; so often in one call."""
-
-RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
-"""What of the plan has to be as it was, for a checkpoint's step to mean the same."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -63,16 +53,9 @@ class TrainResult:
     model_dir: Path
 
 
-def plan(config: TrainJob) -> dict[str, Any]:
-    """What :func:`fit` would do; reads the training file and the tokenizer, no weights.
-
-    Raises:
-        UserError: as :func:`fit` does for file, model and dtype.
-    """
-    return _plan(config, _prepare(config, weights=False))
-
-
-def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None) -> TrainResult:
+def fit(
+    config: TrainJob, directory: Path, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+) -> TrainResult:
     """Train on the Ray cluster that this process is connected to.
 
     Started again with the same directory it goes on from the last checkpoint.
@@ -82,6 +65,8 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
             every worker must see it under the same path.
         on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of
             each step that is new to it (see :func:`limrank.training.loop.train`).
+        prepared: what :func:`~limrank.training.prepare.prepare` makes of the recipe, where
+            it was made already.
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
@@ -93,8 +78,8 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
         raise RuntimeError("limrank.training.fit.fit needs a Ray that its caller has connected to")
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    prepared = _prepare(config)
-    planned = _plan(config, prepared)
+    prepared = prepared or prepare(config)
+    planned = describe(config, prepared)
     metrics_file = directory / "metrics.jsonl"
     task = {
         "config": config,
@@ -120,91 +105,6 @@ def fit(config: TrainJob, directory: Path, on_progress: OnProgress | None = None
         cut=planned["cut"],
         model_dir=directory / "model",
     )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Where the model is, and all that it is trained and tried on, encoded."""
-
-    model_dir: Path
-    training: list[EncodedExample]
-    validation: list[EncodedExample]
-    dev: DevSet | None
-
-
-def _prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
-    if config.model.dtype == "float16":
-        raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
-    training = config.training
-    examples = select(read_examples(training.train_file), training.max_examples, config.seed)
-    model_dir = models.resolve(config.model.id, weights=weights)
-    tokenizer, _ = load_tokenizer(model_dir)
-    encoded = encode_examples(
-        aim(examples, training.target),
-        encode=partial(encode_example, tokenizer),
-        end_id=tokenizer.eos_token_id,
-        cutoff=training.cutoff_tokens,
-        source=training.train_file,
-    )
-    dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
-    return Prepared(model_dir, *split(encoded, training.validation_share, config.seed), dev)
-
-
-def _plan(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
-    training = prepared.training
-    replicas = config.workers.min_replicas
-    lengths = [len(example.ids) for example in training]
-    units = training_units(training, config.training.objective)
-    if len(training) < replicas:
-        raise UserError(
-            f"workers.replicas: {replicas} workers for {len(training)} training examples of "
-            f"{config.training.train_file}: take fewer workers"
-        )
-    if not units:
-        raise UserError(
-            f"{config.training.train_file}: no query has a relevant and another passage, "
-            f"which training.objective={config.training.objective} compares: take objective=label, or more negatives"
-        )
-    return {
-        "model": config.model.id,
-        "method": config.training.method,
-        "target": config.training.target,
-        "objective": config.training.objective,
-        "examples": len(training),
-        "validation_examples": len(prepared.validation),
-        "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
-        "cut": sum(example.cut for example in training + prepared.validation),
-        "longest_tokens": max(lengths),
-        "warnings": _warnings(config, training),
-        "tokens": config.training.epochs * sum(lengths),
-        "epochs": config.training.epochs,
-        "units": len(units),
-        "units_a_step": units_per_step(config.training, replicas),
-        "steps": total_steps(len(units), config.training, replicas),
-        "workers": replicas,
-        "cpus_a_worker": config.workers.cpus,
-        "gpus_a_worker": config.workers.gpus if config.workers.gpus is not None else "1 where there are GPUs",
-    }
-
-
-def _warnings(config: TrainJob, training: Sequence[EncodedExample]) -> list[str]:
-    """What a run would do that its person may not have meant."""
-    found = []
-    if len({example.label for example in training}) < 2:
-        found.append(
-            f"{config.training.train_file}: all {len(training)} training examples have one label: a model cannot "
-            "learn from them to tell passages apart"
-        )
-    if (
-        config.training.validation_share
-        and not int(len(training) * config.training.validation_share)
-        and not config.dev
-    ):
-        found.append(
-            f"training.validation_share={config.training.validation_share:g} of {len(training)} examples is none: "
-            "nothing is held out"
-        )
-    return found
 
 
 def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,8 @@ from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.training.fit import TrainResult, fit
-from limrank.training.fit import plan as plan
+from limrank.training.prepare import describe, prepare
 from limrank.training.sources import fingerprint
-
-__all__ = ["plan", "run"]
 
 
 def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -28,7 +26,8 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
     """
     if is_uri(config.run_dir):
         raise UserError(f"run_dir {config.run_dir}: training writes local files: take a path that all workers see")
-    planned = plan(config)
+    prepared = prepare(config)
+    planned = describe(config, prepared)
     with (
         open_run(
             config.run_dir,
@@ -42,7 +41,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         steps = planned["steps"]
         progress.update(Event("train", 0, steps, "steps"))
         pace = Pace()
-        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps, pace)))
+        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps, pace)), prepared)
         progress.update(Event("train", result.steps, steps, "steps", finished=True))
         run_dir.note(
             counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
@@ -52,6 +51,15 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         )
         run_dir.finish("done")
     return JobResult(0, planned["warnings"], _shown(config, result))
+
+
+def plan(config: TrainJob) -> dict[str, Any]:
+    """What a run would do, for ``--dry-run``: nothing is started or written.
+
+    Raises:
+        UserError: as :func:`run` does for file, model, dtype and number of workers.
+    """
+    return describe(config, prepare(config, weights=False))
 
 
 def training_hash(config: TrainJob) -> str:

@@ -16,7 +16,7 @@ from limrank.training.curves import Board, keep_steps
 if TYPE_CHECKING:
     from ray.train import Checkpoint
 
-    from limrank.training.loop import Progress
+    from limrank.training.state import Progress
 
 STATE_FILE = "state.pt"
 
@@ -56,9 +56,10 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS
     from limrank.training import card
-    from limrank.training.loop import TrainState, train
+    from limrank.training.loop import train
     from limrank.training.model import load_for_training, merge_and_save
     from limrank.training.sharding import shard
+    from limrank.training.state import TrainState
 
     transformers.utils.logging.disable_progress_bar()
     config: TrainJob = task["config"]

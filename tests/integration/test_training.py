@@ -9,13 +9,16 @@ import torch
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import EngineError, UserError
-from limrank.training import fit
+from limrank.training import fit, job
 from limrank.training.batches import pack
 from limrank.training.curves import read_metrics
 from limrank.training.examples import aim, encode_examples
-from limrank.training.loop import TrainState, mean_loss, row_loss, total_steps, train
+from limrank.training.forward import mean_loss, row_loss
+from limrank.training.loop import total_steps, train
 from limrank.training.model import load_for_training, merge_and_save
+from limrank.training.prepare import prepare
 from limrank.training.sources import read_examples
+from limrank.training.state import TrainState
 
 REAL = "smollm2-135m-instruct"
 TRUE_FALSE = (2629, 7065)
@@ -317,7 +320,7 @@ def train_job(model, train_file, run_dir, replicas=1, **training):
 
 def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     config = train_job(tied_model, train_file, tmp_path, replicas=2, validation_share=0.25, epochs=3, target="direct")
-    planned = fit.plan(config)
+    planned = job.plan(config)
     assert (planned["examples"], planned["validation_examples"]) == (6, 2)
     assert (planned["units_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
     assert planned["cut"] == 0
@@ -369,7 +372,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
 
 def train_alone(config):
     """The same steps in this process: twice the accumulation for half the workers."""
-    prepared = fit._prepare(config)
+    prepared = prepare(config)
     model_dir, examples, validation = prepared.model_dir, prepared.training, prepared.validation
     training = config.training.model_copy(update={"gradient_accumulation": 4})
     torch.manual_seed(config.seed)

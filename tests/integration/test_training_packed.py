@@ -8,6 +8,7 @@ import torch
 from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, make_tiny, perturb, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from limrank import prompts
 from limrank.config import DevConfig, TrainJob
 from limrank.evaluation.metrics import evaluate
 from limrank.training import fit
@@ -16,9 +17,11 @@ from limrank.training.batches import epoch_steps, pack, single_units
 from limrank.training.curves import read_metrics
 from limrank.training.dev import read_dev_set
 from limrank.training.examples import aim, encode_examples
-from limrank.training.loop import TrainState, direct_log_odds, packed_logits, total_steps, train
+from limrank.training.forward import direct_log_odds, packed_logits
+from limrank.training.loop import total_steps, train
 from limrank.training.model import load_for_training
 from limrank.training.sources import read_examples
+from limrank.training.state import TrainState
 
 DEV = DevConfig(data={"format": "pydocs", "split": "dev", "max_queries": 4}, first_stage={"depth": 5})
 
@@ -213,7 +216,7 @@ def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, l
     assert result.best_step == best["step"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=PACKED)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    dev = read_dev_set(DEV, tokenizer, fit.prompts.load("relevance"), config.training.cutoff_tokens)
+    dev = read_dev_set(DEV, tokenizer, prompts.load("relevance"), config.training.cutoff_tokens)
     assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(best["ndcg"], abs=1e-6)
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert fit.fit(config, tmp_path) == result

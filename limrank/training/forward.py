@@ -1,0 +1,120 @@
+"""The model over packed rows: the loss that is trained, and what held-out data comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from limrank.training.batches import PackedRow, Unit, micro_batches, pack, query_units, single_units
+from limrank.training.objectives import Objective, summed_loss, weight
+from limrank.training.processes import process, summed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from limrank.training.examples import EncodedExample
+
+
+def training_units(examples: Sequence[EncodedExample], objective: Objective) -> list[Unit]:
+    """What is looked at together: an example, or a query with its examples of both labels."""
+    return single_units(examples) if objective == "label" else query_units(examples)
+
+
+def row_loss(
+    model: nn.Module, objective: Objective, labels: tuple[int, int], mixed_precision: bool = False
+) -> nn.Module:
+    """A module: a :class:`~limrank.training.batches.PackedRow` → its summed loss.
+
+    The model computes logits for the completions' tokens only; with a vocabulary of
+    49,152 or more, all the prompt's would cost more memory than the rest of the model.
+    """
+    import torch
+
+    class RowLoss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, row: PackedRow) -> torch.Tensor:
+            logits = packed_logits(self.model, row, mixed_precision)
+            return summed_loss(objective, logits, row, labels)
+
+    return RowLoss()
+
+
+def packed_logits(model: nn.Module, row: PackedRow, mixed_precision: bool = False) -> torch.Tensor:
+    """(completion tokens, vocabulary): the logits at ``row.kept``."""
+    import torch
+
+    with torch.autocast(row.input_ids.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+        return model(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            segments=row.segments,
+            logits_to_keep=row.kept,
+            use_cache=False,
+        ).logits[0]
+
+
+def mean_loss(
+    loss: nn.Module,
+    examples: Sequence[EncodedExample],
+    objective: Objective,
+    batch_size: int,
+    device: torch.device | str,
+) -> float:
+    """Mean loss of a completion token, or of a query, shared by all processes; no gradient."""
+    import torch
+
+    units = training_units(examples, objective)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batch, row in _shared_rows(loss, examples, units, batch_size, device):
+        total += loss(row) * (1 if batch else 0)
+    return summed(total) / weight(objective, of_units(examples, units))
+
+
+def direct_log_odds(
+    model: nn.Module,
+    pairs: Sequence[EncodedExample],
+    labels: tuple[int, int],
+    batch_size: int,
+    device: torch.device | str,
+    mixed_precision: bool = False,
+) -> list[float]:
+    """logit(true) − logit(false) of each pair, shared by all processes; no gradient."""
+    import torch
+
+    odds = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+    for batch, row in _shared_rows(model, pairs, single_units(pairs), batch_size, device):
+        logits = packed_logits(model, row, mixed_precision).double()
+        if batch:
+            odds[[index for (index,) in batch]] = logits[:, labels[0]] - logits[:, labels[1]]
+    if process()[1] > 1:
+        torch.distributed.all_reduce(odds)
+    return odds.tolist()
+
+
+def _shared_rows(
+    module: nn.Module,
+    examples: Sequence[EncodedExample],
+    units: Sequence[Unit],
+    batch_size: int,
+    device: torch.device | str,
+) -> Iterator[tuple[list[Unit], PackedRow]]:
+    """This process's share of the units, with the row of each batch, without gradients and
+    in the module's evaluation mode. An empty batch has a row too, of which nothing counts:
+    where weights lie in parts, all processes go forward equally often."""
+    import torch
+
+    rank, workers = process()
+    batches = micro_batches(units, [len(example.ids) for example in examples], batch_size, rank, workers)
+    module.eval()
+    with torch.no_grad():
+        for batch in batches:
+            yield batch, pack(of_units(examples, batch or units[:1]), device)
+    module.train()
+
+
+def of_units(examples: Sequence[EncodedExample], units: Sequence[Unit]) -> list[list[EncodedExample]]:
+    return [[examples[index] for index in unit] for unit in units]

@@ -1,0 +1,104 @@
+"""What training changes: the weights, the optimizer, the schedule, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from limrank.config import TrainingConfig
+from limrank.errors import EngineError
+from limrank.training.sharding import part_of, whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass
+class Progress:
+    """How far training is, over all processes and resumed runs.
+
+    ``loss`` is the mean over the completion tokens (or queries, see ``objectives``) of the last
+    step, ``tokens`` counts prompts and completions, ``seconds`` is time spent in steps.
+    ``validation_loss`` and ``ndcg`` are of the last look at held-out data, ``best_score`` of
+    the best one: an nDCG, or a loss with its sign turned.
+    """
+
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    validation_loss: float | None = None
+    ndcg: float | None = None
+    best_step: int | None = None
+    best_score: float | None = None
+    looks_since_best: int = 0
+
+    def look(self, validation_loss: float | None, ndcg: float | None) -> None:
+        """Take in what was measured on held-out data: the nDCG says what is best, or where
+        there is none the loss."""
+        self.validation_loss, self.ndcg = validation_loss, ndcg
+        score = ndcg if ndcg is not None else -validation_loss
+        self.looks_since_best += 1
+        if self.best_score is None or score > self.best_score:
+            self.best_step, self.best_score, self.looks_since_best = self.step, score, 0
+
+
+class TrainState:
+    """A model with its optimizer, schedule and progress: what a checkpoint holds.
+
+    AdamW without weight decay; the rate rises linearly over ``warmup_ratio`` of the
+    steps (rounded down: a run of one step must not spend it at a rate of zero), then
+    falls to zero along a cosine.
+    """
+
+    def __init__(self, model: nn.Module, training: TrainingConfig, total_steps: int) -> None:
+        import torch
+        from transformers import get_cosine_schedule_with_warmup
+
+        self.model = model
+        self.total_steps = total_steps
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.learning_rate, weight_decay=0.0)
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, int(training.warmup_ratio * total_steps), total_steps
+        )
+        self.progress = Progress()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, by name: the frozen weights are not in it. All processes
+        ask for it at once, and get it whole."""
+        return {
+            "parameters": self.whole_parameters(),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict(),
+            "progress": asdict(self.progress),
+        }
+
+    def whole_parameters(self) -> dict[str, torch.Tensor]:
+        return {name: whole(each.detach()) for name, each in self.parameters.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["parameters"].keys() != self.parameters.keys():
+            raise EngineError("the checkpoint holds other parameters than this model trains")
+        self.load_parameters(state["parameters"])
+        optimizer = state["optimizer"]
+        parts = {
+            place: {
+                name: part_of(value, parameter) if value.shape == parameter.shape else value
+                for name, value in optimizer["state"][place].items()
+            }
+            for place, parameter in enumerate(self.parameters.values())
+            if place in optimizer["state"]
+        }
+        self.optimizer.load_state_dict(optimizer | {"state": parts})
+        self.schedule.load_state_dict(state["schedule"])
+        self.progress = Progress(**state["progress"])
+
+    def load_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, each in self.parameters.items():
+                each.copy_(part_of(values[name], each))
