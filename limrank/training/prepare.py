@@ -17,7 +17,8 @@ from limrank.training.examples import EncodedExample, aim, encode_examples
 from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
 from limrank.training.model import load_tokenizer
-from limrank.training.sources import PAIR_PROMPT, read_examples, select, split
+from limrank.training.sampling import select, select_queries, split
+from limrank.training.sources import PAIR_PROMPT, read_examples
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """What of the plan has to be as it was, for a checkpoint's step to mean the same."""
@@ -45,7 +46,13 @@ def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training = config.training
-    examples = select(read_examples(training.train_file), training.max_examples, config.seed)
+    choose = select if training.objective == "label" else select_queries
+    examples = choose(read_examples(training.train_file), training.max_examples, config.seed)
+    if not examples:
+        raise UserError(
+            f"{training.train_file}: no query has a relevant and another passage, which "
+            f"training.objective={training.objective} compares: take objective=label, or more negatives"
+        )
     model_dir = models.resolve(config.model.id, weights=weights)
     tokenizer, _ = load_tokenizer(model_dir)
     encoded = encode_examples(
@@ -73,11 +80,6 @@ def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         raise UserError(
             f"workers.replicas: {replicas} workers for {len(training)} training examples of "
             f"{config.training.train_file}: take fewer workers"
-        )
-    if not units:
-        raise UserError(
-            f"{config.training.train_file}: no query has a relevant and another passage, "
-            f"which training.objective={config.training.objective} compares: take objective=label, or more negatives"
         )
     return {
         "model": config.model.id,

@@ -20,13 +20,12 @@ Parquet, one file or a folder of ``*.parquet`` in the order of their names; a fo
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from limrank import prompts
 from limrank.data import beir
@@ -40,7 +39,6 @@ from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_te
 PAIR_PROMPT = "relevance"
 """The scoring prompt by which a pair becomes a prompt."""
 
-T = TypeVar("T")
 
 _KEY = "training.train_file"
 _COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{'|'.join(LABELS)})\s*", re.DOTALL)
@@ -111,31 +109,6 @@ def fingerprint(path: str | Path) -> Any:
     folder (a list of them). Raises UserError as :func:`read_examples` does."""
     path = Path(path)
     return open_parts(str(path), "train", _KEY)[1] if path.is_dir() else file_fingerprint(path)
-
-
-def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-    """At most ``count`` examples, half of each label where there are enough of both.
-
-    The sample depends on ``seed`` alone, and keeps the order of the file.
-    """
-    if count is None or count >= len(examples):
-        return examples
-    chance = random.Random(seed)
-    groups = [[example for example in examples if example.label == label] for label in LABELS]
-    for group in groups:
-        chance.shuffle(group)
-    first, second = groups
-    # A label that is short of its half leaves the rest to the other.
-    of_second = min(len(second), count - min(len(first), (count + 1) // 2))
-    chosen = first[: count - of_second] + second[:of_second]
-    return sorted(chosen, key=lambda example: example.line)
-
-
-def split(examples: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:
-    """(training, validation): ``share`` of the examples, rounded down, is held out."""
-    held_out = set(random.Random(seed).sample(range(len(examples)), int(len(examples) * share)))
-    training = [example for index, example in enumerate(examples) if index not in held_out]
-    return training, [examples[index] for index in sorted(held_out)]
 
 
 # ---- files → records -----------------------------------------------------------------

@@ -21,7 +21,7 @@ from limrank.synthesis.export import export
 from limrank.synthesis.plan import Inputs, units
 from limrank.synthesis.pool import settle
 from limrank.synthesis.steps import SynthesisInputs
-from limrank.training.sources import Example, fingerprint, read_examples, select, split
+from limrank.training.sources import Example, fingerprint, read_examples
 
 TASK = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
 PAIRS = [
@@ -428,36 +428,3 @@ def test_what_is_not_json_is_not_searched_for_ever(tmp_path, monkeypatch):
     path = write(tmp_path / "array.json", '[{"a": 1}, {"a" 2}' + " " * 10_000)
     with pytest.raises(UserError, match="element 2: not JSON: Expecting ':' delimiter"):
         list(read_array(path))
-
-
-# ---- which of them -------------------------------------------------------------------
-
-
-def labelled(true, false):
-    return [
-        Example(line, "p", "\n", " true" if line <= true else " false", ("p",)) for line in range(1, true + false + 1)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("true", "false", "count", "expected"),
-    [(10, 10, 6, (3, 3)), (10, 10, 5, (3, 2)), (10, 1, 6, (5, 1)), (1, 10, 6, (1, 5)), (10, 0, 6, (6, 0))],
-)
-def test_a_sample_is_balanced_where_it_can_be(true, false, count, expected):
-    chosen = select(labelled(true, false), count, seed=1)
-    assert (sum(one.label == " true" for one in chosen), sum(one.label == " false" for one in chosen)) == expected
-
-
-def test_a_sample_is_seeded_and_keeps_the_order_of_the_file():
-    examples = labelled(20, 20)
-    lines = [one.line for one in select(examples, 10, seed=1)]
-    assert lines == sorted(lines) == [one.line for one in select(examples, 10, seed=1)]
-    assert lines != [one.line for one in select(examples, 10, seed=2)]
-    assert select(examples, None, seed=1) == select(examples, 99, seed=1) == examples
-
-
-def test_validation_is_held_out_and_rounded_down():
-    training, validation = split(list(range(100)), 0.05, seed=1)
-    assert len(validation) == 5
-    assert sorted(training + validation) == list(range(100))
-    assert split(list(range(8)), 0.01, seed=1)[1] == []

@@ -1,0 +1,74 @@
+"""Which examples of a file are trained on, and which are held out: drawn by the run's seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Protocol, TypeVar
+
+from limrank.scoring import LABELS
+from limrank.training.sources import Example
+
+
+class _Asked(Protocol):
+    @property
+    def query(self) -> tuple[str, ...]: ...
+
+
+Q = TypeVar("Q", bound=_Asked)
+
+
+def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
+    """At most ``count`` examples, half of each label where there are enough of both.
+
+    The sample depends on ``seed`` alone, and keeps the order of the file.
+    """
+    if count is None or count >= len(examples):
+        return examples
+    chance = random.Random(seed)
+    groups = [[example for example in examples if example.label == label] for label in LABELS]
+    for group in groups:
+        chance.shuffle(group)
+    first, second = groups
+    # A label that is short of its half leaves the rest to the other.
+    of_second = min(len(second), count - min(len(first), (count + 1) // 2))
+    chosen = first[: count - of_second] + second[:of_second]
+    return sorted(chosen, key=lambda example: example.line)
+
+
+def select_queries(examples: list[Example], count: int | None, seed: int) -> list[Example]:
+    """At most ``count`` examples: whole queries with both labels, for an objective that compares
+    their passages. The sample depends on ``seed`` alone, and keeps the order of the file."""
+    groups = [group for group in _by_query(examples, seed) if len({one.label for one in group}) == 2]
+    chosen = list(chain.from_iterable(_while_they_fit(groups, len(examples) if count is None else count)))
+    return sorted(chosen, key=lambda example: example.line)
+
+
+def split(examples: list[Q], share: float, seed: int) -> tuple[list[Q], list[Q]]:
+    """(training, validation): at most ``share`` of the examples is held out, in whole queries:
+    a model that has seen a query's other passages would be tried on what it knows."""
+    held_out = {
+        one.query for group in _while_they_fit(_by_query(examples, seed), int(len(examples) * share)) for one in group
+    }
+    return (
+        [example for example in examples if example.query not in held_out],
+        [example for example in examples if example.query in held_out],
+    )
+
+
+def _by_query(examples: Iterable[Q], seed: int) -> list[list[Q]]:
+    """The examples of each query, the queries in an order that ``seed`` draws."""
+    groups: dict[tuple[str, ...], list[Q]] = {}
+    for example in examples:
+        groups.setdefault(example.query, []).append(example)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _while_they_fit(groups: Iterable[list[Q]], count: int) -> Iterator[list[Q]]:
+    for group in groups:
+        if len(group) <= count:
+            count -= len(group)
+            yield group

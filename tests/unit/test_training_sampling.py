@@ -1,0 +1,58 @@
+"""Which examples are trained on and which held out."""
+
+import pytest
+
+from limrank.scoring import LABELS
+from limrank.training.sampling import select, select_queries, split
+from limrank.training.sources import Example
+
+
+def labelled(true, false):
+    return [
+        Example(line, "p", "\n", " true" if line <= true else " false", ("p",)) for line in range(1, true + false + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("true", "false", "count", "expected"),
+    [(10, 10, 6, (3, 3)), (10, 10, 5, (3, 2)), (10, 1, 6, (5, 1)), (1, 10, 6, (1, 5)), (10, 0, 6, (6, 0))],
+)
+def test_a_sample_is_balanced_where_it_can_be(true, false, count, expected):
+    chosen = select(labelled(true, false), count, seed=1)
+    assert (sum(one.label == " true" for one in chosen), sum(one.label == " false" for one in chosen)) == expected
+
+
+def test_a_sample_is_seeded_and_keeps_the_order_of_the_file():
+    examples = labelled(20, 20)
+    lines = [one.line for one in select(examples, 10, seed=1)]
+    assert lines == sorted(lines) == [one.line for one in select(examples, 10, seed=1)]
+    assert lines != [one.line for one in select(examples, 10, seed=2)]
+    assert select(examples, None, seed=1) == select(examples, 99, seed=1) == examples
+
+
+def asked(*queries):
+    return [Example(line, "", "", LABELS[line % 2], (query,)) for line, query in enumerate(queries, 1)]
+
+
+def test_whole_queries_are_held_out():
+    examples = asked(*"aabbccddeeffgghhiijj")
+    training, validation = split(examples, 0.25, seed=1)
+    assert (len(training), len(validation)) == (16, 4)
+    assert not {one.query for one in training} & {one.query for one in validation}
+    assert sorted(training + validation, key=lambda one: one.line) == examples
+    assert split(examples, 0.25, seed=1) == (training, validation) != split(examples, 0.25, seed=2)
+    assert split(examples, 0.05, seed=1) == (examples, [])  # one of two is no query
+
+
+def test_whole_queries_with_both_labels_are_selected():
+    examples = asked(*"aabbccddd", "e")
+    assert {one.query[0] for one in select_queries(examples, None, seed=1)} == set("abcd")
+    for seed in range(9):
+        chosen = select_queries(examples, 5, seed)
+        assert [one.line for one in chosen] == sorted(one.line for one in chosen)
+        # Two pairs, or a pair and the three of d.
+        assert len(chosen) in (4, 5) and all(
+            sum(one.query == other.query for other in examples) == sum(one.query == other.query for other in chosen)
+            for one in chosen
+        )
+    assert select_queries(asked("a"), None, seed=1) == []
