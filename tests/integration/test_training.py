@@ -392,8 +392,21 @@ def train_alone(config):
 
 
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
-    with pytest.raises(UserError, match="9 replicas of 1 CPUs each do not fit"):
-        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=9), tmp_path)
+    with pytest.raises(UserError, match="8 replicas of 1 CPUs each do not fit"):
+        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=8), tmp_path)
+
+
+def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_file, tmp_path):
+    with pytest.raises(UserError, match="9 workers for 8 training examples of .*: take fewer workers"):
+        job.plan(train_job(tied_model, train_file, tmp_path, replicas=9))
+    one = tmp_path / "one.jsonl"
+    one.write_text(train_file.read_text().splitlines()[0] + "\n")
+    planned = job.plan(train_job(tied_model, one, tmp_path, validation_share=0.1))
+    assert planned["examples"] == 1 and len(planned["warnings"]) == 2
+    assert "all 1 training examples have one label" in planned["warnings"][0]
+    assert "0.1 of 1 examples is none: nothing is held out" in planned["warnings"][1]
+    with pytest.raises(UserError, match="no query has a relevant and another passage"):
+        job.plan(train_job(tied_model, one, tmp_path, target="direct", objective="softmax"))
 
 
 def test_the_error_of_a_worker_is_one_line():
