@@ -471,6 +471,10 @@ class TrainJob(Job):
             raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
         if self.dev:
             _need_benchmark(self.dev.data)
+        if self.workers.tensor_parallel > 1:
+            raise ValueError(
+                "workers.tensor_parallel is for engines; training takes workers.replicas and training.sharding"
+            )
         return self
 
 

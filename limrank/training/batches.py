@@ -77,8 +77,8 @@ class PackedRow:
 
     ``input_ids`` and ``position_ids`` are (1, tokens); positions begin anew with each example.
     ``segments`` are the examples' lengths. ``kept`` are the places, in (0, tokens), whose
-    logits tell the completions' tokens, and ``targets`` those tokens: each of as many as all
-    completions have. ``units`` says how many examples each unit has, ``positive`` (examples,)
+    logits tell the completions' tokens, ``targets`` those tokens, and ``weights`` how often each
+    counts: each of as many as all completions have. ``units`` says how many examples each unit has, ``positive`` (examples,)
     which are relevant.
     """
 
@@ -87,6 +87,7 @@ class PackedRow:
     segments: tuple[int, ...]
     kept: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
     units: tuple[int, ...]
     positive: torch.Tensor
 
@@ -116,6 +117,9 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
         segments=tuple(lengths),
         kept=tensor(np.concatenate(kept)),
         targets=tensor(np.concatenate(targets)),
+        weights=torch.tensor(
+            [example.token_weight for example in examples for _ in range(example.completion_tokens)], device=device
+        ),
         units=tuple(len(unit) for unit in units),
         positive=torch.tensor([example.label for example in examples], device=device),
     )

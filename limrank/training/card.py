@@ -1,4 +1,4 @@
-"""``model/README.md``: what a person who is handed a trained reranker has to know of it."""
+"""The READMEs of ``model/`` and ``adapter/``: what a person who is handed one has to know."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ _SETTINGS = (
 )
 
 
-def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    """Markdown with the hub's front matter.
+_ADAPTER = """
+## This is the adapter alone
+
+`AutoPeftModelForCausalLM.from_pretrained(THIS_FOLDER)` loads it with its base model, whose embeddings it
+makes room for the added tokens. For vLLM and `limrank rerank` take the merged model beside it.
+"""
+
+
+def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
+    """``{"model": …, "adapter": …}``, Markdown with the hub's front matter.
 
     Args:
         plan: what ``prepare.describe`` counts of the data.
@@ -56,7 +64,8 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     ]
     if progress["best_step"] is not None:
         lines.append(f"- weights of step {progress['best_step']}, the best on held-out data: {_best(config, progress)}")
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    return {"model": text, "adapter": text + _ADAPTER}
 
 
 def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:

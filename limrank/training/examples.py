@@ -5,13 +5,13 @@ Pure Python, but for the arrays of ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from limrank.errors import UserError
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, TRUE
-from limrank.training.sources import Example
+from limrank.training.sources import PASSAGE_MARK, Example, before_passage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,6 @@ NO_CHAIN = "\n"
 
 Encode = Callable[[str], list[int]]
 
-_PASSAGE = "\nPassage: "
-
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
@@ -31,7 +29,8 @@ class EncodedExample:
     The first ``prompt_tokens`` carry no loss. What follows is the chain, its close, the label
     and the end of sequence; of an example that is answered directly, the label alone. ``label``
     says whether the passage is relevant; ``query`` is the same for all passages of a query.
-    ``cut`` says that tokens were left out.
+    ``cut`` says that tokens were left out. A token of the completion counts ``token_weight``
+    times in the loss.
     """
 
     line: int
@@ -40,6 +39,7 @@ class EncodedExample:
     label: bool
     query: tuple[str, ...]
     cut: bool
+    token_weight: float = 1.0
 
     @property
     def completion_tokens(self) -> int:
@@ -62,6 +62,19 @@ def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]
     return aimed
 
 
+def balanced(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+    """The examples with weights such that those that are answered directly, of one token each,
+    count as much in all as those with a chain, of hundreds: a mixed model is to learn both."""
+    direct = sum(example.completion_tokens == 1 for example in examples)
+    thought = sum(example.completion_tokens for example in examples) - direct
+    if not direct or not thought:
+        return list(examples)
+    return [
+        replace(example, token_weight=thought / direct) if example.completion_tokens == 1 else example
+        for example in examples
+    ]
+
+
 def encode_examples(
     examples: Iterable[Example], encode: Encode, end_id: int, cutoff: int, source: str
 ) -> list[EncodedExample]:
@@ -77,7 +90,8 @@ def encode_examples(
         source: the file's name, for messages.
 
     Raises:
-        UserError: the cutoff has no room for query and label.
+        UserError: the cutoff has no room for query and label, or a prompt that is too long
+            does not say where its passage begins.
     """
     return [_encode(example, encode, end_id, cutoff, source) for example in examples]
 
@@ -101,10 +115,14 @@ def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: 
         over = len(prompt) + len(chain) + len(answer) + (not direct) - cutoff
     if over > 0:
         head, tail = _around_passage(example.prompt)
+        if head is None:
+            raise UserError(
+                f"{source}:{example.line}: longer than training.cutoff_tokens={cutoff}, and without a line that begins "
+                "with 'Passage: ' nothing of it can be cut: raise the cut-off, or remove the line"
+            )
         prompt = _drop_end(prompt, over, keep_last=encode(tail))
-        if len(prompt) + len(chain) + len(answer) + (not direct) > cutoff or len(prompt) < len(encode(head)) + len(
-            encode(tail)
-        ):
+        room = cutoff - len(chain) - len(answer) - (not direct)
+        if not len(encode(head)) + len(encode(tail)) <= len(prompt) <= room:
             raise UserError(
                 f"{source}:{example.line}: instruction, query and label do not fit in "
                 f"training.cutoff_tokens={cutoff}: raise it, or remove the line"
@@ -120,9 +138,9 @@ def _drop_end(ids: list[int], count: int, keep_last: list[int]) -> list[int]:
     return ids[: max(kept, 0)] + keep_last
 
 
-def _around_passage(prompt: str) -> tuple[str, str]:
-    """What stands before and after the passage of a prompt."""
-    found = prompt.find(_PASSAGE)
-    head = prompt[: found + len(_PASSAGE)].rstrip(" ") if found >= 0 else ""
+def _around_passage(prompt: str) -> tuple[str | None, str]:
+    """What stands before the passage of a prompt, None where it cannot be told, and after it."""
+    before = before_passage(prompt)
+    head = None if before is None else (before + PASSAGE_MARK).rstrip(" ")
     tail = next((tail for tail in (f"\n{THINK_OPEN}", THINK_OPEN) if prompt.endswith(tail)), "")
     return head, tail

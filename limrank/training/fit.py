@@ -20,8 +20,6 @@ from limrank.training.prepare import RESUMED_BY, Prepared, describe, prepare
 from limrank.training.worker import SCORE, train_worker
 
 CHECKPOINTS = "checkpoints"
-CHECKPOINTS_KEPT = 2
-"""The best and the last; without held-out data the last two."""
 
 DEATHS_BORNE = 3
 """A worker that dies is replaced, and all go on from the last checkpoint; so often in one call."""
@@ -83,10 +81,9 @@ def fit(
     metrics_file = directory / "metrics.jsonl"
     task = {
         "config": config,
-        "model_dir": prepared.model_dir,
         "directory": str(directory),
         # By reference: each node fetches the examples once, and each worker maps them.
-        "data": ray.put((prepared.training, prepared.validation, prepared.dev)),
+        "data": ray.put(prepared),
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
     with _following(metrics_file, on_progress), _interrupt_handler_kept():
@@ -127,7 +124,10 @@ def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, A
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(directory),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT, checkpoint_score_attribute=SCORE),
+            # The last one is kept whatever its score: the best and the last, or the last two.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1 if config.dev or config.training.validation_share else 2, checkpoint_score_attribute=SCORE
+            ),
             failure_config=FailureConfig(max_failures=DEATHS_BORNE),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),

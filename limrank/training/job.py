@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from limrank.rundir import open_run
 from limrank.training.fit import TrainResult, fit
 from limrank.training.prepare import describe, prepare
 from limrank.training.sources import fingerprint
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -38,6 +41,8 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):
+        for warning in prepared.warnings:  # now: the end may be days away
+            _log.warning("%s", warning)
         steps = planned["steps"]
         progress.update(Event("train", 0, steps, "steps"))
         pace = Pace()
@@ -50,7 +55,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")
-    return JobResult(0, planned["warnings"], _shown(config, result))
+    return JobResult(0, [], _shown(config, result))
 
 
 def plan(config: TrainJob) -> dict[str, Any]:

@@ -165,11 +165,9 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
 
 
 def _synchronized(loss: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients meet in the last backward pass of a step."""
-    if is_sharded(model):
-        model.set_requires_gradient_sync(last)
-        return nullcontext()
-    return nullcontext() if last or process()[1] == 1 else loss.no_sync()
+    """Gradients meet in the last backward pass of a step; those of weights in parts in each
+    one, since until they meet they are whole."""
+    return nullcontext() if last or process()[1] == 1 or is_sharded(model) else loss.no_sync()
 
 
 def _lines(units: Sequence[Sequence[EncodedExample]]) -> list[int]:

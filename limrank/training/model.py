@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limrank.config import TrainingConfig
 from limrank.errors import UserError, first_line
@@ -87,6 +89,12 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=True,
             attn_implementation=attention.PACKED,
         )
+    except KeyError as error:
+        if error.args != (attention.PACKED,):
+            raise
+        raise UserError(
+            f"model {model_dir}: limrank cannot train models of this kind: they choose their own attention"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"model {model_dir}: cannot be loaded: {first_line(error)}") from error
 
@@ -129,29 +137,37 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
 
 
 def merge_and_save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype, card: str = ""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    dtype: torch.dtype,
+    *,
+    base: str | None = None,
+    cards: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``adapter/`` (LoRA only) and ``model/`` below ``directory``; returns the latter.
 
     ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and
-    generation config, with the adapter merged into the weights, and ``card`` as its README.
-    The model is consumed.
+    generation config, with the adapter merged into the weights. ``cards`` are the READMEs of
+    the two, ``base`` is the name of the model that an adapter is for. The model is consumed.
     Each directory appears under its name only when it is complete.
     """
     from peft import PeftModel
 
+    def save(to: Path, **options: Any) -> None:
+        model.save_pretrained(to, **options)
+        if cards:
+            # PEFT has put a template there that nobody filled in.
+            (to / "README.md").write_text(cards[to.name.split(".")[1]], encoding="utf-8")
+
     if isinstance(model, PeftModel):
+        if base:
+            model.peft_config["default"].base_model_name_or_path = base
         # The new embedding rows are in the adapter; PEFT would add the whole matrices.
-        _publish(directory / "adapter", lambda to: model.save_pretrained(to, save_embedding_layers=False), tokenizer)
+        _publish(directory / "adapter", partial(save, save_embedding_layers=False), tokenizer)
         model = model.merge_and_unload()
     model.config.use_cache = True
     model.to(dtype)
-
-    def save(to: Path) -> None:
-        model.save_pretrained(to)
-        if card:
-            (to / "README.md").write_text(card, encoding="utf-8")
-
     return _publish(directory / "model", save, tokenizer)
 
 

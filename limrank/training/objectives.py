@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 Objective = Literal["label", "softmax", "ranknet"]
 
 
-def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> int:
-    """What a sum of losses over these units is divided by: completion tokens, or queries."""
+def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> float:
+    """What a sum of losses over these units is divided by: completion tokens as often as they
+    count, or queries."""
     if objective == "label":
-        return sum(example.completion_tokens for unit in units for example in unit)
+        return sum(example.completion_tokens * example.token_weight for unit in units for example in unit)
     return len(units)
 
 
@@ -43,7 +44,7 @@ def summed_loss(objective: Objective, logits: torch.Tensor, row: PackedRow, labe
 
     logits = logits.float()
     if objective == "label":
-        return functional.cross_entropy(logits, row.targets, reduction="sum")
+        return functional.cross_entropy(logits, row.targets, reduction="none") @ row.weights
     odds = logits[:, labels[0]] - logits[:, labels[1]]
     compare = _softmax if objective == "softmax" else _ranknet
     queries = zip(odds.split(row.units), row.positive.split(row.units), strict=True)

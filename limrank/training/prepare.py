@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from limrank import models, prompts
@@ -13,12 +12,12 @@ from limrank.config import TrainJob
 from limrank.errors import UserError
 from limrank.scoring import encode_example
 from limrank.training.dev import DevSet, read_dev_set
-from limrank.training.examples import EncodedExample, aim, encode_examples
+from limrank.training.examples import EncodedExample, aim, balanced, encode_examples
 from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
 from limrank.training.model import load_tokenizer
 from limrank.training.sampling import select, select_queries, split
-from limrank.training.sources import PAIR_PROMPT, read_examples
+from limrank.training.sources import PAIR_PROMPT, Example, read_examples
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """What of the plan has to be as it was, for a checkpoint's step to mean the same."""
@@ -26,12 +25,18 @@ RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_ste
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the model is, and all that it is trained and tried on, encoded."""
+    """All that a model is trained and tried on, encoded; and ``warnings``, sentences about what
+    its person may not have meant."""
 
-    model_dir: Path
     training: list[EncodedExample]
     validation: list[EncodedExample]
     dev: DevSet | None
+    warnings: list[str]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(each.ids) for each in (*self.training, *self.validation, *(self.dev.pairs if self.dev else ())))
 
 
 def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
@@ -45,16 +50,24 @@ def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
     """
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
-    training = config.training
-    choose = select if training.objective == "label" else select_queries
-    examples = choose(read_examples(training.train_file), training.max_examples, config.seed)
+    training, warnings = config.training, []
+    found = read_examples(training.train_file)
+    if training.objective == "label":
+        examples = select(found, training.max_examples, config.seed)
+    else:
+        examples = select_queries(found, training.max_examples, config.seed)
+        if lone := len(found) - len(select_queries(found, None, config.seed)):
+            warnings.append(
+                f"{training.train_file}: {lone} of {len(found)} examples are left out: their query has passages of one "
+                f"label only, and training.objective={training.objective} compares both"
+            )
     if not examples:
         raise UserError(
             f"{training.train_file}: no query has a relevant and another passage, which "
             f"training.objective={training.objective} compares: take objective=label, or more negatives"
         )
-    model_dir = models.resolve(config.model.id, weights=weights)
-    tokenizer, _ = load_tokenizer(model_dir)
+    warnings += _of_chains(config, examples)
+    tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=weights))
     encoded = encode_examples(
         aim(examples, training.target),
         encode=partial(encode_example, tokenizer),
@@ -62,15 +75,51 @@ def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
         cutoff=training.cutoff_tokens,
         source=training.train_file,
     )
+    if training.target == "mixed":
+        encoded = balanced(encoded)
     dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
-    return Prepared(model_dir, *split(encoded, training.validation_share, config.seed), dev)
+    kept, held_out = split(encoded, training.validation_share, config.seed)
+    return Prepared(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
+
+
+def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
+    """Raises UserError where chains are to be learned and there are none."""
+    training = config.training
+    lacking = sum(not example.chain.strip() for example in examples)
+    if training.target == "direct" or not lacking:
+        return []
+    if lacking == len(examples):
+        raise UserError(
+            f"{training.train_file}: no example has a chain, which training.target={training.target} is to learn: "
+            "take training.target=direct"
+        )
+    return [f"{training.train_file}: {lacking} of {len(examples)} examples have no chain, and are learned directly"]
+
+
+def _of_labels(config: TrainJob, kept: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> list[str]:
+    """Raises UserError where training is to stop by what is held out, and nothing is."""
+    training, found = config.training, []
+    if len({example.label for example in kept}) < 2:
+        found.append(
+            f"{training.train_file}: all {len(kept)} training examples have one label: a model cannot "
+            "learn from them to tell passages apart"
+        )
+    if training.validation_share and not held_out and not config.dev:
+        nothing = (
+            f"training.validation_share={training.validation_share:g} of {len(kept)} examples is not one whole query: "
+            "nothing is held out"
+        )
+        if training.patience:
+            raise UserError(f"{nothing}, and training.patience={training.patience} waits for it: raise the share")
+        found.append(nothing)
+    return found
 
 
 def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
     """What a run would do, in numbers.
 
     Raises:
-        UserError: there are fewer examples than workers, or nothing that the objective compares.
+        UserError: there are fewer examples than workers.
     """
     training = prepared.training
     replicas = config.workers.min_replicas
@@ -91,7 +140,7 @@ def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
         "cut": sum(example.cut for example in training + prepared.validation),
         "longest_tokens": max(lengths),
-        "warnings": _warnings(config, training),
+        "warnings": prepared.warnings,
         "tokens": config.training.epochs * sum(lengths),
         "epochs": config.training.epochs,
         "units": len(units),
@@ -101,23 +150,3 @@ def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "cpus_a_worker": config.workers.cpus,
         "gpus_a_worker": config.workers.gpus if config.workers.gpus is not None else "1 where there are GPUs",
     }
-
-
-def _warnings(config: TrainJob, training: Sequence[EncodedExample]) -> list[str]:
-    """What a run would do that its person may not have meant."""
-    found = []
-    if len({example.label for example in training}) < 2:
-        found.append(
-            f"{config.training.train_file}: all {len(training)} training examples have one label: a model cannot "
-            "learn from them to tell passages apart"
-        )
-    if (
-        config.training.validation_share
-        and not int(len(training) * config.training.validation_share)
-        and not config.dev
-    ):
-        found.append(
-            f"training.validation_share={config.training.validation_share:g} of {len(training)} examples is none: "
-            "nothing is held out"
-        )
-    return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from limrank.errors import LimrankError
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,3 +38,15 @@ def gathered(value: T) -> list[T]:
     if len(values) > 1:
         distributed.all_gather_object(values, value)
     return values
+
+
+def agree(error: LimrankError | None) -> None:
+    """All processes meet here. Where any of them has an error all raise the first one: nobody
+    waits for one that is gone.
+
+    Raises:
+        LimrankError: that error.
+    """
+    for found in gathered(error):
+        if found is not None:
+            raise found

@@ -37,16 +37,23 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(value: Any) -> Any:
+def whole(value: Any, keep: bool = True) -> Any:
     """A tensor of which each process has a part, whole and on the CPU; all else as it is.
-    Nested dictionaries and lists likewise."""
+    Nested dictionaries and lists likewise.
+
+    Args:
+        keep: False in a process that only takes part: it gets None in place of what was made whole.
+    """
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, dict):
-        return {key: whole(each) for key, each in value.items()}
+        return {key: whole(each, keep) for key, each in value.items()}
     if isinstance(value, list):
-        return [whole(each) for each in value]
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        return [whole(each, keep) for each in value]
+    if not isinstance(value, DTensor):
+        return value
+    found = value.full_tensor()
+    return found.cpu() if keep else None
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

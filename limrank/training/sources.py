@@ -43,7 +43,7 @@ PAIR_PROMPT = "relevance"
 _KEY = "training.train_file"
 _COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{'|'.join(LABELS)})\s*", re.DOTALL)
 _LABELS = {label: label for label in LABELS}
-_PASSAGE = "\nPassage: "
+PASSAGE_MARK = "\nPassage: "
 _TRUTHS = {"true": True, "false": False}
 _COLUMNS_SHOWN = 12
 
@@ -168,7 +168,7 @@ def _records_one_by_one(batch: Any, name: str, before: int) -> Iterator[dict[str
 
 def _of_prompt(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
     prompt, written = _mark_in_prompt(_text(record, "prompt", where), _text(record, "completion", where))
-    return _before_passage(prompt), prompt, written
+    return _asked(prompt), prompt, written
 
 
 def _of_alpaca(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
@@ -176,7 +176,7 @@ def _of_alpaca(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str
     prompt, written = _mark_in_prompt(f"{asked}\n{more}" if more else asked, _text(record, "output", where))
     if not prompt.endswith(THINK_OPEN):
         prompt = _marked(prompt)
-    return _before_passage(prompt), prompt, written
+    return _asked(prompt), prompt, written
 
 
 def _of_pair(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
@@ -246,8 +246,15 @@ def _marked(prompt: str) -> str:
     return prompt.rstrip("\n") + f"\n{THINK_OPEN}"
 
 
-def _before_passage(prompt: str) -> tuple[str, ...]:
-    return (prompt.rpartition(_PASSAGE)[0] or prompt,)
+def before_passage(prompt: str) -> str | None:
+    """The prompt up to where its passage begins; None where it does not say."""
+    before, mark, _ = prompt.partition(PASSAGE_MARK)
+    return before if mark else None
+
+
+def _asked(prompt: str) -> tuple[str, ...]:
+    before = before_passage(prompt)
+    return (prompt if before is None else before,)
 
 
 def _parted(written: str, key: str, where: str) -> tuple[str, str]:

@@ -66,18 +66,18 @@ class TrainState:
         )
         self.progress = Progress()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, keep: bool = True) -> dict[str, Any]:
         """Everything that changes, by name: the frozen weights are not in it. All processes
-        ask for it at once, and get it whole."""
+        ask for it at once, and those that ``keep`` it get it whole."""
         return {
-            "parameters": self.whole_parameters(),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "parameters": self.whole_parameters(keep),
+            "optimizer": whole(self.optimizer.state_dict(), keep),
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
         }
 
-    def whole_parameters(self) -> dict[str, torch.Tensor]:
-        return {name: whole(each.detach()) for name, each in self.parameters.items()}
+    def whole_parameters(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        return {name: whole(each.detach(), keep) for name, each in self.parameters.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["parameters"].keys() != self.parameters.keys():

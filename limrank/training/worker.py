@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limrank import models
 from limrank.config import TrainJob
 from limrank.errors import LimrankError, UserError
 from limrank.training.curves import Board, keep_steps
@@ -16,6 +17,7 @@ from limrank.training.curves import Board, keep_steps
 if TYPE_CHECKING:
     from ray.train import Checkpoint
 
+    from limrank.training.prepare import Prepared
     from limrank.training.state import Progress
 
 STATE_FILE = "state.pt"
@@ -32,9 +34,8 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     """Train, or go on from the last checkpoint, and export; the same in every worker.
 
     Args:
-        task: ``config`` (a TrainJob), ``model_dir``, ``directory`` (which every worker
-            can see), ``data`` (a Ray reference to the encoded training and validation
-            examples and the dev set) and ``plan`` (what a checkpoint must agree with).
+        task: ``config`` (a TrainJob), ``directory`` (which every worker can see), ``data`` (a
+            Ray reference to what was prepared) and ``plan`` (what a checkpoint must agree with).
 
     Returns:
         ``progress``, the fields of :class:`~limrank.training.loop.Progress` at the end; or
@@ -56,8 +57,10 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS
     from limrank.training import card
+    from limrank.training.attention import check_packing
     from limrank.training.loop import train
     from limrank.training.model import load_for_training, merge_and_save
+    from limrank.training.processes import agree
     from limrank.training.sharding import shard
     from limrank.training.state import TrainState
 
@@ -79,11 +82,19 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     # Every worker draws the same adapter.
     torch.manual_seed(config.seed)
     sharded = config.training.sharding == "full" and ray.train.get_context().get_world_size() > 1
-    # Weights in parts are of one type; what is computed with them may be another.
-    model, tokenizer = load_for_training(task["model_dir"], config.training, torch.float32 if sharded else dtype)
-    model.to(device)
+    prepared: Prepared = ray.get(task["data"])
+    error = None
+    try:
+        model_dir = models.resolve(config.model.id)
+        model, tokenizer = load_for_training(model_dir, config.training, dtype)
+        check_packing(model, prepared.longest)
+    except LimrankError as found:  # a node may lack what another has
+        error = found
+    agree(error)
     if sharded:
         shard(model, mixed_precision=dtype != torch.float32)
+    else:
+        model.to(device)
     state = TrainState(model, config.training, total_steps)
     if saved:
         state.load_state_dict(saved)
@@ -100,32 +111,32 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
             board.add(metrics)
         progress = state.progress
         if over or progress.step % config.training.save_steps == 0 or progress.step == progress.best_step:
-            found = state.state_dict() | {"plan": task["plan"], "over": over} if first or sharded else None
+            found = state.state_dict(first) | {"plan": task["plan"], "over": over} if first or sharded else None
             _save_checkpoint(found if first else None, progress)
 
-    training, validation, dev = ray.get(task["data"])
     progress: Progress = train(
         state,
-        training,
+        prepared.training,
         config.training,
         seed=config.seed,
         labels=tuple(label_token_ids(tokenizer, LABELS)),
-        validation=validation,
-        dev=dev,
+        validation=prepared.validation,
+        dev=prepared.dev,
         device=device,
         mixed_precision=dtype != torch.float32,
         on_step=on_step,
     )
-    values = state.whole_parameters() if sharded else None
+    values = state.whole_parameters(first) if sharded else None
     if first:
         if progress.best_step not in (None, progress.step):
             values = _checkpoint_of(progress.best_step)["parameters"]
         if sharded:
-            model, _ = load_for_training(task["model_dir"], config.training, dtype)
+            model, _ = load_for_training(model_dir, config.training, dtype)
             state = TrainState(model, config.training, total_steps)
         if values:
             state.load_parameters(values)
-        merge_and_save(model, tokenizer, directory, dtype, card.render(config, task["plan"], asdict(progress)))
+        cards = card.render(config, task["plan"], asdict(progress))
+        merge_and_save(model, tokenizer, directory, dtype, base=config.model.id, cards=cards)
     return asdict(progress)
 
 
@@ -162,7 +173,8 @@ def _load_checkpoint(plan: dict[str, Any]) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     saved = _read(checkpoint)
-    differing = [f"{key} {saved['plan'][key]} → {plan[key]}" for key in plan if saved["plan"].get(key) != plan[key]]
+    was = saved["plan"]
+    differing = [f"{key} {was.get(key)} → {plan[key]}" for key in plan if was.get(key) != plan[key]]
     if differing:
         raise UserError(
             f"the checkpoints in this run directory belong to another plan ({', '.join(differing)}): "

@@ -329,6 +329,7 @@ def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, local_ray, monkeypatch, sharding):
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Ray Train looks at its workers every two seconds, which is most of a run this small.
@@ -358,6 +359,14 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
     assert len(tokenizer.encode("</think>")) == 1
     AutoModelForCausalLM.from_pretrained(result.model_dir)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert adapted.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    for folder in ("model", "adapter"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "5 examples of train.jsonl, 2 held out" in card and str(tied_model) not in card.replace(
+            tied_model.name, ""
+        )
+    assert "This is the adapter alone" in card
 
     # Started again it has nothing to do, and says the same.
     assert fit.fit(config, tmp_path, seen.append) == result
@@ -373,10 +382,10 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
 def train_alone(config):
     """The same steps in this process: twice the accumulation for half the workers."""
     prepared = prepare(config)
-    model_dir, examples, validation = prepared.model_dir, prepared.training, prepared.validation
+    examples, validation = prepared.training, prepared.validation
     training = config.training.model_copy(update={"gradient_accumulation": 4})
     torch.manual_seed(config.seed)
-    model, _ = load_for_training(model_dir, training, torch.float32)
+    model, _ = load_for_training(config.model.id, training, torch.float32)
     state = TrainState(model, training, total_steps(len(examples), training, workers=1))
     lines = []
     train(
@@ -404,7 +413,9 @@ def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_f
     planned = job.plan(train_job(tied_model, one, tmp_path, validation_share=0.1))
     assert planned["examples"] == 1 and len(planned["warnings"]) == 2
     assert "all 1 training examples have one label" in planned["warnings"][0]
-    assert "0.1 of 1 examples is none: nothing is held out" in planned["warnings"][1]
+    assert "0.1 of 1 examples is not one whole query: nothing is held out" in planned["warnings"][1]
+    with pytest.raises(UserError, match="nothing is held out, and training.patience=2 waits for it"):
+        job.plan(train_job(tied_model, one, tmp_path, validation_share=0.1, patience=2))
     with pytest.raises(UserError, match="no query has a relevant and another passage"):
         job.plan(train_job(tied_model, one, tmp_path, target="direct", objective="softmax"))
 

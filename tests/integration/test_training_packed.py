@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limrank import prompts
 from limrank.config import DevConfig, TrainJob
+from limrank.errors import UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.training import fit
-from limrank.training.attention import PACKED
+from limrank.training.attention import PACKED, check_packing
 from limrank.training.batches import epoch_steps, pack, single_units
 from limrank.training.curves import read_metrics
 from limrank.training.dev import read_dev_set
@@ -20,6 +22,8 @@ from limrank.training.examples import aim, encode_examples
 from limrank.training.forward import direct_log_odds, packed_logits
 from limrank.training.loop import total_steps, train
 from limrank.training.model import load_for_training
+from limrank.training.objectives import weight
+from limrank.training.prepare import prepare
 from limrank.training.sources import read_examples
 from limrank.training.state import TrainState
 
@@ -75,9 +79,48 @@ def test_an_example_sees_nothing_of_its_neighbours(loaded, train_file):
             torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
 
+def test_models_that_cannot_be_packed_are_refused(model_dir, tmp_path):
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    check_packing(load_for_training(model_dir, settings(), torch.float32)[0], 100)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "vocab_size": 49152}
+    capped = Gemma2ForCausalLM(Gemma2Config(head_dim=16, attn_logit_softcapping=0.05, initializer_range=0.5, **shape))
+    windowed = MistralForCausalLM(MistralConfig(sliding_window=32, **shape))
+    for model, longest, told in (
+        (capped, 10, "model gemma2.*cannot train models of this kind"),
+        (windowed, 33, "33 tokens is longer than the model's attention window of 32: set training.cutoff_tokens=32"),
+    ):
+        model.save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=told):
+            check_packing(load_for_training(tmp_path, settings(), torch.float32)[0], longest)
+    check_packing(load_for_training(tmp_path, settings(), torch.float32)[0], 32)
+
+
+def test_a_mixed_model_learns_both_halves_alike(model_dir, train_file):
+    config = TrainJob(
+        run_dir="unused",
+        model={"id": str(model_dir)},
+        training=settings(train_file=str(train_file), target="mixed"),
+    )
+    examples = prepare(config).training
+    direct = [example for example in examples if example.completion_tokens == 1]
+    thought = [example for example in examples if example.completion_tokens > 1]
+    assert 0 < len(direct) < 30
+    assert weight("label", [direct]) == pytest.approx(weight("label", [thought]))
+    # And so in the loss: of one row it is that of each half, as often as it counts.
+    model, _ = load_for_training(model_dir, config.training, torch.float32)
+    loss = label_loss(model)
+    with torch.no_grad():
+        together = loss(pack([[each] for each in examples])).item()
+        halves = [loss(pack([[replace(each, token_weight=1.0)] for each in half])).item() for half in (direct, thought)]
+    assert together == pytest.approx(halves[0] * direct[0].token_weight + halves[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("target", ["think", "direct", "mixed"])
 def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
-    """One example a forward pass, no packing, transformers' own loss and schedule."""
+    """One example a forward pass, no packing, transformers' own attention and loss."""
     training = settings(epochs=2, batch_size=2, gradient_accumulation=3, warmup_ratio=0.2, target=target)
 
     def fresh():
@@ -96,24 +139,29 @@ def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
     lines = []
     train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
     assert len(lines) == 10
-    model, examples, state = fresh()
+    model, examples, _ = fresh()
+    model.set_attn_implementation("sdpa")
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     losses = []
-    for epoch in range(2):
-        for step in epoch_steps(single_units(examples), 6, seed=1, epoch=epoch):
-            tokens = sum(examples[index].completion_tokens for (index,) in step)
-            total = 0.0
-            for (index,) in step:
-                ids = torch.from_numpy(examples[index].ids.astype("int64"))[None]
-                labels = ids.clone()
-                labels[:, : examples[index].prompt_tokens] = -100
-                loss = model(input_ids=ids, labels=labels).loss * examples[index].completion_tokens
-                (loss / tokens).backward()
-                total += loss.item()
-            torch.nn.utils.clip_grad_norm_(state.parameters.values(), 1.0)
-            state.optimizer.step()
-            state.schedule.step()
-            state.optimizer.zero_grad()
-            losses.append(total / tokens)
+    for number in range(10):
+        # Two steps of warm-up, then a cosine to zero.
+        rate = number / 2 if number < 2 else (1 + math.cos(math.pi * (number - 2) / 8)) / 2
+        optimizer.param_groups[0]["lr"] = 1e-2 * rate
+        step = epoch_steps(single_units(examples), 6, seed=1, epoch=number // 5)[number % 5]
+        tokens = sum(examples[index].completion_tokens for (index,) in step)
+        total = 0.0
+        for (index,) in step:
+            ids = torch.from_numpy(examples[index].ids.astype("int64"))[None]
+            labels = ids.clone()
+            labels[:, : examples[index].prompt_tokens] = -100
+            loss = model(input_ids=ids, labels=labels).loss * examples[index].completion_tokens
+            (loss / tokens).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total / tokens)
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
 
 

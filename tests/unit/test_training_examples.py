@@ -75,3 +75,10 @@ def test_then_the_end_of_its_passage_and_never_the_query():
     assert decode(one.ids[one.prompt_tokens :]) == " true"
     with pytest.raises(UserError, match=r"train\.jsonl:7: .*training\.cutoff_tokens"):
         encoded(example(line=7), cutoff=shortest - 2)
+
+
+def test_a_prompt_that_does_not_say_where_its_passage_is_is_never_cut():
+    one = Example(3, "Document: abcdefgh\nQuestion: why<think>", "\n", " true", ("q",))
+    assert len(encoded(one, cutoff=100).ids) == len(encoded(one, cutoff=len(encoded(one).ids)).ids)
+    with pytest.raises(UserError, match=r"train\.jsonl:3: longer than training\.cutoff_tokens=20"):
+        encoded(one, cutoff=20)
