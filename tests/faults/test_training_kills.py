@@ -4,6 +4,7 @@ of one that nobody disturbed."""
 import json
 import os
 import random
+import shutil
 import sys
 
 import pytest
@@ -34,7 +35,7 @@ def work(tmp_path_factory):
     draw = random.Random(1)
     words = ["merge", "sorted", "feeds", "heap", "count", "words", "file", "lock", "thread", "timer", "queue"]
     with (folder / "train.jsonl").open("w") as file:
-        for number in range(STEPS * 2 * REPLICAS):
+        for number in range(STEPS * 2 * REPLICAS * 5 // 4):
             query, passage = (" ".join(draw.choices(words, k=length)) for length in (6, 60))
             file.write(json.dumps({"query": query, "passage": passage, "label": number % 2}) + "\n")
     return folder
@@ -57,7 +58,8 @@ def command(work, run_dir, sharding="none"):
                     "learning_rate": 1e-3,
                     "batch_size": 2,
                     "gradient_accumulation": 1,
-                    "validation_share": 0.0,
+                    "validation_share": 0.2,
+                    "eval_steps": 3,
                     "save_steps": 4,
                     "sharding": sharding,
                 },
@@ -110,3 +112,17 @@ def test_what_is_killed_changes_nothing(work, undisturbed, victim, sharding, tol
         difference = (weights[name] - tensor).abs()
         # Adam divides by the gradient's size, so rounding shows where a gradient is almost zero.
         assert (difference.max() if sharding == "none" else difference.mean()) <= tolerance, name
+
+
+def test_an_export_that_was_lost_is_made_again(work, undisturbed):
+    """As after a death between the last checkpoint and the export: of the best look's weights."""
+    run_dir = work / "undisturbed"
+    looks = [line for line in read_metrics(run_dir / "metrics.jsonl") if "validation_loss" in line]
+    best = min(looks, key=lambda line: line["validation_loss"])
+    assert f"weights of step {best['step']}," in (run_dir / "model" / "README.md").read_text()
+    shutil.rmtree(run_dir / "model")
+    with Run(command(work, run_dir), log=work / "exported.log") as run:
+        assert run.wait() == 0, run.log.read_text()[-3000:]
+    weights = load_file(run_dir / "model" / "model.safetensors")
+    assert weights.keys() == undisturbed[1].keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in undisturbed[1].items())
