@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def shard(model: nn.Module, mixed_precision: bool) -> None:
-    """Split a model's weights over the processes of the group, in place: those of each
-    decoder layer by themselves, so that one layer's at a time are whole.
+    """Split a model's weights over the processes of the group, in place, each part on its
+    process's device: those of each decoder layer by themselves, so that one layer's at a time
+    are whole. Before that each process holds the model in its main memory.
 
     Args:
         mixed_precision: compute in bfloat16, and add gradients up in float32.
