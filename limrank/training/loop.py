@@ -115,18 +115,14 @@ def train(
                 "examples": progress.examples,
             }
             if (validation or dev) and (progress.step % look_every == 0 or progress.step == state.total_steps):
-                held_out = (
-                    mean_loss(local_loss, validation, training.objective, training.batch_size, device)
-                    if validation
-                    else None
-                )
-                scores = (
-                    direct_log_odds(state.model, dev.pairs, labels, training.batch_size, device, mixed_precision)
-                    if dev
-                    else None
-                )
-                progress.look(held_out, dev.ndcg(scores) if dev else None)
-                measured = {"validation_loss": progress.validation_loss, "ndcg": progress.ndcg}
+                held_out, ndcg = None, None
+                if validation:
+                    held_out = mean_loss(local_loss, validation, training.objective, training.batch_size, device)
+                if dev:
+                    odds = direct_log_odds(state.model, dev.pairs, labels, training.batch_size, device, mixed_precision)
+                    ndcg = dev.ndcg(odds)
+                progress.look(held_out, ndcg)
+                measured = {"validation_loss": held_out, "ndcg": ndcg}
                 metrics |= {name: value for name, value in measured.items() if value is not None}
             on_step(metrics, is_over())
     return progress

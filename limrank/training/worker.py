@@ -38,7 +38,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
             Ray reference to what was prepared) and ``plan`` (what a checkpoint must agree with).
 
     Returns:
-        ``progress``, the fields of :class:`~limrank.training.loop.Progress` at the end; or
+        ``progress``, the fields of :class:`~limrank.training.state.Progress` at the end; or
         ``error``, which all workers come to at once and which another try would not mend
         (what is raised, Ray Train takes for a death, and starts all of them again).
     """

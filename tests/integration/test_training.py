@@ -168,7 +168,7 @@ def test_schedule_counts_and_rates(tied_model, train_file):
         seed=1,
         labels=TRUE_FALSE,
         validation=examples[:2],
-        on_step=lambda metrics, over: lines.append(metrics),
+        on_step=into(lines),
     )
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert progress.examples == 40
@@ -275,7 +275,7 @@ def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file):
         seed=1,
         labels=TRUE_FALSE,
         mixed_precision=True,
-        on_step=lambda metrics, over: lines.append(metrics),
+        on_step=into(lines),
     )
     assert lines[-1]["loss"] < lines[0]["loss"]
 
@@ -395,7 +395,7 @@ def train_alone(config):
         seed=config.seed,
         labels=TRUE_FALSE,
         validation=validation,
-        on_step=lambda metrics, over: lines.append(metrics),
+        on_step=into(lines),
     )
     return lines
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -52,6 +55,21 @@ def write_recipe(path, **sections):
     """A recipe as YAML: JSON is YAML."""
     path.write_text(json.dumps(sections), encoding="utf-8")
     return path
+
+
+def in_other_processes(program, given=""):
+    """What a Python program prints in each of two processes that hash strings differently."""
+    return [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            input=given,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
 
 
 def write_embedder(directory, vocabulary, synonyms):

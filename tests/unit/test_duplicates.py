@@ -1,11 +1,9 @@
 import json
-import os
 import random
-import subprocess
-import sys
 import unicodedata
 
 import pytest
+from helpers import in_other_processes
 
 from limrank.errors import UserError
 from limrank.synthesis.duplicates import find_duplicates
@@ -170,16 +168,6 @@ def test_the_same_in_every_process():
         "print(json.dumps(find_duplicates((str(place), text) for place, text in enumerate(json.load(sys.stdin)))))"
     )
     texts = many(300)
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            input=json.dumps(texts),
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    outputs = in_other_processes(program, json.dumps(texts))
     assert outputs[0] == outputs[1]
     assert json.loads(outputs[0]) == find_duplicates((str(place), text) for place, text in enumerate(texts)) != {}

@@ -1,11 +1,8 @@
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from helpers import write_embedder
+from helpers import in_other_processes, write_embedder
 
 from limrank.errors import UserError
 from limrank.synthesis.embeddings import check_embedder, lexical_embeddings, sentence_embeddings
@@ -39,16 +36,7 @@ def test_lexical_embeddings_of_a_script_without_spaces():
 
 def test_lexical_embeddings_are_the_same_in_every_process():
     code = "from limrank.synthesis.embeddings import lexical_embeddings as e; print(e(['a b', 'b c c', 'ümläut']).tobytes().hex())"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = set(in_other_processes(code))
     assert len(outputs) == 1
     assert lexical_embeddings(["a b", "b c c", "ümläut"]).tobytes().hex() + "\n" in outputs
 
