@@ -90,7 +90,9 @@ class FirstStageConfig(Section):
 
 
 class ModelConfig(Section):
-    id: str = Field("smollm2-135m-instruct", description="a packaged model, a directory, or a hub id")
+    id: str = Field(
+        "smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, bfloat16 on a GPU"
     )

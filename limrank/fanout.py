@@ -120,7 +120,7 @@ def _dispatch(
     wanted = claim(engines.values(), workers, fewest)
     timeout_s = max(source.startup_timeout_s for source in engines.values())
     wait_for_room(wanted, timeout_s)
-    _prepare_ray_data()
+    prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     at_once = _at_once(pending, most)
     receipts = (
@@ -235,7 +235,8 @@ def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str, *, partly: bool
     return summary
 
 
-def _prepare_ray_data() -> None:
+def prepare_ray_data() -> None:
+    """Ray Data as limrank uses it: no output of its own, and errors that come at once."""
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)

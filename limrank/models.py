@@ -1,7 +1,7 @@
 """A model's name → a local directory that transformers, PEFT and vLLM load.
 
-Three kinds of name are understood: a directory; a packaged model (small enough to come
-from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
+Four kinds of name are understood: a directory; an object store's URI of one; a packaged model
+(small enough to come from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
 """
 
 from __future__ import annotations
@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
+from limrank.storage import filesystem
+
+MODEL_CONFIG = "config.json"
+"""By this file a directory is a model; where limrank writes one, it comes last."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ PACKAGED = {
 }
 
 _END_BYTES = 1 << 20
+_COPIED_AT_ONCE = 16 << 20
 
 
 def cache_dir() -> Path:
@@ -59,10 +67,12 @@ def resolve(name: str, *, weights: bool = True) -> Path:
         UserError: the name is neither a directory, nor packaged, nor on the hub
             (or the hub cannot be reached).
     """
+    if is_uri(name):
+        return _from_store(name, weights)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model {name}: the directory holds no config.json, so it is not a model")
+        if not (path / MODEL_CONFIG).is_file():
+            raise UserError(f"model {name}: the directory holds no {MODEL_CONFIG}, so it is not a model")
         return path.resolve()
     if name in PACKAGED:
         return fetch(name)
@@ -81,7 +91,7 @@ def fetch(name: str) -> Path:
     """
     packaged = PACKAGED[name]
     target = cache_dir() / "models" / name
-    if (target / "config.json").is_file():
+    if (target / MODEL_CONFIG).is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
@@ -91,7 +101,7 @@ def fetch(name: str) -> Path:
         try:
             made.rename(target)
         except OSError:
-            if not (target / "config.json").is_file():
+            if not (target / MODEL_CONFIG).is_file():
                 raise
     return target
 
@@ -103,23 +113,42 @@ def fingerprint(name: str) -> str:
     The ends are enough: a safetensors file starts with a table of its tensors, and any
     training moves the last ones.
     """
-    directory = Path(name).expanduser()
-    if not directory.is_dir():
+    if not is_uri(name) and not Path(name).expanduser().is_dir():
         return name
+    files, found = _listed(name)
     digest = hashlib.sha256()
-    for file in sorted([*directory.glob("config.json"), *directory.glob("*.safetensors")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as stream:
+    for file in found:
+        if file.base_name != MODEL_CONFIG and file.extension != "safetensors":
+            continue
+        digest.update(f"{file.base_name}:{file.size}:".encode())
+        with files.open_input_file(file.path) as stream:
             digest.update(stream.read(_END_BYTES))
-            stream.seek(max(0, size - _END_BYTES))
+            stream.seek(max(0, file.size - _END_BYTES))
             digest.update(stream.read())
     return digest.hexdigest()
 
 
+def _listed(name: str) -> tuple[Any, list[Any]]:
+    """The file system of a model's directory or URI, and its files (pyarrow's ``FileInfo``),
+    by name. Raises UserError where the store does not answer."""
+    from pyarrow.fs import FileSelector
+
+    try:
+        files, path = filesystem(name if is_uri(name) else str(Path(name).expanduser()))
+        found = files.get_file_info(FileSelector(path, allow_not_found=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name}: cannot be read: {first_line(error)}") from error
+    return files, sorted((each for each in found if each.is_file), key=lambda each: each.base_name)
+
+
 def parameters(name: str) -> int:
-    """How many parameters a model has, by its weights' own tables; 0 where they are not on
-    this machine.
+    """How many parameters a model has, by :func:`shapes`; 0 where it has none."""
+    return sum(map(math.prod, shapes(name).values()))
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a model's tensors, by its weights' own tables; none where they are
+    not on this machine.
 
     Raises:
         UserError: there is no such model.
@@ -127,23 +156,23 @@ def parameters(name: str) -> int:
     from safetensors import safe_open
 
     if not Path(name).expanduser().is_dir() and name not in PACKAGED:
-        return 0
-    count = 0
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in resolve(name).glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-    return count
+            found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return found
 
 
 def served_name(name: str) -> str:
     """The name that a server's clients know a model by: of a directory only its last part,
     so that no path of the server's machine is told."""
-    path = Path(name).expanduser()
-    return path.name if path.is_absolute() or path.is_dir() else name
+    path = Path(name.partition("?")[0] if is_uri(name) else name).expanduser()
+    return path.name if is_uri(name) or path.is_absolute() or path.is_dir() else name
 
 
 def is_cached(name: str) -> bool:
-    return (cache_dir() / "models" / name / "config.json").is_file()
+    return (cache_dir() / "models" / name / MODEL_CONFIG).is_file()
 
 
 def _download_gguf(packaged: PackagedModel, work: Path) -> Path:
@@ -169,6 +198,30 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     # Four-bit weights have nothing to lose in bfloat16, and the directory is half as large.
     model.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+
+
+def _from_store(uri: str, weights: bool) -> Path:
+    """Fetched once as long as it stays as it is; another that lies there later has another place."""
+    files, found = _listed(uri)
+    if MODEL_CONFIG not in {each.base_name for each in found}:
+        raise UserError(f"model {uri}: holds no {MODEL_CONFIG}, so it is no model, or not yet whole")
+    target = cache_dir() / "models" / f"{'' if weights else 'config-'}{fingerprint(uri)[:32]}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".store-") as work:
+        made = Path(work) / "model"
+        made.mkdir()
+        for each in found:
+            if weights or each.extension != "safetensors":
+                with files.open_input_stream(each.path) as source, (made / each.base_name).open("wb") as copy:
+                    shutil.copyfileobj(source, copy, _COPIED_AT_ONCE)
+        try:
+            made.rename(target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
+    return target
 
 
 def _from_hub(name: str, weights: bool) -> Path:

@@ -12,6 +12,7 @@ from limrank.errors import EngineError, UserError
 
 _ANY_NUMBER = 1_000_000
 _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+_OF_ENGINES = "model.id, engine.kv_cache_gib: one replica's weights and key-value cache"
 
 
 def claim(
@@ -78,13 +79,13 @@ def check_resources(
         )
 
 
-def check_memory(needed: int, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raises UserError where no node has the main memory (bytes) that one replica needs."""
+def check_memory(needed: int, nodes: Sequence[Mapping[str, float]], what: str = _OF_ENGINES) -> None:
+    """Raises UserError where no node has the main memory (bytes) that one replica needs for ``what``."""
     most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
     if needed > most:
         raise UserError(
-            f"model.id, engine.kv_cache_gib: one replica's weights and key-value cache take about {needed / 2**30:.1f} "
-            f"GiB, and no node of the cluster has more than {most / 2**30:.1f} GiB for it"
+            f"{what} take about {needed / 2**30:.1f} GiB, and no node of the cluster has more than "
+            f"{most / 2**30:.1f} GiB for it"
         )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from limrank.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_COPIED_AT_ONCE = 16 << 20
 
 
 @lru_cache
@@ -113,11 +117,20 @@ class Storage:
     def names(self, folder: str) -> list[str]:
         """File names in a folder, sorted; [] where there is no such folder. Files that
         are being written are not among them."""
+        return self._entries(folder, is_file=True)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, sorted; [] where there is no such folder."""
+        return self._entries(folder, is_file=False)
+
+    def _entries(self, folder: str, *, is_file: bool) -> list[str]:
         from pyarrow.fs import FileSelector
 
         files, path = self._at(folder)
         found = files.get_file_info(FileSelector(path, allow_not_found=True))
-        return sorted(entry.base_name for entry in found if entry.is_file and not entry.base_name.startswith("."))
+        return sorted(
+            entry.base_name for entry in found if entry.is_file == is_file and not entry.base_name.startswith(".")
+        )
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
@@ -165,6 +178,38 @@ class Storage:
                 f"run_dir {self.root}: cannot be written: {getattr(error, 'strerror', None) or error}; "
                 "the same command goes on once that is mended"
             ) from error
+
+    @contextlib.contextmanager
+    def new_folder(self, name: str, last: str) -> Iterator[Path]:
+        """A local folder to put files in, which becomes the root's folder ``name`` when the
+        block ends. By a path it takes the name of the old one; in an object store, which knows
+        files only, ``last`` goes first of the old ones and comes last of the new, so that
+        whoever looks for it finds a folder that is whole.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if is_uri(self.root):
+            with tempfile.TemporaryDirectory() as work:
+                yield Path(work)
+                with self.writing():
+                    self.remove(f"{name}/{last}")
+                    for file in sorted(Path(work).iterdir(), key=lambda each: each.name == last):
+                        self._upload(file, f"{name}/{file.name}")
+            return
+        target = self.local(name)
+        work = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        with self.writing():
+            work.mkdir(parents=True)
+            yield work
+            shutil.rmtree(target, ignore_errors=True)
+            work.rename(target)
+
+    def _upload(self, file: Path, name: str) -> None:
+        files, path = self._at(name)
+        with file.open("rb") as source, files.open_output_stream(path) as target:
+            shutil.copyfileobj(source, target, _COPIED_AT_ONCE)
 
     def shown(self, name: str) -> str:
         """A file's path or URI for a person, without the store's settings."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank import __version__
-from limrank.config import TrainJob
+from limrank.config import TrainJob, is_uri
 
 _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
@@ -77,5 +77,8 @@ def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:
 
 
 def _name(path: str) -> str:
-    """Of a path its last part: not where it lay on the machine that trained."""
+    """Of a path its last part: not where it lay on the machine that trained. Of a URI what
+    is not a store's settings."""
+    if is_uri(path):
+        return path.partition("?")[0]
     return Path(path).name if Path(path).is_absolute() else path

@@ -1,26 +1,10 @@
-"""``metrics.jsonl``, one JSON line a training step, and the picture made of it."""
+"""What a run's metrics look like: a picture, and events for TensorBoard."""
 
 from __future__ import annotations
 
-import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every complete line of a metrics file, which another process may be writing."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def keep_steps(path: Path, up_to: int) -> None:
-    """Drop the steps after ``up_to``, which a resumed run will make again."""
-    lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= up_to]
-    work = path.with_name(f".{path.name}.partial")
-    work.write_text("".join(lines), encoding="utf-8")
-    work.replace(path)
 
 
 class Board:
@@ -39,7 +23,7 @@ class Board:
         self._writer.flush()
 
 
-def draw_curves(metrics: list[dict[str, Any]], target: Path) -> None:
+def draw_curves(metrics: list[dict[str, Any]]) -> bytes:
     """Loss (training, and held out where measured), held-out nDCG@10 where measured, and
     learning rate by step, as a PNG."""
     from matplotlib.figure import Figure
@@ -69,4 +53,6 @@ def draw_curves(metrics: list[dict[str, Any]], target: Path) -> None:
     rate.xaxis.get_major_locator().set_params(integer=True)
     for axes in panels:
         axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=120)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    return picture.getvalue()

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from limrank.config import TrainJob
+from limrank.config import TrainJob, is_uri
 from limrank.engines import EngineSpec
 from limrank.errors import EngineError, LimrankError
-from limrank.resources import claim
-from limrank.training.curves import draw_curves, read_metrics
+from limrank.resources import check_memory, check_resources, nodes_alive, resources
+from limrank.storage import Storage, filesystem
+from limrank.training import checkpoints
+from limrank.training.curves import draw_curves
+from limrank.training.metrics import MetricsReader, read_metrics
 from limrank.training.prepare import RESUMED_BY, Prepared, describe, prepare
-from limrank.training.worker import SCORE, train_worker
+from limrank.training.worker import train_worker
 
-CHECKPOINTS = "checkpoints"
+_log = logging.getLogger(__name__)
 
 DEATHS_BORNE = 3
-"""A worker that dies is replaced, and all go on from the last checkpoint; so often in one call."""
+"""A worker that dies is replaced, and all go on from the last checkpoint; so often without a new one."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -48,19 +52,19 @@ class TrainResult:
     best_ndcg: float | None
     best_step: int | None
     cut: int
-    model_dir: Path
+    model_dir: str
 
 
 def fit(
-    config: TrainJob, directory: Path, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+    config: TrainJob, storage: Storage, on_progress: OnProgress | None = None, prepared: Prepared | None = None
 ) -> TrainResult:
     """Train on the Ray cluster that this process is connected to.
 
-    Started again with the same directory it goes on from the last checkpoint.
+    Started again with the same storage it goes on from the last checkpoint.
 
     Args:
-        directory: where ``checkpoints/ adapter/ model/ metrics.jsonl curves.png`` go;
-            every worker must see it under the same path.
+        storage: where ``checkpoints/ adapter/ model/ metrics.jsonl curves.png`` go;
+            every worker must see it under the same absolute path, or URI.
         on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of
             each step that is new to it (see :func:`limrank.training.loop.train`).
         prepared: what :func:`~limrank.training.prepare.prepare` makes of the recipe, where
@@ -74,21 +78,22 @@ def fit(
 
     if not ray.is_initialized():
         raise RuntimeError("limrank.training.fit.fit needs a Ray that its caller has connected to")
-    directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    if not is_uri(storage.root):
+        storage = Storage(os.path.abspath(storage.root))  # workers have another working directory
+    checkpoints.drop_broken_index(storage)
     prepared = prepared or prepare(config)
     planned = describe(config, prepared)
-    metrics_file = directory / "metrics.jsonl"
     task = {
         "config": config,
-        "directory": str(directory),
+        "storage": storage,
         # By reference: each node fetches the examples once, and each worker maps them.
         "data": ray.put(prepared),
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
+        "bytes": planned["bytes_a_worker"],
     }
-    with _following(metrics_file, on_progress), _interrupt_handler_kept():
-        progress = _fit(config, directory, task)
-    draw_curves(read_metrics(metrics_file), directory / "curves.png")
+    with _following(storage, on_progress), _interrupt_handler_kept():
+        progress = _fit(config, storage, task)
+    storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
         examples=len(prepared.training) + len(prepared.validation),
         steps=progress["step"],
@@ -100,53 +105,72 @@ def fit(
         best_ndcg=progress["best_score"] if config.dev else None,
         best_step=progress["best_step"],
         cut=planned["cut"],
-        model_dir=directory / "model",
+        model_dir=storage.shown("model"),
     )
 
 
-def _fit(config: TrainJob, directory: Path, task: dict[str, Any]) -> dict[str, Any]:
+def _fit(config: TrainJob, storage: Storage, task: dict[str, Any]) -> dict[str, Any]:
+    from ray.train import TrainingFailedError, WorkerGroupError
+
+    while True:
+        before = checkpoints.newest(storage)
+        try:
+            ended = _trainer(config, storage, task).fit().return_value
+        except WorkerGroupError as error:
+            cause = _cause(error.worker_failures)
+            if checkpoints.newest(storage) == before:
+                raise cause from error
+            _log.warning("training goes on after %d deaths, since it came further: %s", DEATHS_BORNE + 1, cause)
+            continue
+        except TrainingFailedError as error:
+            raise EngineError(f"training failed: {_last_line(error)}") from error
+        if error := ended.get("error"):
+            raise error
+        return ended["progress"]
+
+
+def _trainer(config: TrainJob, storage: Storage, task: dict[str, Any]):
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
         LoggingConfig,
         RunConfig,
-        TrainingFailedError,
-        WorkerGroupError,
     )
     from ray.train.torch import TorchTrainer
 
-    trainer = TorchTrainer(
+    files, path = filesystem(storage.root)
+    return TorchTrainer(
         train_worker,
         train_loop_config=task,
-        scaling_config=_scaling(config),
+        scaling_config=_scaling(config, task["bytes"]),
         # The same name and path are what Ray Train resumes by. Its log repeats, at length,
         # the error that is raised below; its files below the Ray session keep everything.
         run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(directory),
+            name=checkpoints.FOLDER,
+            storage_path=path,
+            storage_filesystem=files if is_uri(storage.root) else None,
             # The last one is kept whatever its score: the best and the last, or the last two.
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1 if config.dev or config.training.validation_share else 2, checkpoint_score_attribute=SCORE
+                num_to_keep=1 if config.dev or config.training.validation_share else 2,
+                checkpoint_score_attribute=checkpoints.SCORE,
             ),
             failure_config=FailureConfig(max_failures=DEATHS_BORNE),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
-    try:
-        ended = trainer.fit().return_value
-    except WorkerGroupError as error:
-        raise _cause(error.worker_failures) from error
-    except TrainingFailedError as error:
-        raise EngineError(f"training failed: {_last_line(error)}") from error
-    if error := ended.get("error"):
-        raise error
-    return ended["progress"]
 
 
-def _scaling(config: TrainJob):
+def _scaling(config: TrainJob, needed: int):
     from ray.train import ScalingConfig
 
-    wanted = claim([EngineSpec(config.model)], config.workers, config.workers.min_replicas, spare_cpus=0)
+    nodes = nodes_alive()
+    # A worker takes of a cluster what an engine in this process would.
+    wanted = resources([EngineSpec(config.model)], config.workers, sum(node.get("GPU", 0.0) for node in nodes))
+    check_resources(wanted, config.workers.min_replicas, nodes, spare_cpus=0)
+    if not wanted["num_gpus"]:
+        check_memory(
+            needed, nodes, "training.batch_size, training.method: one worker's weights, optimizer and activations"
+        )
     return ScalingConfig(
         num_workers=config.workers.min_replicas,
         accelerator_type=config.workers.accelerator,
@@ -167,7 +191,10 @@ def _cause(failures: dict[int, Exception]) -> LimrankError:
         if isinstance(error, LimrankError):
             return error
     rank, error = next(iter(originals.items()))
-    return EngineError(f"training worker {rank} failed: {type(error).__name__}: {_last_line(error)}")
+    advice = ""
+    if "OutOfMemory" in type(error).__name__:
+        advice = ": lower training.batch_size or training.cutoff_tokens, or set training.gradient_checkpointing"
+    return EngineError(f"training worker {rank} failed: {type(error).__name__}: {_last_line(error)}{advice}")
 
 
 def _last_line(error: BaseException) -> str:
@@ -175,8 +202,8 @@ def _last_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _following(path: Path, on_progress: OnProgress | None, seconds: float = 0.5) -> Iterator[None]:
-    """Hand on the line of each step that a metrics file gains while the block runs.
+def _following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None]:
+    """Hand on the line of each step that a run's metrics gain while the block runs.
 
     A file is the one channel that does not slow the workers down (Ray Train takes in one
     report a poll, every two seconds) and that outlives a driver.
@@ -184,15 +211,19 @@ def _following(path: Path, on_progress: OnProgress | None, seconds: float = 0.5)
     if on_progress is None:
         yield
         return
-    ended = threading.Event()
-    reported = max((line["step"] for line in read_metrics(path)), default=0)
+    ended, metrics = threading.Event(), MetricsReader(storage)
+    reported = max((line["step"] for line in metrics.new()), default=0)
+    seconds = 2.0 if is_uri(storage.root) else 0.5
 
     def follow() -> None:
         nonlocal reported
         last_look = False
         while not last_look:
             last_look = ended.wait(seconds)
-            for line in read_metrics(path):
+            lines = []
+            with suppress(OSError):  # of a store that hiccups; the next look finds what this one missed
+                lines = metrics.new()
+            for line in lines:
                 if line["step"] > reported:
                     reported = line["step"]
                     on_progress(line)

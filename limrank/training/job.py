@@ -13,8 +13,9 @@ from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
+from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
-from limrank.training.prepare import describe, prepare
+from limrank.training.prepare import choose, describe, prepare
 from limrank.training.sources import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -27,10 +28,9 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         UserError: the file, the model, the dtype or the number of workers does not do.
         EngineError: a worker died, or the loss diverged.
     """
-    if is_uri(config.run_dir):
-        raise UserError(f"run_dir {config.run_dir}: training writes local files: take a path that all workers see")
-    prepared = prepare(config)
-    planned = describe(config, prepared)
+    if is_uri(config.run_dir) and config.training.tensorboard:
+        raise UserError(f"training.tensorboard: its files need a local run_dir, which {config.run_dir} is not")
+    chosen = choose(config)
     with (
         open_run(
             config.run_dir,
@@ -41,12 +41,13 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):
-        for warning in prepared.warnings:  # now: the end may be days away
+        for warning in chosen.warnings:  # now: the end may be days away
             _log.warning("%s", warning)
-        steps = planned["steps"]
+        prepared = prepare(config, chosen, encode_on_cluster)
+        steps = describe(config, prepared)["steps"]
         progress.update(Event("train", 0, steps, "steps"))
         pace = Pace()
-        result = fit(config, run_dir.storage.local(), lambda line: progress.update(_event(line, steps, pace)), prepared)
+        result = fit(config, run_dir.storage, lambda line: progress.update(_event(line, steps, pace)), prepared)
         progress.update(Event("train", result.steps, steps, "steps", finished=True))
         run_dir.note(
             counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
@@ -64,7 +65,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
     Raises:
         UserError: as :func:`run` does for file, model, dtype and number of workers.
     """
-    return describe(config, prepare(config, weights=False))
+    return describe(config, prepare(config))
 
 
 def training_hash(config: TrainJob) -> str:
@@ -122,5 +123,5 @@ def _shown(config: TrainJob, result: TrainResult) -> list[str]:
     rate = f", {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else ""
     return [
         f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.cut} cut",
-        f"model: {config.run_dir}/model",
+        f"model: {result.model_dir}",
     ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limrank import models
 from limrank.config import TrainingConfig
 from limrank.errors import UserError, first_line
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
+from limrank.storage import Storage
 from limrank.training import attention
 
 if TYPE_CHECKING:
@@ -139,42 +139,38 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
 def merge_and_save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
+    storage: Storage,
     dtype: torch.dtype,
     *,
     base: str | None = None,
     cards: Mapping[str, str] | None = None,
-) -> Path:
-    """Write ``adapter/`` (LoRA only) and ``model/`` below ``directory``; returns the latter.
+) -> None:
+    """Write ``adapter/`` (LoRA only) and ``model/`` into a run directory.
 
     ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and
     generation config, with the adapter merged into the weights. ``cards`` are the READMEs of
     the two, ``base`` is the name of the model that an adapter is for. The model is consumed.
-    Each directory appears under its name only when it is complete.
+    Each is whole once its config is there.
+
+    Raises:
+        StorageError: it could not be written.
     """
     from peft import PeftModel
 
-    def save(to: Path, **options: Any) -> None:
-        model.save_pretrained(to, **options)
-        if cards:
-            # PEFT has put a template there that nobody filled in.
-            (to / "README.md").write_text(cards[to.name.split(".")[1]], encoding="utf-8")
+    def save(name: str, config_name: str, **options: Any) -> None:
+        with storage.new_folder(name, last=config_name) as folder:
+            model.save_pretrained(folder, **options)
+            tokenizer.save_pretrained(folder)
+            if cards:
+                # PEFT has put a template there that nobody filled in.
+                (folder / "README.md").write_text(cards[name], encoding="utf-8")
 
     if isinstance(model, PeftModel):
         if base:
             model.peft_config["default"].base_model_name_or_path = base
         # The new embedding rows are in the adapter; PEFT would add the whole matrices.
-        _publish(directory / "adapter", partial(save, save_embedding_layers=False), tokenizer)
+        save("adapter", "adapter_config.json", save_embedding_layers=False)
         model = model.merge_and_unload()
     model.config.use_cache = True
     model.to(dtype)
-    return _publish(directory / "model", save, tokenizer)
-
-
-def _publish(target: Path, save, tokenizer: PreTrainedTokenizerBase) -> Path:
-    work = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    save(work)
-    tokenizer.save_pretrained(work)
-    shutil.rmtree(target, ignore_errors=True)
-    return work.rename(target)
+    save("model", models.MODEL_CONFIG)

@@ -1,26 +1,28 @@
-"""From a training recipe to token ids, and what a run would do with them: no Ray, no weights."""
+"""From a training recipe to token ids, and what a run would do with them: no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from limrank import models, prompts
 from limrank.config import TrainJob
 from limrank.errors import UserError
-from limrank.scoring import encode_example
 from limrank.training.dev import DevSet, read_dev_set
-from limrank.training.examples import EncodedExample, aim, balanced, encode_examples
+from limrank.training.encoding import encode_here
+from limrank.training.examples import EncodedExample, aim, balanced
 from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
+from limrank.training.memory import largest_row, training_bytes
 from limrank.training.model import load_tokenizer
 from limrank.training.sampling import select, select_queries, split
 from limrank.training.sources import PAIR_PROMPT, Example, read_examples
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """What of the plan has to be as it was, for a checkpoint's step to mean the same."""
+
+Encode = Callable[[TrainJob, Sequence[Example]], list[EncodedExample]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,22 @@ class Prepared:
         return max(len(each.ids) for each in (*self.training, *self.validation, *(self.dev.pairs if self.dev else ())))
 
 
-def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
-    """Read and encode all that a run needs.
+@dataclass(frozen=True)
+class Chosen:
+    """What of the training file is trained on, what is held out, and what a model is tried on."""
 
-    Args:
-        weights: False where config and tokenizer are enough; a hub's weights then stay there.
+    training: list[Example]
+    validation: list[Example]
+    dev: DevSet | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def choose(config: TrainJob) -> Chosen:
+    """Read all that a run needs, and look whether it will do: what can be told before anything
+    is started, and before a hub's weights are fetched.
 
     Raises:
-        UserError: the file, the model, the dtype or the dev set does not do.
+        UserError: the file, the model, the dtype, the dev set or the number of workers does not do.
     """
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
@@ -67,19 +77,31 @@ def prepare(config: TrainJob, *, weights: bool = True) -> Prepared:
             f"training.objective={training.objective} compares: take objective=label, or more negatives"
         )
     warnings += _of_chains(config, examples)
-    tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=weights))
-    encoded = encode_examples(
-        aim(examples, training.target),
-        encode=partial(encode_example, tokenizer),
-        end_id=tokenizer.eos_token_id,
-        cutoff=training.cutoff_tokens,
-        source=training.train_file,
-    )
-    if training.target == "mixed":
-        encoded = balanced(encoded)
+    tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False))
     dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
-    kept, held_out = split(encoded, training.validation_share, config.seed)
-    return Prepared(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
+    if dev and training.target == "think":
+        warnings.append("dev: the model is tried directly, which training.target=think does not teach it")
+    kept, held_out = split(aim(examples, training.target), training.validation_share, config.seed)
+    if len(kept) < config.workers.min_replicas:
+        raise UserError(
+            f"workers.replicas: {config.workers.min_replicas} workers for {len(kept)} training examples of "
+            f"{training.train_file}: take fewer workers"
+        )
+    return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
+
+
+def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = encode_here) -> Prepared:
+    """Encode what was chosen.
+
+    Raises:
+        UserError: as :func:`choose` does, or an example does not fit into the cut-off.
+    """
+    chosen = chosen or choose(config)
+    encoded = encode(config, [*chosen.training, *chosen.validation])
+    if config.training.target == "mixed":
+        encoded = balanced(encoded)
+    count = len(chosen.training)
+    return Prepared(encoded[:count], encoded[count:], chosen.dev, chosen.warnings)
 
 
 def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
@@ -96,7 +118,7 @@ def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
     return [f"{training.train_file}: {lacking} of {len(examples)} examples have no chain, and are learned directly"]
 
 
-def _of_labels(config: TrainJob, kept: Sequence[EncodedExample], held_out: Sequence[EncodedExample]) -> list[str]:
+def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Example]) -> list[str]:
     """Raises UserError where training is to stop by what is held out, and nothing is."""
     training, found = config.training, []
     if len({example.label for example in kept}) < 2:
@@ -116,20 +138,12 @@ def _of_labels(config: TrainJob, kept: Sequence[EncodedExample], held_out: Seque
 
 
 def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
-    """What a run would do, in numbers.
-
-    Raises:
-        UserError: there are fewer examples than workers.
-    """
+    """What a run would do, in numbers."""
     training = prepared.training
     replicas = config.workers.min_replicas
     lengths = [len(example.ids) for example in training]
     units = training_units(training, config.training.objective)
-    if len(training) < replicas:
-        raise UserError(
-            f"workers.replicas: {replicas} workers for {len(training)} training examples of "
-            f"{config.training.train_file}: take fewer workers"
-        )
+    row = largest_row(config, training)
     return {
         "model": config.model.id,
         "method": config.training.method,
@@ -140,6 +154,8 @@ def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
         "cut": sum(example.cut for example in training + prepared.validation),
         "longest_tokens": max(lengths),
+        "largest_row_tokens": row.tokens,
+        "bytes_a_worker": training_bytes(config, row),
         "warnings": prepared.warnings,
         "tokens": config.training.epochs * sum(lengths),
         "epochs": config.training.epochs,

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from limrank import models
-from limrank.training.curves import read_metrics
+from limrank.storage import Storage
+from limrank.training.metrics import read_metrics
 from runs import Run, named, wait_until
 
 WORKER = ("RayTrainWorker",)
@@ -70,7 +71,7 @@ def command(work, run_dir, sharding="none"):
 
 
 def outcome(run_dir):
-    metrics = read_metrics(run_dir / "metrics.jsonl")
+    metrics = read_metrics(Storage(str(run_dir)))
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
     return [line["loss"] for line in metrics], load_file(run_dir / "model" / "model.safetensors")
 
@@ -93,7 +94,7 @@ def test_what_is_killed_changes_nothing(work, undisturbed, victim, sharding, tol
     after = random.Random(f"{SEED} {victim} {moment}").randrange(5, STEPS - 4)
     print(f"LIMRANK_FAULT_SEED={SEED}: {victim} after step {after} of {run_dir}")
     with Run(command(work, run_dir, sharding), log=tmp_path / "run.log") as run:
-        wait_until(lambda: run.ended() or len(read_metrics(run_dir / "metrics.jsonl")) >= after, f"step {after}")
+        wait_until(lambda: run.ended() or len(read_metrics(Storage(str(run_dir)))) >= after, f"step {after}")
         assert not run.ended(), run.log.read_text()[-3000:]
         if victim == "driver":
             os.kill(run.process.pid, 9)
@@ -117,7 +118,7 @@ def test_what_is_killed_changes_nothing(work, undisturbed, victim, sharding, tol
 def test_an_export_that_was_lost_is_made_again(work, undisturbed):
     """As after a death between the last checkpoint and the export: of the best look's weights."""
     run_dir = work / "undisturbed"
-    looks = [line for line in read_metrics(run_dir / "metrics.jsonl") if "validation_loss" in line]
+    looks = [line for line in read_metrics(Storage(str(run_dir))) if "validation_loss" in line]
     best = min(looks, key=lambda line: line["validation_loss"])
     assert f"weights of step {best['step']}," in (run_dir / "model" / "README.md").read_text()
     shutil.rmtree(run_dir / "model")

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rundirs import rows
+from tiny_model import make_tiny
 
+from limrank import models
 from limrank.errors import UserError
 from limrank.rundir import open_run
 from limrank.storage import Storage, filesystem
+from limrank.training.metrics import read_metrics
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -230,3 +233,64 @@ def test_a_store_that_does_not_answer(bucket, tmp_path):
     pq.write_table(pairs(), local)
     message = refused(command(tmp_path, f"{bucket}/run", str(local)), AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert f"run_dir {bucket}/run: cannot be written: " in message and "Could not connect" in message
+
+
+def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    model = make_tiny(tmp_path / "tiny", tied=True)
+    examples = tmp_path / "pairs.jsonl"
+    examples.write_text(
+        "".join(
+            json.dumps({"query": f"q {n}", "passage": "word " * n, "label": n % 2 == 1}) + "\n" for n in range(1, 17)
+        )
+    )
+    storage = Storage(f"{bucket}/runs/train")
+    training = {"train_file": str(examples), "target": "direct", "epochs": 30, "batch_size": 1}
+    training |= {"gradient_accumulation": 1, "validation_share": 0, "save_steps": 20}
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(
+        json.dumps({"job": "train", "run_dir": storage.root, "model": {"id": str(model)}, "training": training})
+    )
+    arguments = [sys.executable, "-m", "limrank", "train", str(recipe), "--address", "local"]
+    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not storage.exists("checkpoints/checkpoint_manager_snapshot.json"):
+        assert driver.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    time.sleep(3)  # its workers, gone with it
+    # As if it had been killed in the middle of writing the list of its checkpoints.
+    storage.write_text("checkpoints/checkpoint_manager_snapshot.json", '{"checkpoint_results": [{"check')
+
+    resumed = limrank(arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"model: {bucket}/runs/train/model" in resumed.stdout
+    assert "was half written when its driver died" in resumed.stderr
+    metrics = read_metrics(storage)
+    assert [line["step"] for line in metrics] == list(range(1, 481))
+    saved = {line["step"] for line in metrics if line["step"] % 20 == 0}
+    assert 480 in saved and storage.read_bytes("curves.png").startswith(b"\x89PNG")
+    manifest = json.loads(storage.read_text("manifest.json"))
+    assert manifest["status"] == "done" and manifest["resumed"]
+    assert {"config.json", "model.safetensors", "README.md"} <= set(storage.names("model"))
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(storage.names("adapter"))
+
+    # The model is loaded from there, fetched once.
+    monkeypatch.setenv("LIMRANK_CACHE", str(tmp_path / "cache"))
+    uri = f"{storage.root}/model"
+    fetched = models.resolve(uri)
+    AutoModelForCausalLM.from_pretrained(fetched)
+    assert models.resolve(uri) == fetched
+    assert {path.name for path in fetched.iterdir()} == set(storage.names("model"))
+    small = models.resolve(uri, weights=False)
+    assert {path.name for path in small.iterdir()} == set(storage.names("model")) - {"model.safetensors"}
+    assert models.served_name(f"{uri}?scheme=http") == "model"
+    storage.write_text("model/config.json", storage.read_text("model/config.json") + " ")
+    assert models.resolve(uri) != fetched
+    storage.remove("model/config.json")
+    with pytest.raises(UserError, match="holds no config.json, so it is no model, or not yet whole"):
+        models.resolve(uri)

@@ -5,16 +5,19 @@ import math
 
 import pytest
 import torch
+from tiny_model import make_tiny
 
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import EngineError, UserError
-from limrank.training import fit, job
+from limrank.storage import Storage
+from limrank.training import encoding, fit, job, memory
 from limrank.training.batches import pack
-from limrank.training.curves import read_metrics
 from limrank.training.examples import aim, encode_examples
 from limrank.training.forward import mean_loss, row_loss
 from limrank.training.loop import total_steps, train
+from limrank.training.memory import Row, training_bytes
+from limrank.training.metrics import read_metrics
 from limrank.training.model import load_for_training, merge_and_save
 from limrank.training.prepare import prepare
 from limrank.training.sources import read_examples
@@ -37,18 +40,6 @@ def tiny_model(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tied_model(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("tied"), tied=True)
-
-
-def make_tiny(directory, tied):
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    config = LlamaConfig(vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=tied, **shape, **ends)
-    LlamaForCausalLM(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(models.resolve(REAL)).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +222,8 @@ def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path,
     model.eval()
     example = encode(train_file, tokenizer)[0]
     before = logits(model, example)
-    directory = merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    directory = tmp_path / "model"
+    merge_and_save(model, tokenizer, Storage(str(tmp_path)), torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(directory)
     assert (logits(merged, example) - before).abs().max() < 1e-4
     assert merged.config.vocab_size == merged.get_input_embeddings().weight.shape[0] == 49154
@@ -253,7 +245,7 @@ def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_p
     model.eval()
     example = encode(train_file, tokenizer)[0]
     before = logits(model, example)
-    merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    merge_and_save(model, tokenizer, Storage(str(tmp_path)), torch.float32)
     base = AutoModelForCausalLM.from_pretrained(tied_model)
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     again = PeftModel.from_pretrained(base, tmp_path / "adapter")
@@ -282,7 +274,8 @@ def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file):
 
 def test_a_model_that_trained_before_gets_no_second_think_tokens(tied_model, tmp_path):
     model, tokenizer = load_for_training(tied_model, settings(), torch.float32)
-    directory = merge_and_save(model, tokenizer, tmp_path, torch.float32)
+    directory = tmp_path / "model"
+    merge_and_save(model, tokenizer, Storage(str(tmp_path)), torch.float32)
     model, tokenizer = load_for_training(directory, settings(), torch.float32)
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 49154
     assert not [name for name, each in model.named_parameters() if each.requires_grad and "lora" not in name]
@@ -302,7 +295,8 @@ def test_the_real_model_learns(train_file, tmp_path):
     assert mean_loss(label_loss(model), examples, "label", 4, "cpu") < 0.8 * before
     model.eval()
     trained = logits(model, examples[0])
-    merged = AutoModelForCausalLM.from_pretrained(merge_and_save(model, tokenizer, tmp_path, torch.float32))
+    merge_and_save(model, tokenizer, Storage(str(tmp_path)), torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert (logits(merged, examples[0]) - trained).abs().max() < 1e-4
 
 
@@ -340,8 +334,8 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     shape["sharding"] = sharding
     config = train_job(tied_model, train_file, tmp_path, replicas=2, batch_size=1, gradient_accumulation=2, **shape)
     seen = []
-    result = fit.fit(config, tmp_path, seen.append)
-    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    result = fit.fit(config, Storage(str(tmp_path)), seen.append)
+    metrics = read_metrics(Storage(str(tmp_path)))
     assert seen == metrics
     assert [line["step"] for line in metrics] == list(range(1, 9))
     outputs = {"checkpoints", "adapter", "model", "metrics.jsonl", "curves.png"}
@@ -369,13 +363,13 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     assert "This is the adapter alone" in card
 
     # Started again it has nothing to do, and says the same.
-    assert fit.fit(config, tmp_path, seen.append) == result
-    assert read_metrics(tmp_path / "metrics.jsonl") == metrics == seen
+    assert fit.fit(config, Storage(str(tmp_path)), seen.append) == result
+    assert read_metrics(Storage(str(tmp_path))) == metrics == seen
 
     # A plan that the checkpoints do not fit is refused, by the worker, in one line.
     other = train_job(tied_model, train_file, tmp_path, batch_size=1, gradient_accumulation=2, **shape)
     with pytest.raises(UserError, match=r"belong to another plan \(steps 8 → 12, units_a_step 4 → 2\)") as error:
-        fit.fit(other, tmp_path)
+        fit.fit(other, Storage(str(tmp_path)))
     assert "\n" not in str(error.value)
 
 
@@ -402,7 +396,7 @@ def train_alone(config):
 
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
     with pytest.raises(UserError, match="8 replicas of 1 CPUs each do not fit"):
-        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=8), tmp_path)
+        fit.fit(train_job(tied_model, train_file, tmp_path, replicas=8), Storage(str(tmp_path)))
 
 
 def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_file, tmp_path):
@@ -427,3 +421,60 @@ def test_the_error_of_a_worker_is_one_line():
     error = fit._cause({1: lost})
     assert isinstance(error, EngineError)
     assert str(error) == "training worker 1 failed: RuntimeError: by peer"
+
+
+def test_a_cluster_encodes_as_this_process_does(tied_model, train_file, tmp_path, local_ray, monkeypatch):
+    monkeypatch.setattr(encoding, "BLOCK", 3)
+    config = train_job(tied_model, train_file, tmp_path, cutoff_tokens=60)
+    here, there = prepare(config), prepare(config, encode=encoding.encode_on_cluster)
+    assert [each.line for each in there.training] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for one, other in zip(here.training, there.training, strict=True):
+        assert one.ids.tolist() == other.ids.tolist() and other.ids.dtype == "int32"
+        for name in ("line", "prompt_tokens", "label", "query", "cut", "token_weight"):
+            assert getattr(one, name) == getattr(other, name)
+    assert {each.cut for each in there.training} == {False, True}
+    short = train_job(tied_model, train_file, tmp_path, cutoff_tokens=20)
+    with pytest.raises(UserError, match=r"train.jsonl:\d: instruction, query and label do not fit in .*=20"):
+        prepare(short, encode=encoding.encode_on_cluster)
+
+
+def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, local_ray):
+    lora, full = (train_job(tied_model, train_file, tmp_path, method=method) for method in ("lora", "full"))
+    count = sum(each.numel() for each in load_for_training(tied_model, full.training, torch.float32)[0].parameters())
+    count -= 2 * 64  # the rows of the added tokens
+    # Weights, gradient and two moments, 4 bytes each.
+    assert training_bytes(full, Row(0, 0)) - memory._PROCESS == 16 * count
+    model, _ = load_for_training(tied_model, lora.training, torch.float32)
+    adapter = sum(each.numel() for name, each in model.named_parameters() if "lora_" in name)
+    assert training_bytes(lora, Row(0, 0)) - memory._PROCESS == 4 * count + 16 * adapter
+    # 100 tokens, two layers: 10 × 64 + 4 × 128 floats; 7 with logits.
+    activations = 4 * (2 * 100 * (10 * 64 + 4 * 128) + 4 * 7 * 49152)
+    assert training_bytes(full, Row(100, 7)) - training_bytes(full, Row(0, 0)) == activations
+    planned = job.plan(train_job(tied_model, train_file, tmp_path, batch_size=100_000_000))
+    assert planned["largest_row_tokens"] == planned["tokens"] // planned["epochs"]
+    huge = train_job(tied_model, train_file, tmp_path, lora_rank=10_000_000)
+    with pytest.raises(
+        UserError, match="one worker's weights, optimizer and activations take about .* GiB, and no node"
+    ):
+        fit.fit(huge, Storage(str(tmp_path)))
+
+
+def test_deaths_are_borne_as_long_as_training_comes_further(tied_model, train_file, tmp_path, monkeypatch):
+    from ray.train import WorkerGroupError
+
+    calls = []
+
+    class Dying:
+        """In each of its first two calls so many workers die as one call bears; a checkpoint first."""
+
+        def fit(self):
+            calls.append(self)
+            if len(calls) <= 2:
+                (tmp_path / "checkpoints" / f"checkpoint_{len(calls)}").mkdir(parents=True)
+            raise WorkerGroupError("died", {0: RuntimeError(f"lost in call {len(calls)}")})
+
+    monkeypatch.setattr(fit, "_trainer", lambda *_: Dying())
+    config = train_job(tied_model, train_file, tmp_path)
+    with pytest.raises(EngineError, match="training worker 0 failed: RuntimeError: lost in call 3"):
+        fit._fit(config, Storage(str(tmp_path)), {})
+    assert len(calls) == 3

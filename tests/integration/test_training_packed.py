@@ -13,14 +13,15 @@ from limrank import prompts
 from limrank.config import DevConfig, TrainJob
 from limrank.errors import UserError
 from limrank.evaluation.metrics import evaluate
+from limrank.storage import Storage
 from limrank.training import fit
 from limrank.training.attention import PACKED, check_packing
 from limrank.training.batches import epoch_steps, pack, single_units
-from limrank.training.curves import read_metrics
 from limrank.training.dev import read_dev_set
 from limrank.training.examples import aim, encode_examples
 from limrank.training.forward import direct_log_odds, packed_logits
 from limrank.training.loop import total_steps, train
+from limrank.training.metrics import read_metrics
 from limrank.training.model import load_for_training
 from limrank.training.objectives import weight
 from limrank.training.prepare import prepare
@@ -257,8 +258,8 @@ def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, l
         training=settings(train_file=str(train_file), target="direct", tensorboard=True, **shape),
         dev=DEV,
     )
-    result = fit.fit(config, tmp_path)
-    looks = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "ndcg" in line]
+    result = fit.fit(config, Storage(str(tmp_path)))
+    looks = [line for line in read_metrics(Storage(str(tmp_path))) if "ndcg" in line]
     assert looks and all("validation_loss" in line for line in looks)
     best = max(looks, key=lambda line: line["ndcg"])
     assert result.best_step == best["step"]
@@ -267,4 +268,4 @@ def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, l
     dev = read_dev_set(DEV, tokenizer, prompts.load("relevance"), config.training.cutoff_tokens)
     assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(best["ndcg"], abs=1e-6)
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-    assert fit.fit(config, tmp_path) == result
+    assert fit.fit(config, Storage(str(tmp_path))) == result

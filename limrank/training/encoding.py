@@ -1,0 +1,120 @@
+"""A training file's examples → token ids: in this process, or by Ray Data on a cluster's CPUs.
+
+Either way it happens once a run: the workers are handed token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limrank import models
+from limrank.config import TrainJob
+from limrank.errors import UserError
+from limrank.fanout import prepare_ray_data
+from limrank.scoring import TRUE, encode_example
+from limrank.training.examples import EncodedExample, encode_examples
+from limrank.training.model import load_tokenizer
+from limrank.training.sources import Example
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BLOCK = 1000
+"""Examples of one task: half a second or more of work for a tokenizer."""
+
+
+def encode_here(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
+    """Token ids of every example, in this process.
+
+    Raises:
+        UserError: an example does not fit, see :func:`~limrank.training.examples.encode_examples`.
+    """
+    tokenizer = _tokenizer(models.resolve(config.model.id, weights=False))
+    return encode_examples(
+        examples,
+        encode=partial(encode_example, tokenizer),
+        end_id=tokenizer.eos_token_id,
+        cutoff=config.training.cutoff_tokens,
+        source=config.training.train_file,
+    )
+
+
+def encode_on_cluster(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
+    """The same by Ray Data, a task for each :data:`BLOCK` of them, on the cluster that this
+    process is connected to."""
+    import ray
+
+    prepare_ray_data()
+    blocks = [_table(start, examples[start : start + BLOCK]) for start in range(0, len(examples), BLOCK)]
+    encoded: dict[int, EncodedExample] = {}
+    tasks = ray.data.from_arrow(blocks).map_batches(
+        _encode_block, fn_kwargs={"config": config}, batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+    )
+    for block in tasks.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+        encoded |= _examples(block, examples)
+    return [encoded[place] for place in range(len(examples))]
+
+
+@cache
+def _tokenizer(model_dir: Path):
+    """Once a process: a worker of Ray Data's encodes many blocks."""
+    return load_tokenizer(model_dir)[0]
+
+
+def _table(start: int, examples: Iterable[Example]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(
+        [
+            {"place": place, "line": each.line, "prompt": each.prompt, "chain": each.chain, "label": each.label}
+            for place, each in enumerate(examples, start)
+        ]
+    )
+
+
+def _encode_block(block: pa.Table, config: TrainJob) -> pa.Table:
+    import pyarrow as pa
+
+    rows = block.to_pylist()
+    examples = [Example(query=(), **{key: row[key] for key in ("line", "prompt", "chain", "label")}) for row in rows]
+    places = [row["place"] for row in rows]
+    try:
+        encoded, error = encode_here(config, examples), None
+    except UserError as found:
+        # What a task raises comes back wrapped in all that stood around it.
+        encoded, error = [], str(found)
+        places = places[:1]
+    count = len(places)
+    return pa.table(
+        {
+            "place": pa.array(places, pa.int64()),
+            "ids": pa.array([each.ids for each in encoded] or [None] * count, pa.large_list(pa.int32())),
+            "prompt_tokens": pa.array([each.prompt_tokens for each in encoded] or [None] * count, pa.int64()),
+            "cut": pa.array([each.cut for each in encoded] or [None] * count, pa.bool_()),
+            "error": pa.array([error] * count, pa.string()),
+        }
+    )
+
+
+def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, EncodedExample]:
+    """The encoded examples of a block, by their place. Raises UserError for one that does not fit."""
+    found = {}
+    columns = {name: block[name].combine_chunks() for name in block.column_names}
+    for row in range(block.num_rows):
+        value: dict[str, Any] = {name: column[row] for name, column in columns.items()}
+        if error := value["error"].as_py():
+            raise UserError(error)
+        place = value["place"].as_py()
+        example = examples[place]
+        found[place] = EncodedExample(
+            line=example.line,
+            ids=value["ids"].values.to_numpy(),
+            prompt_tokens=value["prompt_tokens"].as_py(),
+            label=example.label == TRUE,
+            query=example.query,
+            cut=value["cut"].as_py(),
+        )
+    return found

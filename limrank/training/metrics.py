@@ -1,0 +1,83 @@
+"""``metrics.jsonl`` of a run directory: one JSON line an optimizer step, by which a run is
+followed while it lasts, and drawn when it is over."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from limrank.config import is_uri
+from limrank.storage import Storage
+
+FILE = "metrics.jsonl"
+
+PUT_EVERY_S = 5.0
+"""An object store's file cannot be appended to: it is put there anew, no more often than this."""
+
+
+def read_metrics(storage: Storage) -> list[dict[str, Any]]:
+    """Every complete line, of a file that another process may be writing; none where there is
+    no file."""
+    return MetricsReader(storage).new()
+
+
+class MetricsReader:
+    """Reads on from where it stopped the last time."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._read = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """The complete lines that were not there yet; of a file that has become shorter, since
+        a run goes back to its last checkpoint, all of them."""
+        try:
+            with self._storage.open_input(FILE) as file:
+                if file.size() < self._read:
+                    self._read = 0
+                file.seek(self._read)
+                found = file.read()
+        except FileNotFoundError:
+            return []
+        whole = found[: found.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [line for line in map(_parsed, whole.splitlines()) if line]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """None for the rest of a line: the file became shorter, and longer again, between two looks."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class MetricsWriter:
+    """Adds lines to a run's file; the steps after ``step``, which are made again, go first."""
+
+    def __init__(self, storage: Storage, step: int) -> None:
+        self._storage = storage
+        self._lines = [json.dumps(line) + "\n" for line in read_metrics(storage) if line["step"] <= step]
+        self._appends = not is_uri(storage.root)
+        self._put()
+
+    def add(self, metrics: dict[str, Any], *, now: bool) -> None:
+        """Raises StorageError where it cannot be written.
+
+        Args:
+            now: it must not wait, since a checkpoint follows.
+        """
+        line = json.dumps(metrics) + "\n"
+        if self._appends:
+            with self._storage.writing(), self._storage.local(FILE).open("a", encoding="utf-8") as file:
+                file.write(line)
+            return
+        self._lines.append(line)
+        if now or time.monotonic() - self._put_at >= PUT_EVERY_S:
+            self._put()
+
+    def _put(self) -> None:
+        self._storage.write_text(FILE, "".join(self._lines))
+        self._put_at = time.monotonic()
