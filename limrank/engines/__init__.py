@@ -10,6 +10,7 @@ from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
+from limrank.resources import Claimant
 
 __all__ = [
     "Engine",
@@ -27,16 +28,8 @@ __all__ = [
 ]
 
 
-class EngineSource(Protocol):
+class EngineSource(Claimant, Protocol):
     """Something that can be sent to another process and opened there as an engine."""
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether the engine itself lives where it is opened, and so takes the worker's resources."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """Main memory that it needs where it is opened, as far as is known before; without a GPU."""
 
     @property
     def startup_timeout_s(self) -> float:

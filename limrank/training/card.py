@@ -27,7 +27,7 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     """``{"model": …, "adapter": …}``, Markdown with the hub's front matter.
 
     Args:
-        plan: what ``prepare.describe`` counts of the data.
+        plan: what ``prepare`` counts of the data.
         progress: the fields of ``loop.Progress`` at the end.
     """
     base, lora = _name(config.model.id), config.training.method == "lora"

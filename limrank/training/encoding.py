@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.config import TrainJob
@@ -78,43 +78,44 @@ def _table(start: int, examples: Iterable[Example]) -> pa.Table:
 def _encode_block(block: pa.Table, config: TrainJob) -> pa.Table:
     import pyarrow as pa
 
-    rows = block.to_pylist()
-    examples = [Example(query=(), **{key: row[key] for key in ("line", "prompt", "chain", "label")}) for row in rows]
-    places = [row["place"] for row in rows]
-    try:
-        encoded, error = encode_here(config, examples), None
-    except UserError as found:
-        # What a task raises comes back wrapped in all that stood around it.
-        encoded, error = [], str(found)
-        places = places[:1]
-    count = len(places)
-    return pa.table(
+    columns = pa.schema(
         {
-            "place": pa.array(places, pa.int64()),
-            "ids": pa.array([each.ids for each in encoded] or [None] * count, pa.large_list(pa.int32())),
-            "prompt_tokens": pa.array([each.prompt_tokens for each in encoded] or [None] * count, pa.int64()),
-            "cut": pa.array([each.cut for each in encoded] or [None] * count, pa.bool_()),
-            "error": pa.array([error] * count, pa.string()),
+            "place": pa.int64(),
+            "ids": pa.large_list(pa.int32()),
+            "prompt_tokens": pa.int64(),
+            "cut": pa.bool_(),
+            "error": pa.string(),
         }
+    )
+    rows = block.to_pylist()
+    places = [row.pop("place") for row in rows]
+    try:
+        encoded = encode_here(config, [Example(**row, query=()) for row in rows])
+    except UserError as error:
+        # What a task raises comes back wrapped in all that stood around it.
+        return pa.Table.from_pylist([{"error": str(error)}], columns)
+    return pa.Table.from_pylist(
+        [
+            {"place": place, "ids": each.ids, "prompt_tokens": each.prompt_tokens, "cut": each.cut}
+            for place, each in zip(places, encoded, strict=True)
+        ],
+        columns,
     )
 
 
 def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, EncodedExample]:
     """The encoded examples of a block, by their place. Raises UserError for one that does not fit."""
-    found = {}
-    columns = {name: block[name].combine_chunks() for name in block.column_names}
-    for row in range(block.num_rows):
-        value: dict[str, Any] = {name: column[row] for name, column in columns.items()}
-        if error := value["error"].as_py():
-            raise UserError(error)
-        place = value["place"].as_py()
-        example = examples[place]
-        found[place] = EncodedExample(
-            line=example.line,
-            ids=value["ids"].values.to_numpy(),
-            prompt_tokens=value["prompt_tokens"].as_py(),
-            label=example.label == TRUE,
-            query=example.query,
-            cut=value["cut"].as_py(),
+    if error := block["error"][0].as_py():
+        raise UserError(error)
+    plain = block.select(["place", "prompt_tokens", "cut"]).to_pylist()
+    return {
+        row["place"]: EncodedExample(
+            line=examples[row["place"]].line,
+            ids=ids.values.to_numpy(),  # a view: no token becomes an object
+            prompt_tokens=row["prompt_tokens"],
+            label=examples[row["place"]].label == TRUE,
+            query=examples[row["place"]].query,
+            cut=row["cut"],
         )
-    return found
+        for row, ids in zip(plain, block["ids"], strict=True)
+    }

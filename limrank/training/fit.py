@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from limrank.config import TrainJob, is_uri
-from limrank.engines import EngineSpec
 from limrank.errors import EngineError, LimrankError
-from limrank.resources import check_memory, check_resources, nodes_alive, resources
+from limrank.resources import claim
 from limrank.storage import Storage, filesystem
 from limrank.training import checkpoints
 from limrank.training.curves import draw_curves
 from limrank.training.metrics import MetricsReader, read_metrics
-from limrank.training.prepare import RESUMED_BY, Prepared, describe, prepare
+from limrank.training.prepare import RESUMED_BY, Prepared, prepare
 from limrank.training.worker import train_worker
 
 _log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def fit(
         storage = Storage(os.path.abspath(storage.root))  # workers have another working directory
     checkpoints.drop_broken_index(storage)
     prepared = prepared or prepare(config)
-    planned = describe(config, prepared)
+    planned = prepared.plan
     task = {
         "config": config,
         "storage": storage,
@@ -130,12 +129,7 @@ def _fit(config: TrainJob, storage: Storage, task: dict[str, Any]) -> dict[str, 
 
 
 def _trainer(config: TrainJob, storage: Storage, task: dict[str, Any]):
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-    )
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     files, path = filesystem(storage.root)
@@ -160,17 +154,24 @@ def _trainer(config: TrainJob, storage: Storage, task: dict[str, Any]):
     )
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker of training takes of a cluster."""
+
+    memory_bytes: int
+    holds_model = True
+
+
 def _scaling(config: TrainJob, needed: int):
     from ray.train import ScalingConfig
 
-    nodes = nodes_alive()
-    # A worker takes of a cluster what an engine in this process would.
-    wanted = resources([EngineSpec(config.model)], config.workers, sum(node.get("GPU", 0.0) for node in nodes))
-    check_resources(wanted, config.workers.min_replicas, nodes, spare_cpus=0)
-    if not wanted["num_gpus"]:
-        check_memory(
-            needed, nodes, "training.batch_size, training.method: one worker's weights, optimizer and activations"
-        )
+    wanted = claim(
+        [_Worker(needed)],
+        config.workers,
+        config.workers.min_replicas,
+        spare_cpus=0,
+        memory_of="training.batch_size, training.method: one worker's weights, optimizer and activations",
+    )
     return ScalingConfig(
         num_workers=config.workers.min_replicas,
         accelerator_type=config.workers.accelerator,

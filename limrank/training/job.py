@@ -15,7 +15,7 @@ from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
-from limrank.training.prepare import choose, describe, prepare
+from limrank.training.prepare import choose, prepare
 from limrank.training.sources import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         for warning in chosen.warnings:  # now: the end may be days away
             _log.warning("%s", warning)
         prepared = prepare(config, chosen, encode_on_cluster)
-        steps = describe(config, prepared)["steps"]
+        steps = prepared.plan["steps"]
         progress.update(Event("train", 0, steps, "steps"))
         pace = Pace()
         result = fit(config, run_dir.storage, lambda line: progress.update(_event(line, steps, pace)), prepared)
@@ -65,7 +65,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
     Raises:
         UserError: as :func:`run` does for file, model, dtype and number of workers.
     """
-    return describe(config, prepare(config))
+    return prepare(config).plan
 
 
 def training_hash(config: TrainJob) -> str:

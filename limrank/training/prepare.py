@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from limrank import models, prompts
@@ -27,13 +27,13 @@ Encode = Callable[[TrainJob, Sequence[Example]], list[EncodedExample]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a model is trained and tried on, encoded; and ``warnings``, sentences about what
-    its person may not have meant."""
+    """All that a model is trained and tried on, encoded; and the ``plan``: what a run does with
+    it, in numbers, and ``warnings``, sentences about what its person may not have meant."""
 
     training: list[EncodedExample]
     validation: list[EncodedExample]
     dev: DevSet | None
-    warnings: list[str]
+    plan: dict[str, Any]
 
     @property
     def longest(self) -> int:
@@ -48,7 +48,7 @@ class Chosen:
     training: list[Example]
     validation: list[Example]
     dev: DevSet | None
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
 
 def choose(config: TrainJob) -> Chosen:
@@ -101,7 +101,8 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     if config.training.target == "mixed":
         encoded = balanced(encoded)
     count = len(chosen.training)
-    return Prepared(encoded[:count], encoded[count:], chosen.dev, chosen.warnings)
+    training, validation = encoded[:count], encoded[count:]
+    return Prepared(training, validation, chosen.dev, _plan(config, chosen, training, validation))
 
 
 def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
@@ -137,9 +138,9 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
     return found
 
 
-def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
-    """What a run would do, in numbers."""
-    training = prepared.training
+def _plan(
+    config: TrainJob, chosen: Chosen, training: list[EncodedExample], validation: list[EncodedExample]
+) -> dict[str, Any]:
     replicas = config.workers.min_replicas
     lengths = [len(example.ids) for example in training]
     units = training_units(training, config.training.objective)
@@ -150,13 +151,13 @@ def describe(config: TrainJob, prepared: Prepared) -> dict[str, Any]:
         "target": config.training.target,
         "objective": config.training.objective,
         "examples": len(training),
-        "validation_examples": len(prepared.validation),
-        "dev_pairs": len(prepared.dev.pairs) if prepared.dev else 0,
-        "cut": sum(example.cut for example in training + prepared.validation),
+        "validation_examples": len(validation),
+        "dev_pairs": len(chosen.dev.pairs) if chosen.dev else 0,
+        "cut": sum(example.cut for example in training + validation),
         "longest_tokens": max(lengths),
         "largest_row_tokens": row.tokens,
         "bytes_a_worker": training_bytes(config, row),
-        "warnings": prepared.warnings,
+        "warnings": chosen.warnings,
         "tokens": config.training.epochs * sum(lengths),
         "epochs": config.training.epochs,
         "units": len(units),

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, make_tiny, perturb, settings
+from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, perturb, settings
+from tiny_model import make_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limrank import prompts
