@@ -25,12 +25,12 @@ CONTEXT = 2048
 class LiveEngine:
     """An engine on an event loop of its own, in a thread, for tests that are not coroutines."""
 
-    def __init__(self, kind, **settings):
+    def __init__(self, kind, model=MODEL, **settings):
         from limrank.config import EngineConfig, ModelConfig
         from limrank.engines import open_engine
 
         async def opened():
-            return open_engine(ModelConfig(id=MODEL, max_model_len=CONTEXT), EngineConfig(kind=kind, **settings))
+            return open_engine(ModelConfig(id=model, max_model_len=CONTEXT), EngineConfig(kind=kind, **settings))
 
         self.kind = kind
         self._loop = asyncio.new_event_loop()
@@ -51,8 +51,8 @@ def live_engine():
     """Opens an engine for a ``with`` block: ``live_engine("fake", fail_rate=0.1)``."""
 
     @contextmanager
-    def opened(kind, **settings):
-        live = LiveEngine(kind, **settings)
+    def opened(kind, model=MODEL, **settings):
+        live = LiveEngine(kind, model, **settings)
         try:
             yield live
         finally:

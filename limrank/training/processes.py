@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from limrank.errors import LimrankError
@@ -40,13 +41,25 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def agree(error: LimrankError | None) -> None:
-    """All processes meet here. Where any of them has an error all raise the first one: nobody
-    waits for one that is gone.
+def in_turn(work: Callable[[], T], place: int, places: int) -> T:
+    """What ``work`` returns, done by one process of a node after another. All processes of the
+    group call this, and meet at its end.
+
+    Args:
+        place: of this process among the ``places`` of its node, from 0; with 0 of 1 in all of them,
+            they do it at once.
 
     Raises:
-        LimrankError: that error.
+        LimrankError: any of them had one (a node may lack what another has); all raise the first.
     """
-    for found in gathered(error):
-        if found is not None:
-            raise found
+    result, error = None, None
+    for turn in range(max(gathered(places))):
+        if turn == place:
+            try:
+                result = work()
+            except LimrankError as raised:
+                error = raised
+        errors = [each for each in gathered(error) if each]
+        if errors:
+            raise errors[0]
+    return result

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from limrank.training.processes import process
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(model: nn.Module, mixed_precision: bool) -> None:
-    """Split a model's weights over the processes of the group, in place, each part on its
+def mesh_of(device: torch.device) -> DeviceMesh:
+    """All processes of the group, which make it at once."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (process()[1],))
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, mixed_precision: bool) -> None:
+    """Split a model's weights over the processes of a mesh, in place, each part on its
     process's device: those of each decoder layer by themselves, so that one layer's at a time
-    are whole. Before that each process holds the model in its main memory.
+    are whole. Before that the process holds the model in its main memory. It waits for no other.
 
     Args:
         mixed_precision: compute in bfloat16, and add gradients up in float32.
@@ -28,8 +38,8 @@ def shard(model: nn.Module, mixed_precision: bool) -> None:
     layers = _decoder_layers(model)
     for module in list(model.modules()):
         if type(module).__name__ in layers:
-            fully_shard(module, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -15,6 +15,10 @@ from limrank.training.curves import Board
 from limrank.training.metrics import MetricsWriter
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from limrank.training.prepare import Prepared
     from limrank.training.state import Progress
 
@@ -51,42 +55,45 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     from limrank.training.attention import check_packing
     from limrank.training.loop import train
     from limrank.training.model import load_for_training, merge_and_save
-    from limrank.training.processes import agree, gathered
-    from limrank.training.sharding import shard
+    from limrank.training.processes import gathered, in_turn
+    from limrank.training.sharding import mesh_of, shard
     from limrank.training.state import TrainState
 
     transformers.utils.logging.disable_progress_bar()
     config: TrainJob = task["config"]
     storage: Storage = task["storage"]
     total_steps = task["plan"]["steps"]
-    first = ray.train.get_context().get_world_rank() == 0
+    context = ray.train.get_context()
+    first = context.get_world_rank() == 0
+    here = context.get_local_world_size()
     device = get_device()
     if device.type == "cpu":
         # Ray sets as many threads as a worker has logical CPUs, mostly one; a node's cores
         # are there for its workers.
-        here = ray.train.get_context().get_local_world_size()
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     saved = checkpoints.load(storage, task["plan"])
     if saved and saved["over"] and gathered(storage.exists(f"model/{models.MODEL_CONFIG}"))[0]:
         return saved["progress"]
 
     dtype = training_dtype(config.model.dtype, device.type)
-    # Every worker draws the same adapter.
-    torch.manual_seed(config.seed)
-    sharded = config.training.sharding == "full" and ray.train.get_context().get_world_size() > 1
+    sharded = config.training.sharding == "full" and context.get_world_size() > 1
+    mesh = mesh_of(device) if sharded else None
     prepared: Prepared = ray.get(task["data"])
-    error = None
-    try:
+
+    def load() -> tuple[Path, PreTrainedModel, PreTrainedTokenizerBase]:
         model_dir = models.resolve(config.model.id)
+        # Every worker draws the same adapter.
+        torch.manual_seed(config.seed)
         model, tokenizer = load_for_training(model_dir, config.training, dtype)
         check_packing(model, prepared.longest)
-    except LimrankError as found:  # a node may lack what another has
-        error = found
-    agree(error)
-    if sharded:
-        shard(model, mixed_precision=dtype != torch.float32)
-    else:
-        model.to(device)
+        if mesh:
+            shard(model, mesh, mixed_precision=dtype != torch.float32)
+        else:
+            model.to(device)
+        return model_dir, model, tokenizer
+
+    # Until it lies in parts, a model is whole: a node holds one of them at a time.
+    model_dir, model, tokenizer = in_turn(load, *(context.get_local_rank(), here) if sharded else (0, 1))
     state = TrainState(model, config.training, total_steps)
     if saved:
         state.load_state_dict(saved)

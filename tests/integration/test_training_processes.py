@@ -1,0 +1,74 @@
+"""A real group of three processes (gloo), as Ray Train makes them of its workers."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import distributed
+
+from limrank.errors import LimrankError, UserError
+from limrank.training.processes import gathered, in_turn, process
+
+# The first two are on one node, the third is alone on another.
+PLACES = ((0, 2), (1, 2), (0, 1))
+SECONDS = 0.3
+
+
+def member(rank, folder, task):
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=len(PLACES))
+    try:
+        torch.save(task(rank), f"{folder}/{rank}")
+        gathered(None)  # nobody leaves while another still asks
+    finally:
+        distributed.destroy_process_group()
+
+
+def together(folder, task):
+    """What the task returns in each process."""
+    torch.multiprocessing.spawn(member, (str(folder), task), nprocs=len(PLACES))
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(len(PLACES))]
+
+
+def timed(turns, rank):
+    def work():
+        began = time.monotonic()
+        time.sleep(SECONDS)
+        return began, time.monotonic()
+
+    return process(), in_turn(work, *(PLACES[rank] if turns else (0, 1)))
+
+
+def overlap(one, other):
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def test_a_node_s_processes_work_one_after_another_and_nodes_side_by_side(tmp_path):
+    members, (first, second, elsewhere) = zip(*together(tmp_path, partial(timed, True)), strict=True)
+    assert members == ((0, 3), (1, 3), (2, 3))
+    assert not overlap(first, second)
+    assert overlap(first, elsewhere)
+
+
+def test_without_turns_they_work_at_once(tmp_path):
+    _, spans = zip(*together(tmp_path, partial(timed, False)), strict=True)
+    assert overlap(spans[0], spans[1]) and overlap(spans[1], spans[2])
+
+
+def failing(who, rank):
+    def work():
+        if rank in who:
+            raise UserError(f"no model on {rank}")
+        return rank
+
+    try:
+        return in_turn(work, *PLACES[rank])
+    except LimrankError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("who", "told"), [({1}, "no model on 1"), ({1, 2}, "no model on 2"), ({0, 1}, "no model on 0")]
+)
+def test_the_error_of_one_is_raised_by_all(tmp_path, who, told):
+    assert together(tmp_path, partial(failing, who)) == [told] * 3
