@@ -332,6 +332,9 @@ class TrainingConfig(Section):
     )
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
+    lora_targets: tuple[str, ...] = Field(
+        (), description="the linear layers that get an adapter, by the last part of their names (q_proj, …); empty: all"
+    )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     save_steps: PositiveInt = 250
     eval_steps: PositiveInt | None = Field(

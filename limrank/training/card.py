@@ -11,9 +11,9 @@ from limrank.config import TrainJob, is_uri
 
 _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
-    *("gradient_accumulation", "cutoff_tokens", "lora_rank", "lora_alpha"),
+    *("gradient_accumulation", "cutoff_tokens"),
 )
-
+_OF_LORA = ("lora_rank", "lora_alpha", "lora_targets")
 
 _ADAPTER = """
 ## This is the adapter alone
@@ -31,7 +31,10 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         progress: the fields of ``loop.Progress`` at the end.
     """
     base, lora = _name(config.model.id), config.training.method == "lora"
-    settings = config.training.model_dump(include=set(_SETTINGS) - (set() if lora else {"lora_rank", "lora_alpha"}))
+    names = _SETTINGS + (_OF_LORA if lora else ())
+    settings = config.training.model_dump(include=set(names))
+    if lora:
+        settings["lora_targets"] = ", ".join(settings["lora_targets"]) or "all linear layers"
     lines = [
         "---",
         "library_name: transformers",
@@ -55,7 +58,7 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         "",
         "## Settings",
         "",
-        *(f"- {name}: {settings[name]}" for name in _SETTINGS if name in settings),
+        *(f"- {name}: {settings[name]}" for name in names),
         f"- examples a step (or queries): {plan['units_a_step']}; seed: {config.seed}",
         "",
         "## Measured",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limrank import models
-from limrank.config import TrainJob
+from limrank.config import TrainingConfig, TrainJob
 from limrank.training.forward import training_units
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def training_bytes(config: TrainJob, row: Row) -> int:
         return 0
     shape = AutoConfig.from_pretrained(models.resolve(config.model.id, weights=False)).get_text_config()
     weights = sum(map(math.prod, shapes.values()))
-    trained = weights if training.method == "full" else _adapter(shapes, training.lora_rank)
+    trained = weights if training.method == "full" else _adapter(shapes, training)
     held = 2 if training.method == "lora" and config.model.dtype == "bfloat16" else _FLOAT
     a_layer = row.tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if training.gradient_checkpointing:
@@ -73,7 +73,13 @@ def training_bytes(config: TrainJob, row: Row) -> int:
     return _PROCESS + weights * held + _FLOAT * (adapter + 3 * trained + kept + logits)
 
 
-def _adapter(shapes: dict[str, tuple[int, ...]], rank: int) -> int:
-    """Parameters of an adapter on every linear layer."""
-    layers = [shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
-    return sum(rank * sum(shape) for shape in layers)
+def _adapter(shapes: dict[str, tuple[int, ...]], training: TrainingConfig) -> int:
+    """Parameters of an adapter on the linear layers that get one."""
+    layers = {name: shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name}
+    targets = training.lora_targets or {_layer(name) for name in layers}
+    return sum(training.lora_rank * sum(shape) for name, shape in layers.items() if _layer(name) in targets)
+
+
+def _layer(weight: str) -> str:
+    """``q_proj`` of ``model.layers.0.self_attn.q_proj.weight``."""
+    return weight.split(".")[-2]

@@ -47,23 +47,32 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
 def load_for_training(
     model_dir: Path, training: TrainingConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, ready to train, and its tokenizer.
-
-    ``lora`` puts an adapter on every linear layer and trains, in the embeddings, the
-    rows of the added tokens: the other rows have nothing new to learn, and the two
-    matrices would outweigh the adapter (28 M of 33 M parameters for the 135M model,
-    1.1 of 1.2 G for a 7B one). ``full`` trains everything.
-
-    What is trained is float32 whatever ``dtype`` is, which holds for the frozen rest:
-    at a learning rate of 3e-5 most updates are lost in the rounding of bfloat16.
+    """A causal language model, ready to train (:func:`make_trainable`), and its tokenizer.
 
     Raises:
-        UserError: the directory holds no such model, or no safetensors.
+        UserError: the directory holds no such model, or no safetensors; or as ``make_trainable`` does.
     """
     import torch
 
     tokenizer, added = load_tokenizer(model_dir)
     model = _load(model_dir, dtype if training.method == "lora" else torch.float32)
+    return make_trainable(model, training, added), tokenizer
+
+
+def make_trainable(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
+    """The model with rows for the added tokens, and with what of it is to be trained.
+
+    ``lora`` puts an adapter on every linear layer (or those of ``lora_targets``) and trains, in
+    the embeddings, the rows of the added tokens: the other rows have nothing new to learn, and
+    the two matrices would outweigh the adapter (28 M of 33 M parameters for the 135M model,
+    1.1 of 1.2 G for a 7B one). ``full`` trains everything.
+
+    What is trained is float32 whatever the frozen rest is: at a learning rate of 3e-5 most
+    updates are lost in the rounding of bfloat16.
+
+    Raises:
+        UserError: the model has no linear layer of a name in ``lora_targets``.
+    """
     if added:
         _set_embeddings(model, added)
     if training.method == "lora":
@@ -74,7 +83,7 @@ def load_for_training(
     model.config.use_cache = False
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, tokenizer
+    return model
 
 
 def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -120,17 +129,28 @@ def _set_embeddings(model: PreTrainedModel, added: list[int]) -> None:
 
 def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
+    from torch import nn
 
     embeddings = [model.get_input_embeddings()]
     # Tied embeddings are one matrix, and PEFT then trains the output's rows with the input's.
     if not model.config.tie_word_embeddings:
         embeddings.append(model.get_output_embeddings())
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in embeddings]
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+    }
+    if unknown := [name for name in training.lora_targets if name not in linear]:
+        raise UserError(
+            f"training.lora_targets: the model has no linear layer {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(linear))}"
+        )
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=training.lora_rank,
         lora_alpha=training.lora_alpha,
-        target_modules="all-linear",
+        target_modules=list(training.lora_targets) or "all-linear",
         trainable_token_indices=dict.fromkeys(names, added) if added else None,
     )
     return get_peft_model(model, adapter)

@@ -236,6 +236,14 @@ def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} <= {"adapter", "model"}
 
 
+def test_an_adapter_is_put_on_the_layers_that_are_named(tied_model):
+    model, _ = load_for_training(tied_model, settings(lora_targets=["q_proj", "v_proj"]), torch.float32)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted == {"q_proj", "v_proj"}
+    with pytest.raises(UserError, match=r"no linear layer lm_head, query; it has down_proj, .*, v_proj$"):
+        load_for_training(tied_model, settings(lora_targets=["lm_head", "q_proj", "query"]), torch.float32)
+
+
 def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -360,7 +368,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
         assert "5 examples of train.jsonl, 2 held out" in card and str(tied_model) not in card.replace(
             tied_model.name, ""
         )
-    assert "This is the adapter alone" in card
+    assert "This is the adapter alone" in card and "- lora_targets: all linear layers" in card
 
     # Started again it has nothing to do, and says the same.
     assert fit.fit(config, Storage(str(tmp_path)), seen.append) == result
@@ -447,6 +455,9 @@ def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, loc
     model, _ = load_for_training(tied_model, lora.training, torch.float32)
     adapter = sum(each.numel() for name, each in model.named_parameters() if "lora_" in name)
     assert training_bytes(lora, Row(0, 0)) - memory._PROCESS == 4 * count + 16 * adapter
+    # Of rank 4 on two layers' q_proj (64 × 64) and v_proj (64 × 32).
+    two = train_job(tied_model, train_file, tmp_path, lora_targets=["q_proj", "v_proj"])
+    assert training_bytes(two, Row(0, 0)) - memory._PROCESS == 4 * count + 16 * 2 * 4 * (128 + 96)
     # 100 tokens, two layers: 10 × 64 + 4 × 128 floats; 7 with logits.
     activations = 4 * (2 * 100 * (10 * 64 + 4 * 128) + 4 * 7 * 49152)
     assert training_bytes(full, Row(100, 7)) - training_bytes(full, Row(0, 0)) == activations

@@ -1,0 +1,173 @@
+"""LoRA training of a 7B shape on one device: tokens/s, the share of what its matrix products
+reach, and peak memory.
+
+    python benchmarks/train_7b.py [--tokens 2500] [--batch 4] [--accumulation 2] [--steps 6]
+                                  [--layers 28] [--hidden 3584] [--checkpointing]
+
+The shape is Qwen2.5-7B's with random weights, in bfloat16, and the loop and the settings are
+those of jobs/recipes/paper-train.yaml; every example has ``tokens`` tokens, of which a quarter
+are the completion. The first two steps are not counted. A frozen weight costs two products a
+token (forward, and backward for what lies before it), so the arithmetic that training needs is
+four operations a weight and token, and causal attention's; what checkpointing computes again is
+not counted as useful. The device's rate is that of square bfloat16 products, measured here. On a
+CPU, give a small shape: that shows that the script runs, no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import time
+from importlib import metadata
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from limrank.config import TrainingConfig
+from limrank.training import attention
+from limrank.training.examples import EncodedExample
+from limrank.training.loop import train
+from limrank.training.model import make_trainable
+from limrank.training.state import TrainState
+
+VOCABULARY = 152_064
+LEARNED = 151_665
+"""Ids from here on are padding of the matrix; the two added tokens take the first."""
+NOT_COUNTED = 2
+
+
+def shape(layers: int, hidden: int) -> Qwen2Config:
+    """Qwen2.5-7B's, or one of the same proportions."""
+    heads = hidden // 128
+    return Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 37 // 7,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 7),
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+    )
+
+
+def examples(count: int, tokens: int) -> list[EncodedExample]:
+    draw = np.random.default_rng(1)
+    completion = tokens // 4
+    return [
+        EncodedExample(
+            line=place,
+            ids=draw.integers(0, LEARNED, tokens, dtype=np.int32),
+            prompt_tokens=tokens - completion,
+            label=place % 2 == 0,
+            query=(str(place),),
+            cut=False,
+        )
+        for place in range(count)
+    ]
+
+
+def needed_per_token(config: Qwen2Config, tokens: int, completion_share: float) -> float:
+    """Floating-point operations that one token's forward and backward passes need."""
+    size, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+    kv = config.num_key_value_heads * head
+    layer = 2 * size * size + 2 * size * kv + 3 * size * config.intermediate_size
+    weights = config.num_hidden_layers * layer + completion_share * size * config.vocab_size
+    # Two products of (tokens / 2) × size a token and layer; backward takes twice the forward.
+    attended = config.num_hidden_layers * 3 * 2 * 2 * (tokens / 2) * size
+    return 4 * weights + attended
+
+
+def product_rate(device: torch.device, size: int) -> float:
+    """Operations a second of bfloat16 products of square matrices; the median of ten."""
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    rates = []
+    for _ in range(12):
+        wait(device)
+        began = time.perf_counter()
+        one @ other
+        wait(device)
+        rates.append(2 * size**3 / (time.perf_counter() - began))
+    return statistics.median(rates[2:])
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("tokens", 2500), ("batch", 4), ("accumulation", 2), ("steps", 6)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=3584)
+    parser.add_argument("--checkpointing", action="store_true")
+    given = parser.parse_args()
+    if given.steps <= NOT_COUNTED:
+        parser.error(f"--steps: the first {NOT_COUNTED} are not counted")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
+    rate = product_rate(device, 8192 if device.type == "cuda" else 1024)
+    print(f"{card}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"square bfloat16 products: {rate / 1e12:.3g} TFLOP/s", flush=True)
+
+    training = TrainingConfig(
+        target="think",
+        epochs=1,
+        batch_size=given.batch,
+        gradient_accumulation=given.accumulation,
+        gradient_checkpointing=given.checkpointing,
+    )
+    config = shape(given.layers, given.hidden)
+    attention.register()
+    torch.manual_seed(1)
+    with device:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention.PACKED, trust_remote_code=False
+        )
+    model = make_trainable(model, training, added=[LEARNED, LEARNED + 1]).to(device)
+    total, trained = (
+        sum(each.numel() for each in model.parameters() if each.requires_grad or frozen) for frozen in (1, 0)
+    )
+    per_step = given.batch * given.accumulation
+    print(
+        f"{config.num_hidden_layers} layers of {config.hidden_size}: {total / 1e9:.2f} G parameters, {trained / 1e6:.1f} M "
+        f"trained (LoRA {training.lora_rank}); {given.steps} steps of {given.accumulation} × {given.batch} examples of "
+        f"{given.tokens} tokens{', gradient checkpointing' if given.checkpointing else ''}",
+        flush=True,
+    )
+    rates: list[float] = []
+
+    def on_step(metrics: dict, over: bool) -> None:
+        rates.append(metrics["tokens_per_second"])
+        print(f"step {metrics['step']}: loss {metrics['loss']:.4f}, {rates[-1]:.1f} tokens/s", flush=True)
+
+    train(
+        TrainState(model, training, given.steps),
+        examples(given.steps * per_step, given.tokens),
+        training,
+        seed=1,
+        labels=(0, 1),
+        device=device,
+        mixed_precision=True,
+        on_step=on_step,
+    )
+    median = statistics.median(rates[NOT_COUNTED:])
+    share = median * needed_per_token(config, given.tokens, completion_share=0.25) / rate
+    print(f"{median:.1f} tokens/s, {share:.0%} of the measured rate, peak {peak_gib(device):.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()
