@@ -62,6 +62,8 @@ class MetricsWriter:
         self._lines = [json.dumps(line) + "\n" for line in read_metrics(storage) if line["step"] <= step]
         self._appends = not is_uri(storage.root)
         self._put()
+        if self._appends:
+            self._lines.clear()  # they are in the file, and are not put there again
 
     def add(self, metrics: dict[str, Any], *, now: bool) -> None:
         """Raises StorageError where it cannot be written.

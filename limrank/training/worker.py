@@ -72,7 +72,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         # are there for its workers.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     saved = checkpoints.load(storage, task["plan"])
-    if saved and saved["over"] and gathered(storage.exists(f"model/{models.MODEL_CONFIG}"))[0]:
+    if saved and saved["over"] and gathered(first and storage.exists(f"model/{models.MODEL_CONFIG}"))[0]:
         return saved["progress"]
 
     dtype = training_dtype(config.model.dtype, device.type)

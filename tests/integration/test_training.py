@@ -405,6 +405,10 @@ def train_alone(config):
 def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_path, local_ray):
     with pytest.raises(UserError, match="8 replicas of 1 CPUs each do not fit"):
         fit.fit(train_job(tied_model, train_file, tmp_path, replicas=8), Storage(str(tmp_path)))
+    config = train_job(tied_model, train_file, tmp_path)
+    on_gpus = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus": 2})})
+    with pytest.raises(UserError, match=r"2 GPUs .*lower .*workers\.gpus"):
+        fit.fit(on_gpus, Storage(str(tmp_path)))
 
 
 def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_file, tmp_path):
