@@ -308,10 +308,10 @@ class TrainingConfig(Section):
     target: Literal["direct", "think", "mixed"] = Field(
         "think", description="what the model learns to write: the label alone, chain + label, or both"
     )
-    objective: Literal["label", "softmax", "ranknet"] = Field(
+    objective: Literal["label", "binary", "softmax", "ranknet"] = Field(
         "label",
-        description="label: cross-entropy of what is to be written (the paper's); softmax, ranknet: a query's relevant "
-        "passage above its others, by the log-odds of the label, for target=direct",
+        description="label: cross-entropy of what is to be written (the paper's); for target=direct, by the log-odds of "
+        "the label: binary, one passage at a time; softmax, ranknet: a query's relevant passage above its others",
     )
     max_examples: PositiveInt | None = None
     epochs: PositiveInt = 7
@@ -349,7 +349,7 @@ class TrainingConfig(Section):
     def _log_odds_are_direct(self) -> TrainingConfig:
         if self.objective != "label" and self.target != "direct":
             raise ValueError(
-                f"training.objective={self.objective} compares labels that no chain gives away: training.target=direct"
+                f"training.objective={self.objective} looks at labels that no chain gives away: training.target=direct"
             )
         return self
 

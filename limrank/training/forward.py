@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from limrank.training.batches import PackedRow, Unit, micro_batches, pack, query_units, single_units
-from limrank.training.objectives import Objective, summed_loss, weight
+from limrank.training.objectives import Objective, compares, summed_loss, weight
 from limrank.training.processes import process, summed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def training_units(examples: Sequence[EncodedExample], objective: Objective) -> list[Unit]:
     """What is looked at together: an example, or a query with its examples of both labels."""
-    return single_units(examples) if objective == "label" else query_units(examples)
+    return query_units(examples) if compares(objective) else single_units(examples)
 
 
 def row_loss(

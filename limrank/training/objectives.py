@@ -1,6 +1,8 @@
 """What training makes smaller, as sums that micro-batches and workers may add up.
 
 ``label``    cross-entropy of the completions' tokens: the paper's.
+``binary``   −log p of the passage's label, of the two labels alone: what the served score is made
+             of. It need not teach first, over the whole vocabulary, that a label comes next.
 ``softmax``  of a query's passages, −log softmax of each relevant one's log-odds among itself and
              the passages that are not: what cross-encoders are fine-tuned with (localized
              contrastive estimation, Gao et al., ECIR 2021, arXiv 2101.08751).
@@ -22,30 +24,38 @@ if TYPE_CHECKING:
     from limrank.training.batches import PackedRow
     from limrank.training.examples import EncodedExample
 
-Objective = Literal["label", "softmax", "ranknet"]
+Objective = Literal["label", "binary", "softmax", "ranknet"]
+
+
+def compares(objective: Objective) -> bool:
+    """Whether it looks at the passages of a query together."""
+    return objective in ("softmax", "ranknet")
 
 
 def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> float:
     """What a sum of losses over these units is divided by: completion tokens as often as they
-    count, or queries."""
+    count, or units."""
     if objective == "label":
         return sum(example.completion_tokens * example.token_weight for unit in units for example in unit)
     return len(units)
 
 
 def summed_loss(objective: Objective, logits: torch.Tensor, row: PackedRow, labels: tuple[int, int]) -> torch.Tensor:
-    """The loss of a row, summed over its completion tokens, or over its queries.
+    """The loss of a row, summed over its completion tokens, or over its units.
 
     Args:
         logits: (completion tokens, vocabulary), at ``row.kept``.
         labels: the tokens of true and false.
     """
+    import torch
     from torch.nn import functional
 
     logits = logits.float()
     if objective == "label":
         return functional.cross_entropy(logits, row.targets, reduction="none") @ row.weights
     odds = logits[:, labels[0]] - logits[:, labels[1]]
+    if objective == "binary":
+        return functional.softplus(torch.where(row.positive, -odds, odds)).sum()
     compare = _softmax if objective == "softmax" else _ranknet
     queries = zip(odds.split(row.units), row.positive.split(row.units), strict=True)
     return sum(compare(each[positive], each[~positive]) for each, positive in queries)

@@ -16,6 +16,7 @@ from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
 from limrank.training.memory import largest_row, training_bytes
 from limrank.training.model import load_tokenizer
+from limrank.training.objectives import compares
 from limrank.training.sampling import select, select_queries, split
 from limrank.training.sources import PAIR_PROMPT, Example, read_examples
 
@@ -62,7 +63,7 @@ def choose(config: TrainJob) -> Chosen:
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training, warnings = config.training, []
     found = read_examples(training.train_file)
-    if training.objective == "label":
+    if not compares(training.objective):
         examples = select(found, training.max_examples, config.seed)
     else:
         examples = select_queries(found, training.max_examples, config.seed)
@@ -74,7 +75,7 @@ def choose(config: TrainJob) -> Chosen:
     if not examples:
         raise UserError(
             f"{training.train_file}: no query has a relevant and another passage, which "
-            f"training.objective={training.objective} compares: take objective=label, or more negatives"
+            f"training.objective={training.objective} compares: take objective=binary, or more negatives"
         )
     warnings += _of_chains(config, examples)
     tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False))

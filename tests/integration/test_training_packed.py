@@ -201,7 +201,7 @@ def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
     assert dev.ndcg([0.0] * 20) == pytest.approx(evaluate(dev.qrels, first, ["nDCG@10"]).mean["nDCG@10"])
 
 
-@pytest.mark.parametrize("objective", ["softmax", "ranknet"])
+@pytest.mark.parametrize("objective", ["binary", "softmax", "ranknet"])
 def test_a_query_s_relevant_passage_rises(model_dir, objective, tmp_path):
     """Whatever is asked, the green one is right, second of the three."""
     pairs = [(query, colour) for query in range(10) for colour in ("red", "green", "blue")]
@@ -210,11 +210,13 @@ def test_a_query_s_relevant_passage_rises(model_dir, objective, tmp_path):
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    training = settings(epochs=30, batch_size=10, target="direct", objective=objective)
+    # Ten queries a step, or their thirty pairs.
+    batch = 30 if objective == "binary" else 10
+    training = settings(epochs=30, batch_size=batch, target="direct", objective=objective)
     torch.manual_seed(0)
     model, tokenizer = load_for_training(model_dir, training, torch.float32)
     examples = direct(file, tokenizer)
-    state, lines = TrainState(model, training, total_steps(10, training, workers=1)), []
+    state, lines = TrainState(model, training, total_steps(batch, training, workers=1)), []
     train(state, examples, training, seed=1, labels=TRUE_FALSE, on_step=into(lines))
     assert lines[0]["loss"] == pytest.approx(math.log(3) if objective == "softmax" else math.log(2), rel=0.05)
     odds = direct_log_odds(model, examples, TRUE_FALSE, 8, "cpu")

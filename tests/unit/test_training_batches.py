@@ -80,6 +80,15 @@ def test_the_loss_of_labels_is_a_sum_over_tokens():
     assert loss("label", units, logits(3.0, 0.0)) == pytest.approx(even + sure)
 
 
+def test_binary_is_of_the_two_labels_alone():
+    units = [labelled(("a", True)), labelled(("a", False)), labelled(("b", False))]
+    assert weight("binary", units) == 3
+    expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)) + math.log(2)
+    rows = logits(2.0, 0.5, 0.0)
+    rows[:, 0] = 9.0  # what else might come next has no say
+    assert loss("binary", units, rows) == pytest.approx(expected)
+
+
 def test_softmax_is_over_a_relevant_passage_and_those_that_are_not():
     a = labelled(("a", True), ("a", False), ("a", False))
     assert weight("softmax", [a]) == 1
@@ -98,10 +107,10 @@ def test_ranknet_is_over_pairs():
     assert loss("ranknet", [unit], logits(2.0, 0.5, 3.0)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("objective", ["softmax", "ranknet"])
+@pytest.mark.parametrize("objective", ["binary", "softmax", "ranknet"])
 def test_an_order_s_gradient_lifts_the_relevant_passage(objective):
-    unit = labelled(("a", False), ("a", True))
+    units = [labelled(("a", False), ("a", True))]
     rows = logits(1.0, 0.0).requires_grad_()
-    summed_loss(objective, rows, pack([unit]), (TRUE, FALSE)).backward()
+    summed_loss(objective, rows, pack(units), (TRUE, FALSE)).backward()
     assert rows.grad[1, TRUE] < 0 < rows.grad[0, TRUE]
     assert not rows.grad[:, :TRUE].any()
