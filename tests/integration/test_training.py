@@ -170,6 +170,21 @@ def test_schedule_counts_and_rates(tied_model, train_file):
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+def test_a_seed_makes_a_run_repeatable(tied_model, train_file):
+    training = settings()
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        model, tokenizer = load_for_training(tied_model, training, torch.float32)
+        examples = encode(train_file, tokenizer)
+        state, lines = TrainState(model, training, total_steps(len(examples), training, workers=1)), []
+        train(state, examples, training, seed=seed, labels=TRUE_FALSE, on_step=into(lines))
+        return [line["loss"] for line in lines]
+
+    once = losses(1)
+    assert losses(1) == once != losses(2)
+
+
 def test_a_loss_that_is_not_a_number_names_step_and_lines(tied_model, train_file):
     training = settings(batch_size=8)
     model, tokenizer = load_for_training(tied_model, training, torch.float32)

@@ -270,5 +270,7 @@ def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, l
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     dev = read_dev_set(DEV, tokenizer, prompts.load("relevance"), config.training.cutoff_tokens)
     assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(best["ndcg"], abs=1e-6)
+    states = [torch.load(file, weights_only=True) for file in (tmp_path / "checkpoints").glob("*/state.pt")]
+    assert {state["progress"]["step"] for state in states} == {best["step"], result.steps}
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert fit.fit(config, Storage(str(tmp_path))) == result
