@@ -33,11 +33,12 @@ _LEFT_WORDS = 15
 def pairs(
     folder: str, queries: int, negatives: int, ranks: tuple[int, int], words: int, answers: bool, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Of each query its best passage, and then its negatives; queries are drawn by ``seed``."""
+    """Of each query its best passage, and then its negatives; queries that have a relevant
+    passage are drawn by ``seed``."""
     benchmark = benchmarks.load(DataConfig(format="beir", path=folder))
     draw = random.Random(seed)
     texts = {document.doc_id: document.contents for document in benchmark.documents}
-    best = {query_id: texts[max(grades, key=grades.__getitem__)] for query_id, grades in benchmark.qrels.items()}
+    best = {query_id: _best(grades, texts) for query_id, grades in benchmark.qrels.items()}
     told = _answers(folder) if answers else {}
 
     def cut(text: str) -> str:
@@ -45,9 +46,11 @@ def pairs(
 
     rows: dict[str, list[tuple[str, bool]]] = {}
     for query in benchmark.queries:
+        if not (passage := cut(best.get(query.query_id) or "")):
+            continue
         if not answers:
-            rows[query.query_id] = [(cut(best[query.query_id]), True)]
-        elif found := without_answer(cut(best[query.query_id]), told.get(query.query_id, []), draw):
+            rows[query.query_id] = [(passage, True)]
+        elif found := without_answer(passage, told.get(query.query_id, []), draw):
             rows[query.query_id] = [(found[0], True), (found[1], False)]
     if len(rows) < queries:
         raise SystemExit(f"{folder}: {len(rows)} queries will do, fewer than {queries}")
@@ -60,6 +63,12 @@ def pairs(
         drawn = [(cut(text), False) for text in draw.sample(wrong, min(negatives, len(wrong)))]
         for text, label in [*rows[query.query_id], *drawn]:
             yield {"query": query.text, "passage": text, "label": label}
+
+
+def _best(grades: dict[str, int], texts: dict[str, str]) -> str | None:
+    """The passage of the highest grade; None where none that is there is relevant."""
+    relevant = [doc_id for doc_id, grade in grades.items() if grade > 0 and doc_id in texts]
+    return texts[max(relevant, key=grades.__getitem__)] if relevant else None
 
 
 def without_answer(text: str, answers: list[str], draw: random.Random) -> tuple[str, str] | None:

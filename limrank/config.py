@@ -311,7 +311,8 @@ class TrainingConfig(Section):
     objective: Literal["label", "binary", "softmax", "ranknet"] = Field(
         "label",
         description="label: cross-entropy of what is to be written (the paper's); for target=direct, by the log-odds of "
-        "the label: binary, one passage at a time; softmax, ranknet: a query's relevant passage above its others",
+        "the label: binary, one passage at a time; softmax, ranknet: a query's relevant passage above its others. They "
+        "do not make labels likely among all tokens, as an endpoint that tells only its likeliest needs them",
     )
     max_examples: PositiveInt | None = None
     epochs: PositiveInt = 7
@@ -337,6 +338,9 @@ class TrainingConfig(Section):
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     save_steps: PositiveInt = 250
+    keep_checkpoints: PositiveInt = Field(
+        1, description="of the checkpoints the best ones, beside the last; where nothing is held out, earlier ones"
+    )
     eval_steps: PositiveInt | None = Field(
         None, description="steps between looks at the held-out data; null: at the end of each epoch"
     )
@@ -350,6 +354,14 @@ class TrainingConfig(Section):
         if self.objective != "label" and self.target != "direct":
             raise ValueError(
                 f"training.objective={self.objective} looks at labels that no chain gives away: training.target=direct"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_of_lora(self) -> TrainingConfig:
+        if self.lora_targets and self.method != "lora":
+            raise ValueError(
+                f"training.lora_targets names layers for an adapter: training.method={self.method} has none"
             )
         return self
 

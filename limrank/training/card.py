@@ -59,7 +59,7 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         "## Settings",
         "",
         *(f"- {name}: {settings[name]}" for name in names),
-        f"- examples a step (or queries): {plan['units_a_step']}; seed: {config.seed}",
+        f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}",
         "",
         "## Measured",
         "",

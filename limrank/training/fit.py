@@ -36,9 +36,9 @@ class TrainResult:
 
     ``examples`` and ``cut`` count lines of the training file (validation included),
     ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
-    steps. Losses are the mean over completion tokens (or queries): of the last step, and of the
-    validation split at the last look (None where there is no split). ``best_step`` is the step whose
-    weights were exported (None: the last), ``best_ndcg`` the dev set's nDCG@10 of these.
+    steps. Losses are the mean over completion tokens (or units, see ``objectives``): of the last
+    step, and of the validation split at the last look (None where there is no split). ``best_step``
+    is the step whose weights were exported (None: the last), ``best_ndcg`` the dev set's nDCG@10 of these.
     """
 
     examples: int
@@ -145,7 +145,10 @@ def _trainer(config: TrainJob, storage: Storage, task: dict[str, Any]):
             storage_filesystem=files if is_uri(storage.root) else None,
             # The last one is kept whatever its score: the best and the last, or the last two.
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1 if config.dev or config.training.validation_share else 2,
+                # Those with the highest score; the last one is kept besides, but where all
+                # scores are equal it is the highest itself.
+                num_to_keep=config.training.keep_checkpoints
+                + (0 if config.dev or config.training.validation_share else 1),
                 checkpoint_score_attribute=checkpoints.SCORE,
             ),
             failure_config=FailureConfig(max_failures=DEATHS_BORNE),

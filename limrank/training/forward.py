@@ -64,7 +64,7 @@ def mean_loss(
     batch_size: int,
     device: torch.device | str,
 ) -> float:
-    """Mean loss of a completion token, or of a query, shared by all processes; no gradient."""
+    """Mean loss of a completion token (or a unit, see ``objectives``), over all processes; no gradient."""
     import torch
 
     units = training_units(examples, objective)

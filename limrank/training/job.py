@@ -84,7 +84,10 @@ def training_hash(config: TrainJob) -> str:
     )
 
 
-_NOT_OF_WEIGHTS = {"train_file", "save_steps", "tensorboard", "gradient_checkpointing", "sharding"}
+_NOT_OF_WEIGHTS = {
+    *("train_file", "save_steps", "keep_checkpoints", "tensorboard"),
+    *("gradient_checkpointing", "sharding"),
+}
 """Settings that may change while a run directory keeps its checkpoints; what the file holds counts."""
 
 

@@ -46,8 +46,9 @@ def largest_row(config: TrainJob, examples: Sequence[EncodedExample]) -> Row:
 
 def training_bytes(config: TrainJob, row: Row) -> int:
     """Bytes that one worker takes at its peak, roughly; 0 where the model's weights
-    are not on this machine. Weights in parts (``sharding: full``) are counted whole, as
-    the first worker gathers them for a checkpoint, with the two moments.
+    are not on this machine. Weights that are to lie in parts (``sharding: full``) are counted
+    whole, as they are when they are loaded; what is trained of them the first worker also
+    gathers whole for a checkpoint, with the two moments.
 
     What a layer keeps is counted as a Llama's: of each token the inputs of its two norms and
     seven projections, in the shape of its config.

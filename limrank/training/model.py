@@ -130,6 +130,7 @@ def _set_embeddings(model: PreTrainedModel, added: list[int]) -> None:
 def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     embeddings = [model.get_input_embeddings()]
     # Tied embeddings are one matrix, and PEFT then trains the output's rows with the input's.
@@ -139,7 +140,7 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     }
     if unknown := [name for name in training.lora_targets if name not in linear]:
         raise UserError(

@@ -10,7 +10,8 @@
              query (Burges et al., ICML 2005).
 
 The log-odds of a passage are logit(true) − logit(false) where its label stands, so that they
-order passages as the served score does.
+order passages as the served score does. All but ``label`` leave open how likely the two are among
+all tokens: an endpoint that tells no more than its few likeliest may then tell neither.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def gathered(value: T) -> list[T]:
 
 def in_turn(work: Callable[[], T], place: int, places: int) -> T:
     """What ``work`` returns, done by one process of a node after another. All processes of the
-    group call this, and meet at its end.
+    group call this; they meet before the first turn and after each, so that none may take longer
+    than the group waits (half an hour, unless it was made otherwise).
 
     Args:
         place: of this process among the ``places`` of its node, from 0; with 0 of 1 in all of them,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Progress:
     """How far training is, over all processes and resumed runs.
 
-    ``loss`` is the mean over the completion tokens (or queries, see ``objectives``) of the last
+    ``loss`` is the mean over the completion tokens (or units, see ``objectives``) of the last
     step, ``tokens`` counts prompts and completions, ``seconds`` is time spent in steps.
     ``validation_loss`` and ``ndcg`` are of the last look at held-out data, ``best_score`` of
     the best one: an nDCG, or a loss with its sign turned.

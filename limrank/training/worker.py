@@ -15,8 +15,6 @@ from limrank.training.curves import Board
 from limrank.training.metrics import MetricsWriter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from limrank.training.prepare import Prepared
@@ -80,8 +78,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
     mesh = mesh_of(device) if sharded else None
     prepared: Prepared = ray.get(task["data"])
 
-    def load() -> tuple[Path, PreTrainedModel, PreTrainedTokenizerBase]:
-        model_dir = models.resolve(config.model.id)
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         # Every worker draws the same adapter.
         torch.manual_seed(config.seed)
         model, tokenizer = load_for_training(model_dir, config.training, dtype)
@@ -90,10 +87,12 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
             shard(model, mesh, mixed_precision=dtype != torch.float32)
         else:
             model.to(device)
-        return model_dir, model, tokenizer
+        return model, tokenizer
 
+    # Nobody waits for a turn while another downloads: that may take longer than a group waits.
+    model_dir = in_turn(lambda: models.resolve(config.model.id), 0, 1)
     # Until it lies in parts, a model is whole: a node holds one of them at a time.
-    model_dir, model, tokenizer = in_turn(load, *(context.get_local_rank(), here) if sharded else (0, 1))
+    model, tokenizer = in_turn(load, *(context.get_local_rank(), here) if sharded else (0, 1))
     state = TrainState(model, config.training, total_steps)
     if saved:
         state.load_state_dict(saved)

@@ -59,4 +59,4 @@ def test_vllm_has_the_labels_and_the_logits_of_transformers(exported, live_engin
                 expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], -1)[columns].tolist()
             given.append(live.run(live.engine.label_logprobs(ids, LABELS)))
             assert [given[-1][label] for label in LABELS] == pytest.approx(expected, abs=1e-3)
-    assert len({round(each[LABELS[0]], 4) for each in given}) == len(asked)
+    assert len({round(each[LABELS[0]], 2) for each in given}) == len(asked)

@@ -396,6 +396,16 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     assert "\n" not in str(error.value)
 
 
+def test_where_nothing_is_held_out_the_last_checkpoints_are_kept(
+    tied_model, train_file, tmp_path, local_ray, monkeypatch
+):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    config = train_job(tied_model, train_file, tmp_path, save_steps=1, keep_checkpoints=2)
+    steps = fit.fit(config, Storage(str(tmp_path))).steps
+    states = [torch.load(file, weights_only=True) for file in (tmp_path / "checkpoints").glob("*/state.pt")]
+    assert sorted(state["progress"]["step"] for state in states) == [steps - 2, steps - 1, steps]
+
+
 def train_alone(config):
     """The same steps in this process: twice the accumulation for half the workers."""
     prepared = prepare(config)

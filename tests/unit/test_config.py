@@ -148,6 +148,9 @@ def test_what_depends_on_another_key(recipe):
     for share in ("difficulties: {direct: .inf}", "domains: {' ': 1}"):
         assert refusal(recipe(f"job: synthesize\nrun_dir: out\nsynthesis: {{{share}}}\n"))
     assert "synthesis.agreement=ranking needs probabilities" in refusal(recipe(no_scores))
+    train = "job: train\nrun_dir: out\ntraining: "
+    assert "training.target=direct" in refusal(recipe(train + "{objective: softmax, target: think}\n"))
+    assert "names layers for an adapter" in refusal(recipe(train + "{method: full, lora_targets: [q_proj]}\n"))
 
 
 def test_paths_are_absolute_from_where_the_command_is_given(recipe, tmp_path):
