@@ -2,16 +2,17 @@
 reach, and peak memory.
 
     python benchmarks/train_7b.py [--tokens 2500] [--batch 4] [--accumulation 2] [--steps 6]
-                                  [--layers 28] [--hidden 3584] [--no-checkpointing]
+                                  [--layers 28] [--hidden 3584] [--embeddings all] [--no-checkpointing]
 
-The shape is Qwen2.5-7B's with random weights, in bfloat16; loop, adapter, examples of a forward
-pass, their length and gradient checkpointing (without it the layers would keep some 60 GB, by
-count) are those of jobs/recipes/paper-train.yaml, with fewer forward passes a step. Of every
-example's ``tokens`` a quarter are the completion. The first two steps are not counted.
+The shape is Qwen2.5-7B's with random weights, in bfloat16; loop, adapter, embeddings, examples of
+a forward pass, their length and gradient checkpointing (without it the layers would keep some 60
+GB, by count) are those of jobs/recipes/paper-train.yaml, with fewer forward passes a step. Of
+every example's ``tokens`` a quarter are the completion. The first two steps are not counted.
 
 A frozen weight costs two products a token (forward, and backward for what lies before it), so
-the arithmetic that training needs is four operations a weight and token, and causal attention's.
-What checkpointing computes again is not counted as useful, nor the adapter's own (2 %). The
+the arithmetic that training needs is four operations a weight and token, six where the weight is
+trained itself (the output embeddings, of completions), and causal attention's. What
+checkpointing computes again is not counted as useful, nor the adapter's own (2 %). The
 device's rate is that of square bfloat16 products, measured here. On a CPU, give a small shape:
 that shows that the script runs, no more.
 """
@@ -74,15 +75,15 @@ def examples(count: int, tokens: int) -> list[EncodedExample]:
     ]
 
 
-def needed_per_token(config: Qwen2Config, tokens: int, completion_share: float) -> float:
+def needed_per_token(config: Qwen2Config, tokens: int, completion_share: float, trains_head: bool) -> float:
     """Floating-point operations that one token's forward and backward passes need."""
-    size, head = config.hidden_size, config.hidden_size // config.num_attention_heads
-    kv = config.num_key_value_heads * head
+    size = config.hidden_size
+    kv = config.num_key_value_heads * size // config.num_attention_heads
     layer = 2 * size * size + 2 * size * kv + 3 * size * config.intermediate_size
-    weights = config.num_hidden_layers * layer + completion_share * size * config.vocab_size
+    head = (6 if trains_head else 4) * completion_share * size * config.vocab_size
     # Two products of (tokens / 2) × size a token and layer; backward takes twice the forward.
     attended = config.num_hidden_layers * 3 * 2 * 2 * (tokens / 2) * size
-    return 4 * weights + attended
+    return 4 * config.num_hidden_layers * layer + head + attended
 
 
 def product_rate(device: torch.device, size: int) -> float:
@@ -115,6 +116,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=3584)
+    parser.add_argument("--embeddings", choices=("added", "all"), default="all")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     if given.steps <= NOT_COUNTED:
@@ -132,6 +134,7 @@ def main() -> None:
         batch_size=given.batch,
         gradient_accumulation=given.accumulation,
         gradient_checkpointing=given.checkpointing,
+        lora_embeddings=given.embeddings,
     )
     config = shape(given.layers, given.hidden)
     attention.register()
@@ -147,8 +150,9 @@ def main() -> None:
     per_step = given.batch * given.accumulation
     print(
         f"{config.num_hidden_layers} layers of {config.hidden_size}: {total / 1e9:.2f} G parameters, {trained / 1e6:.1f} M "
-        f"trained (LoRA {training.lora_rank}); {given.steps} steps of {given.accumulation} × {given.batch} examples of "
-        f"{given.tokens} tokens{', gradient checkpointing' if given.checkpointing else ''}",
+        f"trained (LoRA {training.lora_rank}, {given.embeddings} embeddings); {given.steps} steps of "
+        f"{given.accumulation} × {given.batch} examples of {given.tokens} tokens"
+        f"{', gradient checkpointing' if given.checkpointing else ''}",
         flush=True,
     )
     rates: list[float] = []
@@ -168,7 +172,8 @@ def main() -> None:
         on_step=on_step,
     )
     median = statistics.median(rates[NOT_COUNTED:])
-    share = median * needed_per_token(config, given.tokens, completion_share=0.25) / rate
+    needed = needed_per_token(config, given.tokens, completion_share=0.25, trains_head=given.embeddings == "all")
+    share = median * needed / rate
     print(f"{median:.1f} tokens/s, {share:.0%} of the measured rate, peak {peak_gib(device):.1f} GiB")
 
 

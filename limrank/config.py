@@ -302,13 +302,16 @@ class SynthesisConfig(Section):
         return self
 
 
+Objective = Literal["label", "binary", "softmax", "ranknet"]
+
+
 class TrainingConfig(Section):
     train_file: PathStr | None = Field(None, description="train.jsonl, alpaca or pairs: JSON, Parquet, a saved dataset")
     method: Literal["lora", "full"] = "lora"
     target: Literal["direct", "think", "mixed"] = Field(
         "think", description="what the model learns to write: the label alone, chain + label, or both"
     )
-    objective: Literal["label", "binary", "softmax", "ranknet"] = Field(
+    objective: Objective = Field(
         "label",
         description="label: cross-entropy of what is to be written (the paper's); for target=direct, by the log-odds of "
         "the label: binary, one passage at a time; softmax, ranknet: a query's relevant passage above its others. They "
@@ -316,7 +319,7 @@ class TrainingConfig(Section):
     )
     max_examples: PositiveInt | None = None
     epochs: PositiveInt = 7
-    learning_rate: float = Field(3e-5, gt=0)
+    learning_rate: float = Field(3e-5, gt=0, allow_inf_nan=False)
     warmup_ratio: Unit = 0.03
     batch_size: PositiveInt = Field(
         4, description="sequences of a forward pass; with softmax or ranknet queries, with all their passages"
@@ -336,10 +339,16 @@ class TrainingConfig(Section):
     lora_targets: tuple[str, ...] = Field(
         (), description="the linear layers that get an adapter, by the last part of their names (q_proj, …); empty: all"
     )
+    lora_embeddings: Literal["added", "all"] = Field(
+        "added",
+        description="of the embeddings, what is trained beside an adapter: the rows of the think tokens, where they are "
+        "added, or all of them (the paper's)",
+    )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     save_steps: PositiveInt = 250
     keep_checkpoints: PositiveInt = Field(
-        1, description="of the checkpoints the best ones, beside the last; where nothing is held out, earlier ones"
+        1,
+        description="of the checkpoints the best ones, beside the last; where nothing is held out, the ones before it",
     )
     eval_steps: PositiveInt | None = Field(
         None, description="steps between looks at the held-out data; null: at the end of each epoch"
@@ -362,6 +371,10 @@ class TrainingConfig(Section):
         if self.lora_targets and self.method != "lora":
             raise ValueError(
                 f"training.lora_targets names layers for an adapter: training.method={self.method} has none"
+            )
+        if self.lora_embeddings == "all" and self.method != "lora":
+            raise ValueError(
+                f"training.lora_embeddings is said of an adapter: training.method={self.method} trains all"
             )
         return self
 
@@ -488,6 +501,8 @@ class TrainJob(Job):
             raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
         if self.dev:
             _need_benchmark(self.dev.data)
+        if self.training.tensorboard and is_uri(self.run_dir):
+            raise ValueError(f"training.tensorboard: its files need a local run_dir, which {self.run_dir} is not")
         if self.workers.tensor_parallel > 1:
             raise ValueError(
                 "workers.tensor_parallel is for engines; training takes workers.replicas and training.sharding"

@@ -13,7 +13,7 @@ from limrank.errors import UserError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _ALIKE = 0.05
 """Of the largest logit, what rounding may make of it, in bfloat16 too. Of models that do not
@@ -53,7 +53,7 @@ def packed_attention(
         (1, tokens, heads, head size), and None for weights, which are not kept.
 
     A window, that some models look through, is taken to be longer than any sequence:
-    :func:`check_packing`.
+    :func:`check_length`.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -68,26 +68,36 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def check_packing(model: PreTrainedModel, longest: int) -> None:
+def check_length(config: PretrainedConfig, longest: int) -> None:
+    """Look whether a model of this config was made for sequences of so many tokens.
+
+    Raises:
+        UserError: they are longer than its context, or than a window that its attention looks through.
+    """
+    shape = config.get_text_config()
+    for name, what in (("max_position_embeddings", "context"), ("sliding_window", "attention window")):
+        limit = getattr(shape, name, None)
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"an example of {longest} tokens is longer than the model's {what} of {limit}: "
+                f"set training.cutoff_tokens={limit}"
+            )
+
+
+def check_packing(model: PreTrainedModel, mixed_precision: bool = False) -> None:
     """Look whether a model computes the same in a packed row as by itself, in its own attention.
 
     Many do; one whose layers carry a state from token to token, whose attention has sinks or
     caps, or which does not hand on what says where a sequence ends, does not.
 
     Args:
-        longest: tokens of the longest sequence that is to come.
+        mixed_precision: as it is trained: compute in bfloat16 where autocast deems it safe.
 
     Raises:
-        UserError: it does not, or it looks through a window that is shorter.
+        UserError: it does not.
     """
     import torch
 
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if window is not None and longest > window:
-        raise UserError(
-            f"an example of {longest} tokens is longer than the model's attention window of {window}: "
-            f"set training.cutoff_tokens={window}"
-        )
     lengths = (7, 5, 9)
     ids = torch.randint(
         model.config.get_text_config().vocab_size, (1, sum(lengths)), generator=torch.Generator().manual_seed(0)
@@ -96,7 +106,7 @@ def check_packing(model: PreTrainedModel, longest: int) -> None:
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
         packed = model(input_ids=ids, position_ids=positions, segments=lengths, use_cache=False).logits[0].float()
         model.set_attn_implementation("eager")
         alone = [model(input_ids=part, use_cache=False).logits[0].float() for part in ids.split(lengths, dim=1)]

@@ -13,7 +13,7 @@ _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
     *("gradient_accumulation", "cutoff_tokens"),
 )
-_OF_LORA = ("lora_rank", "lora_alpha", "lora_targets")
+_OF_LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_embeddings")
 
 _ADAPTER = """
 ## This is the adapter alone

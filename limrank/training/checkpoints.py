@@ -92,11 +92,6 @@ def of_step(storage: Storage, step: int) -> dict[str, Any]:
     raise EngineError(f"the checkpoint of step {step}, whose weights are the best, is not in {storage.shown(FOLDER)}")
 
 
-def newest(storage: Storage) -> str | None:
-    """The name of the last checkpoint that was begun."""
-    return max(_names(storage), default=None)
-
-
 def drop_broken_index(storage: Storage) -> None:
     """Ray Train writes the list of a run's checkpoints in place: a driver that is killed
     meanwhile leaves half of it, and Ray Train then refuses the whole run. Without the list
@@ -110,17 +105,14 @@ def drop_broken_index(storage: Storage) -> None:
         storage.remove(_INDEX)
 
 
-def _names(storage: Storage) -> list[str]:
-    return [name for name in storage.folders(FOLDER) if name.startswith(_CHECKPOINT)]
-
-
 def _found(storage: Storage) -> Iterator[dict[str, Any]]:
     """The states in the folder, last one first (a checkpoint is named by its time); one that was
     not copied to its end is passed over."""
     from ray.train import Checkpoint
 
     files, path = filesystem(storage.root)
-    for name in sorted(_names(storage), reverse=True):
+    names = [name for name in storage.folders(FOLDER) if name.startswith(_CHECKPOINT)]
+    for name in sorted(names, reverse=True):
         try:
             yield _read(Checkpoint(f"{path}/{FOLDER}/{name}", filesystem=files))
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:

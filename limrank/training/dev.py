@@ -55,7 +55,7 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
     """Load and encode; a pair that is longer than ``cutoff`` tokens loses the end of its passage.
 
     Raises:
-        UserError: the data is not there, or a query alone is too long.
+        UserError: the data is not there, a query alone is too long, or no query has a candidate.
     """
     benchmark = benchmarks.load(dev.data)
     close, label = encode_template(tokenizer, CLOSE), tokenizer.encode(TRUE, add_special_tokens=False)
@@ -70,6 +70,8 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
                 ) from None
             pairs.append(_asked([*prompt.ids, *close], label, query.query_id))
             documents.append((query.query_id, candidate.doc_id))
+    if not pairs:
+        raise UserError("dev: its first stage finds no candidate for any of its queries: look at dev.data")
     return DevSet(pairs, documents, benchmark.qrels)
 
 

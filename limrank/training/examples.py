@@ -49,7 +49,7 @@ class EncodedExample:
 def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]) -> list[Example]:
     """The examples with what the model shall learn to write.
 
-    ``think`` keeps the chain, ``direct`` drops it, ``mixed`` alternates: one model then
+    ``think`` keeps the chain where there is one, ``direct`` drops it, ``mixed`` alternates: one model then
     serves both. The switch between the two is ``</think>`` straight after ``<think>``, which
     whoever asks for a direct answer puts there. The alternation is counted by label: files
     often alternate labels too, and the mere presence of a chain must not give the answer away.
@@ -58,7 +58,7 @@ def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]
     for example in examples:
         direct = target == "direct" or (target == "mixed" and seen[example.label] % 2 == 1)
         seen[example.label] += 1
-        aimed.append(replace(example, chain=NO_CHAIN) if direct else example)
+        aimed.append(replace(example, chain=NO_CHAIN) if direct or not example.chain.strip() else example)
     return aimed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limrank.config import TrainJob, is_uri
 from limrank.errors import EngineError, LimrankError
@@ -22,10 +22,17 @@ from limrank.training.metrics import MetricsReader, read_metrics
 from limrank.training.prepare import RESUMED_BY, Prepared, prepare
 from limrank.training.worker import train_worker
 
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
 _log = logging.getLogger(__name__)
 
 DEATHS_BORNE = 3
-"""A worker that dies is replaced, and all go on from the last checkpoint; so often without a new one."""
+"""A worker that dies is replaced, and all go on from the last checkpoint; so often without coming further."""
+
+MINUTES_WAITED = 10
+"""So long a cluster may have no room for the workers: it has lost a node, or other work holds it."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -43,7 +50,6 @@ class TrainResult:
 
     examples: int
     steps: int
-    epochs: int
     tokens: int
     seconds: float
     final_loss: float
@@ -71,7 +77,7 @@ def fit(
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
-        EngineError: a worker died, or the loss diverged.
+        EngineError: workers died again and again, the cluster had no room for them any more, or the loss diverged.
     """
     import ray
 
@@ -82,21 +88,20 @@ def fit(
     checkpoints.drop_broken_index(storage)
     prepared = prepared or prepare(config)
     planned = prepared.plan
+    scaling = _scaling(config, planned["bytes_a_worker"])
     task = {
         "config": config,
         "storage": storage,
         # By reference: each node fetches the examples once, and each worker maps them.
         "data": ray.put(prepared),
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
-        "bytes": planned["bytes_a_worker"],
     }
     with _following(storage, on_progress), _interrupt_handler_kept():
-        progress = _fit(config, storage, task)
+        progress = _fit(lambda: _trainer(task, scaling), storage)
     storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
         examples=len(prepared.training) + len(prepared.validation),
         steps=progress["step"],
-        epochs=config.training.epochs,
         tokens=progress["tokens"],
         seconds=progress["seconds"],
         final_loss=progress["loss"],
@@ -108,19 +113,23 @@ def fit(
     )
 
 
-def _fit(config: TrainJob, storage: Storage, task: dict[str, Any]) -> dict[str, Any]:
-    from ray.train import TrainingFailedError, WorkerGroupError
+def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> dict[str, Any]:
+    """What the workers return, of trainers that each go on from the last checkpoint."""
+    from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
+    furthest, deaths = _steps(storage), 0
     while True:
-        before = checkpoints.newest(storage)
         try:
-            ended = _trainer(config, storage, task).fit().return_value
+            ended = trainer().fit().return_value
         except WorkerGroupError as error:
-            cause = _cause(error.worker_failures)
-            if checkpoints.newest(storage) == before:
+            cause, reached = _cause(error.worker_failures), _steps(storage)
+            furthest, deaths = max(furthest, reached), 1 if reached > furthest else deaths + 1
+            if deaths > DEATHS_BORNE:
                 raise cause from error
-            _log.warning("training goes on after %d deaths, since it came further: %s", DEATHS_BORNE + 1, cause)
+            _log.warning("training goes on from its last checkpoint, after step %d: %s", reached, cause)
             continue
+        except ControllerError as error:
+            raise _without_workers(error.controller_failure) from error
         except TrainingFailedError as error:
             raise EngineError(f"training failed: {_last_line(error)}") from error
         if error := ended.get("error"):
@@ -128,30 +137,36 @@ def _fit(config: TrainJob, storage: Storage, task: dict[str, Any]) -> dict[str, 
         return ended["progress"]
 
 
-def _trainer(config: TrainJob, storage: Storage, task: dict[str, Any]):
+def _steps(storage: Storage) -> int:
+    """How many were made, of which those since the last checkpoint are made again."""
+    return max((line["step"] for line in read_metrics(storage)), default=0)
+
+
+def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    config: TrainJob = task["config"]
+    storage: Storage = task["storage"]
     files, path = filesystem(storage.root)
+    # The last one is kept whatever its score; but where all scores are equal, it is the highest itself.
+    are_scored = config.dev or task["plan"]["validation_examples"]
     return TorchTrainer(
         train_worker,
         train_loop_config=task,
-        scaling_config=_scaling(config, task["bytes"]),
+        scaling_config=scaling,
         # The same name and path are what Ray Train resumes by. Its log repeats, at length,
         # the error that is raised below; its files below the Ray session keep everything.
         run_config=RunConfig(
             name=checkpoints.FOLDER,
             storage_path=path,
             storage_filesystem=files if is_uri(storage.root) else None,
-            # The last one is kept whatever its score: the best and the last, or the last two.
             checkpoint_config=CheckpointConfig(
-                # Those with the highest score; the last one is kept besides, but where all
-                # scores are equal it is the highest itself.
-                num_to_keep=config.training.keep_checkpoints
-                + (0 if config.dev or config.training.validation_share else 1),
+                num_to_keep=config.training.keep_checkpoints + (0 if are_scored else 1),
                 checkpoint_score_attribute=checkpoints.SCORE,
             ),
-            failure_config=FailureConfig(max_failures=DEATHS_BORNE),
+            # Of deaths none: they are counted by what was reached between them. An attempt to start waits a minute.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=MINUTES_WAITED - 1),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -165,7 +180,7 @@ class _Worker:
     holds_model = True
 
 
-def _scaling(config: TrainJob, needed: int):
+def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
     from ray.train import ScalingConfig
 
     wanted = claim(
@@ -199,6 +214,17 @@ def _cause(failures: dict[int, Exception]) -> LimrankError:
     if "OutOfMemory" in type(error).__name__:
         advice = ": lower training.batch_size or training.cutoff_tokens, or set training.gradient_checkpointing"
     return EngineError(f"training worker {rank} failed: {type(error).__name__}: {_last_line(error)}{advice}")
+
+
+def _without_workers(error: Exception) -> EngineError:
+    """For what Ray Train gives up before its workers run."""
+    # The class is of a private module of Ray Train's; its name is in the message too.
+    if "StartupTimeout" in type(error).__name__:
+        return EngineError(
+            f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other work "
+            "holds it; the same command goes on from the last checkpoint"
+        )
+    return EngineError(f"training could not start its workers: {type(error).__name__}: {_last_line(error)}")
 
 
 def _last_line(error: BaseException) -> str:

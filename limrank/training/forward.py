@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from limrank.config import Objective
 from limrank.training.batches import PackedRow, Unit, micro_batches, pack, query_units, single_units
-from limrank.training.objectives import Objective, compares, summed_loss, weight
+from limrank.training.objectives import compares, summed_loss, weight
 from limrank.training.processes import process, summed
 
 if TYPE_CHECKING:

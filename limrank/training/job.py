@@ -6,17 +6,16 @@ import logging
 import time
 from typing import Any
 
-from limrank import cluster, models
-from limrank.config import TrainJob, config_hash, dump_config, is_uri
+from limrank import cluster, models, prompts
+from limrank.config import TrainJob, config_hash, dump_config
 from limrank.data import benchmarks
-from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
 from limrank.training.prepare import choose, prepare
-from limrank.training.sources import fingerprint
+from limrank.training.sources import PAIR_PROMPT, fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         UserError: the file, the model, the dtype or the number of workers does not do.
         EngineError: a worker died, or the loss diverged.
     """
-    if is_uri(config.run_dir) and config.training.tensorboard:
-        raise UserError(f"training.tensorboard: its files need a local run_dir, which {config.run_dir} is not")
     chosen = choose(config)
     with (
         open_run(
@@ -74,6 +71,7 @@ def training_hash(config: TrainJob) -> str:
         {
             "job": "train",
             "train_file": fingerprint(config.training.train_file),
+            "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
             "dev": [config.dev.model_dump(exclude={"data": {"path"}}), benchmarks.fingerprint(config.dev.data)]
@@ -106,7 +104,8 @@ class Pace:
 
 
 def _event(line: dict[str, Any], steps: int, pace: Pace) -> Event:
-    held_out = f", nDCG@10 {line['ndcg']:.4f}" if "ndcg" in line else ""
+    looked = (("validation_loss", "held out"), ("ndcg", "nDCG@10"))
+    held_out = "".join(f", {name} {line[key]:.4f}" for key, name in looked if key in line)
     return Event(
         "train",
         line["step"],

@@ -6,6 +6,7 @@ same but for rounding, since a step's loss is one sum over all tokens of all pro
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -68,7 +69,8 @@ def train(
             with whether training is over.
 
     Raises:
-        EngineError: the loss or its gradient is not finite; names step and examples.
+        EngineError: the loss or its gradient is not finite, and the message names step and examples; or
+            what is measured on held-out data is not.
     """
     import torch
 
@@ -115,15 +117,16 @@ def train(
                 "examples": progress.examples,
             }
             if (validation or dev) and (progress.step % look_every == 0 or progress.step == state.total_steps):
-                held_out, ndcg = None, None
+                measured = {}
                 if validation:
                     held_out = mean_loss(local_loss, validation, training.objective, training.batch_size, device)
+                    measured["validation_loss"] = _finite(progress.step, "held-out loss", held_out)
                 if dev:
                     odds = direct_log_odds(state.model, dev.pairs, labels, training.batch_size, device, mixed_precision)
-                    ndcg = dev.ndcg(odds)
-                progress.look(held_out, ndcg)
-                measured = {"validation_loss": held_out, "ndcg": ndcg}
-                metrics |= {name: value for name, value in measured.items() if value is not None}
+                    _finite(progress.step, "sum of the dev set's log-odds", sum(odds))
+                    measured["ndcg"] = dev.ndcg(odds)
+                progress.look(measured.get("validation_loss"), measured.get("ndcg"))
+                metrics |= measured
             on_step(metrics, is_over())
     return progress
 
@@ -168,6 +171,13 @@ def _synchronized(loss: nn.Module, model: nn.Module, last: bool) -> AbstractCont
 
 def _lines(units: Sequence[Sequence[EncodedExample]]) -> list[int]:
     return [example.line for unit in units for example in unit]
+
+
+def _finite(step: int, what: str, value: float) -> float:
+    """It is the same in every process, and so all of them stop here."""
+    if not math.isfinite(value):
+        raise EngineError(f"training stopped at step {step}: the {what} is {value}; lower training.learning_rate")
+    return value
 
 
 def _diverged(step: int, what: str, value: float, lines: Sequence[int]) -> str:

@@ -75,10 +75,12 @@ def training_bytes(config: TrainJob, row: Row) -> int:
 
 
 def _adapter(shapes: dict[str, tuple[int, ...]], training: TrainingConfig) -> int:
-    """Parameters of an adapter on the linear layers that get one."""
+    """Parameters of an adapter on the linear layers that get one, and of the embeddings where they are trained."""
     layers = {name: shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name}
     targets = training.lora_targets or {_layer(name) for name in layers}
-    return sum(training.lora_rank * sum(shape) for name, shape in layers.items() if _layer(name) in targets)
+    ranks = sum(training.lora_rank * sum(shape) for name, shape in layers.items() if _layer(name) in targets)
+    embeddings = sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in layers)
+    return ranks + (embeddings if training.lora_embeddings == "all" else 0)
 
 
 def _layer(weight: str) -> str:

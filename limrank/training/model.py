@@ -62,10 +62,10 @@ def load_for_training(
 def make_trainable(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
     """The model with rows for the added tokens, and with what of it is to be trained.
 
-    ``lora`` puts an adapter on every linear layer (or those of ``lora_targets``) and trains, in
-    the embeddings, the rows of the added tokens: the other rows have nothing new to learn, and
-    the two matrices would outweigh the adapter (28 M of 33 M parameters for the 135M model,
-    1.1 of 1.2 G for a 7B one). ``full`` trains everything.
+    ``lora`` puts an adapter on every linear layer (or those of ``lora_targets``) and trains, of
+    the embeddings, the rows of the added tokens, or all with ``lora_embeddings``: these outweigh
+    the adapter (28 M of 33 M parameters for the 135M model, 1.1 of 1.2 G for a 7B one), and the
+    other rows have little new to learn. ``full`` trains everything.
 
     What is trained is float32 whatever the frozen rest is: at a learning rate of 3e-5 most
     updates are lost in the rounding of bfloat16.
@@ -133,7 +133,7 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
     from transformers.pytorch_utils import Conv1D
 
     embeddings = [model.get_input_embeddings()]
-    # Tied embeddings are one matrix, and PEFT then trains the output's rows with the input's.
+    # Tied embeddings are one matrix, and PEFT then trains the output's with the input's.
     if not model.config.tie_word_embeddings:
         embeddings.append(model.get_output_embeddings())
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in embeddings]
@@ -152,9 +152,15 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
         r=training.lora_rank,
         lora_alpha=training.lora_alpha,
         target_modules=list(training.lora_targets) or "all-linear",
-        trainable_token_indices=dict.fromkeys(names, added) if added else None,
+        **_of_embeddings(training, names, added, tied=model.config.tie_word_embeddings),
     )
     return get_peft_model(model, adapter)
+
+
+def _of_embeddings(training: TrainingConfig, names: list[str], added: list[int], tied: bool) -> dict[str, Any]:
+    if training.lora_embeddings == "all":
+        return {"modules_to_save": names, "ensure_weight_tying": tied}
+    return {"trainable_token_indices": dict.fromkeys(names, added)} if added else {}
 
 
 def merge_and_save(
@@ -189,7 +195,7 @@ def merge_and_save(
     if isinstance(model, PeftModel):
         if base:
             model.peft_config["default"].base_model_name_or_path = base
-        # The new embedding rows are in the adapter; PEFT would add the whole matrices.
+        # What is trained of the embeddings is in the adapter; PEFT would add the whole matrices.
         save("adapter", "adapter_config.json", save_embedding_layers=False)
         model = model.merge_and_unload()
     model.config.use_cache = True

@@ -17,15 +17,15 @@ all tokens: an endpoint that tells no more than its few likeliest may then tell 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from limrank.config import Objective
 
 if TYPE_CHECKING:
     import torch
 
     from limrank.training.batches import PackedRow
     from limrank.training.examples import EncodedExample
-
-Objective = Literal["label", "binary", "softmax", "ranknet"]
 
 
 def compares(objective: Objective) -> bool:

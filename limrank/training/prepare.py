@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from limrank import models, prompts
-from limrank.config import TrainJob
+from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import UserError
+from limrank.training.attention import check_length
 from limrank.training.dev import DevSet, read_dev_set
 from limrank.training.encoding import encode_here
 from limrank.training.examples import EncodedExample, aim, balanced
@@ -36,11 +37,6 @@ class Prepared:
     dev: DevSet | None
     plan: dict[str, Any]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(len(each.ids) for each in (*self.training, *self.validation, *(self.dev.pairs if self.dev else ())))
-
 
 @dataclass(frozen=True)
 class Chosen:
@@ -63,29 +59,23 @@ def choose(config: TrainJob) -> Chosen:
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training, warnings = config.training, []
     found = read_examples(training.train_file)
-    if not compares(training.objective):
-        examples = select(found, training.max_examples, config.seed)
+    if compares(training.objective):
+        examples, left_out = _compared(found, training, config.seed)
+        warnings += left_out
     else:
-        examples = select_queries(found, training.max_examples, config.seed)
-        if lone := len(found) - len(select_queries(found, None, config.seed)):
-            warnings.append(
-                f"{training.train_file}: {lone} of {len(found)} examples are left out: their query has passages of one "
-                f"label only, and training.objective={training.objective} compares both"
-            )
-    if not examples:
-        raise UserError(
-            f"{training.train_file}: no query has a relevant and another passage, which "
-            f"training.objective={training.objective} compares: take objective=binary, or more negatives"
-        )
+        examples = select(found, training.max_examples, config.seed)
     warnings += _of_chains(config, examples)
     tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False))
     dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
     if dev and training.target == "think":
         warnings.append("dev: the model is tried directly, which training.target=think does not teach it")
     kept, held_out = split(aim(examples, training.target), training.validation_share, config.seed)
-    if len(kept) < config.workers.min_replicas:
+    units, unit = len(kept), "examples"
+    if compares(training.objective):
+        units, unit = len({example.query for example in kept}), "queries"
+    if units < config.workers.min_replicas:
         raise UserError(
-            f"workers.replicas: {config.workers.min_replicas} workers for {len(kept)} training examples of "
+            f"workers.replicas: {config.workers.min_replicas} workers for {units} training {unit} of "
             f"{training.train_file}: take fewer workers"
         )
     return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
@@ -95,15 +85,44 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     """Encode what was chosen.
 
     Raises:
-        UserError: as :func:`choose` does, or an example does not fit into the cut-off.
+        UserError: as :func:`choose` does; or an example does not fit into the cut-off, or the model's context.
     """
+    from transformers import AutoConfig
+
     chosen = chosen or choose(config)
     encoded = encode(config, [*chosen.training, *chosen.validation])
     if config.training.target == "mixed":
         encoded = balanced(encoded)
     count = len(chosen.training)
     training, validation = encoded[:count], encoded[count:]
+    longest = max(len(each.ids) for each in (*encoded, *(chosen.dev.pairs if chosen.dev else ())))
+    check_length(AutoConfig.from_pretrained(models.resolve(config.model.id, weights=False)), longest)
     return Prepared(training, validation, chosen.dev, _plan(config, chosen, training, validation))
+
+
+def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tuple[list[Example], list[str]]:
+    """What is drawn for an objective that compares a query's passages, and what to say of the rest.
+
+    Raises:
+        UserError: no query has both labels, or none has as few passages as are to be drawn.
+    """
+    whole = select_queries(found, None, seed)
+    if not whole:
+        raise UserError(
+            f"{training.train_file}: no query has a relevant and another passage, which "
+            f"training.objective={training.objective} compares: take objective=binary, or more negatives"
+        )
+    examples = select_queries(found, training.max_examples, seed)
+    if not examples:
+        raise UserError(
+            f"training.max_examples={training.max_examples}: every query of {training.train_file} that "
+            f"training.objective={training.objective} can compare has more passages: raise it"
+        )
+    lone = len(found) - len(whole)
+    return examples, [
+        f"{training.train_file}: {lone} of {len(found)} examples are left out: their query has passages of one "
+        f"label only, and training.objective={training.objective} compares both"
+    ] * bool(lone)
 
 
 def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:

@@ -20,8 +20,8 @@ class Progress:
 
     ``loss`` is the mean over the completion tokens (or units, see ``objectives``) of the last
     step, ``tokens`` counts prompts and completions, ``seconds`` is time spent in steps.
-    ``validation_loss`` and ``ndcg`` are of the last look at held-out data, ``best_score`` of
-    the best one: an nDCG, or a loss with its sign turned.
+    ``validation_loss`` is of the last look at held-out data, ``best_score`` of the best one: an
+    nDCG, or a loss with its sign turned.
     """
 
     step: int = 0
@@ -30,7 +30,6 @@ class Progress:
     seconds: float = 0.0
     loss: float | None = None
     validation_loss: float | None = None
-    ndcg: float | None = None
     best_step: int | None = None
     best_score: float | None = None
     looks_since_best: int = 0
@@ -38,7 +37,7 @@ class Progress:
     def look(self, validation_loss: float | None, ndcg: float | None) -> None:
         """Take in what was measured on held-out data: the nDCG says what is best, or where
         there is none the loss."""
-        self.validation_loss, self.ndcg = validation_loss, ndcg
+        self.validation_loss = validation_loss
         score = ndcg if ndcg is not None else -validation_loss
         self.looks_since_best += 1
         if self.best_score is None or score > self.best_score:

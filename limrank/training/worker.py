@@ -74,6 +74,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         return saved["progress"]
 
     dtype = training_dtype(config.model.dtype, device.type)
+    mixed_precision = dtype != torch.float32
     sharded = config.training.sharding == "full" and context.get_world_size() > 1
     mesh = mesh_of(device) if sharded else None
     prepared: Prepared = ray.get(task["data"])
@@ -82,9 +83,9 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         # Every worker draws the same adapter.
         torch.manual_seed(config.seed)
         model, tokenizer = load_for_training(model_dir, config.training, dtype)
-        check_packing(model, prepared.longest)
+        check_packing(model, mixed_precision)
         if mesh:
-            shard(model, mesh, mixed_precision=dtype != torch.float32)
+            shard(model, mesh, mixed_precision)
         else:
             model.to(device)
         return model, tokenizer
@@ -121,7 +122,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         validation=prepared.validation,
         dev=prepared.dev,
         device=device,
-        mixed_precision=dtype != torch.float32,
+        mixed_precision=mixed_precision,
         on_step=on_step,
     )
     values = state.whole_parameters(first) if sharded else None

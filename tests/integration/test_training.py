@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 from tiny_model import make_tiny
+from transformers import AutoConfig
 
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import EngineError, UserError
 from limrank.storage import Storage
 from limrank.training import encoding, fit, job, memory
+from limrank.training.attention import check_packing
 from limrank.training.batches import pack
 from limrank.training.examples import aim, encode_examples
 from limrank.training.forward import mean_loss, row_loss
@@ -228,11 +230,16 @@ def save(state):
     return file
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path, method):
+ALL = {"lora_embeddings": "all"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "lora"}, {"method": "full"}, ALL], ids=lambda changes: [*changes.values()][0]
+)
+def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path, changes):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = load_for_training(tiny_model, settings(method=method), torch.float32)
+    model, tokenizer = load_for_training(tiny_model, settings(**changes), torch.float32)
     perturb(model)
     model.eval()
     example = encode(train_file, tokenizer)[0]
@@ -247,7 +254,7 @@ def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path,
     reloaded = AutoTokenizer.from_pretrained(directory)
     assert reloaded.encode("</think> true") == [49153, 2629]
     assert reloaded.encode("</think> false") == [49153, 7065]
-    assert (tmp_path / "adapter").is_dir() == (method == "lora")
+    assert (tmp_path / "adapter").is_dir() == (changes.get("method") != "full")
     assert {path.name for path in tmp_path.iterdir()} <= {"adapter", "model"}
 
 
@@ -257,6 +264,15 @@ def test_an_adapter_is_put_on_the_layers_that_are_named(tied_model):
     assert adapted == {"q_proj", "v_proj"}
     with pytest.raises(UserError, match=r"no linear layer lm_head, query; it has down_proj, .*, v_proj$"):
         load_for_training(tied_model, settings(lora_targets=["lm_head", "q_proj", "query"]), torch.float32)
+
+
+def test_what_is_trained_of_the_embeddings(tiny_model):
+    """Their added rows, or the one or two matrices whole: what is trained changes, and all else stays."""
+    tied = AutoConfig.from_pretrained(tiny_model).tie_word_embeddings
+    for embeddings, rows in (("added", 2), ("all", 49154)):
+        model, _ = load_for_training(tiny_model, settings(lora_embeddings=embeddings), torch.float32)
+        trained = [each for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name]
+        assert [tuple(each.shape) for each in trained] == [(rows, 64)] * (1 if tied else 2)
 
 
 def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_path):
@@ -275,9 +291,11 @@ def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_p
     assert (logits(again, example) - before).abs().max() < 1e-4
 
 
-def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file):
-    training = settings(epochs=4)
+@pytest.mark.parametrize("embeddings", ["added", "all"])
+def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file, embeddings):
+    training = settings(epochs=4, lora_embeddings=embeddings)
     model, tokenizer = load_for_training(tied_model, training, torch.bfloat16)
+    check_packing(model, mixed_precision=True)
     kinds = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
     assert kinds == {torch.bfloat16}
     state = TrainState(model, training, 16)
@@ -344,8 +362,10 @@ def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, local_ray, monkeypatch, sharding):
+@pytest.mark.parametrize(("sharding", "embeddings"), [("none", "added"), ("full", "added"), ("full", "all")])
+def test_a_run_trains_exports_and_resumes(
+    tied_model, train_file, tmp_path, local_ray, monkeypatch, sharding, embeddings
+):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -354,7 +374,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
 
     # Five training examples, four a step: in each epoch's last step a worker has nothing to do.
     shape = {"epochs": 4, "max_examples": 7, "validation_share": 0.3, "learning_rate": 3e-3, "save_steps": 3}
-    shape["sharding"] = sharding
+    shape |= {"sharding": sharding, "lora_embeddings": embeddings}
     config = train_job(tied_model, train_file, tmp_path, replicas=2, batch_size=1, gradient_accumulation=2, **shape)
     seen = []
     result = fit.fit(config, Storage(str(tmp_path)), seen.append)
@@ -363,7 +383,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     assert [line["step"] for line in metrics] == list(range(1, 9))
     outputs = {"checkpoints", "adapter", "model", "metrics.jsonl", "curves.png"}
     assert {path.name for path in tmp_path.iterdir()} == outputs
-    assert (result.examples, result.steps, result.epochs, result.cut) == (7, 8, 4, 0)
+    assert (result.examples, result.steps, result.cut) == (7, 8, 0)
     assert result.final_loss == metrics[-1]["loss"]
     assert result.validation_loss == metrics[-1]["validation_loss"] < metrics[1]["validation_loss"]
 
@@ -384,6 +404,7 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
             tied_model.name, ""
         )
     assert "This is the adapter alone" in card and "- lora_targets: all linear layers" in card
+    assert f"- lora_embeddings: {embeddings}" in card
 
     # Started again it has nothing to do, and says the same.
     assert fit.fit(config, Storage(str(tmp_path)), seen.append) == result
@@ -396,11 +417,13 @@ def test_a_run_trains_exports_and_resumes(tied_model, train_file, tmp_path, loca
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("share", [0, 0.01])
 def test_where_nothing_is_held_out_the_last_checkpoints_are_kept(
-    tied_model, train_file, tmp_path, local_ray, monkeypatch
+    tied_model, train_file, tmp_path, local_ray, monkeypatch, share
 ):
+    """Of eight examples one in a hundred is none."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    config = train_job(tied_model, train_file, tmp_path, save_steps=1, keep_checkpoints=2)
+    config = train_job(tied_model, train_file, tmp_path, save_steps=1, keep_checkpoints=2, validation_share=share)
     steps = fit.fit(config, Storage(str(tmp_path))).steps
     states = [torch.load(file, weights_only=True) for file in (tmp_path / "checkpoints").glob("*/state.pt")]
     assert sorted(state["progress"]["step"] for state in states) == [steps - 2, steps - 1, steps]
@@ -447,8 +470,18 @@ def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_f
     assert "0.1 of 1 examples is not one whole query: nothing is held out" in planned["warnings"][1]
     with pytest.raises(UserError, match="nothing is held out, and training.patience=2 waits for it"):
         job.plan(train_job(tied_model, one, tmp_path, validation_share=0.1, patience=2))
+    compared = {"target": "direct", "objective": "softmax"}
     with pytest.raises(UserError, match="no query has a relevant and another passage"):
-        job.plan(train_job(tied_model, one, tmp_path, target="direct", objective="softmax"))
+        job.plan(train_job(tied_model, one, tmp_path, **compared))
+    two = tmp_path / "two.jsonl"
+    lines = [{"query": f"q{number // 4}", "passage": f"p{number}", "label": number % 4 == 0} for number in range(9)]
+    two.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    planned = job.plan(train_job(tied_model, two, tmp_path, **compared))
+    assert planned["units"] == 2 and "1 of 9 examples are left out" in planned["warnings"][0]
+    with pytest.raises(UserError, match=r"training.max_examples=3: every query of .*has more passages: raise it"):
+        job.plan(train_job(tied_model, two, tmp_path, max_examples=3, **compared))
+    with pytest.raises(UserError, match="3 workers for 2 training queries of .*: take fewer workers"):
+        job.plan(train_job(tied_model, two, tmp_path, replicas=3, **compared))
 
 
 def test_the_error_of_a_worker_is_one_line():
@@ -484,12 +517,19 @@ def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, loc
     model, _ = load_for_training(tied_model, lora.training, torch.float32)
     adapter = sum(each.numel() for name, each in model.named_parameters() if "lora_" in name)
     assert training_bytes(lora, Row(0, 0)) - memory._PROCESS == 4 * count + 16 * adapter
+    # With all of the embeddings, which are one matrix here.
+    whole = train_job(tied_model, train_file, tmp_path, lora_embeddings="all")
+    assert training_bytes(whole, Row(0, 0)) - training_bytes(lora, Row(0, 0)) == 16 * 49152 * 64
     # Of rank 4 on two layers' q_proj (64 × 64) and v_proj (64 × 32).
     two = train_job(tied_model, train_file, tmp_path, lora_targets=["q_proj", "v_proj"])
     assert training_bytes(two, Row(0, 0)) - memory._PROCESS == 4 * count + 16 * 2 * 4 * (128 + 96)
     # 100 tokens, two layers: 10 × 64 + 4 × 128 floats; 7 with logits.
     activations = 4 * (2 * 100 * (10 * 64 + 4 * 128) + 4 * 7 * 49152)
     assert training_bytes(full, Row(100, 7)) - training_bytes(full, Row(0, 0)) == activations
+    # Checkpointed: the two layers' inputs, and one layer's.
+    checkpointed = train_job(tied_model, train_file, tmp_path, method="full", gradient_checkpointing=True)
+    saved = 4 * 100 * (10 * 64 + 4 * 128 - 2 * 64)
+    assert training_bytes(full, Row(100, 7)) - training_bytes(checkpointed, Row(100, 7)) == saved
     planned = job.plan(train_job(tied_model, train_file, tmp_path, batch_size=100_000_000))
     assert planned["largest_row_tokens"] == planned["tokens"] // planned["epochs"]
     huge = train_job(tied_model, train_file, tmp_path, lora_rank=10_000_000)
@@ -499,22 +539,50 @@ def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, loc
         fit.fit(huge, Storage(str(tmp_path)))
 
 
-def test_deaths_are_borne_as_long_as_training_comes_further(tied_model, train_file, tmp_path, monkeypatch):
+def dying(storage, reached):
+    """A trainer a call, whose workers die after so many steps; and how many there were."""
     from ray.train import WorkerGroupError
 
     calls = []
 
     class Dying:
-        """In each of its first two calls so many workers die as one call bears; a checkpoint first."""
-
         def fit(self):
-            calls.append(self)
-            if len(calls) <= 2:
-                (tmp_path / "checkpoints" / f"checkpoint_{len(calls)}").mkdir(parents=True)
+            step = reached[len(calls)]
+            calls.append(step)
+            storage.write_text("metrics.jsonl", "".join(f'{{"step": {each}}}\n' for each in range(1, step + 1)))
             raise WorkerGroupError("died", {0: RuntimeError(f"lost in call {len(calls)}")})
 
-    monkeypatch.setattr(fit, "_trainer", lambda *_: Dying())
-    config = train_job(tied_model, train_file, tmp_path)
-    with pytest.raises(EngineError, match="training worker 0 failed: RuntimeError: lost in call 3"):
-        fit._fit(config, Storage(str(tmp_path)), {})
-    assert len(calls) == 3
+    return Dying, calls
+
+
+def test_deaths_are_borne_as_long_as_training_comes_further(tmp_path):
+    """Four between which no step is reached that had not been; each makes some steps again."""
+    storage = Storage(str(tmp_path))
+    trainer, calls = dying(storage, [2, 2, 1, 2])
+    with pytest.raises(EngineError, match="training worker 0 failed: RuntimeError: lost in call 4"):
+        fit._fit(trainer, storage)
+    assert len(calls) == 4
+    trainer, calls = dying(storage, [1, 3, 3, 2, 5, 4, 5, 3])
+    with pytest.raises(EngineError, match="lost in call 8"):
+        fit._fit(trainer, storage)
+    assert len(calls) == 8
+
+
+def test_workers_that_the_cluster_has_no_room_for_end_the_training(
+    tied_model, train_file, tmp_path, local_ray, monkeypatch
+):
+    import ray
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
+    monkeypatch.setattr(fit, "MINUTES_WAITED", 2)
+
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    class Other:
+        def ready(self):
+            return True
+
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    with pytest.raises(EngineError, match="the cluster had no room for the workers within 2 minutes: it lost a node"):
+        fit.fit(train_job(tied_model, train_file, tmp_path), Storage(str(tmp_path)))
+    ray.kill(other)

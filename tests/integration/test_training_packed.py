@@ -2,21 +2,22 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, perturb, settings
 from tiny_model import make_tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from limrank import prompts
 from limrank.config import DevConfig, TrainJob
-from limrank.errors import UserError
+from limrank.errors import EngineError, UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.storage import Storage
 from limrank.training import fit
-from limrank.training.attention import PACKED, check_packing
+from limrank.training.attention import PACKED, check_length, check_packing
 from limrank.training.batches import epoch_steps, pack, single_units
 from limrank.training.dev import read_dev_set
 from limrank.training.examples import aim, encode_examples
@@ -82,22 +83,36 @@ def test_an_example_sees_nothing_of_its_neighbours(loaded, train_file):
 
 
 def test_models_that_cannot_be_packed_are_refused(model_dir, tmp_path):
-    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    check_packing(load_for_training(model_dir, settings(), torch.float32)[0], 100)
+    check_packing(load_for_training(model_dir, settings(), torch.float32)[0])
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "vocab_size": 49152}
     capped = Gemma2ForCausalLM(Gemma2Config(head_dim=16, attn_logit_softcapping=0.05, initializer_range=0.5, **shape))
-    windowed = MistralForCausalLM(MistralConfig(sliding_window=32, **shape))
-    for model, longest, told in (
-        (capped, 10, "model gemma2.*cannot train models of this kind"),
-        (windowed, 33, "33 tokens is longer than the model's attention window of 32: set training.cutoff_tokens=32"),
-    ):
-        model.save_pretrained(tmp_path)
-        AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=told):
-            check_packing(load_for_training(tmp_path, settings(), torch.float32)[0], longest)
-    check_packing(load_for_training(tmp_path, settings(), torch.float32)[0], 32)
+    capped.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model gemma2.*cannot train models of this kind"):
+        check_packing(load_for_training(tmp_path, settings(), torch.float32)[0])
+
+
+def test_examples_that_are_longer_than_a_model_sees_are_refused(model_dir, train_file, tmp_path):
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 40}
+    config = MistralConfig(sliding_window=32, **shape)
+    check_length(config, 32)
+    with pytest.raises(UserError, match="33 tokens is longer than the model's attention window of 32"):
+        check_length(config, 33)
+    with pytest.raises(UserError, match="41 tokens is longer than the model's context of 40"):
+        check_length(config, 41)
+    # Before anything is started, and a dry run too.
+    shutil.copytree(model_dir, tmp_path / "model")
+    AutoConfig.from_pretrained(model_dir, max_position_embeddings=50).save_pretrained(tmp_path / "model")
+    job = TrainJob(
+        run_dir="unused", model={"id": str(tmp_path / "model")}, training=settings(train_file=str(train_file))
+    )
+    with pytest.raises(UserError, match=r"longer than the model's context of 50: set training.cutoff_tokens=50"):
+        prepare(job)
+    longest = prepare(job.model_copy(update={"training": settings(train_file=str(train_file), cutoff_tokens=50)}))
+    assert longest.plan["longest_tokens"] == 50 and longest.plan["cut"]
 
 
 def test_a_mixed_model_learns_both_halves_alike(model_dir, train_file):
@@ -167,13 +182,23 @@ def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
     assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
 
 
+def count_passes(layers):
+    """A list that gets longer each time that a layer goes forward."""
+    passes = []
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    return passes
+
+
 def test_checkpointed_gradients_are_the_same(model_dir, train_file):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model, tokenizer = load_for_training(model_dir, settings(gradient_checkpointing=checkpointing), torch.float32)
         perturb(model)
+        passes = count_passes(model.get_base_model().model.layers)
         label_loss(model.train())(pack([[each] for each in encode(train_file, tokenizer)[:3]])).backward()
+        assert len(passes) == 2 * (2 if checkpointing else 1)  # of two layers
         gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
     assert gradients[0] and gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -199,6 +224,40 @@ def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
     for place, (query_id, doc_id) in enumerate(dev.documents):
         first.setdefault(query_id, {})[doc_id] = -place
     assert dev.ndcg([0.0] * 20) == pytest.approx(evaluate(dev.qrels, first, ["nDCG@10"]).mean["nDCG@10"])
+
+
+def test_a_dev_set_without_candidates_is_refused(loaded, tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "title": "", "text": "a passage"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "nothing alike"}\n')
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    (tmp_path / "run.trec").write_text("")
+    dev = DevConfig(
+        data={"path": str(folder), "format": "beir"}, first_stage={"kind": "run", "path": str(tmp_path / "run.trec")}
+    )
+    with pytest.raises(UserError, match="dev: .*no candidate"):
+        read_dev_set(dev, loaded[1], "{{ query }} {{ passage }}", 300)
+
+
+def test_held_out_data_that_is_no_number_stops_the_training(model_dir, train_file):
+    """The weights that a last step broke are no model, and not the best one."""
+    training = settings(batch_size=10, target="direct", eval_steps=1)
+    model, tokenizer = load_for_training(model_dir, training, torch.float32)
+    examples = direct(train_file, tokenizer)
+    dev = read_dev_set(DEV, tokenizer, "{{ query }} {{ passage }}", 300)
+    for held_out, told in (({"validation": examples[:4]}, "held-out loss"), ({"dev": dev}, "dev set's log-odds")):
+        state = TrainState(model, training, 3)
+        state.optimizer.register_step_post_hook(break_weights)
+        with pytest.raises(EngineError, match=f"step 1: the .*{told} is nan; lower training.learning_rate"):
+            train(state, examples, training, seed=1, labels=TRUE_FALSE, **held_out)
+        assert state.progress.best_step is None
+        model, _ = load_for_training(model_dir, training, torch.float32)
+
+
+def break_weights(optimizer, *_):
+    for each in optimizer.param_groups[0]["params"]:
+        each.data.fill_(float("nan"))
 
 
 @pytest.mark.parametrize("objective", ["binary", "softmax", "ranknet"])

@@ -4,6 +4,7 @@ import pytest
 from helpers import Recorder, clock
 
 from limrank.progress import Event, JsonRenderer, LineRenderer, Progress, describe, open_progress, parse_json_line
+from limrank.training import job
 
 
 def test_a_line_says_all_there_is():
@@ -75,3 +76,14 @@ def test_json_where_another_process_reads_else_lines(monkeypatch):
     plain = io.StringIO()
     open_progress(plain).update(Event("rerank", 0, 1, "pairs"))
     assert plain.getvalue() == "rerank: 0/1 pairs\n"
+
+
+def test_of_training_the_bar_says_what_a_step_came_to():
+    pace = job.Pace()
+    line = {"step": 3, "loss": 0.5, "learning_rate": 1e-4, "tokens_per_second": 200.0}
+    event = job._event(line, 9, pace)
+    assert (event.done, event.total, event.tokens_per_second, event.rate) == (3, 9, 200.0, None)
+    assert event.detail == "loss 0.5000, lr 0.0001"
+    event = job._event(line | {"step": 5, "validation_loss": 0.25, "ndcg": 0.75}, 9, pace)
+    assert event.detail == "loss 0.5000, lr 0.0001, held out 0.2500, nDCG@10 0.7500"
+    assert event.rate > 0

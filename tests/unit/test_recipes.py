@@ -36,6 +36,9 @@ def test_the_papers_settings():
     assert (settings.lora_rank, settings.lora_alpha, settings.epochs) == (32, 64, 7)
     assert (settings.learning_rate, settings.warmup_ratio, settings.cutoff_tokens) == (3e-5, 0.03, 2500)
     assert (settings.batch_size, settings.gradient_accumulation, settings.save_steps) == (4, 8, 250)
+    assert (settings.method, settings.target, settings.objective) == ("lora", "think", "label")
+    assert (settings.lora_targets, settings.lora_embeddings) == ((), "all")
+    assert (train.model.dtype, settings.validation_share, settings.gradient_checkpointing) == ("bfloat16", 0.01, True)
     for depth in (10, 100):
         rerank = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-depth{depth}.yaml")
         assert rerank.first_stage.depth == depth

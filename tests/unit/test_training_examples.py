@@ -37,6 +37,8 @@ def test_targets():
     examples = [example(1), example(2)]
     assert [one.chain for one in aim(examples, "think")] == ["\nIt fits.\n"] * 2
     assert [one.chain for one in aim(examples, "direct")] == ["\n"] * 2
+    # What has no chain is learned as whoever asks directly writes it.
+    assert [one.chain for one in aim([example(chain=""), example(chain=" ")], "think")] == ["\n"] * 2
 
 
 def test_a_mixed_target_does_not_follow_labels_that_alternate():
