@@ -46,11 +46,13 @@ def limrank(command: str, recipe: dict, folder: Path, *settings: str) -> float:
     return time.perf_counter() - began
 
 
-def train(given: argparse.Namespace, count: int) -> tuple[str, float]:
-    """The model trained on so many examples, and the seconds it took."""
+def train(given: argparse.Namespace, count: int) -> tuple[str, str]:
+    """The model trained on so many examples, and what that took."""
     if not count:
-        return MODEL, 0.0
+        return MODEL, "not trained"
     folder = given.out / f"train-{count}"
+    if (folder / "model" / "config.json").exists():
+        return str(folder / "model"), "trained before"
     training = {
         "train_file": str(given.train_file),
         "method": "full",
@@ -66,7 +68,7 @@ def train(given: argparse.Namespace, count: int) -> tuple[str, float]:
         "save_steps": 1000,
     }
     seconds = limrank("train", {"model": {"id": MODEL}, "training": training}, folder, *given.settings)
-    return str(folder / "model"), seconds
+    return str(folder / "model"), f"trained in {seconds:.0f} s"
 
 
 def rerank(given: argparse.Namespace, model: str, name: str) -> float:
@@ -111,9 +113,9 @@ def main() -> None:
     first, best = bounds(given)
     print(f"top {given.depth} as the first stage has it {first:.4f}, in the best possible order {best:.4f}", flush=True)
     for count in given.examples:
-        model, seconds = train(given, count)
+        model, trained = train(given, count)
         score = rerank(given, model, str(count))
-        print(f"{count} examples: {MEASURE} {score:.4f}, trained in {seconds:.0f} s", flush=True)
+        print(f"{count} examples: {MEASURE} {score:.4f}, {trained}", flush=True)
 
 
 if __name__ == "__main__":
