@@ -7,7 +7,7 @@ For each number of examples `limrank train` fine-tunes the packaged small model 
 the training file (half of each label), and `limrank rerank` reranks the first stage's run
 directly with it; 0 is the model as it is. ``-s`` goes to the train recipe. The first stage's
 own order and the best possible one of its candidates stand beside them. What is there already
-in OUT_FOLDER is not done again.
+in OUT_FOLDER is not done again; of other settings or another file it is refused.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def train(given: argparse.Namespace, count: int) -> tuple[str, str]:
     if not count:
         return MODEL, "not trained"
     folder = given.out / f"train-{count}"
-    if (folder / "model" / "config.json").exists():
-        return str(folder / "model"), "trained before"
+    is_there = (folder / "model" / "config.json").exists()
     training = {
         "train_file": str(given.train_file),
         "method": "full",
@@ -68,7 +67,7 @@ def train(given: argparse.Namespace, count: int) -> tuple[str, str]:
         "save_steps": 1000,
     }
     seconds = limrank("train", {"model": {"id": MODEL}, "training": training}, folder, *given.settings)
-    return str(folder / "model"), f"trained in {seconds:.0f} s"
+    return str(folder / "model"), "trained before" if is_there else f"trained in {seconds:.0f} s"
 
 
 def rerank(given: argparse.Namespace, model: str, name: str) -> float:

@@ -143,10 +143,9 @@ def main() -> None:
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation=attention.PACKED, trust_remote_code=False
         )
+    total = sum(each.numel() for each in model.parameters())
     model = make_trainable(model, training, added=[LEARNED, LEARNED + 1]).to(device)
-    total, trained = (
-        sum(each.numel() for each in model.parameters() if each.requires_grad or frozen) for frozen in (1, 0)
-    )
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     per_step = given.batch * given.accumulation
     print(
         f"{config.num_hidden_layers} layers of {config.hidden_size}: {total / 1e9:.2f} G parameters, {trained / 1e6:.1f} M "

@@ -17,11 +17,14 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.storage import COPIED_AT_ONCE, filesystem
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MODEL_CONFIG = "config.json"
 """By this file a directory is a model; where limrank writes one, it comes last."""
@@ -174,6 +177,20 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="numpy") as tensors:
             found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     return found
+
+
+def text_config(name: str) -> PretrainedConfig:
+    """What a model's config says of its language part; no weights are fetched for it.
+
+    Raises:
+        UserError: there is none, or transformers does not know such models.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve(name, weights=False), trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name}: its config cannot be read: {first_line(error)}") from error
 
 
 def served_name(name: str) -> str:

@@ -9,7 +9,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from limrank import models
@@ -215,30 +214,23 @@ def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: 
         "disable_log_stats": True,
         # A weak model that may put blanks between JSON's tokens puts nothing else.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
-        **(_cpu_arguments(model, path) if on_cpu else {}),
+        **(_cpu_arguments(model) if on_cpu else {}),
     }
 
 
-def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
+def _cpu_arguments(model: ModelConfig) -> dict[str, Any]:
     """What only the CPU build needs.
 
     Its sampler dies (and the engine with it) of a seeded request whose prompt is computed
     in parts: "CPU Generator does not use offset", vLLM 0.32. So prompts are computed
     whole, which asks for a step that holds the longest one.
     """
-    context = model.max_model_len or _own_context(path)
+    context = model.max_model_len or models.text_config(model.id).max_position_embeddings
     return {
         "block_size": _CPU_BLOCK,
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(context, _CPU_STEP_TOKENS),
     }
-
-
-def _own_context(path: Path) -> int:
-    """The longest context that a model says it has, in tokens."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().max_position_embeddings
 
 
 def _environment(engine: EngineConfig) -> None:

@@ -68,13 +68,12 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def check_length(config: PretrainedConfig, longest: int) -> None:
-    """Look whether a model of this config was made for sequences of so many tokens.
+def check_length(shape: PretrainedConfig, longest: int) -> None:
+    """Look whether a model of this text config was made for sequences of so many tokens.
 
     Raises:
         UserError: they are longer than its context, or than a window that its attention looks through.
     """
-    shape = config.get_text_config()
     for name, what in (("max_position_embeddings", "context"), ("sliding_window", "attention window")):
         limit = getattr(shape, name, None)
         if limit is not None and longest > limit:

@@ -51,14 +51,16 @@ def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]
 
     ``think`` keeps the chain where there is one, ``direct`` drops it, ``mixed`` alternates: one model then
     serves both. The switch between the two is ``</think>`` straight after ``<think>``, which
-    whoever asks for a direct answer puts there. The alternation is counted by label: files
-    often alternate labels too, and the mere presence of a chain must not give the answer away.
+    whoever asks for a direct answer puts there. The alternation is counted by label, over the
+    examples that have a chain: files often alternate these too, and the mere presence of a
+    chain must not give the answer away.
     """
     aimed, seen = [], dict.fromkeys(LABELS, 0)
     for example in examples:
-        direct = target == "direct" or (target == "mixed" and seen[example.label] % 2 == 1)
-        seen[example.label] += 1
-        aimed.append(replace(example, chain=NO_CHAIN) if direct or not example.chain.strip() else example)
+        thought = bool(example.chain.strip())
+        direct = not thought or target == "direct" or (target == "mixed" and seen[example.label] % 2 == 1)
+        seen[example.label] += thought
+        aimed.append(replace(example, chain=NO_CHAIN) if direct else example)
     return aimed
 
 

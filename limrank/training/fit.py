@@ -7,8 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from limrank.resources import claim
 from limrank.storage import Storage, filesystem
 from limrank.training import checkpoints
 from limrank.training.curves import draw_curves
-from limrank.training.metrics import MetricsReader, read_metrics
+from limrank.training.metrics import OnProgress, following, read_metrics
 from limrank.training.prepare import RESUMED_BY, Prepared, prepare
 from limrank.training.worker import train_worker
 
@@ -33,8 +32,6 @@ DEATHS_BORNE = 3
 
 MINUTES_WAITED = 10
 """So long a cluster may have no room for the workers: it has lost a node, or other work holds it."""
-
-OnProgress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def fit(
         "data": ray.put(prepared),
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
-    with _following(storage, on_progress), _interrupt_handler_kept():
+    with following(storage, on_progress), _interrupt_handler_kept():
         progress = _fit(lambda: _trainer(task, scaling), storage)
     storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
@@ -114,32 +111,37 @@ def fit(
 
 
 def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> dict[str, Any]:
-    """What the workers return, of trainers that each go on from the last checkpoint."""
-    from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+    """What the workers return, of trainers that each go on from the last checkpoint.
+
+    A death is a worker's, its node's (one that is told before, too), or that of Ray Train's controller.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import TrainingFailedError
 
     furthest, deaths = _steps(storage), 0
     while True:
         try:
             ended = trainer().fit().return_value
-        except WorkerGroupError as error:
-            cause, reached = _cause(error.worker_failures), _steps(storage)
+        except (TrainingFailedError, RayActorError) as error:
+            cause, reached = _cause(error), _steps(storage)
             furthest, deaths = max(furthest, reached), 1 if reached > furthest else deaths + 1
-            if deaths > DEATHS_BORNE:
+            if deaths > DEATHS_BORNE or _had_no_room(error):
                 raise cause from error
-            _log.warning("training goes on from its last checkpoint, after step %d: %s", reached, cause)
+            _log.warning("training died after step %d, and goes on from its last checkpoint: %s", reached, cause)
             continue
-        except ControllerError as error:
-            raise _without_workers(error.controller_failure) from error
-        except TrainingFailedError as error:
-            raise EngineError(f"training failed: {_last_line(error)}") from error
         if error := ended.get("error"):
             raise error
         return ended["progress"]
 
 
 def _steps(storage: Storage) -> int:
-    """How many were made, of which those since the last checkpoint are made again."""
-    return max((line["step"] for line in read_metrics(storage)), default=0)
+    """How many were made, of which those since the last checkpoint are made again; of a store that
+    does not say now, none."""
+    try:
+        return max((line["step"] for line in read_metrics(storage)), default=0)
+    except OSError as error:
+        _log.warning("the steps that were made cannot be read: %s", error)
+        return 0
 
 
 def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
@@ -165,8 +167,11 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
                 num_to_keep=config.training.keep_checkpoints + (0 if are_scored else 1),
                 checkpoint_score_attribute=checkpoints.SCORE,
             ),
-            # Of deaths none: they are counted by what was reached between them. An attempt to start waits a minute.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=MINUTES_WAITED - 1),
+            # No death is borne here: they are counted by what was reached between them. To start is tried
+            # again, and each time Ray Train waits a minute for room.
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=MINUTES_WAITED - 1
+            ),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -198,7 +203,32 @@ def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
     )
 
 
-def _cause(failures: dict[int, Exception]) -> LimrankError:
+def _cause(error: Exception) -> LimrankError:
+    """What an end that Ray Train tells of comes to, in one line."""
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, WorkerGroupError):
+        return _of_workers(error.worker_failures)
+    if _had_no_room(error):
+        return EngineError(
+            f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other work "
+            "holds it; the same command goes on from the last checkpoint"
+        )
+    inner = error.controller_failure if isinstance(error, ControllerError) else error
+    return EngineError(f"training failed: {type(inner).__name__}: {_last_line(inner)}")
+
+
+def _had_no_room(error: Exception) -> bool:
+    from ray.train import ControllerError
+
+    # The class is in a private module of Ray Train's.
+    return (
+        isinstance(error, ControllerError)
+        and type(error.controller_failure).__name__ == "WorkerGroupStartupTimeoutError"
+    )
+
+
+def _of_workers(failures: dict[int, Exception]) -> LimrankError:
     """The one error that says most, of those that the workers ended with.
 
     When one worker fails, the others fail too, by losing it; an error that limrank
@@ -216,55 +246,8 @@ def _cause(failures: dict[int, Exception]) -> LimrankError:
     return EngineError(f"training worker {rank} failed: {type(error).__name__}: {_last_line(error)}{advice}")
 
 
-def _without_workers(error: Exception) -> EngineError:
-    """For what Ray Train gives up before its workers run."""
-    # The class is of a private module of Ray Train's; its name is in the message too.
-    if "StartupTimeout" in type(error).__name__:
-        return EngineError(
-            f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other work "
-            "holds it; the same command goes on from the last checkpoint"
-        )
-    return EngineError(f"training could not start its workers: {type(error).__name__}: {_last_line(error)}")
-
-
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextmanager
-def _following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None]:
-    """Hand on the line of each step that a run's metrics gain while the block runs.
-
-    A file is the one channel that does not slow the workers down (Ray Train takes in one
-    report a poll, every two seconds) and that outlives a driver.
-    """
-    if on_progress is None:
-        yield
-        return
-    ended, metrics = threading.Event(), MetricsReader(storage)
-    reported = max((line["step"] for line in metrics.new()), default=0)
-    seconds = 2.0 if is_uri(storage.root) else 0.5
-
-    def follow() -> None:
-        nonlocal reported
-        last_look = False
-        while not last_look:
-            last_look = ended.wait(seconds)
-            lines = []
-            with suppress(OSError):  # of a store that hiccups; the next look finds what this one missed
-                lines = metrics.new()
-            for line in lines:
-                if line["step"] > reported:
-                    reported = line["step"]
-                    on_progress(line)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="train-progress") as pool:
-        following = pool.submit(follow)
-        try:
-            yield
-        finally:
-            ended.set()
-        following.result()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
-        EngineError: a worker died, or the loss diverged.
+        EngineError: as :func:`~limrank.training.fit.fit`.
     """
     chosen = choose(config)
     with (

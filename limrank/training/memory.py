@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limrank.training.examples import EncodedExample
 
 _FLOAT = 4
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 _PROCESS = 3 << 28
 """Python, torch and Ray: three quarters of a GiB."""
 _LOGIT_COPIES = 4
@@ -53,13 +54,11 @@ def training_bytes(config: TrainJob, row: Row) -> int:
     What a layer keeps is counted as a Llama's: of each token the inputs of its two norms and
     seven projections, in the shape of its config.
     """
-    from transformers import AutoConfig
-
     training = config.training
     shapes = models.shapes(config.model.id)
     if not shapes:
         return 0
-    shape = AutoConfig.from_pretrained(models.resolve(config.model.id, weights=False)).get_text_config()
+    shape = models.text_config(config.model.id)
     weights = sum(map(math.prod, shapes.values()))
     trained = weights if training.method == "full" else _adapter(shapes, training)
     held = 2 if training.method == "lora" and config.model.dtype == "bfloat16" else _FLOAT
@@ -79,7 +78,9 @@ def _adapter(shapes: dict[str, tuple[int, ...]], training: TrainingConfig) -> in
     layers = {name: shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name}
     targets = training.lora_targets or {_layer(name) for name in layers}
     ranks = sum(training.lora_rank * sum(shape) for name, shape in layers.items() if _layer(name) in targets)
-    embeddings = sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in layers)
+    embeddings = sum(
+        math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and _layer(name) in _EMBEDDINGS
+    )
     return ranks + (embeddings if training.lora_embeddings == "all" else 0)
 
 

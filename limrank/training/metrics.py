@@ -4,7 +4,11 @@ followed while it lasts, and drawn when it is over."""
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from limrank.config import is_uri
@@ -14,6 +18,8 @@ FILE = "metrics.jsonl"
 
 PUT_EVERY_S = 5.0
 """An object store's file cannot be appended to: it is put there anew, no more often than this."""
+
+OnProgress = Callable[[dict[str, Any]], None]
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
@@ -83,3 +89,39 @@ class MetricsWriter:
     def _put(self) -> None:
         self._storage.write_text(FILE, "".join(self._lines))
         self._put_at = time.monotonic()
+
+
+@contextmanager
+def following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None]:
+    """Hand on the line of each step that a run's metrics gain while the block runs.
+
+    A file is the one channel that does not slow the workers down (Ray Train takes in one
+    report a poll, every two seconds) and that outlives a driver.
+    """
+    if on_progress is None:
+        yield
+        return
+    ended, metrics = threading.Event(), MetricsReader(storage)
+    reported = max((line["step"] for line in metrics.new()), default=0)
+    seconds = 2.0 if is_uri(storage.root) else 0.5
+
+    def follow() -> None:
+        nonlocal reported
+        last_look = False
+        while not last_look:
+            last_look = ended.wait(seconds)
+            lines = []
+            with suppress(OSError):  # of a store that hiccups; the next look finds what this one missed
+                lines = metrics.new()
+            for line in lines:
+                if line["step"] > reported:
+                    reported = line["step"]
+                    on_progress(line)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="train-progress") as pool:
+        looking = pool.submit(follow)
+        try:
+            yield
+        finally:
+            ended.set()
+        looking.result()

@@ -87,8 +87,6 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     Raises:
         UserError: as :func:`choose` does; or an example does not fit into the cut-off, or the model's context.
     """
-    from transformers import AutoConfig
-
     chosen = chosen or choose(config)
     encoded = encode(config, [*chosen.training, *chosen.validation])
     if config.training.target == "mixed":
@@ -96,7 +94,7 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     count = len(chosen.training)
     training, validation = encoded[:count], encoded[count:]
     longest = max(len(each.ids) for each in (*encoded, *(chosen.dev.pairs if chosen.dev else ())))
-    check_length(AutoConfig.from_pretrained(models.resolve(config.model.id, weights=False)), longest)
+    check_length(models.text_config(config.model.id), longest)
     return Prepared(training, validation, chosen.dev, _plan(config, chosen, training, validation))
 
 

@@ -103,7 +103,7 @@ def test_examples_that_are_longer_than_a_model_sees_are_refused(model_dir, train
         check_length(config, 33)
     with pytest.raises(UserError, match="41 tokens is longer than the model's context of 40"):
         check_length(config, 41)
-    # Before anything is started, and a dry run too.
+    # Before a worker is started, and in a dry run.
     shutil.copytree(model_dir, tmp_path / "model")
     AutoConfig.from_pretrained(model_dir, max_position_embeddings=50).save_pretrained(tmp_path / "model")
     job = TrainJob(

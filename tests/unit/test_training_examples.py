@@ -45,6 +45,9 @@ def test_a_mixed_target_does_not_follow_labels_that_alternate():
     alternating = [example(line, (" true", " false")[line % 2]) for line in range(1, 9)]
     kinds = {(one.label, one.chain == "\n") for one in aim(alternating, "mixed")}
     assert kinds == {(" true", False), (" true", True), (" false", False), (" false", True)}
+    # Nor chains that do: of three the second is dropped.
+    chains = [example(line, chain="" if line % 2 else "\nIt fits.\n") for line in range(1, 7)]
+    assert [one.line for one in aim(chains, "mixed") if one.chain != "\n"] == [2, 6]
 
 
 def test_loss_is_on_the_completion_and_the_end():
