@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -196,12 +197,19 @@ def test_a_loss_that_is_not_a_number_names_step_and_lines(tied_model, train_file
         train(state, encode(train_file, tokenizer), training, seed=1, labels=TRUE_FALSE)
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tied_model, train_file):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tied_model, train_file, tmp_path, dropout):
+    """What is dropped by chance, too, is what it was."""
     training = settings(epochs=2, batch_size=2)
+    shutil.copytree(tied_model, tmp_path / "model")
+    AutoConfig.from_pretrained(tied_model, attention_dropout=dropout).save_pretrained(tmp_path / "model")
 
     def fresh():
         torch.manual_seed(0)
-        model, tokenizer = load_for_training(tied_model, training, torch.float32)
+        model, tokenizer = load_for_training(tmp_path / "model", training, torch.float32)
+        row = pack([[each] for each in encode(train_file, tokenizer)[:2]])
+        once, again = (label_loss(model.train())(row).item() for _ in range(2))
+        assert (once != again) == (dropout > 0)
         return TrainState(model, training, 8), encode(train_file, tokenizer)
 
     kept = {}

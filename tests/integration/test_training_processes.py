@@ -3,12 +3,19 @@
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from tiny_model import make_tiny
 from torch import distributed
 
+from limrank.config import TrainingConfig
 from limrank.errors import LimrankError, UserError
+from limrank.training.examples import EncodedExample
+from limrank.training.loop import train
+from limrank.training.model import load_for_training
 from limrank.training.processes import gathered, in_turn, process
+from limrank.training.state import TrainState
 
 # The first two are on one node, the third is alone on another.
 PLACES = ((0, 2), (1, 2), (0, 1))
@@ -72,3 +79,29 @@ def failing(who, rank):
 )
 def test_the_error_of_one_is_raised_by_all(tmp_path, who, told):
     assert together(tmp_path, partial(failing, who)) == [told] * 3
+
+
+BROKEN = 9
+"""A token whose embedding is no number."""
+
+
+def diverging(model_dir, rank):
+    training = TrainingConfig(method="full", target="direct", epochs=1, batch_size=1, gradient_accumulation=1)
+    model, _ = load_for_training(model_dir, training, torch.float32)
+    model.get_input_embeddings().weight.data[BROKEN] = float("nan")
+    examples = [
+        EncodedExample(line, np.asarray([5, token, 2629], dtype=np.int32), 2, True, (str(line),), cut=False)
+        for line, token in ((1, 6), (2, BROKEN), (3, 7))
+    ]
+    try:
+        train(TrainState(model, training, 1), examples, training, seed=1, labels=(2629, 7065))
+    except LimrankError as error:
+        return str(error)
+
+
+def test_a_loss_that_is_no_number_in_one_process_is_told_by_all(tmp_path):
+    """By its line alone: the other two processes' were sound."""
+    model_dir = make_tiny(tmp_path / "model", tied=False)
+    errors = together(tmp_path, partial(diverging, model_dir))
+    assert errors[0].startswith("training stopped at step 1: the loss is nan (lines 2 of the training file)")
+    assert errors[0] == errors[1] == errors[2]
