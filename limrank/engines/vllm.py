@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from limrank import models
@@ -214,18 +215,18 @@ def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: 
         "disable_log_stats": True,
         # A weak model that may put blanks between JSON's tokens puts nothing else.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
-        **(_cpu_arguments(model) if on_cpu else {}),
+        **(_cpu_arguments(model, path) if on_cpu else {}),
     }
 
 
-def _cpu_arguments(model: ModelConfig) -> dict[str, Any]:
+def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
     """What only the CPU build needs.
 
     Its sampler dies (and the engine with it) of a seeded request whose prompt is computed
     in parts: "CPU Generator does not use offset", vLLM 0.32. So prompts are computed
     whole, which asks for a step that holds the longest one.
     """
-    context = model.max_model_len or models.text_config(model.id).max_position_embeddings
+    context = model.max_model_len or models.text_config(str(path)).max_position_embeddings
     return {
         "block_size": _CPU_BLOCK,
         "enable_chunked_prefill": False,

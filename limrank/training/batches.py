@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     import torch
 
     from limrank.training.examples import EncodedExample
+    from limrank.training.sources import Example
 
 Unit = tuple[int, ...]
 """Examples, by index, that are looked at together."""
 
 
-def single_units(examples: Sequence[EncodedExample]) -> list[Unit]:
+def single_units(examples: Sequence[Example | EncodedExample]) -> list[Unit]:
     """Each example by itself."""
     return [(index,) for index in range(len(examples))]
 
 
-def query_units(examples: Sequence[EncodedExample]) -> list[Unit]:
+def query_units(examples: Sequence[Example | EncodedExample]) -> list[Unit]:
     """The examples of each query that has both labels, in the order of the file."""
     by_query: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):

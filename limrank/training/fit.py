@@ -123,15 +123,20 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> dict[str, Any
         try:
             ended = trainer().fit().return_value
         except (TrainingFailedError, RayActorError) as error:
+            if _had_no_room(error):
+                raise EngineError(
+                    f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other "
+                    "work holds it; the same command goes on from the last checkpoint"
+                ) from error
             cause, reached = _cause(error), _steps(storage)
             furthest, deaths = max(furthest, reached), 1 if reached > furthest else deaths + 1
-            if deaths > DEATHS_BORNE or _had_no_room(error):
+            if deaths > DEATHS_BORNE:
                 raise cause from error
             _log.warning("training died after step %d, and goes on from its last checkpoint: %s", reached, cause)
-            continue
-        if error := ended.get("error"):
-            raise error
-        return ended["progress"]
+        else:
+            if error := ended.get("error"):
+                raise error
+            return ended["progress"]
 
 
 def _steps(storage: Storage) -> int:
@@ -204,16 +209,11 @@ def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
 
 
 def _cause(error: Exception) -> LimrankError:
-    """What an end that Ray Train tells of comes to, in one line."""
+    """What a death comes to, in one line."""
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError):
         return _of_workers(error.worker_failures)
-    if _had_no_room(error):
-        return EngineError(
-            f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other work "
-            "holds it; the same command goes on from the last checkpoint"
-        )
     inner = error.controller_failure if isinstance(error, ControllerError) else error
     return EngineError(f"training failed: {type(inner).__name__}: {_last_line(inner)}")
 

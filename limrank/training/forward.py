@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from limrank.training.examples import EncodedExample
+    from limrank.training.sources import Example
 
 
-def training_units(examples: Sequence[EncodedExample], objective: Objective) -> list[Unit]:
+def training_units(examples: Sequence[Example | EncodedExample], objective: Objective) -> list[Unit]:
     """What is looked at together: an example, or a query with its examples of both labels."""
     return query_units(examples) if compares(objective) else single_units(examples)
 

@@ -70,13 +70,11 @@ def choose(config: TrainJob) -> Chosen:
     if dev and training.target == "think":
         warnings.append("dev: the model is tried directly, which training.target=think does not teach it")
     kept, held_out = split(aim(examples, training.target), training.validation_share, config.seed)
-    units, unit = len(kept), "examples"
-    if compares(training.objective):
-        units, unit = len({example.query for example in kept}), "queries"
+    units = len(training_units(kept, training.objective))
     if units < config.workers.min_replicas:
         raise UserError(
-            f"workers.replicas: {config.workers.min_replicas} workers for {units} training {unit} of "
-            f"{training.train_file}: take fewer workers"
+            f"workers.replicas: {config.workers.min_replicas} workers for {units} training "
+            f"{'queries' if compares(training.objective) else 'examples'} of {training.train_file}: take fewer workers"
         )
     return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
 
@@ -116,11 +114,12 @@ def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tupl
             f"training.max_examples={training.max_examples}: every query of {training.train_file} that "
             f"training.objective={training.objective} can compare has more passages: raise it"
         )
-    lone = len(found) - len(whole)
+    if len(whole) == len(found):
+        return examples, []
     return examples, [
-        f"{training.train_file}: {lone} of {len(found)} examples are left out: their query has passages of one "
-        f"label only, and training.objective={training.objective} compares both"
-    ] * bool(lone)
+        f"{training.train_file}: {len(found) - len(whole)} of {len(found)} examples are left out: their query has "
+        f"passages of one label only, and training.objective={training.objective} compares both"
+    ]
 
 
 def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:

@@ -238,16 +238,11 @@ def save(state):
     return file
 
 
-ALL = {"lora_embeddings": "all"}
-
-
-@pytest.mark.parametrize(
-    "changes", [{"method": "lora"}, {"method": "full"}, ALL], ids=lambda changes: [*changes.values()][0]
-)
-def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path, changes):
+@pytest.mark.parametrize(("method", "embeddings"), [("lora", "added"), ("lora", "all"), ("full", "added")])
+def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path, method, embeddings):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = load_for_training(tiny_model, settings(**changes), torch.float32)
+    model, tokenizer = load_for_training(tiny_model, settings(method=method, lora_embeddings=embeddings), torch.float32)
     perturb(model)
     model.eval()
     example = encode(train_file, tokenizer)[0]
@@ -262,7 +257,7 @@ def test_the_merged_model_is_the_adapter_model(tiny_model, train_file, tmp_path,
     reloaded = AutoTokenizer.from_pretrained(directory)
     assert reloaded.encode("</think> true") == [49153, 2629]
     assert reloaded.encode("</think> false") == [49153, 7065]
-    assert (tmp_path / "adapter").is_dir() == (changes.get("method") != "full")
+    assert (tmp_path / "adapter").is_dir() == (method == "lora")
     assert {path.name for path in tmp_path.iterdir()} <= {"adapter", "model"}
 
 
@@ -554,7 +549,7 @@ def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, loc
 
 
 def dying(storage, reached):
-    """A trainer a call, that ends after so many steps: workers die, the controller, or both."""
+    """A trainer a call, that ends after so many steps, in turn: its controller fails, or dies, or a worker does."""
     from ray.exceptions import ActorDiedError
     from ray.train import ControllerError, WorkerGroupError
 
@@ -573,10 +568,14 @@ def dying(storage, reached):
 
 def test_deaths_are_borne_as_long_as_training_comes_further(tmp_path):
     """Four between which no step is reached that had not been; each makes some steps again."""
-    for reached in ([2, 2, 1, 2], [1, 3, 3, 2, 5, 4, 5, 3]):
+    for reached, told in (
+        ([2, 2, 3, 1, 2, 3], "training worker 0 failed: RuntimeError: lost in call 6"),
+        ([2, 2, 1, 2], "training failed: RuntimeError: lost in call 4"),
+        ([1, 3, 3, 2, 5, 4, 5, 3], "training failed: ActorDiedError: The actor died"),
+    ):
         storage = Storage(str(tmp_path / str(len(reached))))
         trainer, calls = dying(storage, [*reached, 9])
-        with pytest.raises(EngineError, match="training "):
+        with pytest.raises(EngineError, match=told):
             fit._fit(trainer, storage)
         assert calls == reached
 

@@ -227,15 +227,8 @@ def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
 
 
 def test_a_dev_set_without_candidates_is_refused(loaded, tmp_path):
-    folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    (folder / "corpus.jsonl").write_text('{"_id": "d1", "title": "", "text": "a passage"}\n')
-    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "nothing alike"}\n')
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     (tmp_path / "run.trec").write_text("")
-    dev = DevConfig(
-        data={"path": str(folder), "format": "beir"}, first_stage={"kind": "run", "path": str(tmp_path / "run.trec")}
-    )
+    dev = DevConfig(data=DEV.data, first_stage={"kind": "run", "path": str(tmp_path / "run.trec")})
     with pytest.raises(UserError, match="dev: .*no candidate"):
         read_dev_set(dev, loaded[1], "{{ query }} {{ passage }}", 300)
 
