@@ -1,0 +1,352 @@
+"""Text → plain values: JSON and YAML of a person's, a file's or an endpoint's.
+
+Whatever is wrong with a text is one :class:`~limrank.errors.UserError` that says where. What
+comes back is made of None, bool, int, float, str, list and dict only: text that can be
+written as UTF-8, numbers that a double holds, keys that are strings and there once, at most
+:data:`DEEPEST` levels.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from yaml.reader import ReaderError
+
+from limrank.errors import UserError, first_line
+
+DEEPEST = 100
+"""Levels of lists and mappings in one another. What reads and writes values (json, pydantic, yaml)
+goes down by recursion, and Python's stack ends at about a thousand calls."""
+
+LARGEST_YAML = 1 << 20
+"""Characters. YAML is for what a person writes, and is read slowly."""
+
+MOST_YAML_VALUES = 200_000
+"""Of one YAML text, those that aliases repeat counted each time: ten short lines can stand for billions."""
+
+_SHOWN = 120
+_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+_YAML_NAMES = {**_NAMES, dict: "a mapping of keys to values", list: "a list"}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _MalformedError(Exception):
+    """What is wrong with a text; who knows where the text is makes a UserError of it."""
+
+
+# ---- text ----------------------------------------------------------------------------
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 as text, without the mark (BOM) that some editors put first.
+
+    Raises:
+        UserError: it is not UTF-8; the message names the line.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{where}: not UTF-8 text, but UTF-16: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        place = f"{where}:{line}" if b"\n" in data.rstrip() else where
+        raise UserError(f"{place}: not UTF-8 text") from None
+
+
+def brief(value: Any, limit: int = _SHOWN) -> str:
+    """A value for a message (``repr``), of which a long one shows its beginning."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return "a number of very many digits"  # Python refuses to write those of more than 4,300
+    try:
+        shown = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
+    return shown if len(shown) <= limit + 2 else f"{shown[:limit]}…"
+
+
+def clipped(text: str, limit: int = _SHOWN) -> str:
+    """A text's beginning where it is longer than ``limit`` characters."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+# ---- JSON ----------------------------------------------------------------------------
+
+
+def parse_json(
+    text: str | bytes, where: str, *, line: int | None = None, expect: type | None = None, finite: bool = True
+) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        where: what the text is, for messages: a file, a key, an endpoint.
+        line: the number of the line, for a text that is one line of a file. Of a text of
+            several lines the place of a mistake in its grammar is told as ``where:line``.
+        expect: ``dict`` or ``list``, where only that will do.
+        finite: whether NaN, Infinity and numbers that no double holds are refused.
+
+    Raises:
+        UserError: it is not UTF-8, not JSON, deeper than :data:`DEEPEST`, has a key twice, half a
+            surrogate pair or a number that is not finite, or is not what was expected.
+    """
+    if line is not None:
+        where = f"{where}:{line}"
+    if isinstance(text, bytes):
+        text = decode(text, where)
+    elif not _is_unicode(text):
+        raise UserError(f"{where}: not UTF-8 text")
+    try:
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_without_repeats)
+        # In a text that is Unicode only an escape can make half a pair.
+        check_plain(value, finite=finite, unicode="\\u" in text and bool(_SURROGATE.search(text)))
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}" if line is None and "\n" in text.strip() else where
+        raise UserError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{where}: more than {DEEPEST} levels deep") from None
+    except _MalformedError as fault:
+        raise UserError(f"{where}: {fault}") from None
+    except ValueError:  # of all that json raises only int() is left: Python reads no more digits
+        raise UserError(f"{where}: a number of very many digits") from None
+    return _expected(value, where, expect, _NAMES)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _MalformedError(f"the key {brief(key)} is there twice")
+            seen.add(key)
+    return found
+
+
+def check_plain(value: Any, *, finite: bool = True, unicode: bool = True) -> None:
+    """Walks through a value without recursion. Raises a fault with the keys that lead to it."""
+    # What needs no look, of which most values are made, is left out as early as can be.
+    passed = {bool, type(None)} if unicode else {bool, type(None), str}
+    level: list[tuple[Any, Any]] = [(value, None)]
+    for _ in range(DEEPEST + 1):
+        below: list[tuple[Any, Any]] = []
+        for each, way in level:
+            kind = type(each)
+            if kind is dict:
+                if unicode and not all(map(_is_unicode, each)):
+                    raise _MalformedError(f"{_named(way)}a key with half a surrogate pair, which is no character")
+                below += [(inner, (way, key)) for key, inner in each.items() if type(inner) not in passed]
+            elif kind is list:
+                below += [(inner, (way, index)) for index, inner in enumerate(each) if type(inner) not in passed]
+            elif kind is str:
+                if unicode and not _is_unicode(each):
+                    raise _MalformedError(f"{_named(way)}half a surrogate pair, which is no character")
+            elif finite and kind is float and not math.isfinite(each):
+                raise _MalformedError(f"{_named(way)}{each} is not a finite number")
+            elif finite and kind is int and each.bit_length() > 1023:
+                raise _MalformedError(f"{_named(way)}a number of very many digits")
+        if not below:
+            return
+        level = below
+    raise _MalformedError(f"more than {DEEPEST} levels deep")
+
+
+def _named(way: Any) -> str:
+    """``data.path: `` of ``((None, "data"), "path")``."""
+    keys: list[str] = []
+    while way is not None:
+        way, key = way
+        keys.append(f"{key:.40}" if isinstance(key, str) else str(key))
+    return f"{'.'.join(reversed(keys))[:_SHOWN]}: " if keys else ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expected(value: Any, where: str, expect: type | None, names: dict[type, str]) -> Any:
+    if expect is not None and not isinstance(value, expect):
+        raise UserError(f"{where}: should be {names[expect]}, not {names.get(type(value), 'a number')}")
+    return value
+
+
+# ---- YAML ----------------------------------------------------------------------------
+
+_TAG = "tag:yaml.org,2002:"
+_AS_TEXT = {_TAG + name for name in ("str", "timestamp", "value")}
+_MERGE = _TAG + "merge"
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
+"""Not YAML 1.1's octal numbers (``010`` is 8) and times (``8:00`` is 480), which nobody means."""
+
+_Way = tuple[str | int, ...]
+"""Of a value: the keys and the places in lists that lead to it."""
+
+
+def parse_yaml(
+    text: str | bytes,
+    where: str,
+    *,
+    expect: type | None = None,
+    is_text: Callable[[tuple[str | int, ...]], bool] = lambda way: False,
+) -> Any:
+    """The value of a YAML text of one document, as JSON would have it.
+
+    Anchors, aliases and merge keys are resolved. Dates stay text, keys are always text, and
+    no tag makes an object.
+
+    Args:
+        where: what the text is, for messages: a file, a key.
+        expect: ``dict`` or ``list``, where only that will do.
+        is_text: told the keys that lead to a scalar, whether it is meant as text: it is then
+            taken as it is written (``2024``, ``0123``, ``yes``), but for null.
+
+    Raises:
+        UserError: as ``where:line`` where there is a line: it is not UTF-8, not YAML, has a tag
+            that is not plain, a key twice or one that is no text, an alias within itself, too
+            many values or levels, or a number or text as :func:`parse_json` refuses it.
+    """
+    if isinstance(text, bytes):
+        text = decode(text, where)
+    if len(text) > LARGEST_YAML:
+        raise UserError(f"{where}: longer than {LARGEST_YAML} characters, which is not read as YAML")
+    if not _is_unicode(text):
+        raise UserError(f"{where}: not UTF-8 text")
+    lines = "\n" in text.strip()
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        value = None if node is None else _Plain(loader, is_text).value(node, ())
+    except ReaderError as error:
+        place = f"{where}:{text.count(chr(10), 0, error.position) + 1}" if lines else where
+        raise UserError(
+            f"{place}: not YAML: the character U+{ord(text[error.position]):04X} may not stand there"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{_at(where, mark, lines)}: not YAML: {clipped(problem)}") from None
+    except _YamlError as fault:
+        raise UserError(f"{_at(where, fault.node.start_mark, lines)}: {fault}") from None
+    except RecursionError:
+        raise UserError(f"{where}: more than {DEEPEST} levels deep") from None
+    return _expected(value, where, expect, _YAML_NAMES)
+
+
+def _at(where: str, mark: yaml.Mark | None, lines: bool) -> str:
+    return f"{where}:{mark.line + 1}" if mark and lines else where
+
+
+class _YamlError(_MalformedError):
+    def __init__(self, message: str, node: yaml.Node) -> None:
+        super().__init__(message)
+        self.node = node
+
+
+class _Plain:
+    """Nodes of one document → values. Every value is counted, by whatever alias it comes."""
+
+    def __init__(self, loader: yaml.SafeLoader, is_text: Callable[[_Way], bool]) -> None:
+        self._loader = loader
+        self._is_text = is_text
+        self._count = 0
+
+    def value(self, node: yaml.Node, way: _Way) -> Any:
+        self._count_one(node, way)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, way)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return [self.value(each, (*way, index)) for index, each in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return {key: self.value(each, (*way, key)) for key, each in self._items(node, way).items()}
+        raise _YamlError(f"the tag {brief(node.tag)} is not known here", node)
+
+    def _count_one(self, node: yaml.Node, way: _Way) -> None:
+        self._count += 1
+        if self._count > MOST_YAML_VALUES:
+            raise _YamlError(f"more than {MOST_YAML_VALUES} values, those that aliases repeat counted", node)
+        if len(way) > DEEPEST:
+            raise _YamlError(f"more than {DEEPEST} levels deep, or an alias within itself", node)
+
+    def _items(self, node: yaml.MappingNode, way: _Way) -> dict[str, yaml.Node]:
+        """A mapping's own items, after those that it merges (``<<``) and has not itself."""
+        own: dict[str, yaml.Node] = {}
+        merged: dict[str, yaml.Node] = {}
+        self._count += len(node.value)
+        for key_node, each in node.value:
+            if key_node.tag == _MERGE:
+                for other in each.value if isinstance(each, yaml.SequenceNode) else [each]:
+                    if not isinstance(other, yaml.MappingNode):
+                        raise _YamlError("<< takes in a mapping, or a list of them", key_node)
+                    self._count_one(other, (*way, "<<"))
+                    for key, value in self._items(other, (*way, "<<")).items():
+                        merged.setdefault(key, value)
+                continue
+            key = self._key(key_node)
+            if key in own:
+                raise _YamlError(f"the key {brief(key)} is there twice", key_node)
+            own[key] = each
+        return merged | own
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise _YamlError("a key should be text, not a list or a mapping", node)
+        return self._text(node)
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        if not _is_unicode(node.value):
+            raise _YamlError("half a surrogate pair, which is no character", node)
+        return node.value
+
+    def _scalar(self, node: yaml.ScalarNode, way: _Way) -> Any:
+        is_null = node.tag == _TAG + "null"
+        if node.tag in _AS_TEXT or node.tag == _MERGE or (not is_null and self._written(node) and self._is_text(way)):
+            return self._text(node)
+        kind = node.tag.removeprefix(_TAG)
+        if kind not in ("null", "bool", "int", "float"):
+            raise _YamlError(f"the tag {brief(node.tag)} is not known here", node)
+        if kind == "int" and self._written(node) and not _WHOLE.fullmatch(node.value):
+            return self._text(node)
+        try:
+            value = self._loader.construct_object(node)
+            if isinstance(value, int | float):
+                check_plain(value)
+        except (ArithmeticError, AttributeError, LookupError, ValueError, yaml.YAMLError):
+            raise _YamlError(f"{brief(node.value)} is not of the tag !!{kind}, or too large", node) from None
+        except _MalformedError as fault:
+            raise _YamlError(str(fault), node) from None
+        return value
+
+    def _written(self, node: yaml.ScalarNode) -> bool:
+        """Whether the tag is what plain text looks like, and not one that stands there."""
+        return self._loader.resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+
+
+# ---- numbers -------------------------------------------------------------------------
+
+
+def finite_number(value: Any, where: str) -> float:
+    """A number, or a text that is one, as a float. Raises UserError: it is no finite number."""
+    number = math.nan
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number or (isinstance(value, str) and "_" not in value):  # Python reads 1_000 as a number
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise UserError(f"{where} {brief(value)} is not a finite number")
+    return number
+
+
+def whole_number(text: str, where: str) -> int:
+    """A text as a whole number of at most 63 bits. Raises UserError: it is none."""
+    if not re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text, re.ASCII):
+        raise UserError(f"{where} {brief(text)} is not a whole number")
+    return int(text)
