@@ -32,8 +32,7 @@ MOST_YAML_VALUES = 200_000
 """Of one YAML text, those that aliases repeat counted each time: ten short lines can stand for billions."""
 
 _SHOWN = 120
-_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-_YAML_NAMES = {**_NAMES, dict: "a mapping of keys to values", list: "a list"}
+_BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -99,22 +98,43 @@ def parse_json(
         where = f"{where}:{line}"
     if isinstance(text, bytes):
         text = decode(text, where)
-    elif not _is_unicode(text):
+    elif not is_unicode(text):
         raise UserError(f"{where}: not UTF-8 text")
+    text = text.removeprefix("\ufeff")
     try:
-        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_without_repeats)
-        # In a text that is Unicode only an escape can make half a pair.
-        check_plain(value, finite=finite, unicode="\\u" in text and bool(_SURROGATE.search(text)))
+        value, end = parse_json_start(text, _BLANK.match(text).end(), where, finite=finite, unicode=True)
+        if rest := text[end:].strip(" \t\r\n"):
+            raise json.JSONDecodeError("Extra data", text, text.index(rest[0], end))
     except json.JSONDecodeError as error:
         place = f"{where}:{error.lineno}" if line is None and "\n" in text.strip() else where
         raise UserError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
+    if expect is not None and not isinstance(value, expect):
+        raise UserError(f"{where}: not a JSON {'object' if expect is dict else 'array'}, but {_type_name(value)}")
+    return value
+
+
+def parse_json_start(text: str, at: int, where: str, *, finite: bool = True, unicode: bool = False) -> tuple[Any, int]:
+    """The JSON value that begins at a place in a text, and the place where it ends. Half a
+    surrogate pair is refused where ``unicode`` says so.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or not all of it is there.
+        UserError: as :func:`parse_json` raises it for what is JSON.
+    """
+    try:
+        value, end = _json.raw_decode(text, at)
+        # In a text that is Unicode only an escape can make half a pair.
+        escapes = unicode and "\\u" in text and bool(_SURROGATE.search(text, at, end))
+        check_plain(value, finite=finite, unicode=escapes)
     except RecursionError:
         raise UserError(f"{where}: more than {DEEPEST} levels deep") from None
     except _MalformedError as fault:
         raise UserError(f"{where}: {fault}") from None
+    except json.JSONDecodeError:
+        raise
     except ValueError:  # of all that json raises only int() is left: Python reads no more digits
         raise UserError(f"{where}: a number of very many digits") from None
-    return _expected(value, where, expect, _NAMES)
+    return value, end
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,6 +148,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_json = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
 def check_plain(value: Any, *, finite: bool = True, unicode: bool = True) -> None:
     """Walks through a value without recursion. Raises a fault with the keys that lead to it."""
     # What needs no look, of which most values are made, is left out as early as can be.
@@ -138,34 +161,35 @@ def check_plain(value: Any, *, finite: bool = True, unicode: bool = True) -> Non
         for each, way in level:
             kind = type(each)
             if kind is dict:
-                if unicode and not all(map(_is_unicode, each)):
-                    raise _MalformedError(f"{_named(way)}a key with half a surrogate pair, which is no character")
+                if unicode and not all(map(is_unicode, each)):
+                    raise _MalformedError(f"half a surrogate pair, which is no character{_in(way, 'a key')}")
                 below += [(inner, (way, key)) for key, inner in each.items() if type(inner) not in passed]
             elif kind is list:
                 below += [(inner, (way, index)) for index, inner in enumerate(each) if type(inner) not in passed]
             elif kind is str:
-                if unicode and not _is_unicode(each):
-                    raise _MalformedError(f"{_named(way)}half a surrogate pair, which is no character")
+                if unicode and not is_unicode(each):
+                    raise _MalformedError(f"half a surrogate pair, which is no character{_in(way)}")
             elif finite and kind is float and not math.isfinite(each):
-                raise _MalformedError(f"{_named(way)}{each} is not a finite number")
+                raise _MalformedError(f"{each} is not a finite number{_in(way)}")
             elif finite and kind is int and each.bit_length() > 1023:
-                raise _MalformedError(f"{_named(way)}a number of very many digits")
+                raise _MalformedError(f"a number of very many digits{_in(way)}")
         if not below:
             return
         level = below
     raise _MalformedError(f"more than {DEEPEST} levels deep")
 
 
-def _named(way: Any) -> str:
-    """``data.path: `` of ``((None, "data"), "path")``."""
-    keys: list[str] = []
+def _in(way: Any, *last: str) -> str:
+    """`` (in data.path)`` of ``((None, "data"), "path")``."""
+    keys: list[str] = [*last]
     while way is not None:
         way, key = way
-        keys.append(f"{key:.40}" if isinstance(key, str) else str(key))
-    return f"{'.'.join(reversed(keys))[:_SHOWN]}: " if keys else ""
+        keys.insert(0, f"{key:.40}" if isinstance(key, str) else str(key))
+    return f" (in {clipped('.'.join(keys))})" if keys else ""
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -173,10 +197,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _expected(value: Any, where: str, expect: type | None, names: dict[type, str]) -> Any:
-    if expect is not None and not isinstance(value, expect):
-        raise UserError(f"{where}: should be {names[expect]}, not {names.get(type(value), 'a number')}")
-    return value
+def _type_name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 # ---- YAML ----------------------------------------------------------------------------
@@ -218,7 +240,7 @@ def parse_yaml(
         text = decode(text, where)
     if len(text) > LARGEST_YAML:
         raise UserError(f"{where}: longer than {LARGEST_YAML} characters, which is not read as YAML")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise UserError(f"{where}: not UTF-8 text")
     lines = "\n" in text.strip()
     try:
@@ -238,7 +260,10 @@ def parse_yaml(
         raise UserError(f"{_at(where, fault.node.start_mark, lines)}: {fault}") from None
     except RecursionError:
         raise UserError(f"{where}: more than {DEEPEST} levels deep") from None
-    return _expected(value, where, expect, _YAML_NAMES)
+    if expect is not None and not isinstance(value, expect):
+        wanted = "mapping of keys to values" if expect is dict else "list"
+        raise UserError(f"{where}: should be a {wanted}, not {_type_name(value)}")
+    return value
 
 
 def _at(where: str, mark: yaml.Mark | None, lines: bool) -> str:
@@ -302,7 +327,7 @@ class _Plain:
         return self._text(node)
 
     def _text(self, node: yaml.ScalarNode) -> str:
-        if not _is_unicode(node.value):
+        if not is_unicode(node.value):
             raise _YamlError("half a surrogate pair, which is no character", node)
         return node.value
 

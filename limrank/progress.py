@@ -13,6 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import IO, Protocol
 
+from limrank.errors import UserError
+from limrank.parsing import parse_json
+
 JSON_PREFIX = "@limrank-progress "
 _LINE_EVERY_S = 5.0
 
@@ -88,7 +91,10 @@ def parse_json_line(line: str) -> Event | None:
     """The event of a log line that JsonRenderer wrote; None for any other line."""
     if not line.startswith(JSON_PREFIX):
         return None
-    return Event(**json.loads(line[len(JSON_PREFIX) :]))
+    try:
+        return Event(**parse_json(line[len(JSON_PREFIX) :], "log", expect=dict))
+    except (UserError, TypeError):  # cut off, or another program's
+        return None
 
 
 class LineRenderer:

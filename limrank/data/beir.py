@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from limrank.data.trec import read_lines, read_qrels
+from limrank.data.trec import id_fault, read_lines, read_qrels
 from limrank.errors import UserError
+from limrank.files import kind_of
+from limrank.parsing import brief, parse_json
 from limrank.records import Benchmark, Document, Qrels, Query
 
 
@@ -28,7 +30,7 @@ def load(path: str | Path, split: str = "test") -> Benchmark:
             is there twice, or has the wrong type.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if kind_of(folder) != "folder":
         raise UserError(f"{folder}: no such folder; data.path is a BEIR folder with corpus.jsonl and queries.jsonl")
     qrels_file = find_qrels(folder, split)
     documents = read_corpus(find_file(folder, "corpus.jsonl"))
@@ -63,7 +65,7 @@ def judged_benchmark(name: str, documents: list[Document], queries: list[Query],
 def find_file(folder: Path, name: str) -> Path:
     """``folder/name``, or the same with ``.gz``; a UserError where there is neither."""
     for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
+        if kind_of(candidate) == "file":
             return candidate
     raise UserError(f"{folder / name}: no such file; a BEIR folder has corpus.jsonl and queries.jsonl")
 
@@ -90,18 +92,11 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line_number, object)`` of a JSON Lines file, one line in memory at a time.
 
     Raises:
-        UserError: ``file:line`` of a line that is not JSON or not an object.
+        UserError: ``file:line`` of a line that :func:`~limrank.parsing.parse_json` refuses, or
+            that is not an object.
     """
     for number, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON: {error.msg} (column {error.colno})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: not a JSON object, but {type(record).__name__}")
-        if "\\u" in line and _has_lone_surrogate(record):
-            raise UserError(f"{path}:{number}: half a surrogate pair, which is no character")
-        yield number, record
+        yield number, parse_json(line, str(path), line=number, expect=dict)
 
 
 def read_corpus(path: str | Path) -> list[Document]:
@@ -164,11 +159,11 @@ def _identified(path: str | Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         an_id = str(value)
         if not an_id.strip():
             raise UserError(f"{where}: _id is empty")
-        if any(mark in an_id for mark in "\t\n\r"):
-            raise UserError(f"{where}: _id {an_id!r} holds a tab or a line end, and could not stand in a run file")
+        if fault := id_fault(an_id):
+            raise UserError(f"{where}: _id {brief(an_id)} {fault}, and could not stand in a run file")
         first = first_seen.setdefault(an_id, number)
         if first != number:
-            raise UserError(f"{where}: _id {an_id!r} is there twice: first on line {first}")
+            raise UserError(f"{where}: _id {brief(an_id)} is there twice: first on line {first}")
         yield an_id, record, where
 
 
@@ -188,14 +183,6 @@ def _excluded(record: dict[str, Any], where: str) -> frozenset[str]:
     if ids is not None and not (isinstance(ids, list) and all(isinstance(an_id, str) for an_id in ids)):
         raise UserError(f"{where}: excluded_ids should be a list of strings")
     return excluded_ids(ids)
-
-
-def _has_lone_surrogate(record: dict[str, Any]) -> bool:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _type_name(value: Any) -> str:

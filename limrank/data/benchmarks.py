@@ -10,6 +10,7 @@ from pathlib import Path
 from limrank.config import DataConfig
 from limrank.data import beir, hub
 from limrank.errors import UserError
+from limrank.files import opened
 from limrank.records import Benchmark
 
 
@@ -88,9 +89,6 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
 
 
 def _file_parts(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                yield block
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    with opened(path, unpack=False) as file:
+        while block := file.read(1 << 20):
+            yield block

@@ -3,23 +3,23 @@ memory at a time, never the whole file."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from limrank.errors import UserError
+from limrank.files import opened
+from limrank.parsing import is_unicode, parse_json_start
 
 LONGEST = 1 << 26
 """Characters of one element at most: what is not JSON after so many will never be."""
 
 _AT_ONCE = 1 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder().raw_decode
 
 
 def begins_array(path: str | Path) -> bool:
@@ -88,13 +88,13 @@ class _Text:
             raise UserError(f"{where}: not a JSON object, but {repr(mark) if mark else 'the end of the file'}")
         while True:
             try:
-                record, end = _decode(self._ahead, self._at)
+                record, end = parse_json_start(self._ahead, self._at, where)
                 break
             except json.JSONDecodeError as error:
                 if len(self._ahead) - self._at > LONGEST or not self._read():
                     raise UserError(f"{where}: not JSON: {error.msg}") from None
         # Bytes that are no UTF-8 were read as what cannot be written as UTF-8.
-        if not _is_unicode(self._ahead[self._at : end]):
+        if not is_unicode(self._ahead[self._at : end]):
             raise UserError(f"{where}: not UTF-8 text")
         self._at = end
         return record
@@ -107,19 +107,7 @@ class _Text:
         return bool(more)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[_Text]:
-    opened = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield _Text(file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    with opened(path) as file:
+        yield _Text(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))

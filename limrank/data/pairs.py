@@ -22,7 +22,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from limrank.data.parts import Part, open_parts
+from limrank.data.trec import id_fault
 from limrank.errors import UserError, first_line
+from limrank.parsing import brief
 from limrank.records import Candidate, Query
 
 NEEDED = ("query_id", "query", "doc_id", "text")
@@ -94,7 +96,7 @@ class Pairs:
                 continue
             if query_id in first:
                 raise UserError(
-                    f"{where}: query_id {query_id!r} again, after other queries; it began in {first[query_id]}: "
+                    f"{where}: query_id {brief(query_id)} again, after other queries; it began in {first[query_id]}: "
                     "a query's rows have to lie together, so sort the pairs by query_id"
                 )
             first[query_id] = where
@@ -188,10 +190,9 @@ def _values(column: Any, name: str, start: _Where) -> list[Any]:
         ) from None
     if name.endswith("_id"):
         for row, an_id in enumerate(texts, start=start.row):
-            if not an_id or an_id.isspace() or "\t" in an_id or "\n" in an_id or "\r" in an_id:
+            if fault := id_fault(an_id):
                 raise UserError(
-                    f"{_Where(start.file, row)}: {name} {an_id!r} is empty or holds a tab or a line end, "
-                    "and could not stand in a run file"
+                    f"{_Where(start.file, row)}: {name} {brief(an_id)} {fault}, and could not stand in a run file"
                 )
     return texts
 
@@ -207,10 +208,12 @@ class _Group:
     def add(self, row: dict[str, Any], where: _Where) -> None:
         for name, known in (("query", self.query.text), ("instruction", self.query.instruction)):
             if (row.get(name) or "") != known:
-                raise UserError(f"{where}: query_id {self.query.query_id!r} has another {name} than in {self._began}")
+                raise UserError(
+                    f"{where}: query_id {brief(self.query.query_id)} has another {name} than in {self._began}"
+                )
         if row["doc_id"] in self._passages:
             raise UserError(
-                f"{where}: doc_id {row['doc_id']!r} is there twice for query_id {self.query.query_id!r}, "
+                f"{where}: doc_id {brief(row['doc_id'])} is there twice for query_id {brief(self.query.query_id)}, "
                 f"which begins in {self._began}"
             )
         self._passages[row["doc_id"]] = (row["text"], row.get("score"))

@@ -12,6 +12,8 @@ from limrank.config import is_uri
 from limrank.data import saved
 from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError, first_line
+from limrank.files import kind_of, shown
+from limrank.parsing import clipped
 from limrank.storage import filesystem
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def open_parts(path: str, split: str, key: str = "data.split") -> tuple[list[Par
 def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
     from pyarrow.fs import FileSelector, FileType
 
+    if not is_uri(path):
+        kind_of(path)  # refuses what is neither a file nor a folder, which would keep the reader waiting
     try:
         files, root = filesystem(path)
         found = [files.get_file_info(root)]
@@ -55,7 +59,7 @@ def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
             listed = [each for each in files.get_file_info(FileSelector(root)) if each.is_file]
             found = sorted((each for each in listed if _is_parquet(each.base_name)), key=lambda each: each.base_name)
     except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if not found:
         raise UserError(f"{path}: no *.parquet in this folder, nor is it a dataset that save_to_disk wrote")
     if found[0].type == FileType.NotFound:
@@ -77,25 +81,23 @@ def _is_parquet(name: str) -> bool:
 
 
 def _parquet_schema(files: Any, path: str, name: str) -> pa.Schema:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.read_schema(path, filesystem=files)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(name, error) from None
+    except Exception as error:  # what pyarrow raises depends on what is damaged
+        raise unreadable(name, error) from None
 
 
 def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # With a buffer a column is read page by page: a row group may be the whole file.
         with pq.ParquetFile(path, filesystem=files, buffer_size=_READ_BUFFER, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(name, error) from None
+    except Exception as error:  # what pyarrow raises depends on what is damaged
+        raise unreadable(name, error) from None
 
 
 def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list[Any]] | None:
@@ -111,5 +113,6 @@ def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list
     return [Part(str(folder), loaded.features.arrow_schema, batches)], contents
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: cannot be read as Parquet: {first_line(error)}")
+def unreadable(name: str, error: Exception) -> UserError:
+    """What to raise where a Parquet file cannot be read."""
+    return UserError(f"{shown(name)}: cannot be read as Parquet: {clipped(first_line(error))}")

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limrank.errors import UserError, first_line
+from limrank.files import is_file
+from limrank.parsing import clipped
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def is_saved(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return any(is_file(folder / name) for name in ("dataset_dict.json", "state.json"))
 
 
 def load(folder: Path, split: str, key: str) -> tuple[Dataset, Path]:
@@ -25,12 +27,11 @@ def load(folder: Path, split: str, key: str) -> tuple[Dataset, Path]:
         UserError: it cannot be loaded, or has no such split.
     """
     import datasets
-    import pyarrow as pa
 
     try:
         loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: not a dataset that can be loaded: {first_line(error)}") from None
+    except Exception as error:  # what datasets raises depends on what is damaged
+        raise UserError(f"{folder}: not a dataset that can be loaded: {clipped(first_line(error))}") from None
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded, folder
     if split not in loaded:

@@ -24,9 +24,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limrank.data import beir, saved
+from limrank.data import beir, parts, saved
 from limrank.data.trec import read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
+from limrank.files import is_folder, kind_of, shown
+from limrank.parsing import brief, clipped
 from limrank.records import Document, Persona, Seed
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
@@ -58,7 +60,7 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
-    elif Path(source).is_dir() and not saved.is_saved(Path(source)):
+    elif kind_of(source) == "folder" and not saved.is_saved(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
         seeds = _file_seeds(source)
@@ -83,7 +85,7 @@ def load_corpus(source: str) -> list[Document]:
         from limrank.data import pydocs
 
         return pydocs.documents()
-    if Path(source).is_dir() and not saved.is_saved(Path(source)):
+    if is_folder(source) and not saved.is_saved(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not come back as a negative of the second.
     by_passage: dict[str, Document] = {}
@@ -175,11 +177,12 @@ def _file_seeds(path: str) -> list[Seed]:
 
 
 def _seed_rows(path: str) -> _Rows:
-    if Path(path).is_dir():
+    kind = kind_of(path)
+    if kind == "folder":
         return _dataset_rows(Path(path))
-    if not Path(path).is_file():
+    if kind == "missing":
         raise UnavailableError(
-            f"{path}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
+            f"{shown(path)}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
             "or a saved dataset"
         )
     if _is_jsonl(path):
@@ -197,12 +200,15 @@ def _jsonl_rows(path: str) -> _Rows:
 def _dataset_rows(folder: Path) -> _Rows:
     dataset, _ = saved.load(folder, "train", "synthesis.seeds")
     columns = [name for name in _SEED_KEYS if name in dataset.column_names]
-    for number, record in enumerate(dataset.select_columns(columns), start=1):
-        yield number, f"{folder}: row {number}", record
+    number = 0
+    try:
+        for number, record in enumerate(dataset.select_columns(columns), start=1):
+            yield number, f"{folder}: row {number}", record
+    except Exception as error:  # what datasets raises depends on what is damaged
+        raise UserError(f"{folder}: row {number + 1} cannot be read: {clipped(first_line(error))}") from None
 
 
 def _parquet_rows(path: str) -> _Rows:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
@@ -214,9 +220,8 @@ def _parquet_rows(path: str) -> _Rows:
                 for record in batch.to_pylist():
                     number += 1
                     yield number, f"{path}: row {number}", record
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path}: cannot be read as Parquet: {reason}") from None
+    except Exception as error:  # what pyarrow raises depends on what is damaged
+        raise parts.unreadable(path, error) from None
 
 
 def _identified(rows: _Rows, *keys: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -234,7 +239,7 @@ def _identified(rows: _Rows, *keys: str) -> Iterator[tuple[str, str, dict[str, A
         if not an_id.strip():
             raise UserError(f"{where}: {key} is empty")
         if an_id in first_seen:
-            what = f"{key} {an_id!r}" if key else f"the number {an_id!r}, in place of a missing id,"
+            what = f"{key} {brief(an_id)}" if key else f"the number {an_id!r}, in place of a missing id,"
             raise UserError(f"{where}: {what} is there twice: first at {first_seen[an_id]}")
         first_seen[an_id] = where
         yield an_id, where, record

@@ -8,39 +8,37 @@ else at white space. Files whose name ends in ``.gz`` are read through gzip.
 from __future__ import annotations
 
 import gzip
-import json
-import math
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from limrank.errors import UserError
+from limrank.files import opened
+from limrank.parsing import brief, decode, finite_number, parse_json, whole_number
 from limrank.records import Qrels, Run
 
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
+
+LONGEST_ID = 1000
+"""Characters."""
+
+LONGEST_LINE = 1 << 27
+"""Bytes. What has no line end after so many is no text file, or packed to harm."""
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield ``(line_number, line)`` of a text file, without line ends and blank lines.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not UTF-8 (or not gzip).
+        UserError: the file is missing, no file, cannot be read, or is not UTF-8 (or not gzip).
     """
-    opened = gzip.open if str(path).endswith(".gz") else open
-    number = 0
-    try:
-        with opened(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.decode().removeprefix("\ufeff").rstrip("\r\n")
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}:{number}: not UTF-8 text") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    with opened(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            if len(raw) == LONGEST_LINE:
+                raise UserError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB")
+            line = decode(raw, f"{path}:{number}").removeprefix("\ufeff").rstrip("\r\n")
+            if line.strip():
+                yield number, line
 
 
 def read_run(path: str | Path) -> Run:
@@ -51,10 +49,12 @@ def read_run(path: str | Path) -> Run:
 
     Raises:
         UserError: naming the line of a bad entry, or both lines of a document that is
-            ranked twice for a query.
+            ranked twice for a query; or the file ranks nothing.
     """
     is_json = str(path).removesuffix(".gz").endswith(".json")
     run = _read_json_run(path) if is_json else _read_trec_run(path)
+    if not any(run.values()):
+        raise UserError(f"{path}: the run is empty: it ranks no document")
     return {query_id: dict(ranking(scores)) for query_id, scores in run.items()}
 
 
@@ -82,14 +82,12 @@ def read_qrels(path: str | Path) -> Qrels:
                 "or 4 (query_id iteration doc_id grade)"
             )
         query_id, doc_id, text = columns[0], columns[-2], columns[-1]
-        try:
-            grade = int(text)
-        except ValueError:
-            raise UserError(f"{path}:{number}: the grade {text!r} is not a whole number") from None
+        _check_ids(f"{path}:{number}", query_id, doc_id)
+        grade = whole_number(text, f"{path}:{number}: the grade")
         first = seen.setdefault((query_id, doc_id), number)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
             raise UserError(
-                f"{path}:{number}: document {doc_id!r} of query {query_id!r} has another grade on line {first}"
+                f"{path}:{number}: document {brief(doc_id)} of query {brief(query_id)} has another grade on line {first}"
             )
     return qrels
 
@@ -100,7 +98,7 @@ def write_run_trec(path_or_file: str | Path | TextIO, run: Run, tag: str = "limr
     The columns are separated as :func:`run_separator` says.
 
     Raises:
-        UserError: an id is empty or holds a tab or a line end, which no TREC file can carry.
+        UserError: an id is one that no TREC file can carry (:func:`id_fault`).
     """
     ids = {doc_id for scores in run.values() for doc_id in scores} | run.keys()
     _check_writable(ids, "run")
@@ -128,7 +126,7 @@ def write_qrels(path: str | Path, qrels: Qrels) -> None:
     """Write judgements as BEIR's tab-separated file, header included.
 
     Raises:
-        UserError: an id is empty or holds a tab or a line end.
+        UserError: an id is one that no such file can carry (:func:`id_fault`).
     """
     _check_writable({doc_id for grades in qrels.values() for doc_id in grades} | qrels.keys(), "qrels")
     rows = (f"{query_id}\t{doc_id}\t{grade}" for query_id, grades in qrels.items() for doc_id, grade in grades.items())
@@ -154,8 +152,23 @@ def _count(columns: list[str]) -> str:
 
 def _check_writable(ids: set[str], what: str) -> None:
     for an_id in sorted(ids):
-        if not an_id.strip() or any(mark in an_id for mark in "\t\r\n"):
-            raise UserError(f"the id {an_id!r} is empty or holds a tab or a line end: no {what} file can carry it")
+        if fault := id_fault(an_id):
+            raise UserError(f"the id {brief(an_id)} {fault}: no {what} file can carry it")
+
+
+def id_fault(an_id: str) -> str | None:
+    """Why an id could not stand in a run or a judgement file; None where it could."""
+    if not an_id.strip() or any(mark in an_id for mark in "\t\r\n"):
+        return "is empty or holds a tab or a line end"
+    if "\0" in an_id:
+        return "holds a NUL"
+    return f"has more than {LONGEST_ID} characters" if len(an_id) > LONGEST_ID else None
+
+
+def _check_ids(where: str, query_id: str, doc_id: str) -> None:
+    for name, an_id in (("query", query_id), ("document", doc_id)):
+        if fault := id_fault(an_id):
+            raise UserError(f"{where}: the {name}'s id {brief(an_id)} {fault}")
 
 
 def _read_trec_run(path: str | Path) -> Run:
@@ -169,50 +182,30 @@ def _read_trec_run(path: str | Path) -> Run:
                 "and the name of a JSON run ends in .json"
             )
         query_id, _, doc_id, _, score, _ = columns
+        _check_ids(f"{path}:{number}", query_id, doc_id)
         first = seen.setdefault((query_id, doc_id), number)
         if first != number:
             raise UserError(
-                f"{path}:{number}: document {doc_id!r} is ranked twice for query {query_id!r}: see line {first}"
+                f"{path}:{number}: document {brief(doc_id)} is ranked twice for query {brief(query_id)}: see line {first}"
             )
-        run.setdefault(query_id, {})[doc_id] = _score(score, f"{path}:{number}")
+        run.setdefault(query_id, {})[doc_id] = finite_number(score, f"{path}:{number}: the score")
     return run
 
 
 def _read_json_run(path: str | Path) -> Run:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise UserError(f"{path}: the key {key!r} is there twice")
-            found[key] = value
-        return found
-
-    # Blank lines are put back as they were, so that the decoder's line numbers are the file's.
-    lines: list[str] = []
-    for number, line in read_lines(path):
-        lines += [""] * (number - 1 - len(lines)) + [line]
-    try:
-        values = json.loads("\n".join(lines), object_pairs_hook=refuse_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    with opened(path) as file:
+        values = parse_json(file.read(), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a JSON run is an object: {{query_id: {{doc_id: score}}}}")
     run: Run = {}
     for query_id, scores in values.items():
+        query = f"{path}: query {brief(query_id)}"
         if not isinstance(scores, dict):
-            raise UserError(f"{path}: query {query_id!r}: should be an object {{doc_id: score}}")
+            raise UserError(f"{query}: should be an object {{doc_id: score}}")
+        for doc_id in scores:
+            _check_ids(str(path), query_id, doc_id)
         run[query_id] = {
-            doc_id: _score(score, f"{path}: query {query_id!r}, document {doc_id!r}")
+            doc_id: finite_number(score, f"{query}, document {brief(doc_id)}: the score")
             for doc_id, score in scores.items()
         }
     return run
-
-
-def _score(value: Any, where: str) -> float:
-    try:
-        score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(f"{where}: the score {value!r} is not a finite number")
-    return score

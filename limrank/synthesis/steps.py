@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import random
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from typing import Any
 from limrank import prompts
 from limrank.config import ScoringConfig, SynthesisConfig
 from limrank.engines.base import Engine, Generation, spent_on
-from limrank.errors import RowError
+from limrank.errors import RowError, UserError
+from limrank.parsing import parse_json
 from limrank.records import (
     Failure,
     PassageRole,
@@ -269,9 +269,6 @@ def _parsed(generation: Generation) -> dict[str, Any] | None:
     # A writer that is not held to a schema puts its JSON into a code block, or talks around it.
     text = generation.text
     try:
-        answer = json.loads(text[text.find("{") : text.rfind("}") + 1])
-        # Half of an escaped surrogate pair is JSON and no text: no file could hold it.
-        json.dumps(answer, ensure_ascii=False).encode()
-    except ValueError:
+        return parse_json(text[text.find("{") : text.rfind("}") + 1], "the answer", expect=dict)
+    except UserError:
         return None
-    return answer if isinstance(answer, dict) else None

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from limrank.config import is_uri
+from limrank.errors import UserError
+from limrank.parsing import parse_json
 from limrank.storage import Storage
 
 FILE = "metrics.jsonl"
@@ -54,10 +56,9 @@ class MetricsReader:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """None for the rest of a line: the file became shorter, and longer again, between two looks."""
     try:
-        found = json.loads(line)
-    except ValueError:
+        return parse_json(line, FILE, expect=dict, finite=False)
+    except UserError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 class MetricsWriter:

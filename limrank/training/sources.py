@@ -33,6 +33,8 @@ from limrank.data.benchmarks import file_fingerprint
 from limrank.data.json_array import begins_array, read_array
 from limrank.data.parts import open_parts
 from limrank.errors import UnavailableError, UserError
+from limrank.files import is_folder, kind_of
+from limrank.parsing import brief
 from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
 
@@ -108,16 +110,17 @@ def fingerprint(path: str | Path) -> Any:
     """What stands for the contents of a training file (SHA-256, hex), or of the files of a
     folder (a list of them). Raises UserError as :func:`read_examples` does."""
     path = Path(path)
-    return open_parts(str(path), "train", _KEY)[1] if path.is_dir() else file_fingerprint(path)
+    return open_parts(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
 
 
 # ---- files → records -----------------------------------------------------------------
 
 
 def _rows(path: Path) -> _Rows:
-    if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
+    kind = kind_of(path)
+    if kind == "folder" or (kind == "file" and path.suffix == ".parquet"):
         return _arrow_rows(path)
-    if not path.is_file():
+    if kind == "missing":
         raise UnavailableError(f"{_KEY}: {path}: no such file or folder")
     if Path(path.name.removesuffix(".gz")).suffix not in (".json", ".jsonl"):
         raise UserError(
@@ -222,7 +225,7 @@ _SHAPES = (
 def _shape(keys: list[str], what: str) -> _Shape:
     found = next((shape for shape in _SHAPES if set(shape.needed) <= set(keys)), None)
     if found is None:
-        shown = ", ".join(map(str, keys[:_COLUMNS_SHOWN])) + (", …" if len(keys) > _COLUMNS_SHOWN else "")
+        shown = ", ".join(f"{key:.40}" for key in keys[:_COLUMNS_SHOWN]) + (", …" if len(keys) > _COLUMNS_SHOWN else "")
         raise UserError(
             f"{what} {shown or '(none)'} are not known: "
             "give prompt and completion, instruction and output, or query, passage and label"
@@ -289,5 +292,5 @@ def _truth(record: dict[str, Any], key: str, where: str) -> bool:
     if isinstance(value, int | float) and value in (0, 1):
         truth = bool(value)
     if truth is None:
-        raise UserError(f"{where}: {key} is {value!r:.40}: it should be true or false (1 or 0)")
+        raise UserError(f"{where}: {key} is {brief(value, 40)}: it should be true or false (1 or 0)")
     return truth

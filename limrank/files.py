@@ -1,0 +1,117 @@
+"""A person's files and folders: opened, or refused in one line that says which and why.
+
+What is no regular file is never opened: a pipe that nobody writes to would keep a job waiting
+for ever, and a device has no end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from limrank.errors import LimrankError, UserError, first_line
+
+_LONGEST_SHOWN = 200
+_OTHER_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
+)
+
+Kind = Literal["file", "folder", "missing"]
+
+
+def kind_of(path: str | Path) -> Kind:
+    """What lies at a path; a link counts as what it leads to.
+
+    Raises:
+        UserError: it cannot be looked at (a folder that may not be entered, links that lead
+            to themselves, a text that is no path), or it is neither a file nor a folder.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file or a folder")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether :func:`kind_of` is a file; False too where it cannot be looked at."""
+    return _kind_or_none(path) == "file"
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether :func:`kind_of` is a folder; False too where it cannot be looked at."""
+    return _kind_or_none(path) == "folder"
+
+
+def _kind_or_none(path: str | Path) -> Kind | None:
+    try:
+        return kind_of(path)
+    except UserError:
+        return None
+
+
+@contextmanager
+def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True) -> Iterator[BinaryIO]:
+    """The bytes of a file. What cannot be read within the block is told as a UserError too.
+
+    Args:
+        pipe: whether a pipe will do (``<(…)`` of a shell), for what is read once.
+        unpack: whether to read through gzip where the name ends in ``.gz``.
+
+    Raises:
+        UserError: naming the file: it is missing, no file, or cannot be read.
+    """
+    try:
+        # Without waiting for the other end of a pipe: what has none reads as empty.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    try:
+        with open(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
+                raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file")
+            os.set_blocking(descriptor, True)
+            if unpack and str(path).endswith(".gz"):
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            else:
+                yield file
+    except LimrankError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """What to raise for an OSError of a path, or the ValueError of a text that is none."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return UserError(f"{shown(path)}: cannot be read: {reason}")
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: of a long one the beginning and the end."""
+    text = str(path)
+    half = _LONGEST_SHOWN // 2
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def _other_kind(mode: int) -> str:
+    return next((name for test, name in _OTHER_KINDS if test(mode)), "something else")
