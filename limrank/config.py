@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, NamedTuple
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -21,8 +25,19 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from limrank.parsing import is_unicode
+
+LONGEST_TEXT = 4095
+"""Characters of a name, a path (Linux's own limit) or a URL. Prompts may be longer."""
+
+_LONGEST_NAME = 255  # bytes of one part of a path
 
 
 def is_prompt_text(prompt: str) -> bool:
@@ -45,12 +60,108 @@ def _without_credentials(path: str) -> str:
     return path
 
 
-PathStr = Annotated[str, PathMark(), AfterValidator(_without_credentials)]
+def _can_be_path(path: str) -> str:
+    if not is_uri(path) and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+        raise fault(f"is no path: a file's name has at most {_LONGEST_NAME} bytes")
+    return path
+
+
+PathStr = Annotated[str, PathMark(), AfterValidator(_without_credentials), AfterValidator(_can_be_path)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
+Seconds = Annotated[float, Field(gt=0, le=31_622_400)]
+"""At most a year: clocks and timers take no number."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    """A part of a recipe. Of any key are refused: text that is empty or no text, numbers that
+    are not finite or that no machine counts to, and true or false for a number."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if not _sections(annotation):  # which look at their own keys
+            _check_value(value, takes_bool=_takes_bool(annotation) or is_text(annotation))
+        return value
+
+
+FAULT = "limrank_fault"
+"""The type of a fault of one key's value whose message does not show the value."""
+
+
+def fault(message: str) -> PydanticCustomError:
+    """What a validator of one key raises: a sentence that goes on after the key's name."""
+    return PydanticCustomError(FAULT, "{message}", {"message": message})
+
+
+def _check_value(value: Any, *, takes_bool: bool) -> None:
+    if isinstance(value, list | tuple):
+        for each in value:
+            _check_value(each, takes_bool=takes_bool)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _check_value(key, takes_bool=False)
+            _check_value(each, takes_bool=takes_bool)
+    elif isinstance(value, str):
+        if not value.strip():
+            raise fault("is empty; null unsets a key")
+        if "\0" in value or not is_unicode(value):
+            raise fault("holds a NUL or half a character, which is no text")
+        if len(value) > LONGEST_TEXT and not is_prompt_text(value):
+            raise fault(f"is too long ({len(value)} characters; at most {LONGEST_TEXT})")
+    elif isinstance(value, bool):
+        if not takes_bool:
+            raise fault(f"should not be {str(value).lower()}")
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise fault("is too large a number")
+
+
+def known_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a section and of the sections below it, by its dotted name."""
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        for below in _sections(field.annotation):
+            yield from known_fields(below, f"{prefix}{name}.")
+
+
+def is_text(annotation: Any) -> bool:
+    """Whether a key of this type holds text, or one of some words, and nothing else (but null)."""
+    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
+    return bool(kinds) and all(
+        kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
+        for kind in kinds
+    )
+
+
+def element_types(annotation: Any) -> list[Any]:
+    """The types of the elements of a key that holds a list."""
+    tuples = [kind for kind in _alternatives(annotation) if get_origin(kind) is tuple]
+    return [each for kind in tuples for each in get_args(kind) if each is not Ellipsis]
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types of a union, without what is only said of them."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for each in get_args(annotation) for kind in _alternatives(each)]
+    return [annotation]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    return [kind for kind in _alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return any(
+        kind is bool or (get_origin(kind) is Literal and False in get_args(kind)) for kind in _alternatives(annotation)
+    )
 
 
 class DataConfig(Section):
@@ -100,6 +211,13 @@ class ModelConfig(Section):
     trust_remote_code: Literal[False] = False
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Not shown: it may be the key itself.
+        raise fault("should be the name of an environment variable (letters, digits and _)")
+    return name
+
+
 class EngineConfig(Section):
     kind: Literal["vllm", "openai", "serve", "fake"] = "vllm"
     base_url: str | None = Field(
@@ -107,15 +225,17 @@ class EngineConfig(Section):
         description="for openai: the endpoint, ending in /v1; for serve: the URL of a running `limrank serve`, "
         "null: the one on this Ray cluster",
     )
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
-    request_timeout_s: float = Field(
-        600.0, gt=0, description="openai: of one request; serve: how long the server may be without an engine"
+    api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key"
     )
-    startup_timeout_s: float = Field(1800.0, gt=0, description="until the first engine has to be up")
+    request_timeout_s: Seconds = Field(
+        600.0, description="openai: of one request; serve: how long the server may be without an engine"
+    )
+    startup_timeout_s: Seconds = Field(1800.0, description="until the first engine has to be up")
     max_in_flight: PositiveInt | None = Field(
         None, description="requests in the engine at a time; null: as many as the engine runs at once"
     )
-    gpu_memory_utilization: Unit = 0.9
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     kv_cache_gib: PositiveInt = Field(2, description="key-value cache on a CPU")
     enforce_eager: bool | None = Field(None, description="null: eager on a CPU, CUDA graphs on a GPU")
     latency_ms: NonNegativeFloat = Field(0.0, description="fake engine: time a request takes")
@@ -259,7 +379,7 @@ class SynthesisConfig(Section):
     passage_tokens: PositiveInt = 256
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
-    top_p: Unit = 0.95
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     judge_by: Literal["label_tokens", "answer"] = Field(
         "label_tokens",
         description="label_tokens: p(true) of the answer token; answer: the true or false that the judge writes in "
@@ -386,10 +506,25 @@ class DevConfig(Section):
     first_stage: FirstStageConfig = FirstStageConfig(depth=20)
 
 
+def _host(host: str) -> str:
+    try:
+        ip_address(host)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", host):
+            raise fault("should be an address or a host's name, without a port: 127.0.0.1, 0.0.0.0, ::1") from None
+    return host
+
+
+def _queue(places: int) -> int:
+    if not places:
+        raise fault("should be above 0, or -1 for no limit")
+    return places
+
+
 class ServingConfig(Section):
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    max_queued_requests: int = Field(256, ge=-1)
+    max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(256, ge=-1, description="-1: no limit")
 
 
 class EvaluationConfig(Section):
@@ -398,7 +533,7 @@ class EvaluationConfig(Section):
         (), description="run_dirs of rerank jobs: quality against generated tokens, instead of one run's evaluation"
     )
     measures: tuple[str, ...] = ("nDCG@10", "AP", "RR", "R@20", "P@5")
-    bootstrap_samples: PositiveInt = 2000
+    bootstrap_samples: PositiveInt = Field(2000, le=1_000_000)
 
 
 def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
@@ -416,7 +551,7 @@ class Job(Section):
 
     job: str
     run_dir: PathStr
-    seed: int = 12345
+    seed: int = Field(12345, ge=0, le=2**53)
     allow_failures: bool = False
 
 

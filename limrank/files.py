@@ -66,11 +66,12 @@ def _kind_or_none(path: str | Path) -> Kind | None:
 
 
 @contextmanager
-def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True) -> Iterator[BinaryIO]:
+def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: str = "file") -> Iterator[BinaryIO]:
     """The bytes of a file. What cannot be read within the block is told as a UserError too.
 
     Args:
         pipe: whether a pipe will do (``<(…)`` of a shell), for what is read once.
+        what: what the person calls it.
         unpack: whether to read through gzip where the name ends in ``.gz``.
 
     Raises:
@@ -80,7 +81,7 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True) -> Iter
         # Without waiting for the other end of a pipe: what has none reads as empty.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise UserError(f"{shown(path)}: no such file") from None
+        raise UserError(f"{shown(path)}: no such {what}") from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
     try:

@@ -36,6 +36,10 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+class GrammarError(UserError):
+    """A text is not JSON, or not YAML, at all."""
+
+
 class _MalformedError(Exception):
     """What is wrong with a text; who knows where the text is makes a UserError of it."""
 
@@ -107,7 +111,7 @@ def parse_json(
             raise json.JSONDecodeError("Extra data", text, text.index(rest[0], end))
     except json.JSONDecodeError as error:
         place = f"{where}:{error.lineno}" if line is None and "\n" in text.strip() else where
-        raise UserError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
+        raise GrammarError(f"{place}: not JSON: {error.msg} (column {error.colno})") from None
     if expect is not None and not isinstance(value, expect):
         raise UserError(f"{where}: not a JSON {'object' if expect is dict else 'array'}, but {_type_name(value)}")
     return value
@@ -249,13 +253,13 @@ def parse_yaml(
         value = None if node is None else _Plain(loader, is_text).value(node, ())
     except ReaderError as error:
         place = f"{where}:{text.count(chr(10), 0, error.position) + 1}" if lines else where
-        raise UserError(
+        raise GrammarError(
             f"{place}: not YAML: the character U+{ord(text[error.position]):04X} may not stand there"
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{_at(where, mark, lines)}: not YAML: {clipped(problem)}") from None
+        raise GrammarError(f"{_at(where, mark, lines)}: not YAML: {clipped(problem)}") from None
     except _YamlError as fault:
         raise UserError(f"{_at(where, fault.node.start_mark, lines)}: {fault}") from None
     except RecursionError:
@@ -347,7 +351,8 @@ class _Plain:
         except (ArithmeticError, AttributeError, LookupError, ValueError, yaml.YAMLError):
             raise _YamlError(f"{brief(node.value)} is not of the tag !!{kind}, or too large", node) from None
         except _MalformedError as fault:
-            raise _YamlError(str(fault), node) from None
+            named = f" (in {clipped('.'.join(map(str, way)))})" if way else ""
+            raise _YamlError(f"{fault}{named}", node) from None
         return value
 
     def _written(self, node: yaml.ScalarNode) -> bool:

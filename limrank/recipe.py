@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import difflib
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from limrank.config import JOBS, Job, PathMark, SynthesisPrompts, is_prompt_text, is_uri
-from limrank.errors import UserError, first_line
+from limrank.config import (
+    FAULT,
+    JOBS,
+    Job,
+    PathMark,
+    SynthesisPrompts,
+    element_types,
+    is_prompt_text,
+    is_text,
+    is_uri,
+    known_fields,
+)
+from limrank.errors import UserError
+from limrank.files import is_file, is_folder, opened
+from limrank.parsing import LARGEST_YAML, GrammarError, brief, clipped, is_unicode, parse_yaml
 
 COMPARE_DIR = "runs/compare"
 """Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
@@ -25,8 +38,9 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
 
     Args:
         recipe: a YAML file.
-        overrides: as after ``-s``: ``first_stage.depth=10``; the value is YAML, and
-            ``null`` unsets the key, so that its default holds, as it does in the file.
+        overrides: as after ``-s``: ``first_stage.depth=10``. Of a key whose value is text it
+            is taken as it stands (``data.path=my data #1``), else as YAML. ``null`` unsets
+            the key, so that its default holds, as it does in the file.
         job: the command that reads it; a recipe that names another job is refused.
 
     Raises:
@@ -54,7 +68,7 @@ def _resolve(values: dict[str, Any], overrides: list[str] | tuple[str, ...], job
         _apply_override(values, override)
     named = values.get("job", job)
     if not isinstance(named, str) or named not in JOBS:
-        raise UserError(f"{source}: job: {named!r} is none of {', '.join(JOBS)}")
+        raise UserError(f"{source}: job: {brief(named)} is none of {', '.join(JOBS)}")
     if job is not None and named != job:
         raise UserError(f"{source}: job: this recipe is for `limrank {named}`, not `limrank {job}`")
     values["job"] = named
@@ -106,16 +120,16 @@ def _absolute_paths(config: Job) -> Job:
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
     # These are a name or a path: a path where there is such a directory or file.
     for key, is_there in (
-        ("model.id", Path.is_dir),
-        ("judge.id", Path.is_dir),
-        ("reranker.id", Path.is_dir),
-        ("synthesis.embedder", Path.is_dir),
-        ("scoring.prompt", Path.is_file),
-        ("judge_scoring.prompt", Path.is_file),
-        *((f"synthesis.prompts.{step}", Path.is_file) for step in SynthesisPrompts.model_fields),
+        ("model.id", is_folder),
+        ("judge.id", is_folder),
+        ("reranker.id", is_folder),
+        ("synthesis.embedder", is_folder),
+        ("scoring.prompt", is_file),
+        ("judge_scoring.prompt", is_file),
+        *((f"synthesis.prompts.{step}", is_file) for step in SynthesisPrompts.model_fields),
     ):
         value = _value(config, key)
-        if value is not None and not is_prompt_text(value) and is_there(Path(value).expanduser()):
+        if value is not None and not is_prompt_text(value) and is_there(os.path.expanduser(value)):
             updates[key] = _absolute(value)
     return with_values(config, updates)
 
@@ -143,19 +157,10 @@ def with_values(config: Job, updates: dict[str, Any]) -> Job:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{where}: not YAML: {problem}") from None
+    with opened(path, pipe=True, unpack=False, what="recipe") as file:
+        # No more than can be of use: a character takes four bytes at most.
+        text = file.read(4 * LARGEST_YAML + 1)
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     return values
@@ -172,13 +177,47 @@ def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
+    source = f"-s {clipped(override)}"
     if not equals or not key:
-        raise UserError(f"-s {override}: should be key=value")
+        raise UserError(f"{source}: should be key=value")
+    if not text.strip():
+        raise UserError(f"{source}: has no value; {clipped(key)}=null unsets the key")
+    keys = key.split(".")
+    _set(values, keys, _override_value(keys, text, source), source)
+
+
+def _override_value(keys: list[str], text: str, source: str) -> Any:
+    """The value of ``-s key=text``: as it stands where it is text, else as YAML; None for null."""
+    if text.strip() == "null":
+        return None
+    if _is_text_key(tuple(keys)):
+        if not is_unicode(text):
+            raise UserError(f"{source}: not UTF-8 text")
+        return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"-s {override}: the value is not YAML") from None
-    _set(values, key.split("."), value, source=f"-s {override}")
+        value = parse_yaml(text, source, is_text=lambda way: _is_text_key((*keys, *way)))
+    except GrammarError:
+        raise UserError(f"{source}: the value is not YAML") from None
+    return _without_nulls(value) if isinstance(value, dict) else value
+
+
+def _is_text_key(way: tuple[str | int, ...]) -> bool:
+    """Whether a key, or an element of one that is a list, is text by any job's config."""
+    name = ".".join(key for key in way if isinstance(key, str))
+    is_element = isinstance(way[-1], int)
+    return any(is_text(annotation) for annotation in _annotations()[is_element].get(name, ()))
+
+
+@cache
+def _annotations() -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Key → types, over all jobs: of the key's value, and of the elements of its list."""
+    values: dict[str, list[Any]] = {}
+    elements: dict[str, list[Any]] = {}
+    for job in JOBS.values():
+        for key, field in known_fields(job):
+            values.setdefault(key, []).append(field.annotation)
+            elements.setdefault(key, []).extend(element_types(field.annotation))
+    return values, elements
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") -> None:
@@ -188,7 +227,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") 
         if below is None:
             below = values[parent] = {}
         if not isinstance(below, dict):
-            raise UserError(f"{source}: {parent} is not a section")
+            raise UserError(f"{source}: {clipped(parent)} is not a section")
         values = below
     if value is None:
         values.pop(last, None)
@@ -204,18 +243,22 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
     key, first = next(iter(by_key.items()))
     if first["type"] == "extra_forbidden":
         message = f"{key}: unknown key"
-        nearest = difflib.get_close_matches(key, _known_keys(job), n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(key[:200], [key for key, _ in known_fields(job)], n=1, cutoff=0.5)
         if nearest:
             message += f"; did you mean {nearest[0]}?"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+    elif first["type"] == FAULT:
+        message = f"{key}: {first['msg']}"
     elif first["type"] == "model_type":
-        message = f"{key}: should be a section of keys (got {first['input']!r})"
+        message = f"{key}: should be a section of keys (got {brief(first['input'])})"
     elif first["type"] == "missing":
         message = f"{key}: is needed"
     else:
         what = first["msg"][0].lower() + first["msg"][1:]
-        message = f"{key}: {what} (got {first['input']!r})"
+        message = f"{key}: {what} (got {brief(first['input'])})"
+        if first["type"] == "string_type" and isinstance(first["input"], bool | float):
+            message += "; in quotes it is taken as it is written"
     more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
     return f"{source}: {message}{more}"
 
@@ -223,16 +266,8 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
 def _key(location: tuple[int | str, ...]) -> str:
     """A fault's place as the recipe's key; pydantic also names the branch of a union."""
     parts = [str(part) for part in location]
-    return ".".join(
-        part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
+    return clipped(
+        ".".join(
+            part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
+        )
     )
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for argument in (field.annotation, *get_args(field.annotation)):
-            if isinstance(argument, type) and issubclass(argument, BaseModel):
-                keys += _known_keys(argument, f"{prefix}{name}.")
-    return keys

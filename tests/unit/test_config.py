@@ -267,3 +267,160 @@ def test_a_pool_of_no_model_of_its_own_is_refused(recipe):
     message = refusal(recipe(SYNTHESIZE + "judge_workers: {replicas: 2}\n"))
     assert "judge_workers: the judge is the writer's own model" in message
     load_config(recipe(SYNTHESIZE + "judge: {id: another/model}\njudge_workers: {replicas: 2}\n"))
+
+
+# ---- values of -s --------------------------------------------------------------------
+
+VERBATIM = [
+    "my data #1",
+    "2024",
+    "a: b",
+    "[draft]",
+    "{x}",
+    "@x",
+    "*x",
+    "yes",
+    "1e3",
+    "0123",
+    "'quoted'",
+    "a\tb",
+    "%x",
+    "- a",
+]
+
+
+@pytest.mark.parametrize("text", [*VERBATIM, " x ", "2001-12-14", "!!int abc", "[", "Null"])
+def test_an_override_s_text_is_taken_as_it_stands(recipe, tmp_path, text):
+    overrides = ["data.format=beir", f"data.path={text}", f"data.split={text}", f"model.id={text}"]
+    config = load_config(recipe(RERANK), overrides)
+    assert (config.data.path, config.data.split, config.model.id) == (f"{tmp_path}/{text}", text, text)
+
+
+def test_an_override_s_prompt_is_taken_as_it_stands(recipe):
+    prompt = "{{ query }}: is it answered?\n# by {{ passage }}"
+    assert load_config(recipe(RERANK), [f"scoring.prompt={prompt}"]).scoring.prompt == prompt
+
+
+def test_the_home_directory_is_a_path_and_null_is_none(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_config(recipe(RERANK), ["data.path=~"]).data.path == "/home/someone"
+    assert load_config(recipe(RERANK + "data: {path: there}\n"), ["data.path=null"]).data.path is None
+
+
+def test_the_texts_of_an_override_that_is_a_list_or_a_section(recipe, tmp_path):
+    synthesize = recipe("job: synthesize\nrun_dir: out\n")
+    config = load_config(synthesize, ["synthesis.decontaminate=[2024, 0123, a]", "synthesis.domains={2024: 1, yes: 2}"])
+    assert config.synthesis.decontaminate == tuple(f"{tmp_path}/{name}" for name in ("2024", "0123", "a"))
+    assert config.synthesis.domains == {"2024": 1.0, "yes": 2.0}
+    config = load_config(recipe(RERANK), ["data={format: beir, path: 2024, max_queries: 3, name: null}"])
+    assert (config.data.path, config.data.max_queries) == (f"{tmp_path}/2024", 3)
+
+
+@pytest.mark.parametrize("key", ["data.path", "run_dir", "first_stage.depth", "synthesis.kinds"])
+def test_an_override_without_a_value(recipe, key):
+    assert refusal(recipe(RERANK), [f"{key}="]) == f"-s {key}=: has no value; {key}=null unsets the key"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=true", "r.yaml: seed: should not be true"),
+        ("seed=yes", "r.yaml: seed: should not be true"),
+        ("seed=1.5", "r.yaml: seed: input should be a valid integer, got a number with a fractional part (got 1.5)"),
+        ("seed=-1", "r.yaml: seed: input should be greater than or equal to 0 (got -1)"),
+        (
+            "seed=8:00",
+            "r.yaml: seed: input should be a valid integer, unable to parse string as an integer (got '8:00')",
+        ),
+        ("seed=99999999999999999999", "r.yaml: seed: is too large a number"),
+        ("seed=!!int abc", "-s seed=!!int abc: 'abc' is not of the tag !!int, or too large"),
+        ("seed=&a [*a]", "-s seed=&a [*a]: more than 100 levels deep, or an alias within itself"),
+        ("data={path: a, path: b}", "-s data={path: a, path: b}: the key 'path' is there twice"),
+        ("first_stage.k1=.inf", "-s first_stage.k1=.inf: inf is not a finite number"),
+        ("first_stage.k1=nan", "r.yaml: first_stage.k1: input should be a finite number (got 'nan')"),
+        ("first_stage.k1=true", "r.yaml: first_stage.k1: should not be true"),
+        ("workers.replicas=[true, 4]", "r.yaml: workers.replicas: should not be true"),
+        ("data.path=\udc80", "-s data.path=\udc80: not UTF-8 text"),
+        ("data.path=a\0b", "r.yaml: data.path: holds a NUL or half a character, which is no text"),
+        (
+            "engine.startup_timeout_s=1e300",
+            "r.yaml: engine.startup_timeout_s: input should be less than or equal to 31622400 (got '1e300')",
+        ),
+        (
+            "engine.gpu_memory_utilization=0",
+            "r.yaml: engine.gpu_memory_utilization: input should be greater than 0 (got 0)",
+        ),
+    ],
+)
+def test_values_that_no_key_takes(recipe, override, message):
+    assert refusal(recipe(RERANK), [override]) == message
+
+
+def test_long_values_are_not_shown_whole(recipe):
+    for override in (
+        f"data.path={'a' * 5000}",
+        f"seed={'9' * 5000}",
+        f"seed={'[' * 50_000}",
+        f"scoring.mode={'x' * 200_000}",
+        f"{'k' * 5000}=1",
+        f"{'k' * 5000}",
+        f"job={'x' * 5000}",
+        f"data.path={'/a' * 3000}",
+    ):
+        assert len(refusal(recipe(RERANK), [override])) < 400
+    assert (
+        refusal(recipe(RERANK), [f"data.path={'a' * 300}"])
+        == "r.yaml: data.path: is no path: a file's name has at most 255 bytes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "r.yaml:4: the key 'seed' is there twice"),
+        ("first_stage: {depth: 1, b: 1, depth: 2}\n", "r.yaml:3: the key 'depth' is there twice"),
+        ("seed: true\n", "r.yaml: seed: should not be true"),
+        (
+            "seed: 2001-13-45\n",
+            "r.yaml: seed: input should be a valid integer, unable to parse string as an integer (got '2001-13-45')",
+        ),
+        ("seed: !!int abc\n", "r.yaml:3: 'abc' is not of the tag !!int, or too large"),
+        (
+            "seed: !!python/name:os.system\n",
+            "r.yaml:3: the tag 'tag:yaml.org,2002:python/name:os.system' is not known here",
+        ),
+        ("model: {id: ''}\n", "r.yaml: model.id: is empty; null unsets a key"),
+        (
+            "model: {id: yes}\n",
+            "r.yaml: model.id: input should be a valid string (got True); in quotes it is taken as it is written",
+        ),
+        ("workers: {accelerator: ' '}\n", "r.yaml: workers.accelerator: is empty; null unsets a key"),
+        (
+            "engine: {api_key_env: sk-12}\n",
+            "r.yaml: engine.api_key_env: should be the name of an environment variable (letters, digits and _)",
+        ),
+    ],
+)
+def test_values_of_a_recipe_that_no_key_takes(recipe, text, message):
+    assert refusal(recipe(RERANK + text)) == message
+
+
+@pytest.mark.parametrize("host", ["' '", "a b", "localhost:80", "http://here", "[::1]", "-a", "a/b"])
+def test_a_host_that_no_server_can_listen_on(recipe, host):
+    message = refusal(recipe(f"job: serve\nrun_dir: out\nserving: {{host: {host!r}}}\n".replace('"', "")))
+    assert message.startswith("r.yaml: serving.host: ")
+
+
+def test_a_queue_without_a_place(recipe):
+    message = refusal(recipe("job: serve\nrun_dir: out\nserving: {max_queued_requests: 0}\n"))
+    assert message == "r.yaml: serving.max_queued_requests: should be above 0, or -1 for no limit"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "localhost", "node-1.example.org"])
+def test_a_host(recipe, host):
+    assert load_config(recipe("job: serve\nrun_dir: out\n"), [f"serving.host={host}"]).serving.host == host
+
+
+def test_numbers_as_text_and_switches_as_numbers_are_still_taken(recipe):
+    config = load_config(recipe(RERANK + "seed: '12'\nallow_failures: 1\nfirst_stage: {k1: 1e0, depth: 10.0}\n"))
+    assert (config.seed, config.allow_failures, config.first_stage.k1, config.first_stage.depth) == (12, True, 1.0, 10)
