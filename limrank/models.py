@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
+from limrank.files import is_file, is_folder, shown
+from limrank.parsing import clipped
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
 if TYPE_CHECKING:
@@ -72,18 +74,26 @@ def resolve(name: str, *, weights: bool = True) -> Path:
     """
     if is_uri(name):
         return _from_store(name, weights)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / MODEL_CONFIG).is_file():
+    path = _local(name)
+    if is_folder(path):
+        if not is_file(path / MODEL_CONFIG):
             raise UserError(f"model {name}: the directory holds no {MODEL_CONFIG}, so it is not a model")
         return path.resolve()
     if name in PACKAGED:
         return fetch(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"model {name}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
+            f"model {shown(name)}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
         )
     return _from_hub(name, weights)
+
+
+def _local(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where there is no such user
+
+
+def _is_folder(name: str) -> bool:
+    return is_folder(_local(name))
 
 
 def fetch(name: str) -> Path:
@@ -125,7 +135,7 @@ def fingerprint(name: str) -> str:
     The ends are enough: a safetensors file starts with a table of its tensors, and any
     training moves the last ones.
     """
-    if not is_uri(name) and not Path(name).expanduser().is_dir():
+    if not is_uri(name) and not _is_folder(name):
         return name
     return _digest(*_listed(name))
 
@@ -149,7 +159,7 @@ def _listed(name: str) -> tuple[Any, list[Any]]:
     from pyarrow.fs import FileSelector
 
     try:
-        files, path = filesystem(name if is_uri(name) else str(Path(name).expanduser()))
+        files, path = filesystem(name if is_uri(name) else str(_local(name)))
         found = files.get_file_info(FileSelector(path, allow_not_found=True))
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: cannot be read: {first_line(error)}") from error
@@ -170,7 +180,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    if not Path(name).expanduser().is_dir() and name not in PACKAGED:
+    if not _is_folder(name) and name not in PACKAGED:
         return {}
     found: dict[str, tuple[int, ...]] = {}
     for file in resolve(name).glob("*.safetensors"):
@@ -196,8 +206,8 @@ def text_config(name: str) -> PretrainedConfig:
 def served_name(name: str) -> str:
     """The name that a server's clients know a model by: of a directory only its last part,
     so that no path of the server's machine is told."""
-    path = Path(name.partition("?")[0] if is_uri(name) else name).expanduser()
-    return path.name if is_uri(name) or path.is_absolute() or path.is_dir() else name
+    path = _local(name.partition("?")[0] if is_uri(name) else name)
+    return path.name if is_uri(name) or path.is_absolute() or is_folder(path) else name
 
 
 def is_cached(name: str) -> bool:
@@ -248,12 +258,16 @@ def _from_store(uri: str, weights: bool) -> Path:
 
 def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         # Safetensors only: a pickle can run code when it is loaded.
         patterns = ["*.json", "*.txt", "*.model", "*.jinja"] + (["*.safetensors"] if weights else [])
         return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UserError(
+            f"model {shown(name)}: no such directory, and no hub id: {clipped(first_line(error))}"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise UnavailableError(f"model {name}: not on this machine, and the hub did not give it: {reason}") from error

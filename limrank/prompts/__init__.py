@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 
 from limrank.config import is_prompt_text
 from limrank.errors import UserError, first_line
+from limrank.files import kind_of, opened, shown
+from limrank.parsing import decode
+
+LONGEST = 1 << 20
+"""Bytes of a prompt's file."""
 
 
 @lru_cache
@@ -24,19 +28,18 @@ def load(name: str) -> str:
     """
     if is_prompt_text(name):
         return name.removesuffix("\n")
-    packaged = resources.files(__name__) / f"{name}.txt"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8").removesuffix("\n")
-    path = Path(name)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt {name}: cannot be read: {first_line(error)}") from None
     names = sorted(
         entry.name.removesuffix(".txt") for entry in resources.files(__name__).iterdir() if entry.name.endswith(".txt")
     )
-    raise UserError(f"prompt {name}: no such file, and not one of {', '.join(names)}")
+    if name in names:
+        return (resources.files(__name__) / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+    if kind_of(name) != "file":
+        raise UserError(f"prompt {shown(name)}: no such file, and not one of {', '.join(names)}")
+    with opened(name, unpack=False) as file:
+        data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise UserError(f"prompt {shown(name)}: longer than {LONGEST >> 20} MiB, which is no prompt")
+    return decode(data, f"prompt {shown(name)}").removesuffix("\n")
 
 
 def render(name: str, **fields: object) -> str:
