@@ -108,8 +108,9 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message: of a long one the beginning and the end."""
+    """A path for a message, on one line: of a long one the beginning and the end."""
     text = str(path)
+    text = text if text.isprintable() else repr(text)[1:-1]
     half = _LONGEST_SHOWN // 2
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
 

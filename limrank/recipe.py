@@ -26,8 +26,8 @@ from limrank.config import (
     known_fields,
 )
 from limrank.errors import UserError
-from limrank.files import is_file, is_folder, opened
-from limrank.parsing import LARGEST_YAML, GrammarError, brief, clipped, is_unicode, parse_yaml
+from limrank.files import is_file, is_folder, opened, shown
+from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse_yaml
 
 COMPARE_DIR = "runs/compare"
 """Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
@@ -177,11 +177,11 @@ def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
-    source = f"-s {clipped(override)}"
+    source = f"-s {shown(override)}"
     if not equals or not key:
         raise UserError(f"{source}: should be key=value")
     if not text.strip():
-        raise UserError(f"{source}: has no value; {clipped(key)}=null unsets the key")
+        raise UserError(f"{source}: has no value; {shown(key)}=null unsets the key")
     keys = key.split(".")
     _set(values, keys, _override_value(keys, text, source), source)
 
@@ -227,7 +227,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") 
         if below is None:
             below = values[parent] = {}
         if not isinstance(below, dict):
-            raise UserError(f"{source}: {clipped(parent)} is not a section")
+            raise UserError(f"{source}: {shown(parent)} is not a section")
         values = below
     if value is None:
         values.pop(last, None)
@@ -266,7 +266,7 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
 def _key(location: tuple[int | str, ...]) -> str:
     """A fault's place as the recipe's key; pydantic also names the branch of a union."""
     parts = [str(part) for part in location]
-    return clipped(
+    return shown(
         ".".join(
             part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
         )

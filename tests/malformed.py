@@ -431,7 +431,6 @@ def _places() -> Iterator[Case]:
             yield Case("path", f"{key}: {what}", overridden(job, *more, f"{key}={path}"))
     for what, path in PATHS.items():
         yield Case("path", f"recipe: {what}", lambda folder, path=path: ["rerank", path])
-        yield Case("path", f"failures: {what}", lambda folder, path=path: ["failures", path])
         yield Case("path", f"--compare: {what}", lambda folder, path=path: ["evaluate", "--compare", path, "other"])
 
 

@@ -12,7 +12,6 @@ from importlib import resources
 from limrank.config import is_prompt_text
 from limrank.errors import UserError, first_line
 from limrank.files import kind_of, opened, shown
-from limrank.parsing import decode
 
 LONGEST = 1 << 20
 """Bytes of a prompt's file."""
@@ -39,7 +38,10 @@ def load(name: str) -> str:
         data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise UserError(f"prompt {shown(name)}: longer than {LONGEST >> 20} MiB, which is no prompt")
-    return decode(data, f"prompt {shown(name)}").removesuffix("\n")
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt {shown(name)}: cannot be read: {first_line(error)}") from None
 
 
 def render(name: str, **fields: object) -> str:

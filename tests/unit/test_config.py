@@ -340,7 +340,7 @@ def test_an_override_without_a_value(recipe, key):
         ("first_stage.k1=nan", "r.yaml: first_stage.k1: input should be a finite number (got 'nan')"),
         ("first_stage.k1=true", "r.yaml: first_stage.k1: should not be true"),
         ("workers.replicas=[true, 4]", "r.yaml: workers.replicas: should not be true"),
-        ("data.path=\udc80", "-s data.path=\udc80: not UTF-8 text"),
+        ("data.path=\udc80", "-s data.path=\\udc80: not UTF-8 text"),
         ("data.path=a\0b", "r.yaml: data.path: holds a NUL or half a character, which is no text"),
         (
             "engine.startup_timeout_s=1e300",
