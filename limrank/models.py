@@ -26,7 +26,7 @@ from limrank.parsing import clipped
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MODEL_CONFIG = "config.json"
 """By this file a directory is a model; where limrank writes one, it comes last."""
@@ -176,16 +176,19 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     not on this machine.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or its weights cannot be read.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not _is_folder(name) and name not in PACKAGED:
         return {}
     found: dict[str, tuple[int, ...]] = {}
     for file in resolve(name).glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"model {shown(name)}: {file.name} cannot be read: {clipped(first_line(error))}") from None
     return found
 
 
@@ -199,8 +202,25 @@ def text_config(name: str) -> PretrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(resolve(name, weights=False), trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name}: its config cannot be read: {first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # what transformers raises depends on what is damaged
+        raise UserError(f"model {shown(name)}: its config cannot be read: {clipped(first_line(error))}") from error
+
+
+def tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A model's tokenizer; no weights are fetched for it.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve(str(name), weights=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise UserError(f"model {shown(name)}: its tokenizer cannot be read: {clipped(first_line(error))}") from error
 
 
 def served_name(name: str) -> str:

@@ -449,12 +449,153 @@ def _with_model(model: str) -> Callable[[Path], list[str]]:
     return overridden("rerank", "scoring.mode=direct", "engine.kind=vllm", f"model.id={model}")
 
 
+# ---- tables and models ---------------------------------------------------------------
+
+PARQUET = {"pairs.parquet": "rerank", "seeds.parquet": "synthesize", "train.parquet": "train"}
+_READS[("rerank", "pairs.parquet")] = ["data.format=pairs", "data.path=pairs.parquet"]
+_READS[("synthesize", "seeds.parquet")] = ["synthesis.seeds=seeds.parquet"]
+_READS[("train", "train.parquet")] = ["training.train_file=train.parquet"]
+
+PAIR = {"query_id": ["q1"], "query": ["a"], "doc_id": ["d1"], "text": ["b"]}
+SEED = {"id": ["s1"], "query": ["a"], "passage": ["b"]}
+EXAMPLE = {"prompt": ["a"], "completion": ["</think> true"]}
+
+
+COLUMNS: dict[str, list[tuple[str, dict[str, list]]]] = {
+    "pairs.parquet": [
+        ("no rows", {key: PAIR[key][:0] for key in PAIR}),
+        *((f"{key} null", PAIR | {key: [None]}) for key in PAIR),
+        *((f"{key} list", PAIR | {key: [["a"]]}) for key in PAIR),
+        *((f"{key} object", PAIR | {key: [{"a": 1}]}) for key in PAIR),
+        *((f"{key} bytes", PAIR | {key: [b"\xff"]}) for key in PAIR),
+        *((f"{key} float", PAIR | {key: [1.5]}) for key in PAIR),
+        *((f"{key} true", PAIR | {key: [True]}) for key in PAIR),
+        *((f"{key} missing", {other: PAIR[other] for other in PAIR if other != key}) for key in PAIR),
+        *((f"score {value}", PAIR | {"score": [value]}) for value in (float("nan"), float("inf"), "high", True, [1.0])),
+        *(
+            (f"{key} {value!r}", PAIR | {key: [value]})
+            for key in ("query_id", "doc_id")
+            for value in ("", " ", "a\tb", "a\0b")
+        ),
+        ("id of 5,000 characters", PAIR | {"doc_id": ["d" * 5000]}),
+        ("a pair twice", {key: PAIR[key] * 2 for key in PAIR}),
+    ],
+    "seeds.parquet": [
+        ("no rows", {key: SEED[key][:0] for key in SEED}),
+        *((f"{key} null", SEED | {key: [None]}) for key in ("query", "passage")),
+        *((f"{key} list", SEED | {key: [["a"]]}) for key in SEED),
+        *((f"{key} bytes", SEED | {key: [b"\xff"]}) for key in SEED),
+        *((f"{key} float", SEED | {key: [1.5]}) for key in SEED),
+        *((f"{key} missing", {other: SEED[other] for other in SEED if other != key}) for key in ("query", "passage")),
+    ],
+    "train.parquet": [
+        ("no rows", {key: EXAMPLE[key][:0] for key in EXAMPLE}),
+        *((f"{key} null", EXAMPLE | {key: [None]}) for key in EXAMPLE),
+        *((f"{key} list", EXAMPLE | {key: [["a"]]}) for key in EXAMPLE),
+        *((f"{key} bytes", EXAMPLE | {key: [b"\xff"]}) for key in EXAMPLE),
+        *((f"{key} missing", {other: EXAMPLE[other] for other in EXAMPLE if other != key}) for key in EXAMPLE),
+    ],
+}
+"""Tables that no job takes, by the file."""
+
+
+def _table(columns: dict[str, list]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), path)
+
+    return write
+
+
+def _dates(path: Path) -> None:
+    """A time that no Python object holds, where a text is meant."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = "prompt" if path.name == "train.parquet" else "query"
+    good = {"pairs.parquet": PAIR, "seeds.parquet": SEED, "train.parquet": EXAMPLE}[path.name]
+    times = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table(good | {name: times}), path)
+
+
+def _damaged(path: Path) -> None:
+    """A table whose pages are not what its end says."""
+    columns = {"pairs.parquet": PAIR, "seeds.parquet": SEED, "train.parquet": EXAMPLE}[path.name]
+    _table({key: [f"{value}{row}" for row in range(500) for value in values] for key, values in columns.items()})(path)
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    _damaged(path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _tables() -> Iterator[Case]:
+    for name, job in PARQUET.items():
+        for what, content in WHOLE_FILES.items():
+            yield Case("parquet", f"{name}: {what}", _tried(job, name, content))
+        for what, make in ({"damaged": _damaged, "cut off": _cut, "dates": _dates} | PLACES).items():
+            yield Case("parquet", f"{name}: {what}", _tried(job, name, make))
+        for what, columns in COLUMNS[name]:
+            yield Case("parquet", f"{name}: {what}", _tried(job, name, _table(columns)))
+
+
+SAVED = {
+    "state.json": b'{"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "a", "_format_columns": null, '
+    b'"_format_kwargs": {}, "_format_type": null, "_output_all_columns": false, "_split": "train"}',
+    "dataset_info.json": b"{}",
+    "data-00000-of-00001.arrow": b"",
+}
+"""The files of a folder that ``datasets`` saved, of which the rows are damaged."""
+
+SAVED_READS = {
+    "rerank": ["data.format=pairs", "data.path=saved"],
+    "synthesize": ["synthesis.seeds=saved"],
+    "train": ["training.train_file=saved"],
+}
+
+
+def _saved() -> Iterator[Case]:
+    for job, overrides in SAVED_READS.items():
+        for name in (*SAVED, "dataset_dict.json"):
+            for what, content in ({"missing": None} | WHOLE_FILES).items():
+                files = {key: value for key, value in (SAVED | {name: content}).items() if value is not None}
+                yield Case("saved dataset", f"{name} {what} ({job})", _in_folder(job, "saved", files, overrides))
+
+
+MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer_config.json": b"{}", "tokenizer.json": b"{}"}
+MODEL_READS = {"rerank": ["scoring.mode=direct", "engine.kind=vllm", "model.id=model"], "train": ["model.id=model"]}
+
+
+def _models() -> Iterator[Case]:
+    for job, overrides in MODEL_READS.items():
+        for name in MODEL:
+            for what, content in ({"missing": None} | WHOLE_FILES).items():
+                files = {key: value for key, value in (MODEL | {name: content}).items() if value is not None}
+                yield Case("model", f"{name} {what} ({job})", _in_folder(job, "model", files, overrides))
+
+
+def _in_folder(job: str, folder: str, files: dict[str, bytes], overrides: list[str]) -> Callable[[Path], list[str]]:
+    def prepare(place: Path) -> list[str]:
+        arguments = overridden(job, *overrides)(place)
+        (place / folder).mkdir()
+        for name, content in files.items():
+            (place / folder / name).write_bytes(content)
+        return arguments
+
+    return prepare
+
+
 MORE: list[Case] = []
 """Cases of any kind, one by one."""
 
 
 def all_cases() -> list[Case]:
-    return [*_files(), *_overrides(), *_places(), *_missing(), *MORE]
+    return [*_files(), *_overrides(), *_places(), *_missing(), *_tables(), *_saved(), *_models(), *MORE]
 
 
 def main(words: list[str]) -> int:

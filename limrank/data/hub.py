@@ -15,10 +15,12 @@ Every function takes ``path``: a local directory of the repository's layout (its
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from limrank.data.beir import excluded_ids, judged_benchmark
-from limrank.errors import UnavailableError, UserError
+from limrank.errors import LimrankError, UnavailableError, UserError, first_line
+from limrank.parsing import brief, clipped
 from limrank.records import Benchmark, Document, Qrels, Query, Run
 
 BRIGHT_SUBSETS = (
@@ -53,26 +55,51 @@ def load(name: str, split: str = "test", path: str | None = None) -> Benchmark:
     if split != "test":
         raise UserError(f"data.split: {name} has no split {split!r}, only test")
     family, _, part = name.partition("/")
-    if family == "bright":
-        return _bright(part, path)
-    return _followir(part, path) if family == "followir" else _litsearch(path)
+    with _as_published(path or name):
+        if family == "bright":
+            return _bright(part, path)
+        return _followir(part, path) if family == "followir" else _litsearch(path)
 
 
 def flipped(name: str, path: str | None = None) -> dict[str, list[str]]:
     """FollowIR's ``qrel_diff``: for each topic (a bare id) the documents that are relevant
     under the original instruction and no longer under the changed one."""
     rows = _followir_rows(_followir_repository(name), "qrel_diff", path)
-    return {str(row["query-id"]): [str(doc_id) for doc_id in row["corpus-ids"]] for row in rows}
+    with _as_published(path or name):
+        return {str(row["query-id"]): [str(doc_id) for doc_id in row["corpus-ids"]] for row in rows}
 
 
 def top_ranked(name: str, path: str | None = None) -> Run:
     """FollowIR's candidates to rerank: 1000 documents for each query (``-og`` and
     ``-changed``), as a run whose scores are the negated places in the published list."""
     rows = _followir_rows(_followir_repository(name), "top_ranked", path)
-    return {
-        str(row["query-id"]): {str(doc_id): -float(place) for place, doc_id in enumerate(row["corpus-ids"], start=1)}
-        for row in rows
-    }
+    with _as_published(path or name):
+        return {
+            str(row["query-id"]): {
+                str(doc_id): -float(place) for place, doc_id in enumerate(row["corpus-ids"], start=1)
+            }
+            for row in rows
+        }
+
+
+@contextmanager
+def _as_published(source: str) -> Iterator[None]:
+    """Rows that are not as the table above says, or cannot be read, are the fault of their source."""
+    try:
+        yield
+    except LimrankError:
+        raise
+    except KeyError as error:
+        raise UserError(f"data: {source}: a row without {clipped(first_line(error))}") from None
+    except Exception as error:  # what datasets raises depends on what is damaged
+        raise UserError(f"data: {source}: a row cannot be read: {clipped(first_line(error))}") from None
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise UserError(f"data: {key} should be text, not {brief(value)}")
+    return value
 
 
 def _bright(subset: str, path: str | None) -> Benchmark:
@@ -81,9 +108,11 @@ def _bright(subset: str, path: str | None) -> Benchmark:
     qrels: Qrels = {}
     for row in _rows(repository, "examples", subset, path):
         query_id = str(row["id"])
-        queries.append(Query(query_id, row["query"], excluded=excluded_ids(row["excluded_ids"])))
+        queries.append(Query(query_id, _text(row, "query"), excluded=excluded_ids(row["excluded_ids"])))
         qrels[query_id] = dict.fromkeys(row["gold_ids"], 1)
-    documents = [Document(row["id"], row["content"]) for row in _rows(repository, "documents", subset, path)]
+    documents = [
+        Document(_text(row, "id"), _text(row, "content")) for row in _rows(repository, "documents", subset, path)
+    ]
     return judged_benchmark(f"bright/{subset}", documents, queries, qrels)
 
 
@@ -94,7 +123,7 @@ def _litsearch(path: str | None) -> Benchmark:
     queries: list[Query] = []
     qrels: Qrels = {}
     for number, row in enumerate(_rows(repository, "query", "full", path)):
-        queries.append(Query(str(number), row["query"]))
+        queries.append(Query(str(number), _text(row, "query")))
         qrels[str(number)] = {str(doc_id): 1 for doc_id in row["corpusids"]}
     documents = [
         Document(str(row["corpusid"]), row["abstract"] or "", title=row["title"] or "")
@@ -108,7 +137,7 @@ def _followir(collection: str, path: str | None) -> Benchmark:
     repository = _followir_repository(name)
     instructions = {str(row["query-id"]): row["instruction"] for row in _followir_rows(repository, "instruction", path)}
     queries = [
-        Query(query_id, row["text"], instruction=instructions.get(query_id) or "")
+        Query(query_id, _text(row, "text"), instruction=instructions.get(query_id) or "")
         for row in _followir_rows(repository, "queries", path)
         for query_id in [_id(row)]
     ]
@@ -116,7 +145,7 @@ def _followir(collection: str, path: str | None) -> Benchmark:
     for row in _followir_rows(repository, "default", path):
         qrels.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row["score"])
     documents = [
-        Document(_id(row), row["text"], title=row.get("title") or "")
+        Document(_id(row), _text(row, "text"), title=row.get("title") or "")
         for row in _followir_rows(repository, "corpus", path)
     ]
     return judged_benchmark(name, documents, queries, qrels)
@@ -164,10 +193,10 @@ def _load(repository: str, config: str, path: str | None) -> dict[str, Iterable[
     source = path or repository
     try:
         return datasets.load_dataset(source, config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of files that are here, by what is damaged
         # datasets raises ConnectionError (an OSError) where the hub cannot be reached, a
         # FileNotFoundError for a repository and a ValueError for a config that is not there.
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        reason = clipped(first_line(cause))
         kind = UnavailableError if isinstance(error, ConnectionError) else UserError
         raise kind(f"data.name: cannot load {config!r} of {source}: {reason}") from None

@@ -87,14 +87,13 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
-    """The tokenizer that the engine would use, without the engine."""
+    """The tokenizer that the engine would use, without the engine. Raises UserError as
+    :func:`limrank.models.tokenizer` does."""
     if engine.kind == "fake":
         from limrank.engines.fake import ByteTokenizer
 
         return ByteTokenizer()
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(models.resolve(model.id, weights=False), trust_remote_code=False)
+    return models.tokenizer(model.id)
 
 
 def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:

@@ -39,9 +39,7 @@ class OpenAIEngine:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(models.resolve(self._model.id, weights=False), trust_remote_code=False)
+        return models.tokenizer(self._model.id)
 
     @property
     def limits(self) -> Limits:

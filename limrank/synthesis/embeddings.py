@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.errors import UserError, first_line
+from limrank.parsing import clipped
 from limrank.synthesis.words import words
 
 if TYPE_CHECKING:
@@ -106,10 +107,13 @@ def sentence_embeddings(name: str, texts: Sequence[str], *, device: str | None =
 def _encode(directory: Path, texts: Sequence[str], device: str) -> np.ndarray:
     import numpy as np
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    tokenizer = models.tokenizer(directory)
+    try:
+        model = AutoModel.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    except Exception as error:  # what transformers raises depends on what is damaged
+        raise UserError(f"synthesis.embedder: {directory}: cannot be loaded: {clipped(first_line(error))}") from error
     model.to(device)
     vectors = []
     for start in range(0, len(texts), _BATCH):

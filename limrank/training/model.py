@@ -28,9 +28,9 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
         UserError: a label is not one token after ``</think>``, or there is no
             end-of-sequence token: such a model cannot become this kind of reranker.
     """
-    from transformers import AddedToken, AutoTokenizer
+    from transformers import AddedToken
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    tokenizer = models.tokenizer(model_dir)
     known = tokenizer.get_vocab()
     missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in known]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
@@ -87,6 +87,7 @@ def make_trainable(model: PreTrainedModel, training: TrainingConfig, added: list
 
 
 def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     attention.register()
@@ -104,7 +105,7 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(
             f"model {model_dir}: limrank cannot train models of this kind: they choose their own attention"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"model {model_dir}: cannot be loaded: {first_line(error)}") from error
 
 

@@ -32,9 +32,9 @@ from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
 from limrank.data.json_array import begins_array, read_array
 from limrank.data.parts import open_parts
-from limrank.errors import UnavailableError, UserError
+from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of
-from limrank.parsing import brief
+from limrank.parsing import brief, clipped
 from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
 
@@ -153,7 +153,7 @@ def _records(batch: Any, name: str, before: int) -> Iterable[dict[str, Any]]:
     """The rows of an Arrow batch or table, of which ``before`` are gone."""
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         return _records_one_by_one(batch, name, before)
 
 
@@ -163,6 +163,8 @@ def _records_one_by_one(batch: Any, name: str, before: int) -> Iterator[dict[str
             (record,) = batch.slice(index, 1).to_pylist()
         except UnicodeDecodeError:
             raise UserError(f"{name}: row {before + index + 1}: not UTF-8 text") from None
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{name}: row {before + index + 1}: cannot be read: {clipped(first_line(error))}") from None
         yield record
 
 

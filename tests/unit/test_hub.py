@@ -147,3 +147,21 @@ def test_the_fingerprint_asks_nobody(tmp_path):
     data = DataConfig(format="hub", name="bright/pony")
     assert benchmarks.fingerprint(data) == benchmarks.fingerprint(data)
     assert benchmarks.fingerprint(data) != benchmarks.fingerprint(DataConfig(format="hub", name="bright/aops"))
+
+
+GOOD_EXAMPLE = {"query": "a", "id": "0", "excluded_ids": ["N/A"], "gold_ids": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({key: value for key, value in GOOD_EXAMPLE.items() if key != "gold_ids"}, "a row without 'gold_ids'"),
+        (GOOD_EXAMPLE | {"query": None}, "query should be text, not None"),
+        (GOOD_EXAMPLE | {"query": 5}, "query should be text, not 5"),
+        (GOOD_EXAMPLE | {"gold_ids": 5}, "a row cannot be read: 'int' object is not iterable"),
+    ],
+)
+def test_rows_that_are_not_as_published(tmp_path, example, message):
+    configs = {"examples": {"pony": [example]}, "documents": {"pony": [{"id": "x", "content": "y"}]}}
+    with pytest.raises(UserError, match=message):
+        hub.load("bright/pony", path=repository(tmp_path / "BRIGHT", configs))
