@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.errors import UserError, first_line
-from limrank.parsing import clipped
 from limrank.synthesis.words import words
 
 if TYPE_CHECKING:
@@ -110,10 +109,7 @@ def _encode(directory: Path, texts: Sequence[str], device: str) -> np.ndarray:
     from transformers import AutoModel
 
     tokenizer = models.tokenizer(directory)
-    try:
-        model = AutoModel.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # what transformers raises depends on what is damaged
-        raise UserError(f"synthesis.embedder: {directory}: cannot be loaded: {clipped(first_line(error))}") from error
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
     model.to(device)
     vectors = []
     for start in range(0, len(texts), _BATCH):
