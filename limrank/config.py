@@ -218,6 +218,15 @@ def _variable(name: str) -> str:
     return name
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # brackets that are no IPv6 address, or a port out of range
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.split() == [url]
+
+
 class EngineConfig(Section):
     kind: Literal["vllm", "openai", "serve", "fake"] = "vllm"
     base_url: str | None = Field(
@@ -252,6 +261,9 @@ class EngineConfig(Section):
     def _endpoint_given(self) -> EngineConfig:
         if self.kind == "openai" and not self.base_url:
             raise ValueError("engine.base_url is needed for engine.kind=openai")
+        if self.kind == "openai" and not _is_http(self.base_url):
+            # Not shown: whatever else it may be, it may hold a password.
+            raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
         return self
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 from limrank.data import beir, hub
 from limrank.data.trec import read_qrels
 from limrank.errors import UserError
+from limrank.files import kind_of
 from limrank.synthesis.repeats import MIN_WORDS, TextIndex
 from limrank.synthesis.words import count, words
 
@@ -137,7 +138,7 @@ class _Part:
 
 def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
     """The ids of the queries that are judged, and of the documents judged relevant."""
-    if not folder.is_dir():
+    if kind_of(folder) != "folder":
         raise UserError(f"{folder}: no such folder; a benchmark is a BEIR folder with queries.jsonl and qrels")
     files = _benchmark_files(folder) if split is None else [beir.find_qrels(folder, split)]
     judged: set[str] = set()
@@ -185,7 +186,7 @@ def _queries(folder: Path, judged: set[str], warnings: list[str]) -> list[_Text]
 
 
 def _documents(folder: Path, relevant: set[str], warnings: list[str]) -> list[_Text]:
-    file = next((file for name in ("corpus.jsonl", "corpus.jsonl.gz") if (file := folder / name).is_file()), None)
+    file = next((file for name in ("corpus.jsonl", "corpus.jsonl.gz") if kind_of(file := folder / name) == "file"), None)
     documents = beir.scan_corpus(file) if file else ()
     found = [(folder.name, each.doc_id, each.contents) for each in documents if each.doc_id in relevant]
     if lost := len(relevant) - len(found):

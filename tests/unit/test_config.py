@@ -405,6 +405,24 @@ def test_values_of_a_recipe_that_no_key_takes(recipe, text, message):
     assert refusal(recipe(RERANK + text)) == message
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "host/v1", "ftp://host", "http://", "http:///v1", "http://h:99999", "http://h:x", "http://[::1"]
+    + ["http://a b/v1", "http://h:0", "http://h/v1\n", "https//host", "//host"],
+)
+def test_an_endpoint_that_is_no_url(recipe, url):
+    message = refusal(recipe(RERANK), ["engine.kind=openai", f"engine.base_url={url}"])
+    assert message == "r.yaml: engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://host", "http://[::1]:80/v1", "HTTP://host/v1?x=y"]
+)
+def test_an_endpoint(recipe, url):
+    config = load_config(recipe(RERANK), ["engine.kind=openai", f"engine.base_url={url}"])
+    assert config.engine.base_url == url
+
+
 @pytest.mark.parametrize("host", ["' '", "a b", "localhost:80", "http://here", "[::1]", "-a", "a/b"])
 def test_a_host_that_no_server_can_listen_on(recipe, host):
     message = refusal(recipe(f"job: serve\nrun_dir: out\nserving: {{host: {host!r}}}\n".replace('"', "")))
