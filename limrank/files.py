@@ -58,6 +58,20 @@ def is_folder(path: str | Path) -> bool:
     return _kind_or_none(path) == "folder"
 
 
+def listed(folder: str | Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is no such folder.
+
+    Raises:
+        UserError: it may not be looked into, or it is none.
+    """
+    try:
+        return sorted(Path(folder).iterdir())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from None
+
+
 def _kind_or_none(path: str | Path) -> Kind | None:
     try:
         return kind_of(path)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_file, is_folder, shown
+from limrank.files import is_folder, kind_of, shown
 from limrank.parsing import clipped
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
@@ -76,7 +76,7 @@ def resolve(name: str, *, weights: bool = True) -> Path:
         return _from_store(name, weights)
     path = _local(name)
     if is_folder(path):
-        if not is_file(path / MODEL_CONFIG):
+        if kind_of(path / MODEL_CONFIG) != "file":
             raise UserError(f"model {name}: the directory holds no {MODEL_CONFIG}, so it is not a model")
         return path.resolve()
     if name in PACKAGED:

@@ -425,6 +425,9 @@ def _places() -> Iterator[Case]:
         for what, make in PLACES.items():
             yield Case("place", f"{name}: {what}", _tried(job, name, make))
         yield Case("place", f"{name}: not to be read", _tried(job, name, lambda path: path.touch(0)), as_nobody=True)
+    for folder, job in (("data", "rerank"), ("data/qrels", "rerank"), ("data", "evaluate"), ("model", "rerank")):
+        overrides = MODEL_READS[job] if folder == "model" else ()
+        yield Case("place", f"{folder}: not to be entered ({job})", _closed(folder, job, overrides), as_nobody=True)
     for key, job in PATH_KEYS.items():
         more = ["first_stage.kind=run"] if key == "first_stage.path" else []
         for what, path in PATHS.items():
@@ -432,6 +435,18 @@ def _places() -> Iterator[Case]:
     for what, path in PATHS.items():
         yield Case("path", f"recipe: {what}", lambda folder, path=path: ["rerank", path])
         yield Case("path", f"--compare: {what}", lambda folder, path=path: ["evaluate", "--compare", path, "other"])
+
+
+def _closed(folder: str, job: str, overrides: list[str] | tuple[()]) -> Callable[[Path], list[str]]:
+    prepare = overridden(job, *overrides)
+
+    def closed(place: Path) -> list[str]:
+        arguments = prepare(place)
+        (place / folder).mkdir(exist_ok=True)
+        (place / folder).chmod(0)
+        return arguments
+
+    return closed
 
 
 def _missing() -> Iterator[Case]:

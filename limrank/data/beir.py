@@ -14,7 +14,7 @@ from typing import Any
 
 from limrank.data.trec import id_fault, read_lines, read_qrels
 from limrank.errors import UserError
-from limrank.files import kind_of
+from limrank.files import kind_of, listed
 from limrank.parsing import brief, parse_json
 from limrank.records import Benchmark, Document, Qrels, Query
 
@@ -84,7 +84,7 @@ def find_qrels(folder: Path, split: str) -> Path | None:
 
 def splits(folder: Path) -> dict[str, Path]:
     """The judgement files of a folder by split, in the order of their names."""
-    files = (file for pattern in ("*.tsv", "*.tsv.gz") for file in (folder / "qrels").glob(pattern))
+    files = (file for file in listed(folder / "qrels") if file.name.removesuffix(".gz").endswith(".tsv"))
     return dict(sorted((file.name.removesuffix(".gz").removesuffix(".tsv"), file) for file in files))
 
 

@@ -186,7 +186,9 @@ def _queries(folder: Path, judged: set[str], warnings: list[str]) -> list[_Text]
 
 
 def _documents(folder: Path, relevant: set[str], warnings: list[str]) -> list[_Text]:
-    file = next((file for name in ("corpus.jsonl", "corpus.jsonl.gz") if kind_of(file := folder / name) == "file"), None)
+    file = next(
+        (file for name in ("corpus.jsonl", "corpus.jsonl.gz") if kind_of(file := folder / name) == "file"), None
+    )
     documents = beir.scan_corpus(file) if file else ()
     found = [(folder.name, each.doc_id, each.contents) for each in documents if each.doc_id in relevant]
     if lost := len(relevant) - len(found):
