@@ -14,6 +14,7 @@ A case more is a line in a list: a file in one of the folders, an entry of a dic
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -418,10 +419,15 @@ PATHS = {
 }
 
 
+def _job_of(name: str) -> str:
+    """A job that reads a file of :data:`GOOD`, or the recipe."""
+    jobs = {"run": "evaluate", "seeds": "synthesize", "personas": "synthesize", "train": "train"}
+    return next((job for start, job in jobs.items() if name.startswith(start)), "rerank")
+
+
 def _places() -> Iterator[Case]:
-    reads = {"data/": "rerank", "run": "evaluate", "seeds": "synthesize", "personas": "synthesize", "train": "train"}
     for name in FILES:
-        job = next(job for start, job in reads.items() if name.startswith(start))
+        job = _job_of(name)
         for what, make in PLACES.items():
             yield Case("place", f"{name}: {what}", _tried(job, name, make))
         yield Case("place", f"{name}: not to be read", _tried(job, name, lambda path: path.touch(0)), as_nobody=True)
@@ -605,12 +611,43 @@ def _in_folder(job: str, folder: str, files: dict[str, bytes], overrides: list[s
     return prepare
 
 
+LONG_TEXTS = {
+    "data/queries.jsonl": b'{"_id": "q1", "text": "%s"}\n',
+    "seeds.jsonl": b'{"query": "%s", "passage": "b"}\n',
+    "personas.jsonl": b'{"persona": "%s"}\n',
+    "train.jsonl": b'{"%s": "a"}\n',
+    "run.json": b'{"%s": {"d1": 1}}\n',
+    "run.trec": b"%s",
+    "data/qrels/test.tsv": b"q1\t%s\t1\n",
+    "r.yaml": b"%s",
+}
+"""Fields for 50 MB that no model reads, and no file of a run holds."""
+
+
+def _long() -> Iterator[Case]:
+    for name, record in LONG_TEXTS.items():
+        yield Case("50 MB", name, _tried(_job_of(name), name, _with_long(record)))
+    for name in ("data/corpus.jsonl", "data/queries.jsonl"):
+        yield Case("50 MB", f"{name}.gz: nothing but zeros", _tried("rerank", name, _zeros))
+
+
+def _with_long(record: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(record % (b"word " * 10_000_000)) and None
+
+
+def _zeros(path: Path) -> None:
+    """A quarter of a gigabyte without a line end, packed into a quarter of a megabyte."""
+    with gzip.open(path.with_name(f"{path.name}.gz"), "wb", 1) as file:
+        for _ in range(256):
+            file.write(bytes(1 << 20))
+
+
 MORE: list[Case] = []
 """Cases of any kind, one by one."""
 
 
 def all_cases() -> list[Case]:
-    return [*_files(), *_overrides(), *_places(), *_missing(), *_tables(), *_saved(), *_models(), *MORE]
+    return [*_files(), *_overrides(), *_places(), *_missing(), *_tables(), *_saved(), *_models(), *_long(), *MORE]
 
 
 def main(words: list[str]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from limrank.data.trec import id_fault, read_lines, read_qrels
+from limrank.data.trec import check_length, id_fault, read_lines, read_qrels
 from limrank.errors import UserError
 from limrank.files import kind_of, listed
 from limrank.parsing import brief, parse_json
@@ -115,18 +115,18 @@ def scan_corpus(path: str | Path) -> Iterator[Document]:
 
 def read_queries(path: str | Path) -> list[Query]:
     """The queries of ``queries.jsonl``, in the order of the file."""
-    queries = [
-        Query(
-            query_id,
-            _string(record, "text", where),
-            instruction=_string(record, "instruction", where, needed=False),
-            excluded=_excluded(record, where),
-        )
-        for query_id, record, where in _identified(path)
-    ]
+    queries = [_query(query_id, record, where) for query_id, record, where in _identified(path)]
     if not queries:
         raise UserError(f"{path}: there are no queries")
     return queries
+
+
+def _query(query_id: str, record: dict[str, Any], where: str) -> Query:
+    text = _string(record, "text", where)
+    instruction = _string(record, "instruction", where, needed=False)
+    check_length("text", text, where)
+    check_length("instruction", instruction, where)
+    return Query(query_id, text, instruction=instruction, excluded=_excluded(record, where))
 
 
 def write_queries(path: str | Path, queries: list[Query]) -> None:

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from limrank.data.parts import Part, open_parts
-from limrank.data.trec import id_fault
+from limrank.data.trec import check_length, id_fault
 from limrank.errors import UserError, first_line
 from limrank.parsing import brief
 from limrank.records import Candidate, Query
@@ -201,6 +201,8 @@ class _Group:
     """The rows of one query, as they come."""
 
     def __init__(self, row: dict[str, Any], where: _Where) -> None:
+        for name in ("query", "instruction"):
+            check_length(name, row.get(name) or "", str(where))
         self.query = Query(row["query_id"], row["query"], row.get("instruction") or "")
         self._began = where
         self._passages: dict[str, tuple[str, float | None]] = {}

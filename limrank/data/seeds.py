@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank.data import beir, parts, saved
-from limrank.data.trec import read_lines, read_qrels
+from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, shown
 from limrank.parsing import brief, clipped
@@ -114,7 +114,10 @@ def load_personas(path: str | None) -> list[Persona]:
             for persona_id, where, record in _identified(_jsonl_rows(path), "id")
         ]
     else:
-        personas = [Persona(str(number), line.strip()) for number, line in read_lines(path)]
+        personas = []
+        for number, line in read_lines(path):
+            check_length("a persona", line, f"{path}:{number}")
+            personas.append(Persona(str(number), line.strip()))
     if not personas:
         raise UserError(f"{path}: there are no personas")
     return personas
@@ -253,6 +256,8 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
         raise UserError(f"{where}: {key} is of type {type(value).__name__}; it should be a string")
     if not value.strip():
         raise UserError(f"{where}: {key} is empty")
+    if key != "passage":  # of which a prompt may leave out the end
+        check_length(key, value, where)
     return value
 
 

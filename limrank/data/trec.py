@@ -22,6 +22,9 @@ BEIR_HEADER = ["query-id", "corpus-id", "score"]
 LONGEST_ID = 1000
 """Characters."""
 
+LONGEST_QUERY = 1 << 20
+"""Characters. A query is never cut, and no model's context holds more."""
+
 LONGEST_LINE = 1 << 27
 """Bytes. What has no line end after so many is no text file, or packed to harm."""
 
@@ -163,6 +166,12 @@ def id_fault(an_id: str) -> str | None:
     if "\0" in an_id:
         return "holds a NUL"
     return f"has more than {LONGEST_ID} characters" if len(an_id) > LONGEST_ID else None
+
+
+def check_length(name: str, text: str, where: str) -> None:
+    """Raises UserError for a text that every prompt holds whole, and that is longer than any."""
+    if len(text) > LONGEST_QUERY:
+        raise UserError(f"{where}: {name} has {len(text)} characters: no model reads more than {LONGEST_QUERY} of it")
 
 
 def _check_ids(where: str, query_id: str, doc_id: str) -> None:
