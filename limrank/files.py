@@ -98,12 +98,13 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
         raise UserError(f"{shown(path)}: no such {what}") from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
+        os.close(descriptor)
+        raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file")
+    os.set_blocking(descriptor, True)
     try:
         with open(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode
-            if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
-                raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file")
-            os.set_blocking(descriptor, True)
             if unpack and str(path).endswith(".gz"):
                 with gzip.GzipFile(fileobj=file) as unpacked:
                     yield unpacked  # type: ignore[misc]

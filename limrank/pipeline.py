@@ -33,6 +33,7 @@ from limrank.errors import UserError
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
 from limrank.progress import Event, Progress
+from limrank.recipe import checked
 from limrank.records import Query
 from limrank.resources import claim
 from limrank.result import JobResult
@@ -145,51 +146,68 @@ def plan(config: PipelineJob) -> dict[str, Any]:
 
 
 def stage_configs(config: PipelineJob) -> dict[str, Any]:
-    """The job config of each stage; a run directory each below the pipeline's."""
+    """The job config of each stage; a run directory each below the pipeline's.
+
+    Raises:
+        UserError: a stage's job takes no such values.
+    """
     if is_uri(config.run_dir):
         raise UserError(f"run_dir {config.run_dir}: training writes local files, so a pipeline needs a local path")
     root = Path(config.run_dir)
     common = {"seed": config.seed, "allow_failures": config.allow_failures}
     scored = {"data": config.data, "engine": config.engine, "workers": config.workers, **common}
-    rerank = RerankJob(
-        run_dir=str(root / "rerank-base"),
-        first_stage=config.first_stage,
-        model=config.model,
-        scoring=config.scoring,
-        **scored,
+    rerank = checked(
+        RerankJob,
+        {
+            "run_dir": str(root / "rerank-base"),
+            "first_stage": config.first_stage,
+            "model": config.model,
+            "scoring": config.scoring,
+            **scored,
+        },
     )
     trained = root / "train"
     tuned = config.model.model_copy(update={"id": str(trained / "model")})
     return {
-        "synthesize": SynthesizeJob(
-            run_dir=str(root / "synthesize"),
-            model=config.model,
-            engine=config.engine,
-            workers=config.workers,
-            scoring=config.judge_scoring,
-            synthesis=_decontaminated(config),
-            **common,
+        "synthesize": checked(
+            SynthesizeJob,
+            {
+                "run_dir": str(root / "synthesize"),
+                "model": config.model,
+                "engine": config.engine,
+                "workers": config.workers,
+                "scoring": config.judge_scoring,
+                "synthesis": _decontaminated(config),
+                **common,
+            },
         ),
-        "train": TrainJob(
-            run_dir=str(trained),
-            model=config.model,
-            workers=config.workers,
-            training=config.training.model_copy(update={"train_file": str(root / "synthesize" / "train.jsonl")}),
-            **common,
+        "train": checked(
+            TrainJob,
+            {
+                "run_dir": str(trained),
+                "model": config.model,
+                # The engines' parts of a model; training shares it out by training.sharding.
+                "workers": config.workers.model_copy(update={"tensor_parallel": 1}),
+                "training": config.training.model_copy(update={"train_file": str(root / "synthesize" / "train.jsonl")}),
+                **common,
+            },
         ),
         "first_stage": rerank.model_copy(
             update={"run_dir": str(root / "first-stage"), "scoring": ScoringConfig(mode="none")}
         ),
         "rerank_base": rerank,
         "rerank_tuned": rerank.model_copy(update={"run_dir": str(root / "rerank-tuned"), "model": tuned}),
-        "serve": ServeJob(
-            run_dir=str(root / "serve"),
-            model=tuned,
-            engine=config.engine,
-            scoring=config.scoring,
-            workers=config.workers,
-            serving=config.serving,
-            **common,
+        "serve": checked(
+            ServeJob,
+            {
+                "run_dir": str(root / "serve"),
+                "model": tuned,
+                "engine": config.engine,
+                "scoring": config.scoring,
+                "workers": config.workers,
+                "serving": config.serving,
+                **common,
+            },
         ),
     }
 

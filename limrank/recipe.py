@@ -9,7 +9,7 @@ import difflib
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,8 @@ from limrank.config import (
 from limrank.errors import UserError
 from limrank.files import is_file, is_folder, opened, shown
 from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse_yaml
+
+AJob = TypeVar("AJob", bound=Job)
 
 COMPARE_DIR = "runs/compare"
 """Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
@@ -77,11 +79,15 @@ def _resolve(values: dict[str, Any], overrides: list[str] | tuple[str, ...], job
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Job:
     """A checked config from a plain dictionary with a ``job`` key (see load_config)."""
+    return _absolute_paths(checked(JOBS[values["job"]], values, source), source)
+
+
+def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> AJob:
+    """A job's config of values that are all there. Raises UserError as :func:`load_config`."""
     try:
-        config = JOBS[values["job"]].model_validate(values)
+        return job.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, JOBS[values["job"]], source)) from None
-    return _absolute_paths(config)
+        raise UserError(_explain(error, job, source)) from None
 
 
 def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[str, ...]]:
@@ -116,7 +122,7 @@ def _words(field: Any) -> set[str]:
     return {word for each in literals for word in get_args(each)}
 
 
-def _absolute_paths(config: Job) -> Job:
+def _absolute_paths(config: Job, source: str) -> Job:
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
     # These are a name or a path: a path where there is such a directory or file.
     for key, is_there in (
@@ -131,7 +137,7 @@ def _absolute_paths(config: Job) -> Job:
         value = _value(config, key)
         if value is not None and not is_prompt_text(value) and is_there(os.path.expanduser(value)):
             updates[key] = _absolute(value)
-    return with_values(config, updates)
+    return with_values(config, updates, source)
 
 
 def _value(config: BaseModel, key: str) -> Any:
@@ -148,12 +154,12 @@ def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def with_values(config: Job, updates: dict[str, Any]) -> Job:
-    """A copy of a config with dotted keys set, checked again."""
+def with_values(config: Job, updates: dict[str, Any], source: str = "config") -> Job:
+    """A copy of a config with dotted keys set, checked again. Raises UserError as :func:`load_config`."""
     values = config.model_dump()
     for key, value in updates.items():
         _set(values, key.split("."), value)
-    return type(config).model_validate(values)
+    return checked(type(config), values, source)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -642,7 +642,18 @@ def _zeros(path: Path) -> None:
             file.write(bytes(1 << 20))
 
 
-MORE: list[Case] = []
+MORE: list[Case] = [
+    Case(
+        "-s",
+        "pipeline training.patience without held-out data",
+        overridden("pipeline", "training.patience=2", "training.validation_share=0"),
+        says="training.patience needs held-out data",
+    ),
+    Case(
+        "-s", "pipeline workers.tensor_parallel=2", overridden("pipeline", "workers.tensor_parallel=2"), accepted=True
+    ),
+    Case("path", "too long once it is absolute", overridden("rerank", "data.path=" + "a/" * 2040)),
+]
 """Cases of any kind, one by one."""
 
 
