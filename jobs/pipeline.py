@@ -2,7 +2,7 @@
 
 import sys
 
-from limrank.cli import main
+from limrank.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["pipeline", *sys.argv[1:]]))
+    run(["pipeline", *sys.argv[1:]])

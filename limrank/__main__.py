@@ -1,5 +1,3 @@
-import sys
+from limrank.cli import run
 
-from limrank.cli import main
-
-sys.exit(main())
+run()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from limrank import signals
 from limrank.errors import LimrankError, UnavailableError, UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from limrank.result import JobResult
 
 DONE, FAILED, INPUT_AT_FAULT, ROWS_FAILED = 0, 1, 2, 3
+INTERRUPTED = 130
 
 # The room of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
 _ROOMS = {
@@ -316,7 +318,8 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        code = app(arguments, standalone_mode=False, prog_name="limrank")
+        with signals.stopping():
+            code = app(arguments, standalone_mode=False, prog_name="limrank")
     except UserError as error:
         print(f"limrank: {error}", file=sys.stderr)
         return INPUT_AT_FAULT
@@ -324,10 +327,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"limrank: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        return 130
+        code = INTERRUPTED
     except Exception as error:
         return _usage_error(error)
+    if code == INTERRUPTED and signals.received():
+        print(f"limrank: stopped by {signals.received()}", file=sys.stderr)
+        return signals.exit_code()
     return code if isinstance(code, int) else DONE
+
+
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """The program: :func:`main`, and the end of the process with its code."""
+    code = main(arguments)
+    if signals.received():
+        signals.end_now(code)
+    sys.exit(code)
 
 
 def _usage_error(error: Exception) -> int:
@@ -342,4 +356,4 @@ def _usage_error(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import secrets
 import shlex
 import shutil
+import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import limrank
+from limrank import signals
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
 from limrank.progress import open_progress, parse_json_line
@@ -28,22 +33,56 @@ MIN_LOGICAL_CPUS = 4
 and Ray Data's own small tasks must find a slot beside it."""
 
 
+_STDERR = 2
+"""The file descriptor that a process writes its errors to."""
+
+_THREAD_ENDS_S = 10.0
+"""How long an execution of Ray Data may take to end."""
+
+
 def default_address() -> str:
     return "auto" if os.environ.get("RAY_ADDRESS") else "local"
 
 
-def prepare_environment() -> None:
+def prepare_environment(address: str = "auto") -> None:
     """Settings that Ray reads when it is imported; a person's own are kept.
 
     A cluster that asks for a token (Ray's default since 2.60) refuses clients that do not
     say so themselves; the token lies where ``ray start`` wrote it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread that asks Ray for something after its end must not start another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if address == "local":
+        # By this switch, named for the systems that it is the default on, a node's address is
+        # 127.0.0.1, and all its servers listen there; else they do on every interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        _keep_token_private()
     # Ray Data's actors make Ray's core log an alarm about itself at every start; its
     # errors come as exceptions anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if (Path.home() / ".ray" / "auth_token").is_file() or os.environ.get("RAY_AUTH_TOKEN"):
+    if _token_file().is_file() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _keep_token_private() -> None:
+    """Make the token that Ray would make, readable by nobody else; Ray's own is by everybody."""
+    path = _token_file()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    with contextlib.suppress(OSError):  # a home that cannot be written has no token, and Ray says so
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            path.chmod(0o600)
+        else:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
 
 
 @contextmanager
@@ -57,27 +96,75 @@ def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
     Raises:
         UserError: there is no cluster to attach to, or a node does not see a path.
     """
-    prepare_environment()
+    prepare_environment(address)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if address == "local":
-        cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    else:
-        try:
-            ray.init(address="auto", log_to_driver=False, logging_level="warning")
-        except ConnectionError as error:
-            raise UserError(
-                "--address auto: no running Ray cluster found; `ray start --head` starts one, `--address local` needs none"
-            ) from error
     try:
+        # Interrupted half-way, a Ray of ours would leave processes behind.
+        with signals.deferred() if address == "local" else contextlib.nullcontext():
+            _initialise(address)
         check_paths(paths)
         yield
     finally:
-        ray.shutdown()
+        with signals.deferred():
+            _end_data_threads()
+            ray.shutdown()
+
+
+def _initialise(address: str) -> None:
+    import ray
+    from ray._private import utils
+
+    own, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        if address == "local":
+            cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+            with _quiet_processes():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="warning",
+                )
+        else:
+            ray.init(address="auto", log_to_driver=False, logging_level="warning")
+    except ConnectionError as error:
+        raise UserError(
+            "--address auto: no running Ray cluster found; `ray start --head` starts one, `--address local` needs none"
+        ) from error
+    finally:
+        utils.set_sigterm_handler = own
+        # Ray's core has put a handler of its own below Python's, which dumps the stack and aborts.
+        signals.take_over()
+
+
+@contextlib.contextmanager
+def _quiet_processes() -> Iterator[None]:
+    """Processes that are started inside have no stderr. Ray's write to it until they have a log of
+    their own: a stack dump, where they are ended as early as that."""
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _end_data_threads() -> None:
+    """End Ray Data's executions. One that was interrupted before its first block goes on in a thread,
+    and a thread that asks Ray for something while Ray ends crashes the process."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.shutdown(force=True)
+            thread.join(_THREAD_ENDS_S)
 
 
 def check_paths(paths: Iterable[str]) -> None:

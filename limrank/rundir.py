@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from limrank import signals
 from limrank.config import is_uri
 from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
@@ -80,9 +81,9 @@ def open_run(path: str, *, job: str, config_yaml: str, config_hash: str, overwri
             run.note()
         try:
             yield run
-        except BaseException:
-            with contextlib.suppress(Exception):
-                run.finish("failed")
+        except BaseException as error:
+            with signals.deferred(), contextlib.suppress(Exception):
+                run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
 

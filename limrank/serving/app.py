@@ -28,6 +28,7 @@ from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
 from limrank.serving.api import build_api
 from limrank.serving.errors import engine_unavailable
+from limrank.serving.network import listen_on_node_address
 from limrank.serving.types import to_candidates
 
 _UNLIMITED = 1_000_000
@@ -73,6 +74,7 @@ class Scorer:
     takes a minute, in which Serve's loop must go on answering."""
 
     async def __init__(self, source: EngineSource, scoring: ScoringConfig) -> None:
+        listen_on_node_address()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
         self._scoring = scoring
@@ -125,6 +127,7 @@ class Api:
     """The HTTP replica: the API over the engine replicas."""
 
     def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None) -> None:
+        listen_on_node_address()
         self._scorer = scorer
         self._served = served
         self._limit = limit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
-from limrank import cluster, prompts
+from limrank import cluster, prompts, signals
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
@@ -30,6 +29,7 @@ from limrank.scoring import prompt_template
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
 
 _REACHABLE_S = 30.0
+_SHUTDOWN_S = 30.0
 
 
 def plan(config: ServeJob) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         _wait_until_reachable(url)
         yield url
     finally:
-        serve.shutdown()
+        with signals.deferred():
+            _shut_down()
 
 
 def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -107,7 +108,7 @@ def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool =
     _check(config)
     name = served_name(config.model.id)
     try:
-        with cluster.connect(address), _stop_signals(), serving(config) as url:
+        with signals.stopping(), cluster.connect(address), serving(config) as url:
             print(f"serving {name} at {url}", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -121,6 +122,7 @@ def _check(config: ServeJob) -> None:
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:
+    import ray
     from ray import serve
     from ray.exceptions import RayTaskError
 
@@ -132,11 +134,40 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
     except RuntimeError as error:
         raise EngineError(f"the server did not come up: {_why_not(error)}") from error
     try:
-        serve.get_deployment_handle(SCORER, app_name=APP).ready.remote().result()
+        # By a process that ends with the answer: a handle keeps asking the controller what is new,
+        # and Ray would tell its last question as failed when Serve ends.
+        ray.get(ray.remote(num_cpus=0, max_calls=1)(_ask_whether_ready).remote())
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+
+
+def _ask_whether_ready() -> None:
+    from ray import serve
+    from ray.exceptions import RayTaskError
+
+    try:
+        serve.get_deployment_handle(SCORER, app_name=APP).ready.remote().result()
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _shut_down() -> None:
+    """End Serve, without its own ``shutdown`` alone: that one waits for an answer which the
+    controller's death gives, and Ray tells such a call as failed, to be tried for ever."""
+    import ray
+    from ray import serve
+    from ray.exceptions import RayActorError
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        controller = _get_global_client()._controller
+        ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_SHUTDOWN_S)
+    except (RayActorError, RayServeException, TimeoutError):
+        pass  # it is gone, or was never there
+    serve.shutdown()
 
 
 def _why_not(error: RuntimeError) -> str:
@@ -198,24 +229,3 @@ def _url(host: str, port: int) -> str:
     # A server on all addresses is told by the one that works here.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM is taken as SIGINT is, and stopping itself is not interrupted by either.
-
-    It has to be KeyboardInterrupt: Ray's waits raise that, whatever a handler raises.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(*_: Any) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +90,7 @@ def fit(
         "data": ray.put(prepared),
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
-    with following(storage, on_progress), _interrupt_handler_kept():
+    with following(storage, on_progress):
         progress = _fit(lambda: _trainer(task, scaling), storage)
     storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
@@ -153,12 +150,16 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray Train's own handler would outlive the training, and end an interrupted job with 0."""
+
     config: TrainJob = task["config"]
     storage: Storage = task["storage"]
     files, path = filesystem(storage.root)
     # The last one is kept whatever its score; but where all scores are equal, it is the highest itself.
     are_scored = config.dev or task["plan"]["validation_examples"]
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=scaling,
@@ -248,16 +249,3 @@ def _of_workers(failures: dict[int, Exception]) -> LimrankError:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-@contextmanager
-def _interrupt_handler_kept() -> Iterator[None]:
-    """Undo what Ray Train does to SIGINT: its handler outlives the training."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
