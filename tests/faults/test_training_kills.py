@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from limrank import models
 from limrank.storage import Storage
 from limrank.training.metrics import read_metrics
-from runs import Run, named, wait_until
+from runs import Run, complaint, named, wait_until
 
 WORKER = ("RayTrainWorker",)
 STEPS = 24
@@ -113,6 +114,18 @@ def test_what_is_killed_changes_nothing(work, undisturbed, victim, sharding, tol
         difference = (weights[name] - tensor).abs()
         # Adam divides by the gradient's size, so rounding shows where a gradient is almost zero.
         assert (difference.max() if sharding == "none" else difference.mean()) <= tolerance, name
+
+
+def test_ctrl_c_ends_a_training_as_it_ends_any_job(work, tmp_path):
+    """Ray Train's own handler would end it with 0."""
+    run_dir = tmp_path / "run"
+    with Run(command(work, run_dir), log=tmp_path / "run.log") as run:
+        wait_until(lambda: run.ended() or read_metrics(Storage(str(run_dir))), "a first step")
+        os.kill(run.process.pid, signal.SIGINT)
+        assert run.wait() == 130, run.log.read_text()[-3000:]
+        assert complaint(run.log.read_text()) == "limrank: stopped by SIGINT"
+        assert run.left() == []
+    assert json.loads((run_dir / "manifest.json").read_text())["status"] == "interrupted"
 
 
 def test_an_export_that_was_lost_is_made_again(work, undisturbed):
