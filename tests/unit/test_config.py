@@ -442,3 +442,31 @@ def test_a_host(recipe, host):
 def test_numbers_as_text_and_switches_as_numbers_are_still_taken(recipe):
     config = load_config(recipe(RERANK + "seed: '12'\nallow_failures: 1\nfirst_stage: {k1: 1e0, depth: 10.0}\n"))
     assert (config.seed, config.allow_failures, config.first_stage.k1, config.first_stage.depth) == (12, True, 1.0, 10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *VERBATIM,
+        "~x",
+        "=",
+        "<<",
+        "null x",
+        "0x1f",
+        "1_000",
+        "1:30",
+        "\x1b[31m",
+        "a\u2028b",
+        "\ufeffx",
+        "💥",
+        "a\nb\n",
+        ".inf",
+        "!x",
+    ],
+)
+def test_a_submitted_config_is_the_same_recipe(recipe, tmp_path, text):
+    config = load_config(
+        recipe(RERANK), ["data.format=beir", f"data.path={text}", f"model.id={text}", f"engine.poison={text}"]
+    )
+    (tmp_path / "submitted.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "submitted.yaml") == config
