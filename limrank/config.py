@@ -20,6 +20,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -186,12 +187,125 @@ class DataConfig(Section):
         return self
 
 
+STEMMERS = frozenset(
+    [
+        "arabic",
+        "armenian",
+        "basque",
+        "catalan",
+        "czech",
+        "danish",
+        "dutch",
+        "dutch_porter",
+        "english",
+        "esperanto",
+        "estonian",
+        "finnish",
+        "french",
+        "german",
+        "greek",
+        "hindi",
+        "hungarian",
+        "indonesian",
+        "irish",
+        "italian",
+        "lithuanian",
+        "nepali",
+        "norwegian",
+        "persian",
+        "polish",
+        "porter",
+        "portuguese",
+        "romanian",
+        "russian",
+        "serbian",
+        "sesotho",
+        "spanish",
+        "swedish",
+        "tamil",
+        "turkish",
+        "yiddish",
+    ]
+)
+"""PyStemmer's (Snowball's)."""
+
+STOPWORDS = frozenset(
+    [
+        "chinese",
+        "danish",
+        "dutch",
+        "english",
+        "english_plus",
+        "french",
+        "german",
+        "italian",
+        "korean",
+        "norwegian",
+        "portuguese",
+        "russian",
+        "spanish",
+        "swedish",
+        "turkish",
+    ]
+)
+"""bm25s's lists; ``english`` is Lucene's."""
+
+UNSPACED = frozenset(["chinese", "japanese", "korean", "thai", "lao", "khmer", "burmese", "tibetan", "cjk"])
+"""Languages whose words are pairs of characters (see ``analyzer.py``)."""
+
+_CODES = {
+    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english",
+    "es": "spanish", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french", "ga": "irish",
+    "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian", "it": "italian", "ja": "japanese",
+    "km": "khmer", "ko": "korean", "lo": "lao", "lt": "lithuanian", "my": "burmese", "ne": "nepali", "nl": "dutch",
+    "no": "norwegian", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian",
+    "sv": "swedish", "ta": "tamil", "th": "thai", "tr": "turkish", "yi": "yiddish", "zh": "chinese",
+}  # fmt: skip
+
+
+def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
+    """A word of a list, in any case, or the ISO 639 code of one; ``none`` is one of each list."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        word = _CODES.get(value.lower(), value.lower())
+        if word != "none" and word not in known:
+            raise ValueError(f"no {what} {value!r}: take one of none, {', '.join(sorted(known))}")
+        return word
+
+    return BeforeValidator(check)
+
+
 class FirstStageConfig(Section):
     kind: Literal["bm25", "run"] = "bm25"
     path: PathStr | None = Field(None, description="a TREC or JSON run, for kind=run")
     depth: PositiveInt = Field(100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
     b: Unit = 0.4
+    language: Annotated[str, _one_of(STEMMERS | STOPWORDS | UNSPACED, "language")] = Field(
+        "english",
+        description="of the documents: whose stemmer and stop words BM25 takes; none: neither. Text without blanks between "
+        "words (Chinese, Japanese, Thai, …) is told by its script, and cut into pairs of characters",
+    )
+    stemmer: Annotated[str, _one_of(STEMMERS, "stemmer")] | None = Field(
+        None, description="PyStemmer's, or none; null: the language's"
+    )
+    stopwords: Annotated[str, _one_of(STOPWORDS, "list of stop words")] | None = Field(
+        None, description="bm25s's list, or none; null: the language's"
+    )
+
+    @property
+    def stems(self) -> str | None:
+        """The stemmer that words are cut by; None: they stay whole."""
+        name = self.stemmer or self.language
+        return name if name in STEMMERS else None
+
+    @property
+    def word_list(self) -> str | None:
+        """The list of stop words; None: every word counts."""
+        name = self.stopwords or self.language
+        return name if name in STOPWORDS else None
 
     @model_validator(mode="after")
     def _run_given(self) -> FirstStageConfig:

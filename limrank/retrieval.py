@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
 from limrank.errors import UserError
 from limrank.records import Benchmark, Candidate, Document, Query, Run
@@ -25,8 +26,7 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
             benchmark.documents,
             benchmark.queries,
             first_stage.depth + max((len(query.excluded) for query in benchmark.queries), default=0),
-            k1=first_stage.k1,
-            b=first_stage.b,
+            first_stage,
         )
     contents = {document.doc_id: document.contents for document in benchmark.documents}
     for query in benchmark.queries:
@@ -39,21 +39,28 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
         )
 
 
-def bm25(documents: list[Document], queries: list[Query], depth: int, *, k1: float = 0.9, b: float = 0.4) -> Run:
-    """BM25 by bm25s (Lucene's variant, English stop words, no stemming).
+def bm25(
+    documents: list[Document], queries: list[Query], depth: int, first_stage: FirstStageConfig | None = None
+) -> Run:
+    """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.analyzer` finds.
 
     Documents that share no word with the query are left out.
+
+    Args:
+        first_stage: k1, b, and the language; None: the defaults, English.
     """
     import bm25s
 
-    indexed = _tokens([document.contents for document in documents])
+    first_stage = first_stage or FirstStageConfig()
+    analyzer = Analyzer(first_stage)
+    indexed = analyzer.tokens(document.contents for document in documents)
     if not indexed.vocab:  # bm25s cannot index a corpus in which there is no word at all
         return {query.query_id: {} for query in queries}
-    index = bm25s.BM25(k1=k1, b=b)
+    index = bm25s.BM25(k1=first_stage.k1, b=first_stage.b)
     index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
-    texts = [f"{query.text} {query.instruction}".strip() for query in queries]
-    places, scores = index.retrieve(_tokens(texts), k=depth, show_progress=False, n_threads=1)
+    asked = analyzer.tokens(f"{query.text} {query.instruction}" for query in queries)
+    places, scores = index.retrieve(asked, k=depth, show_progress=False, n_threads=1)
     return {
         query.query_id: {
             documents[place].doc_id: float(score)
@@ -62,12 +69,6 @@ def bm25(documents: list[Document], queries: list[Query], depth: int, *, k1: flo
         }
         for query, query_places, query_scores in zip(queries, places.tolist(), scores.tolist(), strict=True)
     }
-
-
-def _tokens(texts: list[str]):
-    import bm25s
-
-    return bm25s.tokenize(texts, stopwords="en", show_progress=False)
 
 
 def _given_run(benchmark: Benchmark, first_stage: FirstStageConfig) -> Run:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from limrank.analyzer import words
 from limrank.config import DataConfig
 from limrank.data import beir, hub
 from limrank.errors import UserError
@@ -32,7 +34,41 @@ def load(data: DataConfig) -> Benchmark:
         raise UserError(f"data.format: {data.format} is no benchmark: only `limrank rerank` takes it")
     if not benchmark.queries:
         raise UserError(f"{benchmark.name}: no query is left to rerank or evaluate: the judgements name none of them")
-    return select(benchmark, data.max_queries)
+    return without_themselves(select(benchmark, data.max_queries))
+
+
+def without_themselves(benchmark: Benchmark) -> Benchmark:
+    """The benchmark, its queries without the document that they are themselves (ArguAna's corpus
+    holds its queries): one of the same id that has the query's words in their order, and hardly any
+    others. BEIR drops by the id alone, which takes documents that share a number with a query by
+    chance (Cranfield's). What is judged to be relevant stays.
+    """
+    contents = {document.doc_id: document.contents for document in benchmark.documents}
+    queries = [
+        replace(query, excluded=query.excluded | {query.query_id})
+        if query.query_id not in query.excluded
+        and is_same_text(query.text, contents.get(query.query_id, ""))
+        and benchmark.qrels.get(query.query_id, {}).get(query.query_id, 0) <= 0
+        else query
+        for query in benchmark.queries
+    ]
+    dropped = sum(query is not before for query, before in zip(queries, benchmark.queries, strict=True))
+    if not dropped:
+        return benchmark
+    told = f"{dropped} queries are in the corpus themselves, by id and text: they are no candidates of their own"
+    return replace(benchmark, queries=queries, warnings=[*benchmark.warnings, told])
+
+
+_SAME = 0.8
+"""Of a document's words, how many have to be the query's: the others may be a title."""
+
+
+def is_same_text(query: str, document: str) -> bool:
+    """Whether a document is a query's text, as far as case, blanks, punctuation and a title do not count."""
+    asked, held = list(words(query)), list(words(document))
+    if not asked or len(asked) > len(held) or len(asked) < _SAME * len(held):
+        return asked == held and bool(asked)
+    return any(held[start : start + len(asked)] == asked for start in range(len(held) - len(asked) + 1))
 
 
 def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:

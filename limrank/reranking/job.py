@@ -163,6 +163,7 @@ def run(
 def plan(config: RerankJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``: nothing is started or written."""
     source = open_source(config)
+    source.check()
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
     for unit, weight in units(source, config.scoring):

@@ -11,6 +11,7 @@ from limrank import retrieval
 from limrank.config import FirstStageConfig, RerankJob, ScoringConfig
 from limrank.data import beir, benchmarks, trec
 from limrank.data.pairs import Pairs, open_pairs
+from limrank.errors import UserError
 from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.records import Benchmark, Candidate, Query
 from limrank.storage import Storage
@@ -51,13 +52,28 @@ class BenchmarkSource:
     def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
         self._config = config
         self._benchmark = benchmark
-        self.warnings = benchmark.warnings
+        self._found: list[tuple[Query, list[Candidate]]] | None = None
+        self.warnings = [*benchmark.warnings]
 
     def check(self) -> None:
-        """Loading has checked it."""
+        """Loading has checked the files. Without a candidate there is nothing to rerank."""
+        first_stage = self._config.first_stage
+        without = [query.query_id for query, found in self.queries() if not found]
+        if not without:
+            return
+        asked = len(self._benchmark.queries)
+        by = f"the run {first_stage.path}" if first_stage.kind == "run" else "BM25"
+        if len(without) == asked:
+            hint = "are its query ids the benchmark's?" if first_stage.kind == "run" else "see first_stage.language"
+            raise UserError(f"first_stage: {by} has no candidate for any of the {asked} queries: {hint}")
+        self.warnings.append(
+            f"{len(without)} of {asked} queries have no candidate by {by}, such as {without[0]!r}: they count 0 in evaluation"
+        )
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
-        return retrieval.candidates(self._benchmark, self._config.first_stage)
+        if self._found is None:
+            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage))
+        return iter(self._found)
 
     def hash_parts(self) -> dict[str, Any]:
         first_stage = self._config.first_stage

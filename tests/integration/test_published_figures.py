@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from limrank.config import DataConfig, FirstStageConfig
+from limrank.data import benchmarks
 from limrank.data.trec import read_lines, read_qrels, read_run
 from limrank.evaluation.inputs import drop_excluded
 from limrank.evaluation.metrics import evaluate, p_mrr
 from limrank.records import Query
+from limrank.retrieval import candidates
 
 DEFAULT = Path(__file__).parents[2].parent / "shared" / "data"
 DATA = Path(os.environ.get("LIMRANK_SHARED_DATA", DEFAULT))
@@ -86,3 +89,21 @@ def test_the_ir_measures_command_prints_the_same(tmp_path):
     scores = evaluate(read_qrels(qrels), read_run(part), measures)
     assert printed == "".join(f"{name}\t{value:.4f}\n" for name, value in scores.mean.items())
     assert sorted(scores.missing) == dropped
+
+
+@pytest.mark.parametrize(
+    ("collection", "first_stage", "expected"),
+    [
+        ("scifact", {}, 0.676),
+        ("scifact", {"stemmer": "none"}, 0.657),
+        ("cranfield", {}, 0.366),
+        ("cranfield", {"stemmer": "none"}, 0.348),
+        ("bright_pony_tutorial", {}, 0.104),
+    ],
+)
+def test_the_first_stage_is_the_field_s_bm25(collection, first_stage, expected):
+    """k1 0.9, b 0.4, Lucene's English stop words, Snowball's English stemmer."""
+    benchmark = benchmarks.load(DataConfig(format="beir", path=str(DATA / collection)))
+    ranked = candidates(benchmark, FirstStageConfig(depth=10, **first_stage))
+    run = {query.query_id: {each.doc_id: -each.rank for each in found} for query, found in ranked}
+    assert evaluate(benchmark.qrels, run, ["nDCG@10"]).mean["nDCG@10"] == pytest.approx(expected, abs=5e-4)

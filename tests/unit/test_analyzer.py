@@ -1,0 +1,91 @@
+"""Words, as BM25 counts them."""
+
+import bm25s.stopwords
+import pytest
+import Stemmer
+from bm25s.tokenization import _infer_stopwords
+from pydantic import ValidationError
+
+from limrank.analyzer import Analyzer, words
+from limrank.config import STEMMERS, STOPWORDS, FirstStageConfig
+from limrank.records import Document, Query
+from limrank.retrieval import bm25
+
+
+def stems(text, **first_stage):
+    found = Analyzer(FirstStageConfig(**first_stage)).tokens([text])
+    by_id = {place: stem for stem, place in found.vocab.items()}
+    return [by_id[place] for place in found.ids[0]]
+
+
+def found(query, *texts, **first_stage):
+    """Places of the texts that BM25 finds."""
+    documents = [Document(str(place), text) for place, text in enumerate(texts)]
+    run = bm25(documents, [Query("q", query)], len(texts), FirstStageConfig(**first_stage))
+    return sorted(map(int, run["q"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Model's 12 runs, re-run a 7B", ["the", "model", "12", "runs", "re", "run", "7b"]),
+        ("snake_case ___ x", ["snake_case", "___"]),
+        ("cafe\u0301 caf\u00e9", ["caf\u00e9", "caf\u00e9"]),
+        ("हिन्दी की किताबें", ["हिन्दी", "की", "किताबें"]),  # vowel signs are marks, which split nothing
+        ("STRASSE Straße ΟΔΟΣ οδος", ["strasse", "strasse", "οδοσ", "οδοσ"]),
+        ("東京都", ["東京", "京都"]),
+        ("猫 と", ["猫", "と"]),
+        ("ｱﾊﾟｰﾄ アパート", ["アパ", "パー", "ート"] * 2),
+        ("GPUで学習", ["gpu", "で学", "学習"]),
+        ("서울시 구청", ["서울", "울시", "구청"]),
+        ("ภาษาไทย", ["ภา", "าษ", "ษา", "าไ", "ไท", "ทย"]),
+        ("", []),
+        ("! … \x00", []),
+    ],
+)
+def test_words_of_many_scripts(text, expected):
+    assert list(words(text)) == expected
+
+
+def test_english_is_what_lucene_makes_of_it_by_default():
+    assert stems("The merging of sorted feeds is running") == ["merg", "sort", "feed", "run"]
+    assert stems("merging of feeds", stemmer="none") == ["merging", "feeds"]
+    assert stems("merging of feeds", stopwords="none") == ["merg", "of", "feed"]
+    assert stems("merging of feeds", language="none") == ["merging", "of", "feeds"]
+
+
+def test_a_language_sets_both_and_each_may_be_set_alone():
+    assert stems("Die laufenden Verbindungen", language="german") == ["laufend", "verbind"]
+    assert stems("Die laufenden Verbindungen", language="DE") == ["laufend", "verbind"]
+    assert stems("die Verbindungen", language="german", stopwords="none", stemmer="none") == ["die", "verbindungen"]
+    assert stems("東京 running", language="japanese") == ["東京", "running"]
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "other"),
+    [
+        ("東京の天気", "今日の東京は雨です", "大阪城公園"),
+        ("天气预报", "北京的天气很好", "中国历史"),
+        ("ภาษาไทย", "เรียนภาษาไทยวันนี้", "กรุงเทพ"),
+        ("running", "he runs", "a bicycle"),
+    ],
+)
+@pytest.mark.parametrize("language", ["english", "chinese", "thai"])
+def test_text_without_blanks_is_found_whatever_the_language_is_said_to_be(query, text, other, language):
+    if query != "running" or language == "english":
+        assert found(query, text, other, language=language) == [0]
+
+
+@pytest.mark.parametrize("key", ["language", "stemmer", "stopwords"])
+def test_what_is_no_language_is_refused_with_those_that_are(key):
+    with pytest.raises(ValidationError, match=r"'klingon': take one of none, .*english"):
+        FirstStageConfig(**{key: "klingon"})
+    assert getattr(FirstStageConfig(**{key: "English"}), key) == "english"
+    assert getattr(FirstStageConfig(**{key: "none"}), key) == "none"
+
+
+def test_the_lists_are_those_of_the_libraries():
+    assert set(Stemmer.algorithms()) == STEMMERS
+    assert {name for name in STOPWORDS if len(_infer_stopwords(name)) > 10} == STOPWORDS
+    lists = {each for each in dir(bm25s.stopwords) if each.startswith("STOPWORDS_")}
+    assert len(STOPWORDS) == len(lists)
