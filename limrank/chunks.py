@@ -27,6 +27,7 @@ from limrank.plan import Unit, chunk_name, read_chunk
 from limrank.receipts import Receipt, Work, commit_of, read_receipt, read_whole, with_commit
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
+from limrank.uris import redacted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -286,7 +287,7 @@ def _still_failed(unit: Unit, earlier: Earlier, error: BaseException) -> Outcome
     name = unit["unit_id"]
     tried = getattr(error, "attempts", 1)
     failures = [
-        replace(each, error_type=type(error).__name__, error=str(error), attempts=each.attempts + tried)
+        replace(each, error_type=type(error).__name__, error=redacted(str(error)), attempts=each.attempts + tried)
         for each in earlier.failures[name]
     ]
     return Outcome(earlier.rows.get(name, []), failures)

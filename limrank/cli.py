@@ -156,8 +156,9 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
     """Run a job where it is to run, or print its plan, and exit with its code."""
     from limrank.cluster import default_address
     from limrank.config import dump_config
+    from limrank.uris import without_credentials
 
-    address = address or default_address()
+    address = without_credentials(address, "--address") or default_address()
     if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
     if dry_run:

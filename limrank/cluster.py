@@ -24,6 +24,7 @@ from limrank import signals
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
 from limrank.progress import open_progress, parse_json_line
+from limrank.uris import without_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -41,7 +42,7 @@ _THREAD_ENDS_S = 10.0
 
 
 def default_address() -> str:
-    return "auto" if os.environ.get("RAY_ADDRESS") else "local"
+    return "auto" if without_credentials(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS") else "local"
 
 
 def prepare_environment(address: str = "auto") -> None:
@@ -270,6 +271,7 @@ def _show(line: str, progress: Any) -> None:
 
 def job_client(address: str) -> JobSubmissionClient:
     """Raises UserError where no Ray dashboard answers at the address."""
+    without_credentials(address, "--address")
     prepare_environment()
     from ray.job_submission import JobSubmissionClient
 

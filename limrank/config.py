@@ -34,6 +34,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from limrank.parsing import is_unicode
+from limrank.uris import credentials_in, is_uri
 
 LONGEST_TEXT = 4095
 """Characters of a name, a path (Linux's own limit) or a URL. Prompts may be longer."""
@@ -50,24 +51,13 @@ class PathMark:
     """Marks a key whose value is a path: made absolute where the command is given."""
 
 
-def is_uri(path: str) -> bool:
-    """Whether a path names an object store (``s3://…``) instead of a local file."""
-    return "://" in path
-
-
-def _without_credentials(path: str) -> str:
-    if is_uri(path) and "@" in urlsplit(path).netloc:
-        raise ValueError("a path holds credentials; they belong into the environment (AWS_ACCESS_KEY_ID, …)")
-    return path
-
-
 def _can_be_path(path: str) -> str:
     if not is_uri(path) and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
         raise fault(f"is no path: a file's name has at most {_LONGEST_NAME} bytes")
     return path
 
 
-PathStr = Annotated[str, PathMark(), AfterValidator(_without_credentials), AfterValidator(_can_be_path)]
+PathStr = Annotated[str, PathMark(), AfterValidator(_can_be_path)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -77,10 +67,15 @@ Seconds = Annotated[float, Field(gt=0, le=31_622_400)]
 
 class Section(BaseModel):
     """A part of a recipe. Of any key are refused: text that is empty or no text, numbers that
-    are not finite or that no machine counts to, and true or false for a number."""
+    are not finite or that no machine counts to, true or false for a number, and credentials."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     @field_validator("*", mode="before")
@@ -114,8 +109,15 @@ def _check_value(value: Any, *, takes_bool: bool) -> None:
             raise fault("is empty; null unsets a key")
         if "\0" in value or not is_unicode(value):
             raise fault("holds a NUL or half a character, which is no text")
-        if len(value) > LONGEST_TEXT and not is_prompt_text(value):
+        if is_prompt_text(value):
+            return
+        if len(value) > LONGEST_TEXT:
             raise fault(f"is too long ({len(value)} characters; at most {LONGEST_TEXT})")
+        if found := credentials_in(value):
+            raise fault(
+                f"holds credentials ({found}), and a recipe is stored and shown; they belong into the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN, the variable that engine.api_key_env names)"
+            )
     elif isinstance(value, bool):
         if not takes_bool:
             raise fault(f"should not be {str(value).lower()}")
@@ -338,7 +340,14 @@ def _is_http(url: str) -> bool:
         port = parts.port
     except ValueError:  # brackets that are no IPv6 address, or a port out of range
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and url.split() == [url]
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and port != 0
+        and "#" not in url
+        and "\\" not in url
+        and url.split() == [url]
+    )
 
 
 class EngineConfig(Section):

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from limrank.uris import redacted
+
 
 class LimrankError(Exception):
-    """Base of every error that limrank raises on purpose."""
+    """Base of every error that limrank raises on purpose.
+
+    Its message may quote what others said, and is printed and written: credentials are taken
+    out of it here.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in arguments))
 
 
 class UserError(LimrankError):
@@ -59,5 +68,5 @@ def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's says, as far as a line of ours has room for it; its
     type where it says nothing."""
-    lines = str(error).strip().splitlines()
+    lines = redacted(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

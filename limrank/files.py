@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from limrank.errors import LimrankError, UserError, first_line
+from limrank.uris import redacted
 
 _LONGEST_SHOWN = 200
 _OTHER_KINDS = (
@@ -124,7 +125,7 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
 
 def shown(path: str | Path) -> str:
     """A path for a message, on one line: of a long one the beginning and the end."""
-    text = str(path)
+    text = redacted(str(path))
     text = text if text.isprintable() else repr(text)[1:-1]
     half = _LONGEST_SHOWN // 2
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from limrank.uris import without_secrets
+
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and line feed, and those that turn the direction of what follows."""
 
@@ -31,7 +33,7 @@ def render(template: str, filters: Mapping[str, Callable[..., Any]] | None = Non
         lstrip_blocks=True,
     )
     environment.filters |= {"clip": clip, "visible": visible, **(filters or {})}
-    return environment.get_template(template).render(**fields)
+    return without_secrets(environment.get_template(template).render(**fields))
 
 
 def clip(text: str, characters: int) -> str:

@@ -20,6 +20,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from limrank.errors import UserError, first_line
+from limrank.uris import redacted
 
 DEEPEST = 100
 """Levels of lists and mappings in one another. What reads and writes values (json, pydantic, yaml)
@@ -32,6 +33,7 @@ MOST_YAML_VALUES = 200_000
 """Of one YAML text, those that aliases repeat counted each time: ten short lines can stand for billions."""
 
 _SHOWN = 120
+_LOOKED_AT = 5000
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -68,7 +70,8 @@ def brief(value: Any, limit: int = _SHOWN) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return "a number of very many digits"  # Python refuses to write those of more than 4,300
     try:
-        shown = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+        # Credentials go before the cut, after which they could not be told.
+        shown = redacted(repr(value[:_LOOKED_AT] if isinstance(value, str | bytes) else value))
     except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__}"
     return shown if len(shown) <= limit + 2 else f"{shown[:limit]}…"
@@ -76,6 +79,7 @@ def brief(value: Any, limit: int = _SHOWN) -> str:
 
 def clipped(text: str, limit: int = _SHOWN) -> str:
     """A text's beginning where it is longer than ``limit`` characters."""
+    text = text if len(text) <= limit else redacted(text[:_LOOKED_AT])
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

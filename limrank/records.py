@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from limrank.uris import redacted
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -193,7 +195,7 @@ class Failure:
 
     @classmethod
     def of(cls, unit_id: str, step: str, error: BaseException, attempts: int | None = None) -> Failure:
-        return cls(unit_id, step, type(error).__name__, str(error), attempts or getattr(error, "attempts", 1))
+        return cls(unit_id, step, type(error).__name__, redacted(str(error)), attempts or getattr(error, "attempts", 1))
 
 
 # ---- Arrow schemas -------------------------------------------------------------------

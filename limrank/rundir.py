@@ -20,6 +20,7 @@ from limrank import signals
 from limrank.config import is_uri
 from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
+from limrank.uris import redacted_values
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 20.0
@@ -44,7 +45,9 @@ class RunDir:
         for name, value in parts.items():
             known = self.manifest.get(name)
             self.manifest[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
-        self.storage.write_text("manifest.json", json.dumps(self.manifest, indent=2, default=str) + "\n")
+        self.storage.write_text(
+            "manifest.json", json.dumps(redacted_values(self.manifest), indent=2, default=str) + "\n"
+        )
 
     def finish(self, status: str) -> None:
         self.note(status=status, finished_at=_now(), seconds={"total": round(time.monotonic() - self._started, 3)})

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import StorageError, UserError
+from limrank.uris import credentials_in, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,13 +37,15 @@ def filesystem(path: str) -> tuple[Any, str]:
     keep their connections.
 
     Raises:
-        ValueError: pyarrow knows no such kind of URI.
+        ValueError: pyarrow knows no such kind of URI, or it holds credentials.
         OSError: the store cannot be reached.
     """
     from pyarrow.fs import FileSystem, LocalFileSystem
 
     if not is_uri(path):
         return LocalFileSystem(), path
+    if found := credentials_in(path):
+        raise ValueError(f"holds credentials ({found}); they belong into the environment (AWS_ACCESS_KEY_ID, …)")
     found, below = FileSystem.from_uri(path)
     return found, below.rstrip("/")
 
@@ -92,7 +95,8 @@ class Storage:
         return self.read_bytes(name).decode()
 
     def write_text(self, name: str, text: str) -> None:
-        self.write_bytes(name, text.encode())
+        """As :meth:`write_bytes`, without what the environment keeps secret."""
+        self.write_bytes(name, without_secrets(text).encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or just some of its columns."""

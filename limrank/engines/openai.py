@@ -17,6 +17,7 @@ from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
 from limrank.engines.retries import retrying
 from limrank.errors import EndpointError, RowError, UserError
+from limrank.uris import keep_secret, redacted, split_query, without_secrets
 
 _TOP_LOGPROBS = 20
 _ATTEMPTS = 5
@@ -26,13 +27,19 @@ class OpenAIEngine:
     """The model's tokenizer, where scoring needs one, is loaded by the model's name."""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self._model = model
-        # Local servers ask for no key, but the client insists on one.
         self._key = os.environ.get(engine.api_key_env)
+        keep_secret(self._key, engine.api_key_env)
+        self._where, query = split_query(engine.base_url)
+        # Local servers ask for no key, but the client insists on one.
         self._client = AsyncOpenAI(
-            base_url=engine.base_url, api_key=self._key or "none", timeout=engine.request_timeout_s, max_retries=0
+            base_url=self._where,
+            api_key=self._key or "none",
+            timeout=engine.request_timeout_s,
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(params=query),  # each request's, such as api-version
         )
         self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self.traffic = Traffic(self._limits.in_flight)
@@ -70,7 +77,9 @@ class OpenAIEngine:
         text = choice.message.content if _is_chat(prompt) else choice.text
         reasoning = _reasoning(choice.message) if _is_chat(prompt) else None
         prompt_tokens, cached, generated = self._record(response.usage)
-        return Generation(text or "", choice.finish_reason or "stop", prompt_tokens, cached, generated, reasoning)
+        # An endpoint may quote the key in an answer too.
+        text, reasoning = without_secrets(text or ""), reasoning and without_secrets(reasoning)
+        return Generation(text, choice.finish_reason or "stop", prompt_tokens, cached, generated, reasoning)
 
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
@@ -87,7 +96,7 @@ class OpenAIEngine:
                     if event.choices:
                         text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
                         if text:
-                            yield text
+                            yield without_secrets(text)
             except APIError as error:
                 broke = f"the endpoint broke off: {self._without_key(error.message)}"
                 raise RowError(broke, retryable=True) from None
@@ -119,7 +128,7 @@ class OpenAIEngine:
         """
         from openai import APIConnectionError, APIStatusError
 
-        where = f"engine.base_url {self._client.base_url}"
+        where = f"engine.base_url {self._where}"
         try:
             answer = await self._client.get("/models", cast_to=object, options={"timeout": 10})
         except APIConnectionError as error:
@@ -129,7 +138,7 @@ class OpenAIEngine:
                 return
             raise UserError(f"{where}: answered {error.status_code}: {self._without_key(error.message)}") from None
         if not isinstance(answer, dict):
-            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {str(answer)[:80]!r}")
+            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {redacted(str(answer))[:80]!r}")
         listed = [model["id"] for model in answer.get("data") or []]
         if listed and self._model.id not in listed:
             raise UserError(f"{where}: has no model {self._model.id!r}; it serves {', '.join(listed[:8])}")
@@ -176,12 +185,14 @@ class OpenAIEngine:
             failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
             raise RowError(failed, retryable=True, attempts=_ATTEMPTS) from None
         except APIConnectionError as error:
-            raise EndpointError(f"the endpoint {self._client.base_url} is gone: {error.__cause__ or error}") from error
+            raise EndpointError(f"the endpoint {self._where} is gone: {error.__cause__ or error}") from error
         except APIStatusError as error:
             answered = f"the endpoint answered {error.status_code}: {self._without_key(error.message)}"
             raise (EndpointError if error.status_code in (401, 403, 404) else RowError)(answered) from None
         if isinstance(response, str):  # the client hands on what is not JSON as it came
-            raise EndpointError(f"{self._client.base_url} does not answer as an OpenAI endpoint: {response[:80]!r}")
+            raise EndpointError(
+                f"{self._where} does not answer as an OpenAI endpoint: {redacted(response[:5000])[:80]!r}"
+            )
         return response
 
     def _without_key(self, message: str) -> str:

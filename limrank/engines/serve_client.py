@@ -20,6 +20,7 @@ from limrank.engines.contract import API, APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.engines.retries import retrying
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.records import Judgment, Query, ScoreStatus
+from limrank.uris import redacted, split_query
 
 if TYPE_CHECKING:
     import httpx
@@ -169,12 +170,13 @@ class HttpClient(_Client):
     def __init__(self, recipe: Served, engine: EngineConfig) -> None:
         import httpx
 
-        super().__init__(recipe, engine, f"engine.base_url {engine.base_url}", MAX_DOCUMENTS)
+        base, query = split_query(engine.base_url)
+        super().__init__(recipe, engine, f"engine.base_url {base}", MAX_DOCUMENTS)
         # An answer is waited for without a limit, so a peer that vanished must show.
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None), socket_options=_keepalive())
         try:
             self._http = httpx.AsyncClient(
-                base_url=engine.base_url, transport=transport, timeout=httpx.Timeout(_CHECK_S, read=None, pool=None)
+                base_url=base, params=query, transport=transport, timeout=httpx.Timeout(_CHECK_S, read=None, pool=None)
             )
         except httpx.InvalidURL as error:
             raise UserError(f"{self._where}: {error}") from error
@@ -211,7 +213,9 @@ class HttpClient(_Client):
         try:
             return _judgments(response.json(), len(texts))
         except (ValueError, KeyError, TypeError) as error:
-            raise EndpointError(f"{self._where}: does not answer as `limrank serve`: {response.text[:80]!r}") from error
+            raise EndpointError(
+                f"{self._where}: does not answer as `limrank serve`: {redacted(response.text[:5000])[:80]!r}"
+            ) from error
 
     async def _is_well(self) -> bool:
         import httpx
@@ -331,7 +335,7 @@ def _message(response: httpx.Response) -> str:
     try:
         return response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        return response.text[:80]
+        return redacted(response.text[:5000])[:80]
 
 
 def _keepalive() -> list[tuple[int, int, int]]:

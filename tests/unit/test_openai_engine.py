@@ -383,3 +383,26 @@ def test_check_refuses_a_page_that_is_no_answer(endpoint):
     endpoint.answers = [(200, "<html>Welcome</html>")]
     with pytest.raises(UserError, match="does not answer as an OpenAI endpoint"):
         check(endpoint.url)
+
+
+def test_a_query_of_the_url_goes_with_every_request(endpoint):
+    for url in (f"{endpoint.url}?api-version=2024-02-01&x=1&x=2", f"{endpoint.url}/?api-version=2024-02-01&x=1&x=2"):
+        endpoint.requests.clear()
+        endpoint.answers = [(200, MODELS), (200, HELLO)]
+        asked(url, lambda engine: engine.check())
+        asked(url, lambda engine: engine.generate("x", max_tokens=1))
+        query = "?api-version=2024-02-01&x=1&x=2"
+        assert [path for path, *_ in endpoint.requests] == [f"/v1/models{query}", f"/v1/completions{query}"]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+def test_a_quoted_key_is_told_by_nobody(endpoint, monkeypatch, status):
+    monkeypatch.setenv("MY_VARIABLE", "canary-0123456789")
+    said = "you sent Authorization: Bearer canary-0123456789"
+    answer = {"choices": [{"index": 0, "text": said, "finish_reason": "stop"}], "usage": USAGE}
+    endpoint.answers = [(status, answer if status == 200 else {"error": {"message": said}})]
+    try:
+        told = asked(endpoint.url, lambda engine: engine.generate("x", max_tokens=1), api_key_env="MY_VARIABLE").text
+    except (EndpointError, RowError) as error:
+        told = "".join(traceback.format_exception(error))
+    assert "you sent" in told and "canary" not in told
