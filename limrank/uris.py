@@ -55,6 +55,9 @@ _NAMED = re.compile(
     r"(?P<value>[^\s\"'\\<>&,;{}()\[\]]{6,})"
 )
 
+_SECRET_VARIABLE = re.compile(r"(?i)(?:token|(?:^|_)key|apikey|secret|passw(?:or)?d|passphrase|access_key_id)$")
+"""Narrower than :func:`is_secret_name`: $PWD is a folder, and $…_CREDENTIALS often a file."""
+
 _SHORTEST = 8
 _known: dict[str, str] = {}
 
@@ -233,5 +236,5 @@ def _secrets() -> Iterator[tuple[str, str]]:
     for secret, name in _known.items():
         yield name, secret
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and is_secret_name(name):
+        if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name):
             yield name, value

@@ -238,6 +238,12 @@ def test_what_the_environment_keeps_secret_reaches_no_file(tmp_path, monkeypatch
         assert json.loads((tmp_path / "manifest.json").read_text())["warnings"] == ["it said ***"]
 
 
+def test_the_working_directory_is_no_secret(monkeypatch):
+    for name in ("PWD", "OLDPWD", "SSH_AUTH_SOCK", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.setenv(name, "/home/me/project")
+    assert parse_config({"job": "rerank", "run_dir": "/home/me/project/run"}).run_dir == "/home/me/project/run"
+
+
 def test_a_store_is_not_opened_by_credentials_in_its_name():
     with pytest.raises(ValueError, match="the parameter secret_key") as raised:
         filesystem(f"s3://b/x?secret_key={SECRET}")
