@@ -87,7 +87,7 @@ def check_places(name: str, needed: set[str]) -> None:
         _template(text)
         used = meta.find_undeclared_variables(_parsed(text))
     except (Exception, RecursionError, MemoryError) as error:
-        raise _told(name, error, needed) from None
+        raise _told(name, error, sorted(needed)) from None
     if missing := needed - used:
         places = " and ".join(f"{{{{ {each} }}}}" for each in sorted(missing))
         raise UserError(f"prompt {_called(name)}: has no {places}")
@@ -104,8 +104,8 @@ def _told(name: str, error: BaseException, places: Iterable[str]) -> UserError:
         return error
     if isinstance(error, RecursionError | MemoryError | SyntaxError):  # jinja2 compiles to Python
         return UserError(f"prompt {_called(name)}: too deeply nested, or no template")
-    line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-    return UserError(f"prompt {_called(name)}{line}: {first_line(error)}; its places are {', '.join(sorted(places))}")
+    line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
+    return UserError(f"prompt {_called(name)}: {line}{first_line(error)}; its places are {', '.join(places)}")
 
 
 def _called(name: str) -> str:
@@ -164,6 +164,9 @@ _NODES = frozenset(
         "And",
         "Or",
         "Filter",
+        "Sub",
+        "Div",
+        "Neg",
         "Test",
     ]
 )
@@ -188,7 +191,7 @@ _NAMES = {
     "With": "{% with %}",
     "Assign": "{% set %}",
     "AssignBlock": "{% set %}",
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow", "Neg", "Pos"), "arithmetic"),
+    **dict.fromkeys(("Add", "Mul", "FloorDiv", "Mod", "Pow", "Pos"), "arithmetic"),
     **dict.fromkeys(("List", "Tuple", "Dict", "Pair"), "a list or a dictionary"),
 }
 
