@@ -321,7 +321,7 @@ class ModelConfig(Section):
         "smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: float32 on a CPU, bfloat16 on a GPU"
+        "auto", description="auto: bfloat16 where the processor has instructions for it, else float32"
     )
     max_model_len: PositiveInt | None = Field(None, description="context in tokens; null: the model's own")
     trust_remote_code: Literal[False] = False

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from limrank import models
+from limrank.dtypes import auto_dtype
 from limrank.errors import first_line
 
 _GIB = 2**30
@@ -58,7 +59,7 @@ def _torch() -> Finding:
     if torch.cuda.is_available():
         gpus = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     else:
-        gpus = "no GPU: the CPU path is used"
+        gpus = f"no GPU: the CPU path is used, auto is {auto_dtype('cpu')}"
     return Finding("torch", f"{finding.state}, {gpus}")
 
 

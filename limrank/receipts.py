@@ -32,6 +32,7 @@ class Work:
 
     ``ready`` is when the worker's engines were up, after ``startup_seconds``; ``busy_seconds``
     is how long, from then to ``ended``, they had at least one request, summed over ``engines``.
+    ``dtypes`` is what the model of each role computed with, where that is known.
     """
 
     session: str
@@ -42,6 +43,7 @@ class Work:
     startup_seconds: float
     engines: int
     busy_seconds: float
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class Summary:
     ``seconds`` is the time in which at least one chunk was being worked on, start-up left
     out; ``startup_seconds`` is the slowest engine's. ``busy_seconds`` and ``idle_seconds``
     are summed over engines, each from when it was up to its last chunk's end: idle is when
-    it had nothing to do. ``rate`` is weight (pairs, seeds) a second.
+    it had nothing to do. ``rate`` is weight (pairs, seeds) a second. ``dtypes`` are all that the
+    model of a role computed with: of ``auto`` on several kinds of machine more than one.
     """
 
     units: int
@@ -200,6 +203,7 @@ class Summary:
     idle_seconds: float
     rate: float | None
     steps: Mapping[str, Usage] = field(default_factory=dict)
+    dtypes: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -236,6 +240,10 @@ def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
         idle_seconds=max(0.0, up - busy),
         rate=weight / seconds if seconds else None,
         steps=usage.steps,
+        dtypes={
+            role: sorted({each.dtypes[role] for each in work if role in each.dtypes})
+            for role in sorted({role for each in work for role in each.dtypes})
+        },
     )
 
 
@@ -261,6 +269,7 @@ def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any
         }
         if summary.rate
         else {},
+        "dtype": {role: ", ".join(names) for role, names in summary.dtypes.items()},
     }
 
 

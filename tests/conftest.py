@@ -30,7 +30,9 @@ class LiveEngine:
         from limrank.engines import open_engine
 
         async def opened():
-            return open_engine(ModelConfig(id=model, max_model_len=CONTEXT), EngineConfig(kind=kind, **settings))
+            # Numbers are compared: never by the rounding of the processor that runs the test.
+            chosen = ModelConfig(id=model, dtype="float32", max_model_len=CONTEXT)
+            return open_engine(chosen, EngineConfig(kind=kind, **settings))
 
         self.kind = kind
         self._loop = asyncio.new_event_loop()

@@ -126,6 +126,10 @@ class Engine(Protocol):
     @property
     def traffic(self) -> Traffic: ...
 
+    @property
+    def dtype(self) -> str | None:
+        """What the model computes with, as ``bfloat16``; None where that is not ours to know."""
+
     async def generate(
         self,
         prompt: Prompt,
@@ -163,6 +167,10 @@ class Judge(Protocol):
 
     @property
     def traffic(self) -> Traffic: ...
+
+    @property
+    def dtype(self) -> str | None:
+        """None: it is the other side's."""
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         """One judgment a text, in their order; its ``doc_id`` is empty.

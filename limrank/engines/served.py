@@ -38,10 +38,10 @@ class EngineHost:
         except LimrankError as error:
             self._error = error  # told by ready(), in our words instead of Ray's
 
-    async def ready(self) -> tuple[Limits, Tokenizer]:
+    async def ready(self) -> tuple[Limits, Tokenizer, str | None]:
         if self._error is not None:
             raise self._error
-        return self._engine.limits, self._engine.tokenizer
+        return self._engine.limits, self._engine.tokenizer, self._engine.dtype
 
     async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         with _ends_with_engine():
@@ -91,7 +91,7 @@ class HostedEngine:
         self._requests = dict.fromkeys(hosts, 0)
         self._startup_timeout_s = startup_timeout_s
         for host in hosts:
-            self.tokenizer: Tokenizer = _wait_until_ready(host, startup_timeout_s, restarts=True)[1]
+            _, self.tokenizer, self.dtype = _wait_until_ready(host, startup_timeout_s, restarts=True)
         self.limits = Limits(limits.context, len(hosts) * limits.in_flight)
         self.traffic = Traffic(2 * self.limits.in_flight)
 
@@ -174,14 +174,14 @@ def host_engine(spec: EngineSpec, wanted: dict[str, Any], replicas: int = 1) -> 
     hosts = tuple(actor.remote(spec) for _ in range(replicas))
     try:
         for host in hosts:
-            limits, _ = _wait_until_ready(host, spec.startup_timeout_s, restarts=False)
+            limits, _, _ = _wait_until_ready(host, spec.startup_timeout_s, restarts=False)
         yield HostedEngineSource(hosts, limits, spec.startup_timeout_s)
     finally:
         for host in hosts:
             _end(host)
 
 
-def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[Limits, Tokenizer]:
+def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[Limits, Tokenizer, str | None]:
     """What the host says of its engine once that is up. With ``restarts`` one that died is
     waited for: Ray starts it again, and fails every call until then."""
     import ray

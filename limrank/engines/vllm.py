@@ -14,6 +14,7 @@ from typing import Any
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
+from limrank.dtypes import auto_dtype
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
 from limrank.errors import EngineError, RowError, UserError, first_line
@@ -42,6 +43,7 @@ class VllmEngine:
             raise UserError(f"model {model.id}: vLLM refuses these settings: {first_line(error)}") from error
         except Exception as error:
             raise EngineError(f"model {model.id}: vLLM did not start: {first_line(error)}") from error
+        self.dtype = arguments.dtype
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._limits = Limits(self._llm.model_config.max_model_len, runs)
         # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
@@ -199,8 +201,7 @@ def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: 
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    # On a CPU bfloat16 may fall back to a path that is thirty times slower.
-    dtype = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
+    dtype = auto_dtype("cpu" if on_cpu else "cuda") if model.dtype == "auto" else model.dtype
     return {
         "model": str(path),
         "dtype": dtype,

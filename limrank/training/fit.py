@@ -40,6 +40,7 @@ class TrainResult:
     steps. Losses are the mean over completion tokens (or units, see ``objectives``): of the last
     step, and of the validation split at the last look (None where there is no split). ``best_step``
     is the step whose weights were exported (None: the last), ``best_ndcg`` the dev set's nDCG@10 of these.
+    ``dtype`` is what the model computed with (``bfloat16``: by autocast, over float32 weights).
     """
 
     examples: int
@@ -52,6 +53,7 @@ class TrainResult:
     best_step: int | None
     cut: int
     model_dir: str
+    dtype: str | None
 
 
 def fit(
@@ -91,7 +93,7 @@ def fit(
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
     with following(storage, on_progress):
-        progress = _fit(lambda: _trainer(task, scaling), storage)
+        progress, dtype = _fit(lambda: _trainer(task, scaling), storage)
     storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
         examples=len(prepared.training) + len(prepared.validation),
@@ -104,11 +106,12 @@ def fit(
         best_step=progress["best_step"],
         cut=planned["cut"],
         model_dir=storage.shown("model"),
+        dtype=dtype,
     )
 
 
-def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> dict[str, Any]:
-    """What the workers return, of trainers that each go on from the last checkpoint.
+def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[str, Any], str | None]:
+    """The progress and the dtype that the workers return, of trainers that each go on from the last checkpoint.
 
     A death is a worker's, its node's (one that is told before, too), or that of Ray Train's controller.
     """
@@ -133,7 +136,7 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> dict[str, Any
         else:
             if error := ended.get("error"):
                 raise error
-            return ended["progress"]
+            return ended["progress"], ended["dtype"]
 
 
 def _steps(storage: Storage) -> int:

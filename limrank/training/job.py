@@ -50,6 +50,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
             counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
             seconds={"work": round(result.seconds, 3)},
             tokens={"trained": result.tokens},
+            dtype={"model": result.dtype},
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")

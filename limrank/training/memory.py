@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
+from limrank.dtypes import auto_dtype, local_device
 from limrank.training.forward import training_units
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def training_bytes(config: TrainJob, row: Row) -> int:
     shape = models.text_config(config.model.id)
     weights = sum(map(math.prod, shapes.values()))
     trained = weights if training.method == "full" else _adapter(shapes, training)
-    held = 2 if training.method == "lora" and config.model.dtype == "bfloat16" else _FLOAT
+    # Of auto: as on this machine, by which the workers' can only be guessed.
+    dtype = auto_dtype(local_device(), training=True) if config.model.dtype == "auto" else config.model.dtype
+    held = 2 if training.method == "lora" and dtype == "bfloat16" else _FLOAT
     a_layer = row.tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if training.gradient_checkpointing:
         # Each layer's input, and one layer's insides at a time.

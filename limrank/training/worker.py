@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank import models
 from limrank.config import TrainJob
+from limrank.dtypes import auto_dtype
 from limrank.errors import LimrankError, StorageError
 from limrank.storage import Storage
 from limrank.training import checkpoints
@@ -29,19 +30,21 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
             Ray reference to what was prepared) and ``plan`` (what a checkpoint must agree with).
 
     Returns:
-        ``progress``, the fields of :class:`~limrank.training.state.Progress` at the end; or
+        ``progress``, the fields of :class:`~limrank.training.state.Progress` at the end, and the
+        ``dtype`` that was trained with; or
         ``error``, which all workers come to at once and which another try would not mend
         (what is raised, Ray Train takes for a death, and starts all of them again).
     """
     try:
-        return {"progress": _train(task)}
+        progress, dtype = _train(task)
+        return {"progress": progress, "dtype": dtype}
     except StorageError:
         raise  # the first worker's alone: the others wait for it
     except LimrankError as error:
         return {"error": error}
 
 
-def _train(task: dict[str, Any]) -> dict[str, Any]:
+def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     import ray
     import torch
     import transformers
@@ -71,9 +74,11 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     saved = checkpoints.load(storage, task["plan"])
     if saved and saved["over"] and gathered(first and storage.exists(f"model/{models.MODEL_CONFIG}"))[0]:
-        return saved["progress"]
+        return saved["progress"], saved.get("dtype")
 
-    dtype = training_dtype(config.model.dtype, device.type)
+    # As it began, wherever it goes on.
+    dtype_name = saved["dtype"] if saved and "dtype" in saved else _agreed_dtype(config.model.dtype, device.type)
+    dtype = getattr(torch, dtype_name)
     mixed_precision = dtype != torch.float32
     sharded = config.training.sharding == "full" and context.get_world_size() > 1
     mesh = mesh_of(device) if sharded else None
@@ -83,7 +88,7 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         # Every worker draws the same adapter.
         torch.manual_seed(config.seed)
         model, tokenizer = load_for_training(model_dir, config.training, dtype)
-        check_packing(model, mixed_precision)
+        check_packing(model)
         if mesh:
             shard(model, mesh, mixed_precision)
         else:
@@ -110,7 +115,11 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
         if board:
             board.add(metrics)
         if saves:
-            found = state.state_dict(first) | {"plan": task["plan"], "over": over} if first or sharded else None
+            found = (
+                state.state_dict(first) | {"plan": task["plan"], "over": over, "dtype": dtype_name}
+                if first or sharded
+                else None
+            )
             checkpoints.save(found if first else None, progress)
 
     progress: Progress = train(
@@ -136,13 +145,15 @@ def _train(task: dict[str, Any]) -> dict[str, Any]:
             state.load_parameters(values)
         cards = card.render(config, task["plan"], asdict(progress))
         merge_and_save(model, tokenizer, storage, dtype, base=config.model.id, cards=cards)
-    return asdict(progress)
+    return asdict(progress), dtype_name
 
 
-def training_dtype(name: str, device: str):
-    """``model.dtype`` as a torch dtype; ``auto`` is float32 on a CPU and bfloat16 on a GPU."""
-    import torch
+def _agreed_dtype(name: str, device: str) -> str:
+    """The name of the dtype that all workers train with: ``model.dtype``, or what is best for
+    each of them where that is ``auto``, and float32 where they differ."""
+    from limrank.training.processes import gathered
 
-    if name == "auto":
-        return torch.bfloat16 if device == "cuda" else torch.float32
-    return getattr(torch, name)
+    if name != "auto":
+        return name
+    found = set(gathered(auto_dtype(device, training=True)))
+    return found.pop() if len(found) == 1 else "float32"

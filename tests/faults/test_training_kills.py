@@ -50,7 +50,7 @@ def command(work, run_dir, sharding="none"):
             {
                 "job": "train",
                 "run_dir": str(run_dir),
-                "model": {"id": str(work / "model")},
+                "model": {"id": str(work / "model"), "dtype": "float32"},
                 "workers": {"replicas": REPLICAS, "cpus": 1},
                 "training": {
                     "train_file": str(work / "train.jsonl"),

@@ -251,7 +251,14 @@ def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, 
     training |= {"gradient_accumulation": 1, "validation_share": 0, "save_steps": 20}
     recipe = tmp_path / "train.yaml"
     recipe.write_text(
-        json.dumps({"job": "train", "run_dir": storage.root, "model": {"id": str(model)}, "training": training})
+        json.dumps(
+            {
+                "job": "train",
+                "run_dir": storage.root,
+                "model": {"id": str(model), "dtype": "float32"},
+                "training": training,
+            }
+        )
     )
     arguments = [sys.executable, "-m", "limrank", "train", str(recipe), "--address", "local"]
     driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -299,7 +299,7 @@ def test_the_saved_adapter_loads_on_the_base_model(tied_model, train_file, tmp_p
 def test_bfloat16_keeps_what_is_trained_in_float32(tied_model, train_file, embeddings):
     training = settings(epochs=4, lora_embeddings=embeddings)
     model, tokenizer = load_for_training(tied_model, training, torch.bfloat16)
-    check_packing(model, mixed_precision=True)
+    check_packing(model)
     kinds = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
     assert kinds == {torch.bfloat16}
     state = TrainState(model, training, 16)
@@ -351,7 +351,7 @@ def test_the_real_model_learns(train_file, tmp_path):
 def train_job(model, train_file, run_dir, replicas=1, **training):
     return TrainJob(
         run_dir=str(run_dir),
-        model={"id": str(model)},
+        model={"id": str(model), "dtype": "float32"},
         workers={"replicas": replicas, "cpus": 1},
         training=settings(train_file=str(train_file), **training),
     )

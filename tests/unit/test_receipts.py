@@ -68,7 +68,15 @@ def test_a_summary_of_two_chunks_that_overlap():
         "seconds": {"engine_startup": 5.0, "work": 8.0, "engine_busy": 9.5, "engine_idle": 3.5},
         "tokens": {"prompt": 200, "cached_prompt": 80, "generated": 20},
         "rates": {"pairs_per_second": 5.0, "tokens_per_second": 27.5},
+        "dtype": {},
     }
+
+
+def test_what_models_computed_with_is_told_by_role():
+    first = replace(WORK, dtypes={"writer": "bfloat16", "judge": "float32"})
+    other = replace(WORK, worker="two", dtypes={"writer": "float32"})
+    summary = summarize([replace(RECEIPT, work=(first,)), replace(RECEIPT, chunk=1, work=(other,))], 40)
+    assert manifest_parts(summary, "pairs")["dtype"] == {"judge": "float32", "writer": "bfloat16, float32"}
 
 
 def test_a_worker_s_last_word_says_how_busy_it_was():
