@@ -263,7 +263,7 @@ class ChunkRunner:
             startup_seconds=worker.startup_seconds,
             engines=len(engines),
             busy_seconds=sum(engine.traffic.busy_seconds for engine in engines),
-            dtypes={role: engine.dtype for role, engine in self._engines.items() if engine.dtype},
+            dtypes={role: dtype for role, engine in self._engines.items() if (dtype := getattr(engine, "dtype", None))},
         )
 
 

@@ -11,6 +11,7 @@ import typer
 
 from limrank import signals
 from limrank.errors import LimrankError, UnavailableError, UserError
+from limrank.printable import PAGE, printable
 
 if TYPE_CHECKING:
     from limrank.config import Job
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 DONE, FAILED, INPUT_AT_FAULT, ROWS_FAILED = 0, 1, 2, 3
 INTERRUPTED = 130
+
+_LONGEST_OF_PLAN = 1000
+"""Characters of a line of a plan."""
 
 # The room of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
 _ROOMS = {
@@ -130,7 +134,7 @@ def _synthesize(
         return
     from limrank.synthesis.job import preview as show_steps
 
-    show_steps(config, preview, print)
+    show_steps(config, preview, lambda text: print(printable(text, PAGE, lines=True)))
 
 
 def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:
@@ -181,10 +185,7 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
         progress.close()
     _print_result(result)
     if result.failed and not config.allow_failures:
-        print(
-            f"{result.failed} rows failed: see failures/, explained by `limrank failures {config.run_dir}`",
-            file=sys.stderr,
-        )
+        _complain(f"{result.failed} rows failed: see failures/, explained by `limrank failures {config.run_dir}`")
         return ROWS_FAILED
     return DONE
 
@@ -197,24 +198,30 @@ def _print_plan(config: Job) -> None:
     except UnavailableError as error:
         plan = {"not known on this machine": str(error)}
     prompt = plan.pop("first_prompt", None)
-    print(dump_config(config))
-    print("# plan")
+    for line in dump_config(config).splitlines():
+        print(printable(line, _LONGEST_OF_PLAN))
+    print("\n# plan")
     for key, value in plan.items():
         if value not in (None, [], {}):
-            print(f"#   {key}: {value}")
+            print(printable(f"#   {key}: {value}", _LONGEST_OF_PLAN))
     if prompt is not None:
         print("# first prompt")
-        print(prompt)
+        print(printable(prompt, PAGE, lines=True))
 
 
 def _print_result(result: JobResult) -> None:
     from rich.console import Console
 
     for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _complain(f"warning: {warning}")
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     for part in result.shown:
-        console.print(part, markup=False)
+        console.print(printable(part, PAGE, lines=True) if isinstance(part, str) else part, markup=False)
+
+
+def _complain(text: str) -> None:
+    """One line on stderr, whatever was in what it quotes."""
+    print(printable(text), file=sys.stderr)
 
 
 @jobs_app.command("list")
@@ -226,7 +233,8 @@ def jobs_list(address: Dashboard = "http://127.0.0.1:8265") -> None:
 
     for job in list_jobs(address):
         started = datetime.fromtimestamp((job.start_time or 0) / 1000).isoformat(" ", "seconds")
-        print(f"{job.submission_id}  {job.status:<9}  {started}  {(job.metadata or {}).get('limrank', '-')}")
+        kind = (job.metadata or {}).get("limrank", "-")
+        print(printable(f"{job.submission_id}  {job.status:<9}  {started}  {kind}"))
 
 
 @jobs_app.command("status")
@@ -235,7 +243,7 @@ def jobs_status(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> 
     from limrank.cluster import job_call
 
     details = job_call(address, job_id, "get_job_info")
-    print(f"{job_id} {details.status}: {details.message}")
+    print(printable(f"{job_id} {details.status}: {details.message}", PAGE, lines=True))
 
 
 @jobs_app.command("logs")
@@ -253,7 +261,7 @@ def jobs_logs(
         raise typer.Exit(cluster.follow(cluster.job_client(address), job_id))
     for line in cluster.job_call(address, job_id, "get_job_logs").splitlines():
         if not line.startswith(JSON_PREFIX):
-            print(line)
+            print(printable(line, PAGE))
 
 
 @jobs_app.command("stop")
@@ -262,7 +270,7 @@ def jobs_stop(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> No
     from limrank.cluster import job_call
 
     stopped = job_call(address, job_id, "stop_job")
-    print(f"{job_id} {'is being stopped' if stopped else 'had ended already'}")
+    print(f"{printable(job_id)} {'is being stopped' if stopped else 'had ended already'}")
 
 
 @models_app.command("list")
@@ -281,7 +289,7 @@ def models_fetch(
     """Fetch a model into the cache and print its directory."""
     from limrank import models
 
-    print(models.resolve(name))
+    print(printable(models.resolve(name), None))
 
 
 @app.command()
@@ -291,7 +299,7 @@ def doctor() -> None:
 
     findings = examine()
     for finding in findings:
-        print(finding)
+        print(printable(finding))
     raise typer.Exit(FAILED if any(finding.broken for finding in findings) else DONE)
 
 
@@ -305,7 +313,7 @@ def failures(
     from limrank.failures import examine, explain
 
     for line in explain(examine(run_dir), shutil.get_terminal_size((120, 24)).columns):
-        print(line)
+        print(printable(line))
 
 
 @app.command()
@@ -322,23 +330,25 @@ def main(arguments: list[str] | None = None) -> int:
         with signals.stopping():
             code = app(arguments, standalone_mode=False, prog_name="limrank")
     except UserError as error:
-        print(f"limrank: {error}", file=sys.stderr)
+        _complain(f"limrank: {error}")
         return INPUT_AT_FAULT
     except LimrankError as error:
-        print(f"limrank: {type(error).__name__}: {error}", file=sys.stderr)
+        _complain(f"limrank: {type(error).__name__}: {error}")
         return FAILED
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
         return _usage_error(error)
     if code == INTERRUPTED and signals.received():
-        print(f"limrank: stopped by {signals.received()}", file=sys.stderr)
+        _complain(f"limrank: stopped by {signals.received()}")
         return signals.exit_code()
     return code if isinstance(code, int) else DONE
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """The program: :func:`main`, and the end of the process with its code."""
+    # A terminal that lacks a character shows its number.
+    sys.stdout.reconfigure(errors="backslashreplace")
     code = main(arguments)
     if signals.received():
         signals.end_now(code)
@@ -352,7 +362,7 @@ def _usage_error(error: Exception) -> int:
         raise error
     # No arguments at all: the help is on the screen already.
     if message := show().rstrip("."):
-        print(f"limrank: {message}; see `limrank --help`", file=sys.stderr)
+        _complain(f"limrank: {message}; see `limrank --help`")
     return INPUT_AT_FAULT
 
 

@@ -23,6 +23,7 @@ import limrank
 from limrank import signals
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
+from limrank.printable import PAGE, printable
 from limrank.progress import open_progress, parse_json_line
 from limrank.uris import without_credentials
 
@@ -225,7 +226,7 @@ def submit(command: str, recipe: str, address: str, *, flags: Iterable[str] = ()
             },
             metadata={"limrank": command},
         )
-    print(f"submitted {job_id} to {address}", flush=True)
+    print(printable(f"submitted {job_id} to {address}"), flush=True)
     try:
         return follow(client, job_id)
     except KeyboardInterrupt:
@@ -247,7 +248,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
         return details.driver_exit_code
     if str(details.status) == "SUCCEEDED":
         return 0
-    print(f"{job_id} {details.status}: {details.message}", flush=True)
+    print(printable(f"{job_id} {details.status}: {details.message}", PAGE, lines=True), flush=True)
     return 1
 
 
@@ -266,7 +267,7 @@ def _show(line: str, progress: Any) -> None:
     if event is not None:
         progress.update(event)
     else:
-        print(line, flush=True)
+        print(printable(line, PAGE), flush=True)
 
 
 def job_client(address: str) -> JobSubmissionClient:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank.errors import UserError, first_line
+from limrank.printable import printable
 from limrank.records import Failure
 from limrank.storage import Storage
 
@@ -150,16 +151,16 @@ def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
             if found.attempts_low < found.attempts_high
             else f"{found.attempts_low} {'attempt' if found.attempts_low == 1 else 'attempts'}"
         )
-        yield f"{found.count:>7}{share}  {found.step}: {found.error_type}, {attempts}"
+        yield printable(f"{found.count:>7}{share}  {found.step}: {found.error_type}, {attempts}")
         example = " · ".join(found.example.unit_id.split("\t"))
-        yield _cut(f"        e.g. {example}: {' '.join(found.example.error.split())}", width)
+        yield _cut(printable(f"        e.g. {example}: {' '.join(found.example.error.split())}", None), width)
     if (more := len(run.groups) - GROUPS_SHOWN) > 0:
         rest = sum(found.count for found in run.groups[GROUPS_SHOWN:])
         yield f"        … and {more} more {'group' if more == 1 else 'groups'} with {rest} failures"
 
 
 def _headline(run: RunFailures) -> str:
-    return f"{run.root} ({run.manifest['job']}, {run.manifest['status']})"
+    return printable(f"{run.root} ({run.manifest['job']}, {run.manifest['status']})")
 
 
 def _percent(share: float) -> str:

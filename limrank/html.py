@@ -6,21 +6,18 @@ report's template extends ``page.html.j2``, which ends with the ``facts`` of wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from limrank.printable import spell_out
 from limrank.uris import without_secrets
-
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and line feed, and those that turn the direction of what follows."""
 
 
 def render(template: str, filters: Mapping[str, Callable[..., Any]] | None = None, **fields: Any) -> str:
     """A page from a template of the package (``evaluation/report.html.j2``).
 
-    Every field is escaped; a name that the template knows and ``fields`` lacks is an error.
-    ``filters`` of the template's own come beside :func:`clip` and :func:`visible`.
+    Every field is escaped, and :func:`visible`; a name that the template knows and ``fields`` lacks
+    is an error. ``filters`` of the template's own come beside :func:`clip` and ``visible``.
     """
     import jinja2
 
@@ -29,6 +26,7 @@ def render(template: str, filters: Mapping[str, Callable[..., Any]] | None = Non
         loader=jinja2.PackageLoader("limrank", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -42,5 +40,10 @@ def clip(text: str, characters: int) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with its control characters spelt out: ``⟨U+202E⟩``."""
-    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    """The text with its control characters, and others that are not seen, spelt out: ``⟨U+202E⟩``."""
+    return spell_out(text, lambda character: f"⟨U+{ord(character):04X}⟩", lines=True)
+
+
+def _seen(value: Any) -> Any:
+    """What jinja2 writes for a value: of HTML that is ours, and of what is no text, as it is."""
+    return visible(value) if type(value) is str else value

@@ -15,6 +15,7 @@ from typing import IO, Protocol
 
 from limrank.errors import UserError
 from limrank.parsing import parse_json
+from limrank.printable import printable
 
 JSON_PREFIX = "@limrank-progress "
 _LINE_EVERY_S = 5.0
@@ -121,10 +122,10 @@ class BarRenderer:
         from rich.progress import Progress as Bars
 
         columns = (
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
         )
         self._bars = Bars(*columns, console=Console(stderr=True))
@@ -133,7 +134,7 @@ class BarRenderer:
 
     def show(self, event: Event) -> None:
         if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._bars.add_task(event.stage, total=event.total, facts="")
+            self._tasks[event.stage] = self._bars.add_task(printable(event.stage), total=event.total, facts="")
         task = self._tasks[event.stage]
         self._bars.update(task, completed=event.done, total=event.total, facts=_facts(event))
         if event.finished:
@@ -145,7 +146,7 @@ class BarRenderer:
 
 def describe(event: Event) -> str:
     """``rerank: 120/400 pairs, 14.2 pairs/s, 2100 tokens/s, ETA 20 s, 1 failed``"""
-    return f"{event.stage}: {event.done}/{event.total} {_facts(event)}".rstrip()
+    return printable(f"{event.stage}: {event.done}/{event.total} {_facts(event)}".rstrip())
 
 
 def _facts(event: Event) -> str:
@@ -160,4 +161,4 @@ def _facts(event: Event) -> str:
         facts.append(f"{event.failed} failed")
     if event.detail:
         facts.append(event.detail)
-    return ", ".join(facts)
+    return printable(", ".join(facts))

@@ -111,6 +111,8 @@ class Traffic:
 class Engine(Protocol):
     """One model that answers requests.
 
+    One that knows what its model computes with has it as ``dtype`` (``bfloat16``).
+
     Every method raises RowError for what is the request's fault (prompt and
     ``max_tokens`` exceed the context, refused, no such label) and EngineError where the
     engine is dead. An endpoint decides itself whether it refuses a prompt that leaves too
@@ -125,10 +127,6 @@ class Engine(Protocol):
 
     @property
     def traffic(self) -> Traffic: ...
-
-    @property
-    def dtype(self) -> str | None:
-        """What the model computes with, as ``bfloat16``; None where that is not ours to know."""
 
     async def generate(
         self,
@@ -167,10 +165,6 @@ class Judge(Protocol):
 
     @property
     def traffic(self) -> Traffic: ...
-
-    @property
-    def dtype(self) -> str | None:
-        """None: it is the other side's."""
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         """One judgment a text, in their order; its ``doc_id`` is empty.

@@ -64,8 +64,6 @@ class ByteTokenizer:
 
 
 class FakeEngine:
-    dtype: str | None = None
-
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)

@@ -26,8 +26,6 @@ _ATTEMPTS = 5
 class OpenAIEngine:
     """The model's tokenizer, where scoring needs one, is loaded by the model's name."""
 
-    dtype: str | None = None
-
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 

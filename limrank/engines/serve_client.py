@@ -83,8 +83,6 @@ class _Client(ABC):
     chains are nobody knows. A server that is unwell for ``engine.request_timeout_s`` is gone.
     """
 
-    dtype: str | None = None
-
     def __init__(self, recipe: Served, engine: EngineConfig, where: str, most: int | None) -> None:
         self.limits = Limits(recipe.max_model_len or 32768, engine.max_in_flight or _IN_FLIGHT)
         self.traffic = Traffic(self.limits.in_flight)

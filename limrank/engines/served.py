@@ -41,7 +41,7 @@ class EngineHost:
     async def ready(self) -> tuple[Limits, Tokenizer, str | None]:
         if self._error is not None:
             raise self._error
-        return self._engine.limits, self._engine.tokenizer, self._engine.dtype
+        return self._engine.limits, self._engine.tokenizer, getattr(self._engine, "dtype", None)
 
     async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
         with _ends_with_engine():

@@ -26,6 +26,7 @@ from limrank.evaluation.metrics import parse_measure
 from limrank.evaluation.plot import Point, draw_quality
 from limrank.evaluation.report import Plot, System, provenance, write_report
 from limrank.evaluation.system import Interval
+from limrank.printable import printable
 from limrank.result import JobResult
 
 if TYPE_CHECKING:
@@ -70,13 +71,13 @@ def console_table(comparison: Comparison) -> Table:
     queries = len(reference.values)
     table = Table(title=f"{comparison.measure} by generated tokens · {queries} queries")
     table.add_column("run")
-    difference = f"difference from {short_names(comparison)[-1]}"
+    difference = f"difference from {printable(short_names(comparison)[-1])}"
     for name in (comparison.measure, "generated\na query", "share", "pairs/s", difference, "not\ninferior"):
         table.add_column(name, justify="right")
     for each, name in zip(comparison.compared, short_names(comparison), strict=True):
         share, rate = comparison.share(each), each.evaluation.pairs_per_second
         table.add_row(
-            name,
+            printable(name),
             "{:.4f} ({:.4f}–{:.4f})".format(*each.quality),
             f"{each.generated:,.0f}",
             "–" if share is None else percent_text(share),

@@ -21,6 +21,7 @@ from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import System, provenance, write_report
 from limrank.evaluation.significance import Difference, paired_bootstrap
 from limrank.evaluation.system import Evaluation, Interval, evaluate_run
+from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
 
@@ -111,7 +112,7 @@ def console_table(result: EvaluateResult) -> Table:
     """The means to 4 decimals, as the ``ir_measures`` command prints them, as a rich table."""
     from rich.table import Table
 
-    table = Table(title=f"{result.system.name} · {len(result.system.scores.queries)} queries")
+    table = Table(title=f"{printable(result.system.name)} · {len(result.system.scores.queries)} queries")
     table.add_column("measure")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from limrank.printable import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,6 +24,9 @@ _PLACES = [
     ("low", 0, -5, "center", "top"),
     *(("mean", side * 8, y, {1: "left", -1: "right"}[side], "center") for y in (20, -20, 32, -32) for side in (1, -1)),
 ]
+
+
+_LONGEST_NAME = 60
 
 
 class Point(NamedTuple):
@@ -55,7 +60,7 @@ def draw_quality(points: Sequence[Point], measure: str) -> bytes:
     axes.margins(y=0.12)  # room for names
     _scale_tokens(axes, [point.tokens for point in points])
     axes.set_xlabel("generated tokens a query")
-    axes.set_ylabel(f"{measure} (mean and 95 % interval)")
+    axes.set_ylabel(f"{measure} (mean and 95 % interval)", parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     _label(figure, axes, points)
@@ -88,13 +93,14 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         for place in _PLACES:
             anchor, x, y, side, height = place
             label = axes.annotate(
-                point.name,
+                printable(point.name, _LONGEST_NAME),
                 (point.tokens, getattr(point, anchor)),
                 xytext=(x, y),
                 textcoords="offset points",
                 ha=side,
                 va=height,
                 fontsize=9,
+                parse_math=False,  # a dollar sign in a name is one
             )
             box = label.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1

@@ -21,6 +21,7 @@ from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.engines.contract import APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.errors import EngineError, UserError
 from limrank.models import served_name
+from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.resources import claim
 from limrank.result import JobResult
@@ -84,7 +85,10 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
     if not _is_loopback(host):
-        print(f"warning: serving.host {host}: anyone who reaches it may use it; no key is asked for", file=sys.stderr)
+        print(
+            f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
+            file=sys.stderr,
+        )
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -109,7 +113,7 @@ def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool =
     name = served_name(config.model.id)
     try:
         with signals.stopping(), cluster.connect(address), serving(config) as url:
-            print(f"serving {name} at {url}", flush=True)
+            print(printable(f"serving {name} at {url}"), flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         return JobResult(shown=[f"{name} is no longer served"])

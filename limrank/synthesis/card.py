@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from limrank.html import visible
+from limrank.printable import as_markdown, printable
 from limrank.synthesis.select import Row
 from limrank.synthesis.spending import Step, notes, with_total
 
@@ -23,21 +24,28 @@ def render(stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     lines = [
         "# Synthetic examples for a pointwise reasoning reranker\n",
         f"{kept} of {examples} examples were kept{_share(kept, examples)}, {stats['kept_positive']} of them relevant, "
-        f"from {stats['seeds']} seeds ({stats['seed_source']}) and {stats['queries']} planned queries.",
+        f"from {stats['seeds']} seeds ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries.",
     ]
     if chosen := stats["selected"]:
         lines.append(f"Selected for training: {chosen['shortfall'] or str(chosen['examples']) + ' examples'}.")
     lines += ["", "## Models\n", *_models(stats), "", "## What was kept\n", *_made_of(stats), "", "## Rejected\n"]
-    lines += [f"- {reason}: {count}{_share(count, examples)}" for reason, count in stats["rejected"].items()]
+    lines += [
+        f"- {as_markdown(reason)}: {count}{_share(count, examples)}" for reason, count in stats["rejected"].items()
+    ]
     lines += [] if stats["rejected"] else ["- none"]
     if steps := stats["steps"]:
         lines += ["", "## Tokens by step\n", *_steps(steps)]
     lines += ["", "## Prompts\n", "By name, and the beginning of the text's SHA-256.\n"]
-    lines += [f"- {step}: {prompt['name']}, {prompt['sha256']}" for step, prompt in stats["prompts"].items()]
+    lines += [
+        f"- {step}: {as_markdown(prompt['name'])}, {prompt['sha256']}" for step, prompt in stats["prompts"].items()
+    ]
     lines += ["", "## Examples\n"]
     for row in islice(rows, EXAMPLES_SHOWN):
         lines += [*_example(row), ""]
-    lines += ["## Licence\n", f"Of the seeds: {stats['license'] or 'not told (synthesis.license); see their source'}."]
+    lines += [
+        "## Licence\n",
+        f"Of the seeds: {as_markdown(stats['license'] or 'not told (synthesis.license); see their source')}.",
+    ]
     lines.append(
         "Queries and written passages were made from the seeds by the writer, mined passages are the seeds' own "
         "corpus: the seeds' licence, and what the models' licences say of their output, apply to them.\n"
@@ -46,18 +54,18 @@ def render(stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
 
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
-    yield f"- writer: {stats['writer']}"
-    yield f"- judge: {stats['judge']}, agreement by {stats['agreement']}"
+    yield f"- writer: {as_markdown(stats['writer'])}"
+    yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
     if "reranker" in stats:
-        yield f"- reranker to be bettered: {stats['reranker']}"
+        yield f"- reranker to be bettered: {as_markdown(stats['reranker'])}"
     if "embedding" in stats:
-        yield f"- embedding of the queries, which were chosen far apart: {stats['embedding']}"
+        yield f"- embedding of the queries, which were chosen far apart: {as_markdown(stats['embedding'])}"
 
 
 def _made_of(stats: Mapping[str, Any]) -> Iterator[str]:
     for name in ("query_kind", "difficulty", "passage_role", "domains"):
         shown = list(islice(stats[name].items(), _DOMAINS_SHOWN))
-        counts = ", ".join(f"{visible(value)} ({count})" for value, count in shown) or "none"
+        counts = ", ".join(f"{printable(value)} ({count})" for value, count in shown) or "none"
         more = len(stats[name]) - len(shown)
         # Indented, as text: a domain may be the writer's own words.
         yield f"    {name.replace('_', ' ')}: {counts}" + (f", and {more} more" if more else "")

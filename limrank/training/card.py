@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from limrank import __version__
 from limrank.config import TrainJob, is_uri
+from limrank.printable import as_markdown
 
 _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
@@ -40,10 +43,10 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         "library_name: transformers",
         "pipeline_tag: text-ranking",
         "tags: [limrank, reranker]",
-        *([f"base_model: {base}"] if "/" in base else []),
+        *([yaml.safe_dump({"base_model": base}, allow_unicode=True, width=10**6).strip()] if "/" in base else []),
         "---",
         "",
-        f"# A pointwise reranker from {base}",
+        f"# A pointwise reranker from {as_markdown(base)}",
         "",
         "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score.",
         f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,",
@@ -52,13 +55,13 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         "",
         "## Data",
         "",
-        f"- {plan['examples']} examples of {_name(config.training.train_file)}, {plan['validation_examples']} held out, "
+        f"- {plan['examples']} examples of {as_markdown(_name(config.training.train_file))}, {plan['validation_examples']} held out, "
         f"{plan['cut']} cut to {config.training.cutoff_tokens} tokens",
         f"- {progress['tokens']} tokens over {progress['step']} steps",
         "",
         "## Settings",
         "",
-        *(f"- {name}: {settings[name]}" for name in names),
+        *(f"- {name}: {as_markdown(settings[name])}" for name in names),
         f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}",
         "",
         "## Measured",
@@ -76,7 +79,7 @@ def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:
         return f"loss {-progress['best_score']:.4f}"
     data = config.dev.data
     of = _name(data.name or data.path or data.format)
-    return f"nDCG@10 {progress['best_score']:.4f}, reranking the top {config.dev.first_stage.depth} of {of} directly"
+    return f"nDCG@10 {progress['best_score']:.4f}, reranking the top {config.dev.first_stage.depth} of {as_markdown(of)} directly"
 
 
 def _name(path: str) -> str:

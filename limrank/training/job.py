@@ -9,6 +9,7 @@ from typing import Any
 from limrank import cluster, models, prompts
 from limrank.config import TrainJob, config_hash, dump_config
 from limrank.data import benchmarks
+from limrank.printable import printable
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.rundir import open_run
@@ -39,7 +40,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
         cluster.connect(address, paths=[config.run_dir]),
     ):
         for warning in chosen.warnings:  # now: the end may be days away
-            _log.warning("%s", warning)
+            _log.warning("%s", printable(warning))
         prepared = prepare(config, chosen, encode_on_cluster)
         steps = prepared.plan["steps"]
         progress.update(Event("train", 0, steps, "steps"))
