@@ -134,7 +134,10 @@ def _synthesize(
         return
     from limrank.synthesis.job import preview as show_steps
 
-    show_steps(config, preview, lambda text: print(printable(text, PAGE, lines=True)))
+    failed = show_steps(config, preview, lambda text: print(printable(text, PAGE, lines=True)))
+    if failed and not config.allow_failures:
+        _complain(f"{failed} steps failed: see above")
+        raise typer.Exit(ROWS_FAILED)
 
 
 def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:

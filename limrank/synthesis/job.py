@@ -161,10 +161,10 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     }
 
 
-def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> None:
-    """Run ``count`` seeds here and show every step; see ``limrank.synthesis.preview``."""
+def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> int:
+    """Run ``count`` seeds here and show every step; how many failed. See ``limrank.synthesis.preview``."""
     _check_recipe(config)
-    show_steps(config, count, _checked_sources(config), show)
+    return show_steps(config, count, _checked_sources(config), show)
 
 
 def rows_hash(config: SynthesizeJob, given: Inputs) -> str:

@@ -90,13 +90,14 @@ class Traced:
         self.requests.append(Request(current_step() or "", text, outcome, failed))
 
 
-def preview(
-    config: SynthesizeJob, count: int, sources: Mapping[str, EngineSource], show: Callable[[str], None]
-) -> None:
+def preview(config: SynthesizeJob, count: int, sources: Mapping[str, EngineSource], show: Callable[[str], None]) -> int:
     """Run the first ``count`` seeds in this process, without Ray and without a run
     directory, and show every step's prompt and answer and what became of each pair.
 
     A seed that repeats a benchmark is told and not counted: nothing is written for it.
+
+    Returns:
+        How many steps failed: requests that could not run.
     """
     given = read_inputs(config)
     inputs = synthesis_inputs(config)
@@ -105,10 +106,11 @@ def preview(
         # All of it is somebody else's text, ids and errors too, and goes to a terminal.
         show(visible(text))
 
-    asyncio.run(_preview(_written(units(config, given), count), given.benchmarks, inputs, sources, say))
+    failed = asyncio.run(_preview(_written(units(config, given), count), given.benchmarks, inputs, sources, say))
     for warning in given.benchmarks.warnings if given.benchmarks else ():
         say(f"warning: {warning}")
     say("Queries that are there twice are found, and rejected, only in a whole run.")
+    return failed
 
 
 def _written(planned: Iterable[Unit], count: int) -> Iterator[Unit]:
@@ -126,7 +128,8 @@ async def _preview(
     inputs: SynthesisInputs,
     sources: Mapping[str, EngineSource],
     say: Callable[[str], None],
-) -> None:
+) -> int:
+    failed = 0
     opened = {source: source.open() for source in dict.fromkeys(sources.values())}
     try:
         for unit in planned:
@@ -144,6 +147,7 @@ async def _preview(
                     for request in requests:
                         say(_shown(request))
                     requests.clear()
+                failed += len(outcome.failures)
                 for failure in outcome.failures:
                     say(f"failed: {failure.unit_id}: {failure.step}: {failure.error}\n")
                 for example in outcome.examples:
@@ -152,6 +156,7 @@ async def _preview(
     finally:
         for engine in opened.values():
             await engine.aclose()
+    return failed
 
 
 def _shown(request: Request) -> str:

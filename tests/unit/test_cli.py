@@ -272,6 +272,16 @@ def test_a_job_that_failed_is_exit_1(recipe, capsys, monkeypatch):
     assert capsys.readouterr().err == "limrank: EngineError: it did not come up\n"
 
 
+@pytest.mark.parametrize(("rate", "code"), [(1.0, 3), (0.0, 0)])
+def test_a_preview_of_which_steps_failed_says_so(rate, code, home, capsys):
+    (home / "r.yaml").write_text(
+        f"job: synthesize\nrun_dir: run\nengine: {{kind: fake, fail_rate: {rate}}}\nsynthesis: {{max_seeds: 1}}\n"
+    )
+    assert main(["synthesize", "r.yaml", "--preview", "1"]) == code
+    assert ("steps failed: see above" in capsys.readouterr().err) == bool(code)
+    assert main(["synthesize", "r.yaml", "--preview", "1", "-s", "allow_failures=true"]) == 0
+
+
 def test_ctrl_c_is_exit_130(recipe, monkeypatch):
     outcome(monkeypatch, KeyboardInterrupt())
     assert main(["rerank", recipe()]) == 130

@@ -1,5 +1,6 @@
 """Every recipe and cluster file in the repository is one that works."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def test_the_cloud_cluster_file_fits_rays_schema():
     util = pytest.importorskip("ray.autoscaler._private.util")
     config = util.prepare_config(yaml.safe_load((REPOSITORY / "cluster" / "cloud.yaml").read_text()))
     util.validate_config(config)
+
+
+def test_the_cloud_installs_what_pyproject_says_and_keeps_no_list_of_its_own():
+    cloud = yaml.safe_load((REPOSITORY / "cluster" / "cloud.yaml").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (mounted,) = cloud["file_mounts"]
+    assert cloud["file_mounts"] == {mounted: "."}
+    (install,) = cloud["setup_commands"]
+    command, _, extra = install.removesuffix("]'").partition("'[")
+    assert command == f"python3 -m pip install -e {mounted}" and extra in project["optional-dependencies"]
+    assert any(each.startswith("vllm") for each in project["optional-dependencies"][extra])
