@@ -29,14 +29,31 @@ def _pattern():
     return regex.compile(rf"(?V1)(?P<run>[{_UNSPACED}]+)|[[\w\p{{M}}]--[{_UNSPACED}]]{{2,}}")
 
 
+@lru_cache
+def _invisible():
+    """Soft hyphens, joiners and marks of direction, which split no word; a space of no width does."""
+    import regex
+
+    return regex.compile(r"(?V1)[\p{Cf}--[\u200b]]")
+
+
+def folded(text: str) -> str:
+    """What looks the same as the same characters: half-width kana, composed accents, capitals."""
+    # Folding case takes some characters apart, so they are put together again; İ becomes an i with a second dot.
+    normal = unicodedata.normalize("NFKC", text) if not text.isascii() else text
+    if normal.isascii():
+        return normal.casefold()
+    lower = unicodedata.normalize("NFKC", normal.casefold()).replace("i\u0307", "i")
+    return _invisible().sub("", lower)
+
+
 def words(text: str) -> Iterator[str]:
     """The words of a text in their order, stop words and endings included.
 
     >>> list(words("Merging 2 feeds: 東京都"))
     ['merging', 'feeds', '東京', '京都']
     """
-    # NFKC: what looks the same is the same, half-width kana and composed accents too.
-    for found in _pattern().finditer(unicodedata.normalize("NFKC", text).casefold()):
+    for found in _pattern().finditer(folded(text)):
         run = found["run"]
         if run is None:
             yield found[0]
@@ -54,8 +71,10 @@ class Analyzer:
         from Stemmer import Stemmer
 
         known = first_stage.word_list
-        self._stopwords = frozenset(_infer_stopwords(known)) if known else frozenset()
+        self._stopwords = frozenset(map(folded, _infer_stopwords(known))) if known else frozenset()
         self._stemmer = Stemmer(first_stage.stems) if first_stage.stems else None
+        # Turkish has a pair of letters each with and without a dot, which other languages take for one.
+        self._capitals = {ord("I"): "ı", ord("İ"): "i"} if first_stage.language == "turkish" else {}
 
     def tokens(self, texts: Iterable[str]) -> Tokenized:
         """The texts as bm25s indexes and searches them. Each different word is stemmed once."""
@@ -69,4 +88,4 @@ class Analyzer:
         return Tokenized(ids=[[ids[place] for place in text] for text in found], vocab=vocabulary)
 
     def _counted(self, text: str) -> Iterator[str]:
-        return (word for word in words(text) if word not in self._stopwords)
+        return (word for word in words(text.translate(self._capitals)) if word not in self._stopwords)

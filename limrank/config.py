@@ -305,8 +305,9 @@ class FirstStageConfig(Section):
 
     @property
     def word_list(self) -> str | None:
-        """The list of stop words; None: every word counts."""
-        name = self.stopwords or self.language
+        """The list of stop words; None: every word counts. Pairs of characters take the English one,
+        as Lucene's CJKAnalyzer does: a pair of a Chinese or Korean list may be a part of any word."""
+        name = self.stopwords or ("english" if self.language in UNSPACED else self.language)
         return name if name in STOPWORDS else None
 
     @model_validator(mode="after")

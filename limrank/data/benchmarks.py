@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from limrank.analyzer import words
@@ -39,36 +40,39 @@ def load(data: DataConfig) -> Benchmark:
 
 def without_themselves(benchmark: Benchmark) -> Benchmark:
     """The benchmark, its queries without the document that they are themselves (ArguAna's corpus
-    holds its queries): one of the same id that has the query's words in their order, and hardly any
-    others. BEIR drops by the id alone, which takes documents that share a number with a query by
-    chance (Cranfield's). What is judged to be relevant stays.
+    holds its queries): one of the same id whose title or text is the query's. BEIR drops by the
+    id alone, which takes documents that share a number with a query by chance (Cranfield's).
+    What is judged to be relevant stays.
     """
-    contents = {document.doc_id: document.contents for document in benchmark.documents}
-    queries = [
-        replace(query, excluded=query.excluded | {query.query_id})
-        if query.query_id not in query.excluded
-        and is_same_text(query.text, contents.get(query.query_id, ""))
+    asked = {query.query_id: query for query in benchmark.queries}
+    own = {
+        document.doc_id
+        for document in benchmark.documents
+        if (query := asked.get(document.doc_id))
+        and query.query_id not in query.excluded
         and benchmark.qrels.get(query.query_id, {}).get(query.query_id, 0) <= 0
-        else query
+        and any(is_same_text(query.text, part) for part in (document.text, document.contents, document.title))
+    }
+    if not own:
+        return benchmark
+    queries = [
+        replace(query, excluded=query.excluded | {query.query_id}) if query.query_id in own else query
         for query in benchmark.queries
     ]
-    dropped = sum(query is not before for query, before in zip(queries, benchmark.queries, strict=True))
-    if not dropped:
-        return benchmark
-    told = f"{dropped} queries are in the corpus themselves, by id and text: they are no candidates of their own"
+    told = f"{len(own)} queries are in the corpus themselves, by id and text: they are no candidates of their own"
     return replace(benchmark, queries=queries, warnings=[*benchmark.warnings, told])
 
 
 _SAME = 0.8
-"""Of a document's words, how many have to be the query's: the others may be a title."""
+"""Of the words of both, how many have to be common to them, in their order."""
 
 
-def is_same_text(query: str, document: str) -> bool:
-    """Whether a document is a query's text, as far as case, blanks, punctuation and a title do not count."""
-    asked, held = list(words(query)), list(words(document))
-    if not asked or len(asked) > len(held) or len(asked) < _SAME * len(held):
-        return asked == held and bool(asked)
-    return any(held[start : start + len(asked)] == asked for start in range(len(held) - len(asked) + 1))
+def is_same_text(one: str, other: str) -> bool:
+    """Whether two texts are one, as far as case, blanks, punctuation and a few words do not count."""
+    first, second = list(words(one)), list(words(other))
+    compared = SequenceMatcher(None, first, second, autojunk=False)
+    # The first ratio, of lengths alone, tells most texts apart at no cost.
+    return bool(first and second) and compared.real_quick_ratio() >= _SAME and compared.ratio() >= _SAME
 
 
 def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:

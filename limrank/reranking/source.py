@@ -79,8 +79,8 @@ class BenchmarkSource:
         first_stage = self._config.first_stage
         return {
             "data": benchmarks.fingerprint(self._config.data),
-            # Judgements select queries: others make another run, whatever their grades.
-            "queries": [query.query_id for query in self._benchmark.queries],
+            # Judgements select queries, and keep a document that is the query itself: others may make another run.
+            "queries": [[query.query_id, sorted(query.excluded)] for query in self._benchmark.queries],
             "first_stage": first_stage.model_dump(exclude={"path"}),
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }

@@ -32,6 +32,9 @@ def found(query, *texts, **first_stage):
         ("snake_case ___ x", ["snake_case", "___"]),
         ("cafe\u0301 caf\u00e9", ["caf\u00e9", "caf\u00e9"]),
         ("हिन्दी की किताबें", ["हिन्दी", "की", "किताबें"]),  # vowel signs are marks, which split nothing
+        ("infor\u00admation, क्\u200dष \ufeffword", ["information", "क्ष", "word"]),  # what is not seen splits nothing
+        ("sala\u200bkhao", ["sala", "khao"]),  # a space of no width is one
+        ("İzmir ﬁnd ＦＵＬＬ", ["izmir", "find", "full"]),
         ("STRASSE Straße ΟΔΟΣ οδος", ["strasse", "strasse", "οδοσ", "οδοσ"]),
         ("東京都", ["東京", "京都"]),
         ("猫 と", ["猫", "と"]),
@@ -59,6 +62,24 @@ def test_a_language_sets_both_and_each_may_be_set_alone():
     assert stems("Die laufenden Verbindungen", language="DE") == ["laufend", "verbind"]
     assert stems("die Verbindungen", language="german", stopwords="none", stemmer="none") == ["die", "verbindungen"]
     assert stems("東京 running", language="japanese") == ["東京", "running"]
+
+
+def test_stop_words_are_compared_as_words_are():
+    assert stems("daß DASS Haus", language="german") == ["haus"]
+
+
+def test_turkish_has_an_i_without_a_dot():
+    assert found("IŞIK", "bir ışık", "bir işik", language="turkish") == [0]
+    assert found("İZMİR", "izmir", language="turkish") == [0]
+
+
+@pytest.mark.parametrize("query", ["上升", "一般", "다른"])
+@pytest.mark.parametrize("language", ["english", "chinese", "korean", "cjk"])
+def test_pairs_of_characters_are_no_stop_words(query, language):
+    """They may be a part of any word: Lucene's CJKAnalyzer takes the English list alone."""
+    assert found(query, f"{query} text", "text", language=language) == [0]
+    assert stems("the running 東京", language=language)[-1] == "東京"
+    assert "the" not in stems("the running", language=language)
 
 
 @pytest.mark.parametrize(

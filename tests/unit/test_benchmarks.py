@@ -9,6 +9,7 @@ from limrank.config import DataConfig, RerankJob
 from limrank.data import benchmarks
 from limrank.data.benchmarks import is_same_text
 from limrank.errors import UserError
+from limrank.records import Benchmark, Document, Query
 from limrank.reranking import job
 from limrank.reranking.source import open_source
 
@@ -79,14 +80,30 @@ def test_a_given_run_that_holds_the_query_itself_is_measured_without_it(argument
         (ARGUMENT, True),
         (ARGUMENT.upper().replace(" ", "  \n"), True),
         ("Zoos " + ARGUMENT, True),  # a title in front
+        (ARGUMENT.replace("cages", "enclosures"), True),
+        (ARGUMENT.removesuffix("for them."), True),  # cut
         (ARGUMENT + " " + ARGUMENT, False),
         ("Zoos are old. " + ARGUMENT + " " + "Nothing else would be right, and everybody who looks sees that.", False),
         ("Buses should be free.", False),
         ("", False),
     ],
 )
-def test_a_document_is_the_query_as_far_as_its_words_are(document, same):
+def test_a_text_is_the_same_as_far_as_its_words_are(document, same):
     assert is_same_text(ARGUMENT, document) is same
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "own"),
+    [
+        ("society, animals: this house would close all zoos", "Close zoos.", True),  # a title longer than the text
+        ("Close zoos", "An abstract that says a lot more than its title, as SCIDOCS has it.", True),
+        ("Zoos", "An abstract that says that zoos should close.", False),
+    ],
+)
+def test_the_query_may_be_the_title_or_the_text(title, text, own):
+    benchmark = Benchmark("b", [Document("q", text, title)], [Query("q", "close zoos")], {"q": {"other": 1}})
+    (query,) = benchmarks.without_themselves(benchmark).queries
+    assert query.excluded == (frozenset("q") if own else frozenset())
 
 
 def test_a_shared_number_or_a_judgement_keeps_a_document(tmp_path):
