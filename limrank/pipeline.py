@@ -54,6 +54,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         UserError, EngineError: as the stages' own jobs.
     """
     from limrank.reranking import job as reranking
+    from limrank.reranking.source import open_source
     from limrank.synthesis import job as synthesis
     from limrank.training import job as training
 
@@ -61,6 +62,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     check_engine(config.model, config.engine)
     check_labels(load_tokenizer(config.model, config.engine))
     synthesis.check_choice(config.synthesis)
+    open_source(stages["first_stage"]).check()
     common = {"address": address, "progress": progress}
     with (
         open_run(
@@ -140,7 +142,7 @@ def plan(config: PipelineJob) -> dict[str, Any]:
         "train": f"{config.training.max_examples or 'all kept'} examples, {config.training.epochs} epochs",
         "rerank": f"{ranked['units']}, by the base and by the tuned model",
         "workers": ranked["workers"],
-        "warnings": ranked["warnings"],
+        "warnings": written["warnings"] + ranked["warnings"],
         "first_prompt": written["first_prompt"],
     }
 

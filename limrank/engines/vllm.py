@@ -17,6 +17,7 @@ from limrank.config import EngineConfig, ModelConfig
 from limrank.dtypes import auto_dtype
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
+from limrank.engines.spawning import without_main
 from limrank.errors import EngineError, RowError, UserError, first_line
 
 _CPU_BLOCK = 32
@@ -36,7 +37,7 @@ class VllmEngine:
 
         arguments = AsyncEngineArgs(**arguments)
         try:
-            with reap_with_parent():
+            with reap_with_parent(), without_main():
                 # Batches as large as vLLM makes them for offline work on this device.
                 self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:

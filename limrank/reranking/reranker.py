@@ -33,13 +33,9 @@ class Reranker:
 
     ::
 
-        if __name__ == "__main__":
-            with Reranker("smollm2-135m-instruct") as reranker:
-                for hit in reranker.rank("merge sorted streams", ["heapq.merge …", "sorted …"]):
-                    print(hit.score, hit.document)
-
-    A script needs the guard where vLLM starts its processes anew (on a CPU it does): they
-    import the script again. A notebook needs none.
+        with Reranker("smollm2-135m-instruct") as reranker:
+            for hit in reranker.rank("merge sorted streams", ["heapq.merge …", "sorted …"]):
+                print(hit.score, hit.document)
 
     Args:
         model: a packaged model, a directory, or a hub id.

@@ -31,6 +31,7 @@ from limrank.synthesis.plan import (
     read_brief,
     read_inputs,
     synthesis_inputs,
+    too_few_mined,
     units,
     unwritten,
 )
@@ -158,6 +159,7 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
         and query_prompt(
             Seed(first["unit_id"], first["query"], first["passage"]), read_brief(first["briefs"][0]), config.synthesis
         ),
+        "warnings": too_few_mined(config, planned),
     }
 
 

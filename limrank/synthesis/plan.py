@@ -68,6 +68,14 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
         }
 
 
+def too_few_mined(config: SynthesizeJob, planned: Sequence[Unit]) -> list[str]:
+    """A sentence for a person where BM25 finds fewer passages than are to be mined; else none."""
+    wanted, asked = config.synthesis.mined_negatives, [unit for unit in planned if unit["briefs"]]
+    if few := sum(len(unit["mined"]) < wanted for unit in asked):
+        return [f"synthesis.mined_negatives: BM25 finds fewer than {wanted} for {few} of {len(asked)} seeds"]
+    return []
+
+
 def most_generated(config: SynthesizeJob, brief: QueryBrief) -> int:
     """The most tokens that writer and judge may generate for one query."""
     return most_written(config.synthesis, brief) + pairs_a_query(config) * judge_tokens(judging(config))

@@ -136,3 +136,14 @@ def test_a_job_without_any_candidate_is_refused(tmp_path, capsys):
         assert cli.main(["rerank", str(path), *flags]) == 2
         assert "are its query ids the benchmark's?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_is_refused_before_its_first_stage(tmp_path, capsys):
+    folder = beir(tmp_path / "b", {"d": "merge feeds"}, {"q": "zebra"}, [("q", "d", 1)])
+    path = tmp_path / "recipe.yaml"
+    given = {"data": {"format": "beir", "path": str(folder)}, "engine": {"kind": "fake"}}
+    path.write_text(json.dumps({"job": "pipeline", "run_dir": str(tmp_path / "run"), **given}))
+    for flags in ([], ["--dry-run"]):
+        assert cli.main(["pipeline", str(path), *flags]) == 2
+        assert "no candidate for any of the 1 queries" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

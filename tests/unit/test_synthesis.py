@@ -33,7 +33,7 @@ from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
-from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, units, unwritten
+from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, too_few_mined, units, unwritten
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import Traced
 from limrank.synthesis.select import surprise
@@ -811,6 +811,9 @@ def test_mined_negatives_are_the_nearest_other_passages(config):
         [],
     ]
     assert [unit["mined"] for unit in units(config, Inputs(seeds, [NURSE], 6))] == [[], [], []]
+    planned = list(units(mining, Inputs(seeds, [NURSE], 6)))
+    assert too_few_mined(mining, planned) == ["synthesis.mined_negatives: BM25 finds fewer than 1 for 1 of 3 seeds"]
+    assert not too_few_mined(mining, planned[:2]) and not too_few_mined(config, planned)
 
 
 def test_a_dry_run_counts_what_would_be_written(config, tmp_path):
