@@ -181,6 +181,7 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
 def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
     from limrank.progress import open_progress
 
+    _check_run_dir(config)
     progress = open_progress()
     try:
         result = import_module(_ROOMS[name][0]).run(config, address=address, progress=progress, overwrite=overwrite)
@@ -193,9 +194,19 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
     return DONE
 
 
+def _check_run_dir(config: Job) -> None:
+    """Before anything is read or fetched: what is a person's is refused."""
+    from limrank.rundir import check_run_dir
+
+    # `serve` writes none, and `evaluate` looks once it has read what it is to evaluate.
+    if config.job not in ("serve", "evaluate"):
+        check_run_dir(config)
+
+
 def _print_plan(config: Job) -> None:
     from limrank.config import dump_config
 
+    _check_run_dir(config)
     try:
         plan = import_module(_ROOMS[config.job][0]).plan(config)
     except UnavailableError as error:

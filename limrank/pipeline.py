@@ -33,7 +33,7 @@ from limrank.errors import UserError
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
 from limrank.progress import Event, Progress
-from limrank.recipe import checked
+from limrank.recipe import checked, input_paths
 from limrank.records import Query
 from limrank.resources import claim
 from limrank.result import JobResult
@@ -71,6 +71,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
             config_yaml=dump_config(config),
             config_hash=_stages_hash(config),
             overwrite=overwrite,
+            inputs=input_paths(config),
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):

@@ -8,12 +8,14 @@ memory however many there are, and however many pairs each holds (``benchmarks/p
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank.errors import StorageError
+from limrank.errors import StorageError, UserError
+from limrank.parsing import parse_json
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -73,21 +75,19 @@ def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.S
     import pyarrow.parquet as pq
 
     chunks: list[Chunk] = []
-    writer = stream = None
-    try:
+    with contextlib.ExitStack() as part:
         for members in _cut(units, chunk_cost):
             rows = [unit for unit, _ in members]
             with storage.writing():
                 if len(chunks) % _CHUNKS_PER_PART == 0:
-                    _close(writer, stream)
-                    stream = storage.open_output(_part(len(chunks)))
-                    writer = pq.ParquetWriter(stream, schema, compression="zstd")
+                    part.close()
+                    stream = part.enter_context(storage.open_output(_part(len(chunks))))
+                    writer = part.enter_context(pq.ParquetWriter(stream, schema, compression="zstd"))
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
             cost, weight = sum(unit["cost"] for unit in rows), sum(weight for _, weight in members)
             chunks.append(Chunk(len(chunks), len(rows), cost, weight))
-    finally:
         with storage.writing():
-            _close(writer, stream)
+            part.close()
     listed = [[chunk.units, chunk.cost, chunk.weight] for chunk in chunks]
     storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
@@ -95,13 +95,15 @@ def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.S
 
 def read_plan(storage: Storage) -> Plan | None:
     """The plan of an earlier session; None where planning did not get to its end."""
+    where = f"run_dir {storage.root}: plan.json"
     try:
-        listed = json.loads(storage.read_text("plan.json"))["chunks"]
+        plan = parse_json(storage.read_bytes("plan.json"), where)
+        listed = [[int(fact) for fact in facts] for facts in plan["chunks"]]
+        return Plan([Chunk(number, *facts) for number, facts in enumerate(listed)])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"run_dir {storage.root}: plan.json is damaged; --overwrite starts over") from error
-    return Plan([Chunk(number, *facts) for number, facts in enumerate(listed)])
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{where} is damaged; --overwrite starts over") from error
 
 
 def read_chunk(storage: Storage, number: int) -> list[Unit]:
@@ -154,9 +156,3 @@ def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int
 
 def _part(number: int) -> str:
     return f"units/part-{number // _CHUNKS_PER_PART:05d}.parquet"
-
-
-def _close(writer: Any, stream: Any) -> None:
-    if writer is not None:
-        writer.close()
-        stream.close()

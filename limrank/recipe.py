@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -102,6 +103,39 @@ def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[st
     return found
 
 
+_NAME_OR_PATH = (
+    ("model.id", is_folder),
+    ("judge.id", is_folder),
+    ("reranker.id", is_folder),
+    ("synthesis.embedder", is_folder),
+    ("scoring.prompt", is_file),
+    ("judge_scoring.prompt", is_file),
+    *((f"synthesis.prompts.{step}", is_file) for step in SynthesisPrompts.model_fields),
+)
+"""Keys that are a name or a path: a path where there is such a directory or file."""
+
+
+def input_paths(config: Job) -> list[tuple[str, str]]:
+    """Every local path and URI that a job reads, each behind its recipe key."""
+    found = {key: value for key, value in _paths(config) if key != "run_dir"}
+    for key, is_there in _NAME_OR_PATH:
+        value = _value(config, key)
+        if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):
+            found[key] = value
+    listed = [(key, each) for key, value in found.items() for each in ((value,) if isinstance(value, str) else value)]
+    return [(key, each) for key, each in listed if not each.startswith("benchmark://")]
+
+
+def _paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a config has under its keys of paths, URIs too."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from _paths(value, f"{prefix}{name}.")
+        elif _is_path(field) and value and value not in _words(field):
+            yield prefix + name, value
+
+
 def _is_local(value: Any, field: Any) -> bool:
     """Whether a path key's value is a local path, or several paths."""
     if isinstance(value, tuple):
@@ -124,16 +158,7 @@ def _words(field: Any) -> set[str]:
 
 def _absolute_paths(config: Job, source: str) -> Job:
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
-    # These are a name or a path: a path where there is such a directory or file.
-    for key, is_there in (
-        ("model.id", is_folder),
-        ("judge.id", is_folder),
-        ("reranker.id", is_folder),
-        ("synthesis.embedder", is_folder),
-        ("scoring.prompt", is_file),
-        ("judge_scoring.prompt", is_file),
-        *((f"synthesis.prompts.{step}", is_file) for step in SynthesisPrompts.model_fields),
-    ):
+    for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
         if value is not None and not is_prompt_text(value) and is_there(os.path.expanduser(value)):
             updates[key] = _absolute(value)

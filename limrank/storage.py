@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import StorageError, UserError
+from limrank.outputs import is_written
 from limrank.uris import credentials_in, without_secrets
 
 if TYPE_CHECKING:
@@ -50,6 +51,21 @@ def filesystem(path: str) -> tuple[Any, str]:
     return found, below.rstrip("/")
 
 
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A new path to write to, which takes the target's place when the block ends. A link there is
+    replaced itself: what it leads to stays as it is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 @dataclass(frozen=True)
 class Storage:
     """Files below one root, by relative name. Travels between processes."""
@@ -77,19 +93,10 @@ class Storage:
             with files.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with _beside(Path(path)) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
@@ -141,35 +148,59 @@ class Storage:
         """Delete a file; nothing happens where there is none."""
         files, path = self._at(name)
         with contextlib.suppress(FileNotFoundError):
-            files.delete_file(path)
+            if is_uri(self.root):
+                files.delete_file(path)
+            else:
+                Path(path).unlink()
 
-    def clear(self) -> None:
-        """Delete everything below the root but the lock. Rows go first, for without the plan
-        they mean nothing, and the manifest last: whatever is left after a kill still belongs
-        to the run that it names."""
+    def entries(self) -> list[str]:
+        """Names of all that lies in the root itself, hidden ones too; [] where there is no root."""
+        if not is_uri(self.root):
+            root = Path(self.root)
+            return sorted(each.name for each in root.iterdir()) if root.is_dir() else []
         from pyarrow.fs import FileSelector
 
         files, path = self._at("")
-        entries = files.get_file_info(FileSelector(path, allow_not_found=True))
-        for entry in sorted(entries, key=lambda entry: (entry.base_name != "rows", entry.is_file)):
-            if not entry.is_file:
-                files.delete_dir(entry.path)
-            elif entry.base_name not in ("lock.json", "manifest.json"):
-                files.delete_file(entry.path)
-        self.remove("manifest.json")
+        return sorted(each.base_name for each in files.get_file_info(FileSelector(path, allow_not_found=True)))
+
+    def walk(self) -> tuple[list[str], list[str], list[str]]:
+        """Names of all files below the root, hidden ones too, of all folders, and of those of both
+        that are links. A link's target is not walked through."""
+        if is_uri(self.root):
+            from pyarrow.fs import FileSelector
+
+            files, path = self._at("")
+            found = files.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+            return sorted(each.path[len(path) :].lstrip("/") for each in found if each.is_file), [], []
+        names: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for top, folders, files in os.walk(self.root):
+            for kind, found in zip(names, (files, folders), strict=False):
+                kind += [(Path(top) / each).relative_to(self.root).as_posix() for each in found]
+        names[2].extend(each for each in (*names[0], *names[1]) if self.local(each).is_symlink())
+        return sorted(names[0]), sorted(names[1]), sorted(names[2])
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder; one that is not empty stays, and nothing happens where there is none."""
+        if not is_uri(self.root):
+            with contextlib.suppress(OSError):
+                self.local(name).rmdir()
 
     def open_input(self, name: str):
         """A seekable binary stream. Raises FileNotFoundError."""
         files, path = self._at(name)
         return files.open_input_file(path)
 
-    def open_output(self, name: str):
-        """A binary stream to a new file, for output that is too large to hold; it is
-        not atomic, so only what can be made again from the rows is written this way."""
+    @contextlib.contextmanager
+    def open_output(self, name: str) -> Iterator[Any]:
+        """A binary stream to a file, for output that is too large to hold. By a path the file
+        appears when the block ends, and not where it fails."""
         files, path = self._at(name)
-        if not is_uri(self.root):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return files.open_output_stream(path)
+        if is_uri(self.root):
+            with files.open_output_stream(path) as stream:
+                yield stream
+            return
+        with _beside(Path(path)) as temporary, files.open_output_stream(str(temporary)) as stream:
+            yield stream
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -187,9 +218,9 @@ class Storage:
     @contextlib.contextmanager
     def new_folder(self, name: str, last: str) -> Iterator[Path]:
         """A local folder to put files in, which becomes the root's folder ``name`` when the
-        block ends. By a path it takes the name of the old one; in an object store, which knows
-        files only, ``last`` goes first of the old ones and comes last of the new, so that
-        whoever looks for it finds a folder that is whole.
+        block ends. By a path it takes the name of the old one, with what a person has put there;
+        in an object store, which knows files only, ``last`` goes first of the old ones and comes
+        last of the new, so that whoever looks for it finds a folder that is whole.
 
         Raises:
             StorageError: it could not be written.
@@ -204,11 +235,15 @@ class Storage:
             return
         target = self.local(name)
         work = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(work, ignore_errors=True)
         with self.writing():
-            work.mkdir(parents=True)
+            _drop_written(work, name)
+            work.mkdir(parents=True, exist_ok=True)
             yield work
-            shutil.rmtree(target, ignore_errors=True)
+            _drop_written(target, name)
+            for stays in target.iterdir() if target.is_dir() else ():
+                stays.rename(work / stays.name)
+            if target.is_dir():
+                target.rmdir()
             work.rename(target)
 
     def _upload(self, file: Path, name: str) -> None:
@@ -233,3 +268,10 @@ class Storage:
     def _at(self, name: str) -> tuple[Any, str]:
         found, path = filesystem(self.root)
         return found, (f"{path}/{name}" if name else path)
+
+
+def _drop_written(folder: Path, name: str) -> None:
+    """Delete what training writes into a folder of this name; a person's files stay."""
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if is_written(f"{name}/{each.name}", "train"):
+            each.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.config import EvaluateJob, is_uri
@@ -28,6 +27,7 @@ from limrank.evaluation.report import Plot, System, provenance, write_report
 from limrank.evaluation.system import Interval
 from limrank.printable import printable
 from limrank.result import JobResult
+from limrank.rundir import check_run_dir, open_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,6 +55,7 @@ def run(config: EvaluateJob) -> JobResult:
 def plan(config: EvaluateJob) -> dict[str, Any]:
     """What :func:`run` would compare, for ``--dry-run``; raises what it would raise."""
     inputs = _read(config)
+    check_run_dir(config)
     return {
         "runs": [each.name for each in inputs],
         "queries": len(inputs[0].qrels),
@@ -114,8 +115,7 @@ def _write_outputs(
     config: EvaluateJob, comparison: Comparison, inputs: Sequence[Inputs], sentences: Sequence[str]
 ) -> None:
     samples, seed = config.evaluation.bootstrap_samples, config.seed
-    directory = Path(config.run_dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    storage = open_outputs(config)
     directories = dict(zip((each.name for each in inputs), config.evaluation.compare, strict=True))
     metrics = {
         "measure": comparison.measure,
@@ -127,19 +127,19 @@ def _write_outputs(
         "bootstrap": {"samples": samples, "confidence": 0.95, "seed": seed},
     }
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
-    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    storage.write_text("metrics.json", text + "\n")
     points = [
         Point(name, each.generated, *each.quality, each.on_frontier)
         for name, each in zip(short_names(comparison), comparison.compared, strict=True)
     ]
     png = draw_quality(points, comparison.measure)
-    (directory / "compare.png").write_bytes(png)
+    storage.write_bytes("compare.png", png)
     caption = (
         f"{comparison.measure} by generated tokens a query, with 95 % intervals; "
         "the line joins what nothing cheaper is as good as."
     )
     write_report(
-        directory / "report.html",
+        storage.local("report.html"),
         f"{comparison.measure} against generated tokens",
         [_system(each) for each in (comparison.reference, *comparison.compared[:-1])],
         {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs[0].queries},

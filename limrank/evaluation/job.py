@@ -24,8 +24,11 @@ from limrank.evaluation.system import Evaluation, Interval, evaluate_run
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
+from limrank.rundir import check_run_dir, open_outputs
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
 
 
@@ -65,6 +68,7 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
     inputs = read_inputs(config)
     for measure in config.evaluation.measures:
         parse_measure(measure)
+    check_run_dir(config)
     return {
         "run": inputs.name,
         "queries": len(inputs.qrels),
@@ -83,6 +87,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
     if is_uri(config.run_dir):
         raise UserError(f"run_dir: {config.run_dir}: evaluate reads and writes a local directory; copy it here first")
     inputs = read_inputs(config)
+    storage = open_outputs(config)
     measures, samples, seed = config.evaluation.measures, config.evaluation.bootstrap_samples, config.seed
     common = {"name": inputs.name, "flipped": inputs.flipped}
     cost = {"pairs_per_second": inputs.pairs_per_second, "tokens_per_pair": inputs.tokens_per_pair}
@@ -104,7 +109,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
     result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
     texts = {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs.queries}
-    write_outputs(result.directory, result, texts, inputs.facts | provenance(measures), samples=samples, seed=seed)
+    write_outputs(storage, result, texts, inputs.facts | provenance(measures), samples=samples, seed=seed)
     return result
 
 
@@ -130,7 +135,7 @@ def console_table(result: EvaluateResult) -> Table:
 
 
 def write_outputs(
-    directory: Path,
+    storage: Storage,
     result: EvaluateResult,
     queries: dict[str, str],
     facts: dict[str, str],
@@ -146,7 +151,6 @@ def write_outputs(
     ``query_id`` and a column a measure. ``queries`` are texts by id; ``facts`` are shown in
     the report.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {measure: interval._asdict() for measure, interval in result.system.intervals.items()}
     metrics |= {"queries": len(result.system.scores.queries), "missing": len(result.system.scores.missing)}
     if result.first_stage:
@@ -154,8 +158,8 @@ def write_outputs(
         metrics["differences"] = {name: Interval(*values)._asdict() for name, values in result.differences.items()}
     metrics["bootstrap"] = {"samples": samples, "confidence": 0.95, "seed": seed}
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
-    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    _write_per_query(directory / "per_query.parquet", result.system.scores)
+    storage.write_text("metrics.json", text + "\n")
+    storage.write_table("per_query.parquet", _per_query(result.system.scores))
     evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
     systems = [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]
     p_mrr = {
@@ -164,14 +168,13 @@ def write_outputs(
         if "p-MRR" in each.intervals
     }
     title = f"Evaluation of {result.system.name}"
-    write_report(directory / "report.html", title, systems, queries, p_mrr | facts, samples=samples, seed=seed)
+    write_report(storage.local("report.html"), title, systems, queries, p_mrr | facts, samples=samples, seed=seed)
 
 
-def _write_per_query(path: Path, scores: Scores) -> None:
+def _per_query(scores: Scores) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {"query_id": pa.array(scores.queries, pa.string())}
     columns |= {measure: pa.array(values.values(), pa.float64()) for measure, values in scores.per_query.items()}
     metadata = {"limrank.schema": "per_query", "limrank.schema_version": "1"}
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    return pa.table(columns).replace_schema_metadata(metadata)

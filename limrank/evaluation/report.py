@@ -17,6 +17,7 @@ from typing import Any
 from limrank import __version__, html
 from limrank.evaluation.metrics import Scores
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
+from limrank.storage import Storage
 
 QUERIES_SHOWN = 20
 """Rows of the per-query table; the rest are in ``per_query.parquet``."""
@@ -75,7 +76,7 @@ def write_report(
 ) -> None:
     """Write the page of :func:`render`, which says what the arguments are, to a file."""
     page = render(title, systems, queries, facts, samples=samples, seed=seed, conclusion=conclusion, plot=plot)
-    Path(path).write_text(page, encoding="utf-8")
+    Storage(str(Path(path).parent)).write_text(Path(path).name, page)
 
 
 def render(

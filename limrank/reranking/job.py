@@ -18,6 +18,7 @@ from limrank.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.plan import Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
 from limrank.receipts import Summary
+from limrank.recipe import input_paths
 from limrank.records import (
     Candidate,
     Failure,
@@ -132,6 +133,7 @@ def run(
         config_yaml=dump_config(config),
         config_hash=rows_hash(config, source),
         overwrite=overwrite,
+        inputs=input_paths(config),
     ) as run_dir:
         source.keep_selection(run_dir.storage)
         if config.scoring.mode == "none":

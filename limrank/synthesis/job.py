@@ -16,6 +16,7 @@ from limrank.errors import UserError
 from limrank.fanout import chunk_cost, fanout, unfinished
 from limrank.plan import Unit, read_plan, write_plan
 from limrank.progress import Progress
+from limrank.recipe import input_paths
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
@@ -103,6 +104,7 @@ def run(
             config_yaml=dump_config(config),
             config_hash=rows_hash(config, given),
             overwrite=overwrite,
+            inputs=input_paths(config),
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):

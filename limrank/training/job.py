@@ -11,6 +11,7 @@ from limrank.config import TrainJob, config_hash, dump_config
 from limrank.data import benchmarks
 from limrank.printable import printable
 from limrank.progress import Event, Progress
+from limrank.recipe import input_paths
 from limrank.result import JobResult
 from limrank.rundir import open_run
 from limrank.training.encoding import encode_on_cluster
@@ -36,6 +37,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
             config_yaml=dump_config(config),
             config_hash=training_hash(config),
             overwrite=overwrite,
+            inputs=input_paths(config),
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):

@@ -80,7 +80,10 @@ class MetricsWriter:
         """
         line = json.dumps(metrics) + "\n"
         if self._appends:
-            with self._storage.writing(), self._storage.local(FILE).open("a", encoding="utf-8") as file:
+            path = self._storage.local(FILE)
+            if path.is_symlink():  # what it leads to is not ours
+                path.unlink()
+            with self._storage.writing(), path.open("a", encoding="utf-8") as file:
                 file.write(line)
             return
         self._lines.append(line)

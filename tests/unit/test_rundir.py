@@ -125,14 +125,30 @@ def test_a_local_path_is_refused_for_an_object_store(storage):
         Storage("s3://bucket/run").local()
 
 
-def test_clear_is_safe_to_be_killed_in(storage, monkeypatch):
-    for name in ("manifest.json", "lock.json", "config.yaml", "rows/a", "units/b"):
-        storage.write_text(name, "")
-    removed = []
-    monkeypatch.setattr(Storage, "remove", lambda self, name: removed.append((name, listed(self))))
-    storage.clear()
-    # The manifest is the last to go, when nothing else of the run is left.
-    assert removed == [("manifest.json", ["lock.json", "manifest.json"])]
+def test_overwrite_is_safe_to_be_killed_in(storage, monkeypatch):
+    """Whatever is left still belongs to limrank, with a stranger's file beside it, and goes on."""
+    with open_run(storage.root, **COMMON):
+        for name in ("rows/chunk-00000.parquet", "units/part-00000.parquet", "run.trec"):
+            storage.write_text(name, "")
+        storage.write_text("notes.txt", "precious")
+    removed, remove = [], Storage.remove
+
+    def killed(self, name):
+        if name != "lock.json":
+            removed.append(name)
+            if len(removed) == 2:
+                raise KeyboardInterrupt
+        remove(self, name)
+
+    monkeypatch.setattr(Storage, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        taking(storage, config_hash="bbbb", overwrite=True)
+    # Rows mean nothing without a plan.
+    assert removed[0] == "rows/chunk-00000.parquet" and storage.exists("run.trec")
+    monkeypatch.undo()
+    with open_run(storage.root, **(COMMON | {"config_hash": "cccc"})) as run:
+        assert not run.resumed
+    assert storage.read_text("notes.txt") == "precious"
 
 
 # ---- whose rows ----------------------------------------------------------------------
@@ -182,7 +198,7 @@ def test_another_config_is_refused_and_its_run_is_not_touched(storage, other):
 
 def test_overwrite_empties_the_directory(storage):
     with open_run(storage.root, **COMMON):
-        storage.write_text("rows/a", "old")
+        storage.write_text("rows/chunk-00000.parquet", "old")
         storage.write_text("run.trec", "old")
     with open_run(storage.root, **(COMMON | {"config_hash": "bbbb"}), overwrite=True) as run:
         assert not run.resumed
