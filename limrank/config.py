@@ -33,7 +33,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from limrank.parsing import is_unicode
+from limrank.parsing import brief, is_unicode
 from limrank.uris import credentials_in, is_uri
 
 LONGEST_TEXT = 4095
@@ -255,12 +255,14 @@ STOPWORDS = frozenset(
 UNSPACED = frozenset(["chinese", "japanese", "korean", "thai", "lao", "khmer", "burmese", "tibetan", "cjk"])
 """Languages whose words are pairs of characters (see ``analyzer.py``)."""
 
-_CODES = {
+LANGUAGES = (STEMMERS | STOPWORDS | UNSPACED) - {"porter", "dutch_porter", "english_plus"}
+
+LANGUAGE_CODES = {
     "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english",
     "es": "spanish", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french", "ga": "irish",
     "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian", "it": "italian", "ja": "japanese",
     "km": "khmer", "ko": "korean", "lo": "lao", "lt": "lithuanian", "my": "burmese", "ne": "nepali", "nl": "dutch",
-    "no": "norwegian", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian",
+    "nb": "norwegian", "nn": "norwegian", "no": "norwegian", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian",
     "sv": "swedish", "ta": "tamil", "th": "thai", "tr": "turkish", "yi": "yiddish", "zh": "chinese",
 }  # fmt: skip
 
@@ -271,9 +273,9 @@ def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        word = _CODES.get(value.lower(), value.lower())
+        word = LANGUAGE_CODES.get(value.lower(), value.lower())
         if word != "none" and word not in known:
-            raise ValueError(f"no {what} {value!r}: take one of none, {', '.join(sorted(known))}")
+            raise fault(f"no {what} {brief(value)}: take one of none, {', '.join(sorted(known))}")
         return word
 
     return BeforeValidator(check)
@@ -285,9 +287,10 @@ class FirstStageConfig(Section):
     depth: PositiveInt = Field(100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
     b: Unit = 0.4
-    language: Annotated[str, _one_of(STEMMERS | STOPWORDS | UNSPACED, "language")] = Field(
+    language: Annotated[str, _one_of(LANGUAGES | {"auto"}, "language")] = Field(
         "english",
-        description="of the documents: whose stemmer and stop words BM25 takes; none: neither. Text without blanks between "
+        description="of the documents: whose stemmer and stop words BM25 takes; none: neither; auto: what a sample of "
+        "the documents is written in, english where that cannot be told. Text without blanks between "
         "words (Chinese, Japanese, Thai, …) is told by its script, and cut into pairs of characters",
     )
     stemmer: Annotated[str, _one_of(STEMMERS, "stemmer")] | None = Field(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
 from limrank.errors import UserError
+from limrank.languages import with_language
 from limrank.records import Benchmark, Candidate, Document, Query, Run
 
 
@@ -51,7 +52,7 @@ def bm25(
     """
     import bm25s
 
-    first_stage = first_stage or FirstStageConfig()
+    first_stage = with_language(first_stage or FirstStageConfig(), documents)
     analyzer = Analyzer(first_stage)
     indexed = analyzer.tokens(document.contents for document in documents)
     if not indexed.vocab:  # bm25s cannot index a corpus in which there is no word at all

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from limrank.config import SynthesisConfig
+from limrank.languages import LETTERS_TO_TELL, SURELY, languages, letters
 from limrank.records import PassageRole, Seed, SynthesisExample
 from limrank.synthesis.chatter import gives_answer, speaks_of_task
 from limrank.synthesis.repeats import same_but_for_few
@@ -43,11 +44,8 @@ _OF_A_VERDICT = frozenset(["the", "so", "my", "final", "answer", "verdict", "is"
 _PLACE = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
 """In a prompt, what is filled in."""
 
-_SURELY, _HARDLY = 0.9, 0.05
-"""Probability from which a text is in a language, and below which it is not."""
-
-_LETTERS_TO_TELL = 40
-"""A shorter text is in no language that could be told."""
+_HARDLY = 0.05
+"""Probability below which a text is not in a language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,24 +277,8 @@ def _source(seed: Seed) -> str:
 
 def _foreign(text: str, source: str) -> bool:
     """Whether a text is surely in another language than its source."""
-    if min(_letters(text), _letters(source)) < _LETTERS_TO_TELL:
+    if min(letters(text), letters(source)) < LETTERS_TO_TELL:
         return False
-    (own, surely), *_ = _languages(source)
-    ranked = _languages(text)
-    return surely >= _SURELY and ranked[0][1] >= _SURELY and dict(ranked)[own] < _HARDLY
-
-
-def _letters(text: str) -> int:
-    return sum(map(str.isalpha, text))
-
-
-@cache
-def _identifier():
-    from py3langid import langid
-
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-
-
-def _languages(text: str) -> list[tuple[str, float]]:
-    """Language codes with their probabilities, most probable first."""
-    return _identifier().rank(text)
+    (own, surely), *_ = languages(source)
+    ranked = languages(text)
+    return surely >= SURELY and ranked[0][1] >= SURELY and dict(ranked)[own] < _HARDLY

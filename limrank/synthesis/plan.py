@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank import retrieval
-from limrank.config import ScoringConfig, SynthesizeJob
+from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
 from limrank.plan import GENERATED_TOKEN_COST, Unit
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
@@ -161,7 +161,8 @@ def _mined(config: SynthesizeJob, seeds: Sequence[Seed]) -> dict[str, list[str]]
         count = max(count, config.synthesis.mine_depth)
     corpus = seed_data.load_corpus(config.synthesis.seeds)
     contents = {document.doc_id: document.contents for document in corpus}
-    run = retrieval.bm25(corpus, [Query(seed.seed_id, seed.query) for seed in seeds], count + 1)
+    asked = [Query(seed.seed_id, seed.query) for seed in seeds]
+    run = retrieval.bm25(corpus, asked, count + 1, FirstStageConfig(language="auto"))
     return {
         seed.seed_id: [contents[each] for each in run[seed.seed_id] if contents[each] != seed.passage][:count]
         for seed in seeds

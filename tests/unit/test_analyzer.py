@@ -4,10 +4,12 @@ import bm25s.stopwords
 import pytest
 import Stemmer
 from bm25s.tokenization import _infer_stopwords
-from pydantic import ValidationError
 
 from limrank.analyzer import Analyzer, words
 from limrank.config import STEMMERS, STOPWORDS, FirstStageConfig
+from limrank.errors import UserError
+from limrank.languages import with_language
+from limrank.recipe import parse_config
 from limrank.records import Document, Query
 from limrank.retrieval import bm25
 
@@ -99,8 +101,8 @@ def test_text_without_blanks_is_found_whatever_the_language_is_said_to_be(query,
 
 @pytest.mark.parametrize("key", ["language", "stemmer", "stopwords"])
 def test_what_is_no_language_is_refused_with_those_that_are(key):
-    with pytest.raises(ValidationError, match=r"'klingon': take one of none, .*english"):
-        FirstStageConfig(**{key: "klingon"})
+    with pytest.raises(UserError, match=rf"first_stage\.{key}: no .* 'klingon': take one of none, .*english"):
+        parse_config({"job": "rerank", "run_dir": "r", "data": {"format": "pydocs"}, "first_stage": {key: "klingon"}})
     assert getattr(FirstStageConfig(**{key: "English"}), key) == "english"
     assert getattr(FirstStageConfig(**{key: "none"}), key) == "none"
 
@@ -110,3 +112,26 @@ def test_the_lists_are_those_of_the_libraries():
     assert {name for name in STOPWORDS if len(_infer_stopwords(name)) > 10} == STOPWORDS
     lists = {each for each in dir(bm25s.stopwords) if each.startswith("STOPWORDS_")}
     assert len(STOPWORDS) == len(lists)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Die Verbindungen zwischen den laufenden Rechnern werden in einer Liste gehalten.", "german"),
+        ("Les connexions entre les ordinateurs sont gardées dans une liste qui grandit.", "french"),
+        ("这个函数把几个已经排好序的输入合并成一个输出，不需要把所有数据读进内存。", "chinese"),
+        ("The connections between running machines are kept in a list that grows.", "english"),
+        ("Ang mga koneksyon sa pagitan ng mga kompyuter ay nasa isang listahan na lumalaki.", "none"),
+        ("feeds", "english"),  # too little to tell
+    ],
+)
+def test_auto_is_what_the_documents_are_written_in(text, language):
+    told = with_language(FirstStageConfig(language="auto"), [Document("d", text)] * 3)
+    assert told.language == language
+    assert with_language(FirstStageConfig(language="auto"), []).language == "english"
+
+
+def test_auto_stems_the_documents_language():
+    texts = ("Die Verbindung zwischen den laufenden Rechnern wird hier gehalten.", "Das Haus steht leer.")
+    assert found("Verbindungen", *texts, language="auto") == [0]
+    assert found("Verbindungen", *texts, language="english") == []

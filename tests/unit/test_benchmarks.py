@@ -5,13 +5,14 @@ import json
 import pytest
 
 from limrank import cli
-from limrank.config import DataConfig, RerankJob
+from limrank.config import DataConfig, RerankJob, TrainJob
 from limrank.data import benchmarks
 from limrank.data.benchmarks import is_same_text
 from limrank.errors import UserError
 from limrank.records import Benchmark, Document, Query
 from limrank.reranking import job
 from limrank.reranking.source import open_source
+from limrank.training.prepare import choose
 
 ARGUMENT = "Zoos should be closed, since animals suffer in cages that are far too small for them."
 
@@ -147,3 +148,16 @@ def test_a_pipeline_is_refused_before_its_first_stage(tmp_path, capsys):
         assert cli.main(["pipeline", str(path), *flags]) == 2
         assert "no candidate for any of the 1 queries" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_tells_which_queries_of_its_dev_set_find_nothing(tmp_path):
+    folder = beir(tmp_path / "b", {"d": "merge feeds"}, {"q": "feeds", "r": "zebra"}, [("q", "d", 1), ("r", "d", 1)])
+    train_file = tmp_path / "train.jsonl"
+    pair = {"query": "merge feeds", "passage": "heapq.merge", "label": True}
+    train_file.write_text("".join(json.dumps(pair | {"query": f"merge {number}"}) + "\n" for number in range(8)))
+    config = TrainJob(
+        run_dir=str(tmp_path / "run"),
+        dev={"data": {"format": "beir", "path": str(folder)}},
+        training={"train_file": str(train_file), "target": "direct"},
+    )
+    assert "dev: 1 of 2 queries have no candidate: they count 0" in choose(config).warnings
