@@ -201,12 +201,16 @@ class ChunkRunner:
         done = read_whole(self._storage, f"rows/{name}")
         if listed is None or done is None or commit_of(listed) != receipt.commit:
             return None
+        if not (done.schema.equals(self._task.row_schema) and listed.schema.equals(failure_schema())):
+            return None
         rows: dict[str, Rows] = {}
         for row in done.to_pylist():
             rows.setdefault(row[self._task.unit_column], []).append(row)
         failures = {unit["unit_id"]: [] for unit in units}
         for failure in (Failure(**each) for each in listed.to_pylist()):
-            failures[_unit_of(failure, failures)].append(failure)
+            if (name := _unit_of(failure, failures)) is None:
+                return None
+            failures[name].append(failure)
         return Earlier(rows, failures)
 
     def _mark(self, folder: str) -> str:
@@ -239,7 +243,7 @@ class ChunkRunner:
             generated_tokens=usage.generated,
             work=(*(before.work if before else ()), self._work(chunk.began)),
             commit=uuid.uuid4().hex,
-            steps={name: [each.prompt, each.cached_prompt, each.generated] for name, each in usage.steps.items()},
+            steps={name: (each.prompt, each.cached_prompt, each.generated) for name, each in usage.steps.items()},
         )
         name = f"{chunk_name(chunk.number)}.parquet"
         if failures:
@@ -315,9 +319,9 @@ def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tu
         return built(outcomes), outcomes
 
 
-def _unit_of(failure: Failure, units: Mapping[str, Any]) -> str:
-    """The unit of a failure, whose id is the unit's, or begins with it and names a part."""
-    return max((name for name in units if failure.unit_id.startswith(name)), key=len)
+def _unit_of(failure: Failure, units: Mapping[str, Any]) -> str | None:
+    """The unit of a failure, whose id is the unit's, or begins with it and names a part; None for none."""
+    return max((name for name in units if (failure.unit_id or "").startswith(name)), key=len, default=None)
 
 
 def _attempts(number: int) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limrank.errors import UserError, first_line
+from limrank.errors import StorageError, UserError, first_line
+from limrank.manifest import check_manifest
+from limrank.parsing import brief, parse_json
 from limrank.printable import printable
-from limrank.records import Failure
+from limrank.receipts import read_rows
+from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 
 GROUPS_SHOWN = 12
@@ -113,22 +115,38 @@ def group(failures: Iterator[Failure]) -> list[Group]:
 
 def _read(root: str, manifest: dict[str, Any]) -> RunFailures:
     storage = Storage(root)
-    rows = (row for name in storage.names("failures") for row in storage.read_table(f"failures/{name}").to_pylist())
-    return RunFailures(root, manifest, group(Failure(**row) for row in rows))
+    columns = failure_schema().names
+    rows = (row for table in read_rows(storage, "failures", columns) for row in table.to_pylist())
+    try:
+        return RunFailures(root, manifest, group(_failure(row, root) for row in rows))
+    except StorageError as error:
+        raise UserError(str(error)) from None
+
+
+def _failure(row: dict[str, Any], root: str) -> Failure:
+    failure = Failure(**row)
+    texts = (failure.unit_id, failure.step, failure.error_type, failure.error)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(failure.attempts, int):
+        raise UserError(f"{root}: failures/ holds rows that are not limrank's: {brief(row)}")
+    return failure
 
 
 def _manifest(storage: Storage) -> dict[str, Any]:
     try:
-        manifest = json.loads(storage.read_text("manifest.json"))
-        if manifest.keys() >= {"job", "status"}:
-            return manifest
-    except FileNotFoundError:
+        data = storage.read_bytes("manifest.json")
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{storage.root}: not a run directory: there is no manifest.json in it") from None
-    except (AttributeError, UnicodeDecodeError, json.JSONDecodeError):
-        pass
     except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
         raise UserError(f"{storage.root}: cannot be read: {first_line(error)}") from None
-    raise UserError(f"{storage.root}: not a run directory: its manifest.json is not one of limrank's")
+    strange = f"{storage.root}: not a run directory: its manifest.json is not one of limrank's"
+    try:
+        manifest = parse_json(data, "manifest.json", expect=dict)
+    except UserError:
+        raise UserError(strange) from None
+    if not manifest.keys() >= {"job", "status"}:
+        raise UserError(strange)
+    check_manifest(manifest, f"{storage.root}: manifest.json")
+    return manifest
 
 
 def _counted_in(failure: Failure) -> str | None:

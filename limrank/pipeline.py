@@ -32,6 +32,8 @@ from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokeniz
 from limrank.errors import UserError
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
+from limrank.manifest import parse_manifest
+from limrank.parsing import parse_json
 from limrank.progress import Event, Progress
 from limrank.recipe import checked, input_paths
 from limrank.records import Query
@@ -87,13 +89,12 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         results.append(training.run(stages["train"], **common))
         tuned = stages["rerank_tuned"].model
         answer = Path(stages["serve"].run_dir) / "answer.json"
-        needed = not (_done(stages["rerank_tuned"].run_dir) and answer.is_file())
+        needed = not (_done(stages["rerank_tuned"].run_dir) and _best(answer))
         with _engine(config, tuned, needed, progress) as engine:
             roles = {"scorer": engine} if engine else None
             results.append(reranking.run(stages["rerank_tuned"], engines=roles, stage=f"rerank, {TUNED}", **common))
             if engine:
                 _ask_served(stages["serve"], engine, config, answer, progress)
-        best = json.loads(answer.read_text())["results"][0]
         evaluations = _evaluate(config, stages)
         report = _report(config, stages, evaluations)
         run_dir.note(counts={"failed": sum(result.failed for result in results)})
@@ -101,7 +102,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     return _result(
         results,
         [
-            f"served over HTTP: the best document of the first query is {best['doc_id']}",
+            f"served over HTTP: the best document of the first query is {_best(answer)}",
             comparison_table(evaluations),
             f"report: {report}",
         ],
@@ -268,7 +269,7 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
 def _done(run_dir: str) -> bool:
     """Whether a stage ended well before and has nothing to try again; its own check of the
     config comes later."""
-    return _status(run_dir) == "done" and not _manifest(run_dir)["counts"].get("failed")
+    return _status(run_dir) == "done" and not _manifest(run_dir).get("counts", {}).get("failed")
 
 
 def _status(run_dir: str) -> str | None:
@@ -276,10 +277,19 @@ def _status(run_dir: str) -> str | None:
 
 
 def _manifest(run_dir: str) -> dict[str, Any]:
+    """Empty where there is none; a damaged one is refused by the stage's own job."""
     try:
-        return json.loads(Storage(run_dir).read_text("manifest.json"))
-    except (FileNotFoundError, ValueError):
+        return parse_manifest(Storage(run_dir).read_bytes("manifest.json"), "manifest.json")
+    except (OSError, UserError):
         return {}
+
+
+def _best(answer: Path) -> str | None:
+    """The first document of the served answer; None where there is none yet, or it is damaged."""
+    try:
+        return str(parse_json(answer.read_bytes(), "answer.json", expect=dict)["results"][0]["doc_id"])
+    except (OSError, UserError, LookupError, TypeError):
+        return None
 
 
 def _ask_served(serve: ServeJob, engine: EngineSource, config: PipelineJob, answer: Path, progress: Progress) -> None:
@@ -309,7 +319,7 @@ def _evaluate(config: PipelineJob, stages: dict[str, Any]) -> list[Evaluation]:
     evaluations = []
     for name, stage in names.items():
         directory = Path(stages[stage].run_dir)
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = parse_manifest((directory / "manifest.json").read_bytes(), str(directory / "manifest.json"))
         spent = sum(manifest["tokens"].get(kind, 0) for kind in ("prompt", "generated"))
         evaluation = evaluate_run(
             trec.read_run(directory / "run.trec"),

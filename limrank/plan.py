@@ -12,9 +12,11 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from limrank.errors import StorageError, UserError
+from pydantic import BaseModel, Field, ValidationError
+
+from limrank.errors import StorageError, UserError, first_line
 from limrank.parsing import parse_json
 from limrank.storage import Storage
 
@@ -49,6 +51,15 @@ class Chunk:
 
 def chunk_name(number: int) -> str:
     return f"chunk-{number:06d}"
+
+
+_Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _PlanFile(BaseModel):
+    schema_version: Literal[1]
+    chunks: list[tuple[_Count, _Count, _Count]]
+    """Of each its units, cost and weight."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +108,12 @@ def read_plan(storage: Storage) -> Plan | None:
     """The plan of an earlier session; None where planning did not get to its end."""
     where = f"run_dir {storage.root}: plan.json"
     try:
-        plan = parse_json(storage.read_bytes("plan.json"), where)
-        listed = [[int(fact) for fact in facts] for facts in plan["chunks"]]
-        return Plan([Chunk(number, *facts) for number, facts in enumerate(listed)])
+        written = _PlanFile.model_validate(parse_json(storage.read_bytes("plan.json"), where))
     except FileNotFoundError:
         return None
-    except (UserError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValidationError) as error:
         raise StorageError(f"{where} is damaged; --overwrite starts over") from error
+    return Plan([Chunk(number, *facts) for number, facts in enumerate(written.chunks)])
 
 
 def read_chunk(storage: Storage, number: int) -> list[Unit]:
@@ -117,13 +127,17 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
 
     try:
         with storage.open_input(_part(number)) as stream:
-            return pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
-    except FileNotFoundError:
+            units = pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
+        if all(isinstance(unit.get("unit_id"), str) for unit in units):
+            return units
+        reason = "it holds no units"
+    except StorageError:
         raise
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(
-            f"run_dir {storage.root}: {_part(number)} is damaged ({error}); --overwrite starts over"
-        ) from error
+    except FileNotFoundError:
+        reason = "it is not there"
+    except (pa.ArrowException, OSError, IndexError, ValueError) as error:
+        reason = first_line(error)
+    raise StorageError(f"run_dir {storage.root}: {_part(number)} is damaged ({reason}); --overwrite starts over")
 
 
 def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:

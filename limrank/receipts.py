@@ -7,14 +7,17 @@ however often the job was killed.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from limrank.engines.base import Usage
-from limrank.errors import StorageError
+from limrank.errors import StorageError, first_line
+from limrank.plan import chunk_name
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEY, _COMMIT = b"limrank.receipt", b"limrank.commit"
+_CHUNK_FILE = re.compile(r"chunk-\d+\.parquet")
 _READERS = 8
 """Files that are read at a time: an object store answers slowly, and many at once."""
 
@@ -62,7 +66,7 @@ class Receipt:
     generated_tokens: int
     work: tuple[Work, ...]
     commit: str = ""
-    steps: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    steps: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def usage(self) -> Usage:
@@ -79,12 +83,22 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
-        values = json.loads(text)
-        return cls(**values | {"work": tuple(Work(**each) for each in values["work"])})
+        """Raises ValueError: it is none."""
+        receipt = _receipts().validate_json(text)
+        if not receipt.work:
+            raise ValueError("a receipt without work")
+        return receipt
 
     def attach(self, table: pa.Table) -> pa.Table:
         """The table with this receipt in its metadata."""
         return _noted(table, _KEY, self.to_json())
+
+
+@cache
+def _receipts() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Receipt)
 
 
 def with_commit(failures: pa.Table, commit: str) -> pa.Table:
@@ -101,14 +115,15 @@ def _noted(table: pa.Table, key: bytes, value: str) -> pa.Table:
 
 
 def read_receipt(storage: Storage, name: str) -> Receipt | None:
-    """The receipt in a file of ``rows/``; None where the file is damaged, and so is not
-    committed: a disk that lost power may keep half of one."""
+    """The receipt in a file of ``rows/``; None where the file is damaged or another chunk's, and
+    so is not committed: a disk that lost power may keep half of one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with storage.open_input(f"rows/{name}") as stream:
-            return Receipt.from_json(pq.read_schema(stream).metadata[_KEY])
+            receipt = Receipt.from_json(pq.read_schema(stream).metadata[_KEY])
+            return receipt if name == f"{chunk_name(receipt.chunk)}.parquet" else None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         storage.read_bytes(f"rows/{name}")  # where it cannot be read at all, that is the trouble
         return None
@@ -127,10 +142,54 @@ def read_whole(storage: Storage, name: str) -> pa.Table | None:
         return None
 
 
+def is_chunk_file(name: str) -> bool:
+    """Whether a chunk's rows or failures may have this name; what else lies beside them is a person's."""
+    return _CHUNK_FILE.fullmatch(name) is not None
+
+
+def chunk_files(storage: Storage, folder: str) -> list[str]:
+    """The names of the chunks' files in ``rows`` or ``failures``, sorted.
+
+    Raises:
+        StorageError: the folder cannot be read, or something else has the name of a chunk's file.
+    """
+    if others := [name for name in storage.others(folder) if is_chunk_file(name)]:
+        raise StorageError(
+            f"run_dir {storage.root}: {folder}/{others[0]} is not a file: move it away, and the same command goes on"
+        )
+    return [name for name in storage.names(folder) if is_chunk_file(name)]
+
+
+def read_rows(storage: Storage, folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The tables of all chunks' files in ``rows`` or ``failures``, or just some of their columns.
+
+    Raises:
+        StorageError: one cannot be read, or lacks a column.
+    """
+    import pyarrow as pa
+
+    for name in chunk_files(storage, folder):
+        try:
+            table = storage.read_table(f"{folder}/{name}", columns=list(columns) if columns else None)
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(storage, f"{folder}/{name}", first_line(error)) from error
+        if lacking := [column for column in columns or () if column not in table.column_names]:
+            raise _damaged(storage, f"{folder}/{name}", f"there is no {lacking[0]} in it")
+        yield table
+
+
+def _damaged(storage: Storage, name: str, reason: str) -> StorageError:
+    return StorageError(
+        f"run_dir {storage.root}: {name} is damaged ({reason}): delete it, and its job's command makes it again"
+    )
+
+
 def read_receipts(storage: Storage) -> list[Receipt]:
     """The receipts of all committed chunks, in their order."""
     with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(lambda name: read_receipt(storage, name), storage.names("rows"))
+        found = readers.map(lambda name: read_receipt(storage, name), chunk_files(storage, "rows"))
         return [receipt for receipt in found if receipt is not None]
 
 
@@ -165,19 +224,26 @@ _SEPARATOR = "\x1f"
 
 def _hashed(storage: Storage, key: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each file's keys, and a 64-bit hash of each."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from pandas.util import hash_array
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-        with storage.open_input(f"rows/{name}") as stream:
-            table = pq.read_table(stream, columns=list(key))
-        columns = [table[name].combine_chunks() for name in key]
-        ids = pc.binary_join_element_wise(*columns, _SEPARATOR, null_handling="replace").to_numpy(zero_copy_only=False)
+        try:
+            with storage.open_input(f"rows/{name}") as stream:
+                table = pq.read_table(stream, columns=list(key))
+            columns = [table[name].combine_chunks() for name in key]
+            joined = pc.binary_join_element_wise(*columns, _SEPARATOR, null_handling="replace")
+        except StorageError:
+            raise
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise _damaged(storage, f"rows/{name}", first_line(error)) from error
+        ids = joined.to_numpy(zero_copy_only=False)
         return ids, hash_array(ids, categorize=False)
 
     with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(read, storage.names("rows"))
+        yield from readers.map(read, chunk_files(storage, "rows"))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
-from limrank.errors import StorageError, UserError
+from limrank.errors import StorageError, UserError, first_line
 from limrank.outputs import is_written
 from limrank.uris import credentials_in, without_secrets
 
@@ -73,10 +74,11 @@ class Storage:
     root: str
 
     def read_bytes(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
-        files, path = self._at(name)
-        with files.open_input_stream(path) as stream:
-            return stream.read()
+        """Raises FileNotFoundError; StorageError where it is there and cannot be read."""
+        with self._reading(name):
+            files, path = self._at(name)
+            with files.open_input_stream(path) as stream:
+                return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Publish a file atomically; a second writer of the same name replaces it whole.
@@ -135,19 +137,28 @@ class Storage:
         """Names of the folders in a folder, sorted; [] where there is no such folder."""
         return self._entries(folder, is_file=False)
 
+    def others(self, folder: str) -> list[str]:
+        """Names of all in a folder that is no file (folders, pipes), sorted."""
+        return self._entries(folder, is_file=False)
+
     def _entries(self, folder: str, *, is_file: bool) -> list[str]:
         from pyarrow.fs import FileSelector
 
-        files, path = self._at(folder)
-        found = files.get_file_info(FileSelector(path, allow_not_found=True))
+        with self._reading(folder):
+            files, path = self._at(folder)
+            found = files.get_file_info(FileSelector(path, allow_not_found=True))
         return sorted(
             entry.base_name for entry in found if entry.is_file == is_file and not entry.base_name.startswith(".")
         )
 
     def remove(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file; nothing happens where there is none.
+
+        Raises:
+            StorageError: it could not be deleted.
+        """
         files, path = self._at(name)
-        with contextlib.suppress(FileNotFoundError):
+        with self.writing(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if is_uri(self.root):
                 files.delete_file(path)
             else:
@@ -186,9 +197,29 @@ class Storage:
                 self.local(name).rmdir()
 
     def open_input(self, name: str):
-        """A seekable binary stream. Raises FileNotFoundError."""
-        files, path = self._at(name)
-        return files.open_input_file(path)
+        """A seekable binary stream. Raises as :meth:`read_bytes`."""
+        with self._reading(name):
+            files, path = self._at(name)
+            return files.open_input_file(path)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            if not is_uri(self.root) and not self._is_plain(name):
+                raise StorageError(f"run_dir {self.root}: {name} is neither a file nor a folder: move it away")
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except OSError as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise StorageError(f"run_dir {self.root}: {name} cannot be read: {reason}") from error
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether reading may begin: a pipe that nobody writes to would never end."""
+        with contextlib.suppress(OSError):
+            mode = self.local(name).stat().st_mode
+            return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+        return True
 
     @contextlib.contextmanager
     def open_output(self, name: str) -> Iterator[Any]:

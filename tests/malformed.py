@@ -28,6 +28,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tampered import COMMANDS, tampered, tamperings  # noqa: E402
+
 SECONDS = 20
 """Of one case at most."""
 
@@ -42,7 +45,8 @@ _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2
 @dataclass(frozen=True)
 class Case:
     """``prepare`` is given an empty folder, the working directory, and gives the arguments of limrank.
-    ``as_nobody``: it is tried by a user who may not read everything."""
+    ``as_nobody``: it is tried by a user who may not read everything. ``reads_back``: a run directory
+    is read, of which a damaged part may as well be made again (exit 0), or end the job (exit 1)."""
 
     kind: str
     name: str
@@ -50,6 +54,7 @@ class Case:
     accepted: bool = False
     says: str = ""
     as_nobody: bool = False
+    reads_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,11 +166,17 @@ def attempt(case: Case) -> Outcome:
         finally:
             os.chdir(before)
             _writable(folder)
+    if case.reads_back:
+        # Warnings, and what another command prints first, are not the point.
+        told = [line for line in err.getvalue().splitlines() if not line.startswith("warning: ")]
+        return _outcome(2 if code == 1 else code, "", "\n".join(told))
     return _outcome(code, out.getvalue(), err.getvalue())
 
 
 def fault(case: Case, outcome: Outcome) -> str | None:
     """What is wrong with how a case went; None where it went as it should."""
+    if case.reads_back and outcome.verdict in ("accepted", "refused"):
+        return None
     expected = "accepted" if case.accepted else "refused"
     if outcome.verdict != expected:
         return f"{outcome.verdict}, and should be {expected}: {outcome.line}"
@@ -657,8 +668,19 @@ MORE: list[Case] = [
 """Cases of any kind, one by one."""
 
 
+def _tampered() -> Iterator[Case]:
+    for what, tamper in tamperings().items():
+        for command, arguments in COMMANDS.items():
+            if " is " in what and "--dry-run" in arguments:
+                continue  # it reads whole what the command itself reads
+            yield Case(f"run: {command}", what, tampered(tamper, arguments), reads_back=True)
+
+
 def all_cases() -> list[Case]:
-    return [*_files(), *_overrides(), *_places(), *_missing(), *_tables(), *_saved(), *_models(), *_long(), *MORE]
+    return [
+        *(*_files(), *_overrides(), *_places(), *_missing(), *_tables(), *_saved(), *_models(), *_long()),
+        *(*_tampered(), *MORE),
+    ]
 
 
 def main(words: list[str]) -> int:
@@ -674,9 +696,9 @@ def main(words: list[str]) -> int:
             counts["wrong"] += 1
             faults.append(f"{case.kind}, {case.name}: {wrong}")
     columns = ("tried", "refused", "accepted", "crashed", "wrong")
-    print(f"{'kind':<14}" + "".join(f"{column:>10}" for column in columns))
+    print(f"{'kind':<24}" + "".join(f"{column:>10}" for column in columns))
     for kind, counts in [*tried.items(), ("all", sum(tried.values(), Counter()))]:
-        print(f"{kind:<14}" + "".join(f"{counts[column]:>10}" for column in columns))
+        print(f"{kind:<24}" + "".join(f"{counts[column]:>10}" for column in columns))
     for each in faults:
         print(each)
     return 1 if faults else 0

@@ -3,20 +3,26 @@ directory or from a file and a ``data`` section; or several rerank jobs' runs, t
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.data import beir, benchmarks, hub, trec
-from limrank.errors import UnavailableError, UserError, first_line
+from limrank.errors import UnavailableError, UserError
+from limrank.files import is_file, kind_of, listed, opened
+from limrank.manifest import parse_manifest
+from limrank.parsing import parse_yaml
+from limrank.receipts import is_chunk_file
+from limrank.recipe import checked
 from limrank.records import Qrels, Query, Run
+
+ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 
 RUN_FILES = ("run.trec", "queries.jsonl", "qrels.tsv")
 """What a rerank job's directory needs for its run to be judged."""
@@ -126,21 +132,21 @@ def _check_finished(directory: str) -> None:
     what = f"{directory}: not a finished rerank run"
     if is_uri(directory):
         raise UserError(f"evaluation.compare: {directory}: evaluate reads local directories; copy it here first")
-    _check_judged(Path(directory), _mapping(Path(directory) / "config.yaml", yaml.safe_load))
+    _check_judged(Path(directory), _recipe(Path(directory)))
     for name in ("manifest.json", *RUN_FILES):
-        if not (Path(directory) / name).is_file():
+        if not is_file(Path(directory) / name):
             raise UnavailableError(f"{what}: there is no {name} in it")
-    manifest = _mapping(Path(directory) / "manifest.json", json.loads)
+    manifest = _manifest(Path(directory))
     if manifest.get("job") != "rerank":
         raise UserError(f"{what}, but one of {manifest.get('job')!r}")
     if manifest.get("status") != "done":
         raise UnavailableError(f"{what}: it is {manifest.get('status')}; `limrank rerank` again goes on from there")
-    if "generated" not in manifest.get("tokens", {}):
+    if manifest.get("tokens", {}).get("generated") is None:
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
 
 
 def _check_judged(directory: Path, recipe: dict[str, Any]) -> None:
-    if (recipe.get("data") or {}).get("format") == "pairs":
+    if recipe.get("data", {}).get("format") == "pairs":
         raise UserError(
             f"run_dir {directory}: reranked pairs, which carry no judgements; "
             "to evaluate run.trec by a benchmark's, give it as evaluation.run, with data"
@@ -159,14 +165,14 @@ def _check_same_queries(one: str, first: Inputs, other: str, second: Inputs) -> 
 
 
 def _rerank_run(directory: Path) -> Inputs:
-    recipe = _mapping(directory / "config.yaml", yaml.safe_load)
+    recipe = _recipe(directory)
     _check_judged(directory, recipe)
     for name in RUN_FILES:
-        if not (directory / name).is_file():
+        if not is_file(directory / name):
             raise UnavailableError(
                 f"run_dir: no {name} in {directory}; run `limrank rerank` first, or give evaluation.run and data"
             )
-    manifest = _mapping(directory / "manifest.json", json.loads)
+    manifest = _manifest(directory)
     if manifest.get("status", "done") != "done":
         raise UserError(
             f"run_dir {directory}: the rerank job is {manifest['status']}; run `limrank rerank` again, it goes on from there"
@@ -182,7 +188,7 @@ def _rerank_run(directory: Path) -> Inputs:
     if failed := manifest.get("counts", {}).get("failed"):
         warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
     pairs_per_second, tokens_per_pair = _cost(manifest)
-    model, scoring = _system(recipe)
+    model, scoring = _system(recipe, directory)
     tokens = manifest.get("tokens", {})
     return Inputs(
         name=_system_name(model, scoring) or directory.name,
@@ -190,7 +196,7 @@ def _rerank_run(directory: Path) -> Inputs:
         queries=queries,
         qrels=qrels,
         first_stage=_first_stage(directory),
-        flipped=_flipped(DataConfig.model_validate(recipe["data"]), qrels, warnings) if "data" in recipe else {},
+        flipped=_flipped(_section(DataConfig, recipe, "data", directory), qrels, warnings) if "data" in recipe else {},
         pairs_per_second=pairs_per_second,
         tokens_per_pair=tokens_per_pair,
         prompt_tokens=tokens.get("prompt"),
@@ -205,14 +211,31 @@ def _rerank_run(directory: Path) -> Inputs:
 def _first_stage(directory: Path) -> Run | None:
     """The first stage's order, from the rows that the rerank job wrote; scored ``-rank`` as
     ``run.trec`` is."""
+    run: Run = {}
+    for file in listed(directory / "rows"):
+        if not is_chunk_file(file.name):
+            continue
+        for query_id, doc_id, rank in _ranks(file):
+            run.setdefault(query_id, {})[doc_id] = -float(rank)
+    return run or None
+
+
+def _ranks(file: Path) -> list[tuple[str, str, int]]:
+    """``(query_id, doc_id, first_stage_rank)`` of one file of rows."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    run: Run = {}
-    for file in sorted((directory / "rows").glob("*.parquet")):
-        table = pq.read_table(file, columns=["query_id", "doc_id", "first_stage_rank"])
-        for row in table.to_pylist():
-            run.setdefault(row["query_id"], {})[row["doc_id"]] = -float(row["first_stage_rank"])
-    return run or None
+    columns = ("query_id", "doc_id", "first_stage_rank")
+    damaged = f"{file}: damaged; delete it, and `limrank rerank` again makes its rows"
+    try:
+        with opened(file) as stream:
+            table = pq.read_table(pa.BufferReader(stream.read()), columns=list(columns))
+            rows = [tuple(row[name] for name in columns) for row in table.to_pylist()]
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{damaged} ({type(error).__name__})") from None
+    if not all(isinstance(value, kind) for row in rows for value, kind in zip(row, (str, str, int), strict=True)):
+        raise UserError(damaged)
+    return rows
 
 
 def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, list[str]]:
@@ -242,14 +265,16 @@ def _cost(manifest: dict[str, Any]) -> tuple[float | None, float | None]:
     return (pairs / seconds if seconds else None), spent / pairs
 
 
-def _system(recipe: dict[str, Any]) -> tuple[str, str]:
+def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
     """``(model, scoring)`` of a rerank job: the model's id, and the mode as a person calls it
     (``budget 256``); empty where the recipe does not tell."""
     model = recipe.get("model", {}).get("id") or ""
-    scoring = recipe.get("scoring", {})
-    mode = scoring.get("mode") or ""
+    mode = recipe.get("scoring", {}).get("mode") or ""
+    if not isinstance(model, str) or not isinstance(mode, str):
+        raise UserError(f"{directory / 'config.yaml'}: model.id and scoring.mode should be text")
     if mode == "budget":
-        settings = ScoringConfig(mode=mode, max_think_tokens=scoring.get("max_think_tokens"))
+        named = {name: recipe["scoring"][name] for name in ("mode", "max_think_tokens") if name in recipe["scoring"]}
+        settings = _section(ScoringConfig, {"scoring": named}, "scoring", directory)
         mode = f"budget {settings.think_tokens}"
     return model, mode
 
@@ -270,14 +295,35 @@ def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: dict[str,
     return facts
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
-    """A YAML or JSON mapping; empty where the file is missing, as beside a copied run."""
-    if not path.is_file():
+def _manifest(directory: Path) -> dict[str, Any]:
+    """What ``manifest.json`` holds; empty where it is missing, as beside a copied run."""
+    data = _bytes(directory / "manifest.json")
+    return {} if data is None else parse_manifest(data, str(directory / "manifest.json"))
+
+
+def _recipe(directory: Path) -> dict[str, Any]:
+    """What ``config.yaml`` holds; empty where it is missing."""
+    path = directory / "config.yaml"
+    data = _bytes(path)
+    if data is None:
         return {}
-    try:
-        values = parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+    values = parse_yaml(data, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: should be a mapping of keys to values")
+    for name in ("data", "model", "scoring"):
+        if not isinstance(values.get(name, {}), dict):
+            raise UserError(f"{path}: {name}: should be a section of keys")
     return values
+
+
+def _bytes(path: Path) -> bytes | None:
+    """Of a file; None where there is nothing. A folder in its place is refused."""
+    if kind_of(path) == "missing":
+        return None
+    with opened(path) as file:
+        return file.read()
+
+
+def _section(kind: type[ASection], recipe: Mapping[str, Any], name: str, directory: Path) -> ASection:
+    """A section of a run's recipe, checked."""
+    return checked(kind, recipe[name], f"{directory / 'config.yaml'}: {name}")

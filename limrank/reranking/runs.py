@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from limrank.data.trec import run_line, run_separator
+from limrank.receipts import read_rows
 from limrank.storage import Storage
 
 
@@ -29,8 +30,7 @@ def write_runs(storage: Storage) -> None:
 
 
 def _rankings(storage: Storage) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-    for name in storage.names("rows"):
-        table = storage.read_table(f"rows/{name}", columns=["query_id", "doc_id", "rank"])
+    for table in read_rows(storage, "rows", ("query_id", "doc_id", "rank")):
         ranked: dict[str, list[tuple[int, str]]] = {}
         for row in table.to_pylist():
             ranked.setdefault(row["query_id"], []).append((row["rank"], row["doc_id"]))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank.config import SynthesisConfig
+from limrank.receipts import read_rows
+from limrank.records import synthesis_row_schema
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.duplicates import find_duplicates
@@ -75,5 +77,5 @@ def _kept(storage: Storage) -> Iterator[Row]:
 
 
 def _read(storage: Storage) -> Iterator[Row]:
-    for name in storage.names("rows"):
-        yield from storage.read_table(f"rows/{name}").to_pylist()
+    for table in read_rows(storage, "rows", synthesis_row_schema().names):
+        yield from table.to_pylist()

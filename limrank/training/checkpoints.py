@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from limrank.errors import EngineError, UserError
+from limrank.errors import EngineError, UserError, first_line
+from limrank.parsing import parse_json
 from limrank.storage import Storage, filesystem
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ SCORE = "score"
 
 NO_SCORE = -1e9
 """Below all; an infinity does not outlive the JSON that Ray Train keeps its checkpoints in."""
+
+_PARTS = {"plan", "parameters", "optimizer", "schedule", "progress", "over"}
 
 _INDEX = f"{FOLDER}/checkpoint_manager_snapshot.json"
 _CHECKPOINT = "checkpoint_"
@@ -62,7 +64,8 @@ def load(storage: Storage, plan: dict[str, Any]) -> dict[str, Any] | None:
     from ray.train import get_checkpoint
 
     checkpoint = get_checkpoint()
-    saved = _read(checkpoint) if checkpoint else next(_found(storage), None)
+    saved = _whole(checkpoint, storage) if checkpoint else None
+    saved = saved or next(_found(storage), None)
     if saved is None:
         return None
     was = saved["plan"]
@@ -84,8 +87,8 @@ def of_step(storage: Storage, step: int) -> dict[str, Any]:
     from ray.train import get_all_reported_checkpoints
 
     for each in get_all_reported_checkpoints():
-        if each.metrics["step"] == step:
-            return _read(each.checkpoint)
+        if each.metrics["step"] == step and (saved := _whole(each.checkpoint, storage)):
+            return saved
     for saved in _found(storage):
         if saved["progress"]["step"] == step:
             return saved
@@ -97,11 +100,14 @@ def drop_broken_index(storage: Storage) -> None:
     meanwhile leaves half of it, and Ray Train then refuses the whole run. Without the list
     it begins a new one, and :func:`load` finds the checkpoints themselves."""
     try:
-        json.loads(storage.read_text(_INDEX))
+        index = parse_json(storage.read_bytes(_INDEX), _INDEX, finite=False)
     except FileNotFoundError:
         return
-    except ValueError:
-        _log.warning("%s was half written when its driver died: made anew", storage.shown(_INDEX))
+    except UserError:
+        index = None
+    listed = index.get("checkpoint_results") if isinstance(index, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        _log.warning("%s is not whole, as its driver's death leaves it: made anew", storage.shown(_INDEX))
         storage.remove(_INDEX)
 
 
@@ -113,14 +119,21 @@ def _found(storage: Storage) -> Iterator[dict[str, Any]]:
     files, path = filesystem(storage.root)
     names = [name for name in storage.folders(FOLDER) if name.startswith(_CHECKPOINT)]
     for name in sorted(names, reverse=True):
-        try:
-            yield _read(Checkpoint(f"{path}/{FOLDER}/{name}", filesystem=files))
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            _log.warning("%s is passed over: %s", storage.shown(f"{FOLDER}/{name}"), error)
+        if saved := _whole(Checkpoint(f"{path}/{FOLDER}/{name}", filesystem=files), storage):
+            yield saved
 
 
-def _read(checkpoint: Checkpoint) -> dict[str, Any]:
+def _whole(checkpoint: Checkpoint, storage: Storage) -> dict[str, Any] | None:
+    """What a checkpoint holds; None, and a warning, where it is damaged or none of ours."""
     import torch
 
-    with checkpoint.as_directory() as directory:
-        return torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    try:
+        with checkpoint.as_directory() as directory:
+            saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or not saved.keys() >= _PARTS:
+            raise ValueError("it holds no state of a training")
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError) as error:
+        name = f"{FOLDER}/{Path(checkpoint.path).name}"
+        _log.warning("%s is passed over: %s", storage.shown(name), first_line(error))
+        return None
+    return saved

@@ -21,6 +21,9 @@ FILE = "metrics.jsonl"
 PUT_EVERY_S = 5.0
 """An object store's file cannot be appended to: it is put there anew, no more often than this."""
 
+_KEYS = ("step", "loss", "learning_rate", "tokens_per_second")
+"""What every line has."""
+
 OnProgress = Callable[[dict[str, Any]], None]
 
 
@@ -54,11 +57,18 @@ class MetricsReader:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None for the rest of a line: the file became shorter, and longer again, between two looks."""
+    """None for what is no line of :class:`MetricsWriter`, such as the rest of one: the file became
+    shorter, and longer again, between two looks."""
     try:
-        return parse_json(line, FILE, expect=dict, finite=False)
+        metrics = parse_json(line, FILE, expect=dict, finite=False)
     except UserError:
         return None
+    is_ours = all(_is_number(metrics.get(key)) for key in _KEYS) and isinstance(metrics["step"], int)
+    return metrics if is_ours and all(map(_is_number, metrics.values())) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class MetricsWriter:
