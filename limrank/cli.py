@@ -196,10 +196,12 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 
 def _check_run_dir(config: Job) -> None:
     """Before anything is read or fetched: what is a person's is refused."""
+    from limrank.config import is_uri
     from limrank.rundir import check_run_dir
 
-    # `serve` writes none, and `evaluate` looks once it has read what it is to evaluate.
-    if config.job not in ("serve", "evaluate"):
+    # `serve` writes none, `evaluate` looks once it has read what it is to evaluate, and a store is asked
+    # once, when the run is opened.
+    if config.job not in ("serve", "evaluate") and not is_uri(config.run_dir):
         check_run_dir(config)
 
 

@@ -107,7 +107,7 @@ def drop_broken_index(storage: Storage) -> None:
         index = None
     listed = index.get("checkpoint_results") if isinstance(index, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        _log.warning("%s is not whole, as its driver's death leaves it: made anew", storage.shown(_INDEX))
+        _log.warning("%s was half written when its driver died: made anew", storage.shown(_INDEX))
         storage.remove(_INDEX)
 
 

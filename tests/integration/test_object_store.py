@@ -172,16 +172,19 @@ def test_overwrite_empties_a_prefix_and_nothing_beside_it(bucket):
     beside.write_text("run.trec", "kept")
     with open_run(storage.root, **RUN):
         for n in range(3):
-            storage.write_text(f"rows/chunk-{n}", "old")
-            storage.write_text(f"attempts/chunk-{n}/first", "")
-            storage.remove(f"attempts/chunk-{n}/first")
+            storage.write_text(f"rows/chunk-{n:06d}.parquet", "old")
+            storage.write_text(f"attempts/chunk-{n:06d}/s.first", "")
+            storage.remove(f"attempts/chunk-{n:06d}/s.first")
         storage.remove("never/there")
-        assert storage.names("rows") == ["chunk-0", "chunk-1", "chunk-2"]
-        assert storage.names("attempts/chunk-0") == storage.names("nowhere") == []
+        assert storage.names("rows") == [f"chunk-{n:06d}.parquet" for n in range(3)]
+        assert storage.names("attempts/chunk-000000") == storage.names("nowhere") == []
+    storage.write_text("notes.txt", "a person's")
     with open_run(storage.root, **(RUN | {"config_hash": "bbbb"}), overwrite=True) as run:
         assert not run.resumed
         assert storage.names("rows") == []
-        assert storage.names("") == ["config.yaml", "lock.json", "manifest.json"]
+        assert storage.names("") == ["config.yaml", "lock.json", "manifest.json", "notes.txt"]
+    with pytest.raises(UserError, match="holds what is not limrank's"), open_run(beside.root, **RUN, overwrite=True):
+        pass
     assert beside.read_text("run.trec") == "kept"
 
 
