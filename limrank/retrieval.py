@@ -27,7 +27,9 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
             benchmark.documents,
             benchmark.queries,
             first_stage.depth + max((len(query.excluded) for query in benchmark.queries), default=0),
-            first_stage,
+            k1=first_stage.k1,
+            b=first_stage.b,
+            analyzer=Analyzer(with_language(first_stage, benchmark.documents)),
         )
     contents = {document.doc_id: document.contents for document in benchmark.documents}
     for query in benchmark.queries:
@@ -41,23 +43,28 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
 
 
 def bm25(
-    documents: list[Document], queries: list[Query], depth: int, first_stage: FirstStageConfig | None = None
+    documents: list[Document],
+    queries: list[Query],
+    depth: int,
+    *,
+    k1: float = 0.9,
+    b: float = 0.4,
+    analyzer: Analyzer | None = None,
 ) -> Run:
     """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.analyzer` finds.
 
     Documents that share no word with the query are left out.
 
     Args:
-        first_stage: k1, b, and the language; None: the defaults, English.
+        analyzer: which words there are; None: English, as Lucene has it.
     """
     import bm25s
 
-    first_stage = with_language(first_stage or FirstStageConfig(), documents)
-    analyzer = Analyzer(first_stage)
+    analyzer = analyzer or Analyzer(FirstStageConfig())
     indexed = analyzer.tokens(document.contents for document in documents)
     if not indexed.vocab:  # bm25s cannot index a corpus in which there is no word at all
         return {query.query_id: {} for query in queries}
-    index = bm25s.BM25(k1=first_stage.k1, b=first_stage.b)
+    index = bm25s.BM25(k1=k1, b=b)
     index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
     asked = analyzer.tokens(f"{query.text} {query.instruction}" for query in queries)

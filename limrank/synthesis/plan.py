@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank import retrieval
+from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
+from limrank.languages import with_language
 from limrank.plan import GENERATED_TOKEN_COST, Unit
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
@@ -162,7 +164,8 @@ def _mined(config: SynthesizeJob, seeds: Sequence[Seed]) -> dict[str, list[str]]
     corpus = seed_data.load_corpus(config.synthesis.seeds)
     contents = {document.doc_id: document.contents for document in corpus}
     asked = [Query(seed.seed_id, seed.query) for seed in seeds]
-    run = retrieval.bm25(corpus, asked, count + 1, FirstStageConfig(language="auto"))
+    analyzer = Analyzer(with_language(FirstStageConfig(language="auto"), corpus))
+    run = retrieval.bm25(corpus, asked, count + 1, analyzer=analyzer)
     return {
         seed.seed_id: [contents[each] for each in run[seed.seed_id] if contents[each] != seed.passage][:count]
         for seed in seeds

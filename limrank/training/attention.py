@@ -66,7 +66,8 @@ def packed_attention(
     from torch.nn.functional import scaled_dot_product_attention
 
     if has := [name for name in _CANNOT if other.get(name) is not None]:
-        raise UserError(f"the model's attention has {', '.join(has)}: limrank cannot train models of this kind")
+        kind = module.config.model_type
+        raise UserError(f"model {kind}: its attention has {', '.join(has)}: limrank cannot train models of this kind")
     segments = segments or (query.shape[2],)
     grouped = query.shape[1] != key.shape[1]
     parts = zip(*(each.split(list(segments), dim=2) for each in (query, key, value)), strict=True)

@@ -23,7 +23,8 @@ def stems(text, **first_stage):
 def found(query, *texts, **first_stage):
     """Places of the texts that BM25 finds."""
     documents = [Document(str(place), text) for place, text in enumerate(texts)]
-    run = bm25(documents, [Query("q", query)], len(texts), FirstStageConfig(**first_stage))
+    analyzer = Analyzer(with_language(FirstStageConfig(**first_stage), documents))
+    run = bm25(documents, [Query("q", query)], len(texts), analyzer=analyzer)
     return sorted(map(int, run["q"]))
 
 

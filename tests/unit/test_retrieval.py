@@ -28,7 +28,7 @@ def test_bm25_by_hand():
     # park (6), d3 cat dog share one bowl (5), d4 trains leave station every hour (5).
     k1, b, length, average = 0.9, 0.4, 5, 21 / 4
     expected = math.log(2) / (1 + k1 * (1 - b + b * length / average))
-    run = bm25(DOCUMENTS, [Query("q", "cat")], 10, FirstStageConfig(k1=k1, b=b))
+    run = bm25(DOCUMENTS, [Query("q", "cat")], 10, k1=k1, b=b)
     assert run["q"].keys() == {"d1", "d3"}
     assert run["q"]["d1"] == pytest.approx(expected, rel=1e-5)
     assert run["q"]["d3"] == pytest.approx(expected, rel=1e-5)
