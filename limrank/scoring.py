@@ -13,12 +13,25 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 
 from limrank import prompts
 from limrank.cascade import cascade
 from limrank.config import ScoringConfig
+from limrank.encoding import (
+    CLOSE,
+    PLACE,
+    THINK_CLOSE,
+    THINK_OPEN,
+    PairPrompt,
+    encode_example,
+    encode_pair,
+    encode_template,
+    encode_text,
+    pair_text,
+    prompt_query,
+)
 from limrank.engines.base import Engine, Judge, Tokenizer, label_token_ids
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
@@ -26,25 +39,32 @@ from limrank.records import Candidate, Judgment, Query, ScoreStatus
 TRUE, FALSE = LABELS = (" true", " false")
 """What the model answers, leading space included: each must be one token."""
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-CLOSE = "\n" + THINK_CLOSE
-"""What ends a chain; the label follows."""
+__all__ = [
+    "CLOSE",
+    "FALSE",
+    "LABELS",
+    "THINK_CLOSE",
+    "THINK_OPEN",
+    "TRUE",
+    "PairPrompt",
+    "check_labels",
+    "completion",
+    "cut_at_sentence",
+    "encode_example",
+    "encode_pair",
+    "encode_template",
+    "encode_text",
+    "label_score",
+    "pair_text",
+    "prompt_query",
+    "prompt_template",
+    "rank_judgments",
+    "score_pair",
+    "score_query",
+    "with_prompt_text",
+]
 
-_MARKS = re.compile(f"({THINK_OPEN}|{THINK_CLOSE})")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
-
-
-@dataclass(frozen=True)
-class PairPrompt:
-    """A pair as token ids; ``truncated`` where the passage lost its end."""
-
-    ids: list[int]
-    truncated: bool
-
-
-def prompt_query(query: Query) -> str:
-    """The query as the model sees it: an instruction is appended to its text."""
-    return f"{query.text} {query.instruction}".strip()
 
 
 def prompt_template(scoring: ScoringConfig) -> str:
@@ -55,7 +75,7 @@ def prompt_template(scoring: ScoringConfig) -> str:
             the same to the model.
     """
     template = prompts.load(scoring.prompt)
-    found = {match.group(1) for match in _PLACE.finditer(template)}
+    found = {match.group(1) for match in PLACE.finditer(template)}
     if missing := {"query", "passage"} - found:
         places = " and ".join(f"{{{{ {name} }}}}" for name in sorted(missing))
         raise UserError(f"scoring.prompt {scoring.prompt}: has no {places}")
@@ -72,85 +92,15 @@ def with_prompt_text(scoring: ScoringConfig) -> ScoringConfig:
     return scoring.model_copy(update={"prompt": prompt_template(scoring)})
 
 
-def pair_text(template: str, query: Query, passage: str) -> str:
-    """The prompt of a pair as text; the model is given :func:`encode_pair`'s ids."""
-    return _place(template, query, passage)
-
-
 def completion(chain: str | None, label: bool) -> str:
     """What a reranker is trained to write after the prompt."""
     thought = f"\n{chain.strip()}" if chain and chain.strip() else ""
     return f"{thought}{CLOSE}{TRUE if label else FALSE}"
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of text in which special tokens are just characters.
-
-    A person's passage may hold ``<|im_end|>`` or ``</think>``; it must neither end a
-    chain nor open a turn. Text without such a string is encoded as the tokenizer would.
-    """
-    special = _special_pattern(tuple(tokenizer.get_added_vocab()))
-    if special is None or not special.search(text):
-        return tokenizer.encode(text, add_special_tokens=False)
-    ids: list[int] = []
-    for position, piece in enumerate(special.split(text)):
-        if not piece:
-            continue
-        # Every second piece is a special token's text: encoded in two halves, it is
-        # never seen whole.
-        for part in (piece[:1], piece[1:]) if position % 2 else (piece,):
-            ids += tokenizer.encode(part, add_special_tokens=False)
-    return ids
-
-
-def encode_template(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of trusted text: ``<think>`` and ``</think>`` are tokens where the
-    tokenizer has them."""
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def encode_example(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a part of a training example: ``<think>`` at its end and ``</think>`` at
-    its start are the template's own marks, all between is plain characters."""
-    lead = THINK_CLOSE if text.startswith(THINK_CLOSE) else ""
-    trail = THINK_OPEN if text.endswith(THINK_OPEN) else ""
-    between = text[len(lead) : len(text) - len(trail)]
-    ids = encode_template(tokenizer, lead) if lead else []
-    ids += encode_text(tokenizer, between) if between else []
-    return ids + (encode_template(tokenizer, trail) if trail else [])
-
-
 def check_labels(tokenizer: Tokenizer) -> None:
     """Raises UserError where a label is not one token of this tokenizer."""
     label_token_ids(tokenizer, (TRUE, FALSE))
-
-
-def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str, *, room: int) -> PairPrompt:
-    """The prompt of a pair as token ids, at most ``room`` of them.
-
-    A pair that is too long loses the end of its passage, never the query, the
-    instruction or the template.
-
-    Raises:
-        RowError: not even an empty passage fits.
-    """
-    ids = _fill(tokenizer, template, query, passage)
-    if len(ids) <= room:
-        return PairPrompt(ids, truncated=False)
-    bare = len(_fill(tokenizer, template, query, ""))
-    if bare > room:
-        raise RowError(f"the query alone takes {bare} tokens, and {room} fit: raise model.max_model_len")
-    words = encode_text(tokenizer, passage)
-    keep = room - bare
-    while True:
-        # Text that is cut between two tokens may encode to one token more; then cut more.
-        # The decoded text only tells how many characters that is: it may be normalised, or
-        # end in half a character.
-        shorter = passage[: len(tokenizer.decode(words[:keep]))] if keep > 0 else ""
-        ids = _fill(tokenizer, template, query, shorter)
-        if len(ids) <= room:
-            return PairPrompt(ids, truncated=True)
-        keep -= max(1, len(ids) - room)
 
 
 async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
@@ -282,33 +232,3 @@ def cut_at_sentence(chain: str) -> str:
     """An unfinished chain up to its last sentence end; whole where it has none."""
     ends = [match.end() for match in _SENTENCE_END.finditer(chain)]
     return chain[: ends[-1]] if ends else chain
-
-
-def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> list[int]:
-    """Fill the template and encode it: the template's own marks as tokens, the rest as
-    plain characters, whole stretches at a time so that tokens span the seams."""
-    ids = list(tokenizer.encode(""))  # what the tokenizer puts first, such as <s>
-    added = tokenizer.get_added_vocab()
-    stretch = ""
-    for part in _MARKS.split(template):
-        if part in added:
-            ids += encode_text(tokenizer, stretch) if stretch else []
-            ids += tokenizer.encode(part, add_special_tokens=False)
-            stretch = ""
-        else:
-            stretch += _place(part, query, passage)
-    return ids + (encode_text(tokenizer, stretch) if stretch else [])
-
-
-_PLACE = re.compile(r"\{\{\s*(query|passage)\s*\}\}")
-
-
-def _place(part: str, query: Query, passage: str) -> str:
-    values = {"query": prompt_query(query), "passage": passage}
-    return _PLACE.sub(lambda match: values[match.group(1)], part)
-
-
-@lru_cache
-def _special_pattern(added: tuple[str, ...]) -> re.Pattern[str] | None:
-    longest_first = sorted(added, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if added else None

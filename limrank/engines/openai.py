@@ -14,6 +14,7 @@ from typing import Any
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
+from limrank.encoding import break_marks
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
 from limrank.engines.retries import retrying
 from limrank.errors import EndpointError, RowError, UserError
@@ -174,7 +175,7 @@ class OpenAIEngine:
             return 2 if isinstance(error, APIConnectionError) else 1
 
         if _is_chat(prompt):
-            call, what = self._client.chat.completions.create, {"messages": prompt}
+            call, what = self._client.chat.completions.create, {"messages": [_plain(each) for each in prompt]}
         else:
             call, what = self._client.completions.create, {"prompt": prompt}
         try:
@@ -203,6 +204,10 @@ def _reasoning(message: Any) -> str | None:
     """A chain that is no part of the content: DeepSeek's ``reasoning_content``, which vLLM has
     renamed to ``reasoning``. Neither is OpenAI's own, so the client has no field for it."""
     return getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or None
+
+
+def _plain(message: dict[str, str]) -> dict[str, str]:
+    return message | {"content": break_marks(message["content"])}
 
 
 def _is_chat(prompt: Prompt) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.dtypes import auto_dtype
+from limrank.encoding import encode_chat, tokens_before
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
 from limrank.engines.spawning import without_main
@@ -175,10 +176,9 @@ class VllmEngine:
 
     def _encoded(self, prompt: Prompt, max_tokens: int) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+            ids = [*tokens_before(self.tokenizer), *self.tokenizer.encode(prompt, add_special_tokens=False)]
         elif prompt and isinstance(prompt[0], dict):
-            text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = encode_chat(self.tokenizer, prompt, room=self._limits.context - max_tokens)
         else:
             ids = list(prompt)
         # vLLM would write less than it was asked for, and say nothing.

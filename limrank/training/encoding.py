@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.config import TrainJob
+from limrank.encoding import encode_example, longest_token, tokens_before
 from limrank.errors import UserError
 from limrank.fanout import prepare_ray_data
-from limrank.scoring import TRUE, encode_example
+from limrank.scoring import TRUE
 from limrank.training.examples import EncodedExample, encode_examples
 from limrank.training.model import load_tokenizer
 from limrank.training.sources import Example
@@ -39,6 +40,8 @@ def encode_here(config: TrainJob, examples: Sequence[Example]) -> list[EncodedEx
         end_id=tokenizer.eos_token_id,
         cutoff=config.training.cutoff_tokens,
         source=config.training.train_file,
+        before=tokens_before(tokenizer),
+        longest_token=longest_token(tokenizer),
     )
 
 

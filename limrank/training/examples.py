@@ -78,7 +78,14 @@ def balanced(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
 
 
 def encode_examples(
-    examples: Iterable[Example], encode: Encode, end_id: int, cutoff: int, source: str
+    examples: Iterable[Example],
+    encode: Encode,
+    end_id: int,
+    cutoff: int,
+    source: str,
+    *,
+    before: Sequence[int] = (),
+    longest_token: int | None = None,
 ) -> list[EncodedExample]:
     """Token ids of every example, none longer than ``cutoff`` tokens.
 
@@ -90,21 +97,50 @@ def encode_examples(
             and ``</think>`` are one id each.
         end_id: the end-of-sequence token.
         source: the file's name, for messages.
+        before: what a prompt begins with (``<s>``), as the model is asked.
+        longest_token: characters of the vocabulary's longest token: of a longer text than can fit
+            the end need not be encoded.
 
     Raises:
         UserError: the cutoff has no room for query and label, or a prompt that is too long
             does not say where its passage begins.
     """
-    return [_encode(example, encode, end_id, cutoff, source) for example in examples]
+    most = None if longest_token is None else (cutoff + _SPARE_TOKENS) * longest_token
+    return [_encode(_clipped(example, most), encode, end_id, cutoff, source, list(before)) for example in examples]
 
 
-def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: str) -> EncodedExample:
+_SPARE_TOKENS = 64
+
+
+def _clipped(example: Example, most: int | None) -> Example:
+    """The example without what lies beyond ``most`` characters of its chain and of its passage,
+    which would be cut off as tokens."""
+    if most is None or len(example.prompt) + len(example.chain) <= most:
+        return example
+    head, tail = _around_passage(example.prompt)
+    prompt = example.prompt
+    if head is not None and len(prompt) > len(head) + most + len(tail):
+        prompt = prompt[: len(head) + most] + tail
+    return replace(example, prompt=prompt, chain=example.chain[:most])
+
+
+def _plain(encode: Encode, text: str) -> list[int]:
+    """Ids of a chain, which is characters alone: a mark at its start or end is encoded in two parts."""
+    head = text[:1] if text.startswith(THINK_CLOSE) else ""
+    tail = text[-1:] if text.endswith(THINK_OPEN) else ""
+    parts = (head, text[len(head) : len(text) - len(tail)], tail)
+    return [each for part in parts if part for each in encode(part)]
+
+
+def _encode(
+    example: Example, encode: Encode, end_id: int, cutoff: int, source: str, before: list[int]
+) -> EncodedExample:
     import numpy as np
 
     # Encoded in three parts, which gives the same ids as the whole: <think> and
     # </think> are added tokens, and a tokenizer never merges across one.
-    prompt = encode(example.prompt)
-    chain, no_chain = encode(example.chain), encode(NO_CHAIN)
+    prompt = before + encode(example.prompt)
+    chain, no_chain = _plain(encode, example.chain), encode(NO_CHAIN)
     answer = encode(THINK_CLOSE + example.label)
     # Where there is no chain, whoever asks closes it: a model that learned to write the close
     # would stop thinking. And it is asked for one token, so no end follows.
@@ -124,7 +160,7 @@ def _encode(example: Example, encode: Encode, end_id: int, cutoff: int, source: 
             )
         prompt = _drop_end(prompt, over, keep_last=encode(tail))
         room = cutoff - len(chain) - len(answer) - (not direct)
-        if not len(encode(head)) + len(encode(tail)) <= len(prompt) <= room:
+        if not len(before) + len(encode(head)) + len(encode(tail)) <= len(prompt) <= room:
             raise UserError(
                 f"{source}:{example.line}: instruction, query and label do not fit in "
                 f"training.cutoff_tokens={cutoff}: raise it, or remove the line"

@@ -177,6 +177,11 @@ def _of_prompt(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str
 
 
 def _of_alpaca(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, str]:
+    if lost := [key for key in ("system", "history") if record.get(key)]:
+        raise UserError(
+            f"{where}: {' and '.join(lost)}: a reranker is asked one thing, without any before it: "
+            "put the text into instruction, or remove the key"
+        )
     asked, more = _text(record, "instruction", where), _text(record, "input", where, needed=False)
     prompt, written = _mark_in_prompt(f"{asked}\n{more}" if more else asked, _text(record, "output", where))
     if not prompt.endswith(THINK_OPEN):
@@ -213,7 +218,7 @@ class _Shape(NamedTuple):
 
 _SHAPES = (
     _Shape(("prompt", "completion"), (), (), "completion", _of_prompt),
-    _Shape(("instruction", "output"), ("input",), (), "output", _of_alpaca),
+    _Shape(("instruction", "output"), ("input", "system", "history"), (), "output", _of_alpaca),
     _Shape(
         ("query", "passage", "label"),
         ("instruction", "reasoning", "verdict"),

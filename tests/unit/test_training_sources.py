@@ -428,3 +428,17 @@ def test_what_is_not_json_is_not_searched_for_ever(tmp_path, monkeypatch):
     path = write(tmp_path / "array.json", '[{"a": 1}, {"a" 2}' + " " * 10_000)
     with pytest.raises(UserError, match="element 2: not JSON: Expecting ':' delimiter"):
         list(read_array(path))
+
+
+@pytest.mark.parametrize("key", ["system", "history"])
+def test_what_comes_before_an_alpaca_instruction_is_not_lost_without_a_word(key, tmp_path):
+    path = tmp_path / "train.jsonl"
+    row = {"instruction": "Query: a\nPassage: b", "output": "\nYes.\n</think> true"}
+    value = {"system": "You judge.", "history": [["asked", "said"]]}[key]
+    path.write_text(json.dumps(row | {key: ""}) + "\n" + json.dumps(row | {key: value}) + "\n")
+    with pytest.raises(
+        UserError, match=rf"train.jsonl:2: {key}: a reranker is asked one thing.*put the text into instruction"
+    ):
+        read_examples(path)
+    path.write_text(json.dumps(row | {"system": "", "history": []}) + "\n")
+    assert len(read_examples(path)) == 1
