@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import limrank
 from limrank import signals
+from limrank.addresses import check_dashboard, check_ray
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
 from limrank.printable import PAGE, printable
@@ -133,6 +134,7 @@ def _initialise(address: str) -> None:
                     logging_level="warning",
                 )
         else:
+            check_ray()  # Ray itself waits for ever
             ray.init(address="auto", log_to_driver=False, logging_level="warning")
     except ConnectionError as error:
         raise UserError(
@@ -273,6 +275,7 @@ def _show(line: str, progress: Any) -> None:
 def job_client(address: str) -> JobSubmissionClient:
     """Raises UserError where no Ray dashboard answers at the address."""
     without_credentials(address, "--address")
+    check_dashboard(address)
     prepare_environment()
     from ray.job_submission import JobSubmissionClient
 
@@ -281,13 +284,21 @@ def job_client(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--address {address}: {first_line(error)}") from error
 
 
 def list_jobs(address: str) -> list[JobDetails]:
-    """The cluster's submitted jobs, newest first."""
-    submitted = [job for job in job_client(address).list_jobs() if job.submission_id]
+    """The cluster's submitted jobs, newest first.
+
+    Raises:
+        UserError: no dashboard answers at the address.
+        EngineError: it does not list them.
+    """
+    try:
+        submitted = [job for job in job_client(address).list_jobs() if job.submission_id]
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{address}: {first_line(error)}") from error
     return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
 
 
@@ -299,7 +310,7 @@ def job_call(address: str, job_id: str, method: str) -> Any:
     """
     try:
         return getattr(job_client(address), method)(job_id)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if "404" in str(error) or "does not exist" in str(error):
             raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
         raise EngineError(f"{address}: {first_line(error)}") from error

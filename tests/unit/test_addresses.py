@@ -1,0 +1,162 @@
+"""Addresses at which nobody answers, or somebody else does."""
+
+import contextlib
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+import yaml
+
+from limrank import addresses, cli
+from limrank.addresses import check_dashboard, check_ray
+from limrank.errors import UserError
+
+DEAD = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch, tmp_path):
+    monkeypatch.setattr(addresses, "PATIENCE_S", 1.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def silent():
+    """A port that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def answering(status, body):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        DEAD,
+        f"ray://{DEAD}",
+        "no-such-host.invalid:6379",
+        "127.0.0.1",
+        "127.0.0.1:99999",
+        "nonsense",
+        ":",
+        "a b:1",
+        "h:1:x",
+        "[::1]:1",
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="^RAY_ADDRESS .*: (no Ray cluster is there|is no address)"):
+        check_ray()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_where_nothing_is_named_there_is_nothing_to_look_at(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    check_ray()
+
+
+def test_somebody_who_is_not_ray_is_told_from_it(silent, monkeypatch):
+    for address in (silent, f"ray://{silent}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match="somebody listens there who does not answer as Ray does"):
+            check_ray()
+    with answering(200, b"hello") as address, pytest.raises(UserError, match="does not answer as Ray does"):
+        check_ray(address)
+
+
+def test_a_cluster_that_was_here_and_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(DEAD)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UserError, match="the cluster that was last started here, 127.0.0.1:1: no Ray cluster is there"):
+        check_ray()
+
+
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"job": "rerank", "run_dir": str(tmp_path / "run"), "engine": {"kind": "fake"}}))
+    return str(path)
+
+
+def one_line(capsys):
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("limrank: ") and "Traceback" not in line
+    return line
+
+
+def test_a_job_on_a_dead_cluster_is_exit_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", DEAD)
+    assert cli.main(["rerank", recipe(tmp_path)]) == 2
+    assert "RAY_ADDRESS 127.0.0.1:1: no Ray cluster is there: Connection refused" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("nonsense", "http://", "http://127.0.0.1:1", "https://127.0.0.1:1", "ftp://127.0.0.1:8265", "http://a b:1"),
+        *(
+            "http://127.0.0.1:99999",
+            "http://no-such-host.invalid:8265",
+            "http://[::1",
+            "http://\x1b[31m:1",
+            "127.0.0.1:8265",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [["list"], ["status", "x"], ["logs", "x"], ["logs", "-f", "x"], ["stop", "x"]])
+def test_no_dashboard_is_exit_2_in_one_line(command, address, capsys):
+    assert cli.main(["jobs", *command, "--address", address]) == 2
+    one_line(capsys)
+
+
+@pytest.mark.parametrize("job", ["rerank"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://no-such-host.invalid:8265"])
+def test_a_job_that_is_sent_nowhere_is_exit_2(job, address, tmp_path, capsys):
+    assert cli.main([job, recipe(tmp_path), "--address", address]) == 2
+    assert "no Ray dashboard is there" in one_line(capsys)
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"<html>"), (404, b"{}"), (500, b"oops"), (200, b"[]"), (200, b'{"version": 1}'), (302, b"")],
+)
+def test_a_server_that_is_no_dashboard_is_told(status, body):
+    with answering(status, body) as address, pytest.raises(UserError, match="does not answer as a Ray dashboard"):
+        check_dashboard(f"http://{address}")
+
+
+def test_a_dashboard_and_one_that_asks_for_a_token_are_let_through():
+    with answering(200, b'{"ray_version": "2.60.0"}') as address:
+        check_dashboard(f"http://{address}/")
+    with answering(401, b"") as address:
+        check_dashboard(f"http://{address}")
+
+
+def test_a_server_that_never_answers_is_left(silent):
+    with pytest.raises(UserError, match="does not answer as a Ray dashboard"):
+        check_dashboard(f"http://{silent}")
