@@ -68,7 +68,7 @@ Address = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and first prompt; start nothing.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Empty the run_dir first, whichever config's run it holds.")
+    bool, typer.Option("--overwrite", help="Remove the run that run_dir holds first; files that are not limrank's stay.")
 ]
 Preview = Annotated[
     int | None,
