@@ -163,7 +163,8 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
-    """A running cluster of so many raylets, each with ``num_cpus`` logical CPUs.
+    """A running cluster of so many raylets, each with ``num_cpus`` logical CPUs. One of a single
+    raylet stays that, and listens on loopback alone.
 
     Raises:
         RuntimeError: it did not come up; the message ends with its log.
@@ -171,7 +172,9 @@ def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
     # A short path: Ray's sockets lie below it, and a socket's path has about 100 characters.
     folder = Path(tempfile.mkdtemp(prefix="lr-"))
     gcs_port, dashboard_port = _free_ports(2)
-    cluster = LocalCluster(folder, f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", _environment(folder))
+    cluster = LocalCluster(
+        folder, f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", _environment(folder, nodes == 1)
+    )
     try:
         cluster.start_head(num_cpus)
         cluster.add_nodes(nodes - 1, num_cpus)
@@ -184,17 +187,20 @@ def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
         signal.signal(signal.SIGINT, interrupted)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, alone: bool) -> dict[str, str]:
     own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     token = folder / "auth_token"
-    token.write_text(os.urandom(32).hex())
-    token.chmod(0o600)
+    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(os.urandom(32).hex())
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return environment | {
         "PATH": own,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # By this switch, named for the systems that it is the default on, all of a node's servers
+        # listen on 127.0.0.1, instead of on every interface. Ray takes no second node then.
+        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
 

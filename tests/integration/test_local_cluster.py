@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +24,20 @@ def with_folder(folder):
     for process in psutil.process_iter(["cmdline"]):
         if any(folder in part for part in process.info["cmdline"] or []):
             found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+def listening(folder):
+    """Addresses on which the cluster's processes accept connections."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if any(folder in part for part in process.cmdline()):
+                connections = process.net_connections("inet")
+                found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+    assert found
     return found
 
 
@@ -48,3 +63,12 @@ def test_three_raylets_join_and_one_may_be_lost():
         folder = str(cluster.folder)
         assert with_folder(folder)
     assert with_folder(folder) == []
+
+
+def test_a_node_by_itself_listens_on_loopback_and_keeps_its_token():
+    with load_local().local_cluster(num_cpus=2) as cluster:
+        outside = [
+            each for each in listening(str(cluster.folder)) if not each.startswith(("127.", "::1", "::ffff:127."))
+        ]
+        assert outside == []
+        assert stat.S_IMODE((cluster.folder / "auth_token").stat().st_mode) == 0o600
