@@ -7,21 +7,51 @@ among them is a RowError.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.encoding import break_marks
+from limrank.engines import retries
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
-from limrank.engines.retries import retrying
+from limrank.engines.openai_answers import (
+    FaultError,
+    Tokens,
+    answer_of,
+    check_answer,
+    fault_of,
+    model_ids,
+    piece_of,
+    tokens_of,
+    told,
+    top_logprobs,
+)
+from limrank.engines.openai_parameters import Parameters, cut_at
+from limrank.engines.retries import Pace, backoff_s, told_wait
 from limrank.errors import EndpointError, RowError, UserError
-from limrank.uris import keep_secret, redacted, split_query, without_secrets
+from limrank.parsing import clipped, parse_json
+from limrank.uris import keep_secret, split_query, without_secrets
+
+Value = TypeVar("Value")
 
 _TOP_LOGPROBS = 20
 _ATTEMPTS = 5
+_CHECK_S = 10.0
+"""What an endpoint may take to name its models."""
+
+_PASSING = (408, 409, 425, 429)
+_REFUSES_ALL = (401, 402, 403, 404)
+_USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_credits")
+"""A 429 that no waiting mends."""
+
+_TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
 
 
 class OpenAIEngine:
@@ -44,6 +74,9 @@ class OpenAIEngine:
         )
         self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self.traffic = Traffic(self._limits.in_flight)
+        self._patience_s = engine.request_timeout_s
+        self._pace = Pace()
+        self._parameters = Parameters()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -69,53 +102,42 @@ class OpenAIEngine:
             options["seed"] = seed
         if schema is not None:
             answer = {"name": "answer", "schema": schema, "strict": True}
-            options["extra_body"] = {"response_format": {"type": "json_schema", "json_schema": answer}}
+            options["response_format"] = {"type": "json_schema", "json_schema": answer}
         if isinstance(prompt, list) and not _is_chat(prompt) and self._stops_at_special(stop):
             # vLLM and SGLang leave special tokens out of the text, where the stop would not be seen.
-            options.setdefault("extra_body", {})["skip_special_tokens"] = False
-        response = await self._ask(prompt, options)
-        choice = response.choices[0]
-        text = choice.message.content if _is_chat(prompt) else choice.text
-        reasoning = _reasoning(choice.message) if _is_chat(prompt) else None
-        prompt_tokens, cached, generated = self._record(response.usage)
+            options["skip_special_tokens"] = False
+        answer, tokens = await self._ask(prompt, options, lambda body: answer_of(body, chat=_is_chat(prompt)))
+        text, stopped = cut_at(answer.text, stop)  # an endpoint need not know stops
         # An endpoint may quote the key in an answer too.
-        text, reasoning = without_secrets(text or ""), reasoning and without_secrets(reasoning)
-        return Generation(text, choice.finish_reason or "stop", prompt_tokens, cached, generated, reasoning)
+        text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
+        reason = "stop" if stopped else answer.finish_reason
+        return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning)
 
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
     ) -> AsyncIterator[str]:
-        from openai import APIError
-
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         options = _sampling(max_tokens, temperature, top_p, stop) | streamed
-        usage = None
-        async with self.traffic, await self._send(prompt, options) as events:
+        tokens = Tokens()
+        async with self.traffic, contextlib.AsyncExitStack() as stack:
+            response = await self._send(prompt, options, lambda sent: self._opened(prompt, sent, stack))
             try:
-                async for event in events:
-                    usage = event.usage or usage
-                    if event.choices:
-                        text = event.choices[0].delta.content if _is_chat(prompt) else event.choices[0].text
-                        if text:
-                            yield without_secrets(text)
-            except APIError as error:
-                broke = f"the endpoint broke off: {self._without_key(error.message)}"
-                raise RowError(broke, retryable=True) from None
-        self._record(usage)
+                async for event in _events(response):
+                    tokens = tokens_of(event) if event.get("usage") else tokens
+                    if text := piece_of(event, chat=_is_chat(prompt)):
+                        yield without_secrets(text)
+            except FaultError as fault:
+                raise RowError(f"the endpoint broke off: {fault.words}", retryable=True) from None
+        record_usage(tokens.prompt, tokens.cached, tokens.generated)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
-        chat = _is_chat(prompt)
-        wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if chat else {"logprobs": _TOP_LOGPROBS}
-        response = await self._ask(prompt, _sampling(1, 0.0, 1.0, ()) | wanted)
-        self._record(response.usage)
-        given = response.choices[0].logprobs
-        if chat:
-            first = given.content[0].top_logprobs if given and given.content else []
-            logprobs = {entry.token: entry.logprob for entry in first}
-        else:
-            logprobs = (given.top_logprobs or [{}])[0] if given else {}
+        wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if _is_chat(prompt) else {"logprobs": _TOP_LOGPROBS}
+        logprobs, _ = await self._ask(prompt, _sampling(1, 0.0, 1.0, ()) | wanted, top_logprobs)
         if not logprobs:
             raise RowError("the endpoint gives no log-probabilities, which a score by label tokens needs")
+        if all(_TOKEN_ID.fullmatch(token) for token in logprobs):  # vLLM's --return-tokens-as-token-ids
+            ids = {self.tokenizer.decode([int(_TOKEN_ID.fullmatch(token)[1])]): token for token in reversed(logprobs)}
+            logprobs = {text: logprobs[token] for text, token in ids.items()}
         missing = [label for label in labels if label not in logprobs]
         if missing:
             raise RowError(f"labels {missing} are not among the endpoint's top {len(logprobs)} log-probabilities")
@@ -127,83 +149,206 @@ class OpenAIEngine:
         Raises:
             UserError: it cannot be reached, refuses the key, or lacks the model.
         """
+        import httpx2
         from openai import APIConnectionError, APIStatusError
 
         where = f"engine.base_url {self._where}"
         try:
-            answer = await self._client.get("/models", cast_to=object, options={"timeout": 10})
-        except APIConnectionError as error:
-            raise UserError(f"{where}: cannot be reached: {error.__cause__ or error}") from error
+            response = await self._client.models.with_raw_response.list(timeout=_CHECK_S)
+        except (APIConnectionError, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise UserError(f"{where}: cannot be reached: {told(str(error.__cause__ or error))}") from error
         except APIStatusError as error:
-            if error.status_code in (404, 405):  # a server without a model list may still serve
+            if error.status_code in (404, 405, 501):  # a server without a model list may still serve
                 return
-            raise UserError(f"{where}: answered {error.status_code}: {self._without_key(error.message)}") from None
-        if not isinstance(answer, dict):
-            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {redacted(str(answer))[:80]!r}")
-        listed = [model["id"] for model in answer.get("data") or []]
-        if listed and self._model.id not in listed:
-            raise UserError(f"{where}: has no model {self._model.id!r}; it serves {', '.join(listed[:8])}")
+            raise UserError(f"{where}: answered {error.status_code}: {_fault(error).words}") from None
+        try:
+            body = parse_json(response.content, where, finite=False)
+        except UserError:
+            body = None
+        if not isinstance(body, dict | list):
+            shown = told(response.content[:5000].decode(errors="replace"), 80)
+            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {shown!r}")
+        listed = model_ids(body)
+        if not listed and isinstance(body, dict) and body.get("error"):
+            fault = fault_of(body, 200)
+            raise UserError(f"{where}: answered {fault.status}: {fault.words}")
+        names = {self._model.id, f"{self._model.id}:latest", f"models/{self._model.id}"}
+        if listed and names.isdisjoint(listed):
+            some = ", ".join(clipped(name) for name in listed[:8])
+            raise UserError(f"{where}: has no model {self._model.id!r}; it serves {some}")
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    def _record(self, usage: Any) -> tuple[int, int, int]:
-        if usage is None:
-            return 0, 0, 0
-        details = getattr(usage, "prompt_tokens_details", None)
-        cached = (details.cached_tokens or 0) if details else 0
-        record_usage(usage.prompt_tokens, cached, usage.completion_tokens)
-        return usage.prompt_tokens, cached, usage.completion_tokens
-
     def _stops_at_special(self, stop: Sequence[str]) -> bool:
         return bool(stop) and not self.tokenizer.get_added_vocab().keys().isdisjoint(stop)
 
-    async def _ask(self, prompt: Prompt, options: dict[str, Any]) -> Any:
+    async def _ask(
+        self, prompt: Prompt, options: dict[str, Any], read: Callable[[dict[str, Any]], Value]
+    ) -> tuple[Value, Tokens]:
+        """What ``read`` finds in an answer. It raises FaultError for an answer that is none."""
+
+        async def send(sent: dict[str, Any]) -> tuple[Value, Tokens]:
+            response = await self._create(prompt).with_raw_response.create(**sent)
+            body = self._body(response)
+            fault = None
+            try:
+                answer = check_answer(body)
+                return read(answer), tokens_of(answer)
+            except FaultError as raised:
+                fault = raised
+            fault.headers = {**response.headers, **fault.headers}
+            raise fault
+
         async with self.traffic:
-            return await self._send(prompt, options)
+            value, tokens = await self._send(prompt, options, send)
+        record_usage(tokens.prompt, tokens.cached, tokens.generated)
+        return value, tokens
 
-    async def _send(self, prompt: Prompt, options: dict[str, Any]) -> Any:
-        """One request, sent again on 429, 5xx and time-outs, and once where the connection
-        is lost (a server may close an idle one just then). An endpoint may quote the key
-        that it refuses: its words are told without it, and without the error they came in.
-        """
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, RateLimitError
-
-        def attempts(error: BaseException) -> int:
-            if isinstance(error, (RateLimitError, InternalServerError, APITimeoutError)):
-                return _ATTEMPTS
-            return 2 if isinstance(error, APIConnectionError) else 1
-
-        if _is_chat(prompt):
-            call, what = self._client.chat.completions.create, {"messages": [_plain(each) for each in prompt]}
-        else:
-            call, what = self._client.completions.create, {"prompt": prompt}
-        try:
-            async for attempt in retrying(attempts):
-                with attempt:
-                    response = await call(model=self._model.id, **what, **options)
-        except (RateLimitError, InternalServerError, APITimeoutError) as error:
-            failed = f"the endpoint failed {_ATTEMPTS} times: {self._without_key(error.message)}"
-            raise RowError(failed, retryable=True, attempts=_ATTEMPTS) from None
-        except APIConnectionError as error:
-            raise EndpointError(f"the endpoint {self._where} is gone: {error.__cause__ or error}") from error
-        except APIStatusError as error:
-            answered = f"the endpoint answered {error.status_code}: {self._without_key(error.message)}"
-            raise (EndpointError if error.status_code in (401, 403, 404) else RowError)(answered) from None
-        if isinstance(response, str):  # the client hands on what is not JSON as it came
-            raise EndpointError(
-                f"{self._where} does not answer as an OpenAI endpoint: {redacted(response[:5000])[:80]!r}"
-            )
+    async def _opened(self, prompt: Prompt, sent: dict[str, Any], stack: contextlib.AsyncExitStack) -> Any:
+        response = await stack.enter_async_context(self._create(prompt).with_streaming_response.create(**sent))
+        if "json" in response.headers.get("content-type", ""):  # an error, or an endpoint that does not stream
+            return check_answer(self._parsed(await response.read()))
         return response
 
-    def _without_key(self, message: str) -> str:
-        return message.replace(self._key, "***") if self._key else message
+    def _create(self, prompt: Prompt) -> Any:
+        return self._client.chat.completions if _is_chat(prompt) else self._client.completions
+
+    def _body(self, response: Any) -> Any:
+        if not response.content.strip():
+            raise FaultError("an empty answer", 500)
+        return self._parsed(response.content)
+
+    def _parsed(self, content: bytes) -> Any:
+        try:
+            return parse_json(content.decode(errors="replace"), "the answer", finite=False)
+        except UserError:
+            shown = told(content[:5000].decode(errors="replace"), 80)
+            raise EndpointError(f"{self._where} does not answer as an OpenAI endpoint: {shown!r}") from None
+
+    async def _send(
+        self, prompt: Prompt, options: dict[str, Any], send: Callable[[dict[str, Any]], Awaitable[Value]]
+    ) -> Value:
+        """One request, sent again on 429, 5xx and time-outs, and once where the connection is lost (a
+        server may close an idle one just then).
+
+        Where the endpoint says how long to wait, the engine's requests all wait, and the attempt
+        does not count, as long as ``request_timeout_s`` has not passed.
+        """
+        what = {"messages": [_plain(each) for each in prompt]} if _is_chat(prompt) else {"prompt": prompt}
+        started, attempts, lost = time.monotonic(), 0, 0
+        while True:
+            await self._pace.free()
+            sent = self._parameters.adapted(options)
+            fault, gone = None, None
+            try:
+                value = await send({"model": self._model.id, **what, "extra_body": sent})
+            except FaultError as raised:
+                fault = raised
+            except Exception as raised:
+                fault, gone = self._failure(raised)
+            else:
+                self._pace.answered = time.monotonic()
+                return value
+            # The errors end here: an endpoint may quote the key that it refuses.
+            if gone:
+                lost += 1
+                if lost > 1:
+                    raise EndpointError(f"the endpoint {self._where} is gone: {gone}")
+                await asyncio.sleep(backoff_s(1))
+                continue
+            if fault.status < 500 and fault.status not in _PASSING or fault.status in (501, 505):
+                if self._parameters.learns(fault, sent) and self._parameters.adapted(options) != sent:
+                    continue
+                raise _lasting(fault)
+            if fault.code in _USED_UP:
+                raise EndpointError(f"the endpoint answered {fault.status}: {fault.words}")
+            wait = told_wait(fault.headers)
+            if wait is not None:
+                self._check_patience(wait, started, fault)
+                wait = max(wait, retries.FIRST_WAIT_S)
+                if time.monotonic() + wait - started <= self._patience_s:
+                    self._pace.hold(wait)
+                    continue
+            attempts += 1
+            if attempts >= _ATTEMPTS:
+                failed = f"the endpoint failed {_ATTEMPTS} times: {fault.words}"
+                raise RowError(failed, retryable=True, attempts=_ATTEMPTS)
+            if fault.status == 429:
+                self._pace.hold(wait or backoff_s(attempts))
+            else:
+                await asyncio.sleep(wait or backoff_s(attempts))
+
+    def _check_patience(self, wait: float, started: float, fault: FaultError) -> None:
+        """Raises EndpointError where the endpoint answers nobody for longer than ``request_timeout_s``:
+        then no row is to blame."""
+        if self._pace.answered > started and wait <= self._patience_s:
+            return
+        if time.monotonic() + wait - started > self._patience_s:
+            raise EndpointError(
+                f"the endpoint asks to wait for {wait:.0f} s more, beyond engine.request_timeout_s "
+                f"({self._patience_s:g} s): {fault.words}"
+            )
+
+    def _failure(self, error: Exception) -> tuple[FaultError | None, str | None]:
+        """What an error of the client's stands for: an answer that is none, or a connection that is lost."""
+        import httpx2  # the client's own, whose errors come out where a body breaks off
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        if isinstance(error, APIStatusError):
+            return _fault(error), None
+        if isinstance(error, APITimeoutError | httpx2.TimeoutException):
+            return FaultError("Request timed out.", 504), None
+        if isinstance(error, APIConnectionError | httpx2.HTTPError | httpx2.InvalidURL):
+            return None, told(str(error.__cause__ or error))
+        raise error
 
 
-def _reasoning(message: Any) -> str | None:
-    """A chain that is no part of the content: DeepSeek's ``reasoning_content``, which vLLM has
-    renamed to ``reasoning``. Neither is OpenAI's own, so the client has no field for it."""
-    return getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or None
+async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
+    """The events of a stream (server-sent events), as JSON objects; an answer in one piece is one.
+
+    Raises:
+        FaultError: it breaks off, or sends what is no event.
+    """
+    if isinstance(response, dict):
+        yield response
+        return
+    lines, data = response.iter_lines(), []
+    while True:
+        try:
+            line = await anext(lines, None)
+        except Exception as error:  # of the client's, or of the HTTP library below it
+            raise FaultError(told(str(error) or type(error).__name__), 500) from None
+        if line and line.startswith("data:"):
+            data.append(line.removeprefix("data:").strip())
+        elif line and line.startswith("{"):  # an error without a frame, or an answer in one piece
+            data.append(line)
+        if data and not line:
+            text, data = "\n".join(data), []
+            if text == "[DONE]":
+                return
+            try:
+                yield parse_json(text, "an event", expect=dict, finite=False)
+            except UserError as error:
+                raise FaultError(str(error), 500) from None
+        if line is None:
+            return
+
+
+def _fault(error: Any) -> FaultError:
+    """A refusal of the endpoint's, by what its body says."""
+    try:
+        body = parse_json(error.response.text, "an answer", finite=False)
+    except UserError:
+        body = error.response.text
+    fault = fault_of(body, error.status_code)
+    fault.headers = {**error.response.headers, **fault.headers}
+    return fault
+
+
+def _lasting(fault: FaultError) -> EndpointError | RowError:
+    answered = f"the endpoint answered {fault.status}: {fault.words}"
+    return (EndpointError if fault.status in _REFUSES_ALL else RowError)(answered)
 
 
 def _plain(message: dict[str, str]) -> dict[str, str]:
