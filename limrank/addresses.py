@@ -4,13 +4,50 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from limrank.errors import UserError, first_line
 
 PATIENCE_S = 8.0
 """How long whoever lives at an address may take to say so."""
+
+CALL_S = 60.0
+"""How long a dashboard may take for what it is asked about jobs."""
+
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A call that the head of a Ray cluster knows, whether it lets this one in or not."""
+
+Value = TypeVar("Value")
+
+
+def within(seconds: float, call: Callable[[], Value]) -> Value:
+    """What a call gives or raises. It runs in a thread that is left to itself after so long, so
+    that a signal ends the wait at once, whatever the call waits for (a name's look-up does not
+    know an end of its own).
+
+    Raises:
+        TimeoutError: it has not ended in time.
+    """
+    done: list[tuple[Value | None, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            done.append((call(), None))
+        except BaseException as error:  # raised below, where it is waited for
+            done.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = done[0]
+    if error is not None:
+        raise error
+    return value
 
 
 def check_ray(address: str | None = None) -> None:
@@ -31,7 +68,8 @@ def check_ray(address: str | None = None) -> None:
     host, port = _host_and_port(plain, where, "HOST:PORT, as `ray start` prints it")
     _connect(host, port, where, "no Ray cluster is there")
     if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
-        _check_speaks_grpc(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", where)
+        head = not address.startswith("ray://")  # else it is one for Ray Client, with other calls
+        _check_speaks_grpc(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", where, head)
 
 
 def check_dashboard(address: str) -> None:
@@ -52,8 +90,10 @@ def check_dashboard(address: str) -> None:
         raise UserError(f"{where}: is no URL of a dashboard: take http://HOST:8265")
     _connect(host, port, where, "no Ray dashboard is there")
     try:
-        answer = httpx.get(f"{address.rstrip('/')}/api/version", timeout=PATIENCE_S, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        url = f"{address.rstrip('/')}/api/version"
+        # The client's own limit is one for each piece of an answer.
+        answer = within(PATIENCE_S, lambda: httpx.get(url, timeout=PATIENCE_S, trust_env=False))
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise UserError(f"{where}: does not answer as a Ray dashboard: {first_line(error)}") from None
     # One that asks for a token is asked again by Ray, who has it.
     if answer.status_code not in (401, 403) and not _is_version(answer):
@@ -71,9 +111,12 @@ def _is_version(answer) -> bool:
 def _of_auto() -> tuple[str | None, str]:
     if address := os.environ.get("RAY_ADDRESS"):
         return address.strip(), "RAY_ADDRESS"
-    last = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    from ray._private import services
+
+    # As Ray finds it: a cluster that runs comes before the file of one that was started last.
+    services.find_gcs_addresses.cache_clear()
     try:
-        return last.read_text(encoding="utf-8").strip(), "the cluster that was last started here,"
+        return services.get_ray_address_from_environment("auto", None), "the cluster that was last started here,"
     except (OSError, ValueError):
         return None, ""
 
@@ -89,19 +132,25 @@ def _host_and_port(text: str, where: str, shape: str) -> tuple[str, int]:
 
 def _connect(host: str, port: int, where: str, otherwise: str) -> None:
     try:
-        socket.create_connection((host, port), timeout=PATIENCE_S / 2).close()
+        within(PATIENCE_S / 2, lambda: socket.create_connection((host, port), timeout=PATIENCE_S / 2).close())
     except (OSError, UnicodeError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{where}: {otherwise}: {reason}") from None
 
 
-def _check_speaks_grpc(address: str, where: str) -> None:
+def _check_speaks_grpc(address: str, where: str, head: bool) -> None:
     import grpc
 
-    channel = grpc.insecure_channel(address)
+    otherwise = f"{where}: somebody listens there who does not answer as Ray does"
+    channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
     try:
         grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
+        if head:
+            channel.unary_unary(_ALIVE)(b"", timeout=PATIENCE_S / 2)
     except grpc.FutureTimeoutError:
-        raise UserError(f"{where}: somebody listens there who does not answer as Ray does") from None
+        raise UserError(otherwise) from None
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise UserError(f"{otherwise} ({error.code().name})") from None
     finally:
         channel.close()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import limrank
 from limrank import signals
-from limrank.addresses import check_dashboard, check_ray
+from limrank.addresses import CALL_S, check_dashboard, check_ray, within
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
 from limrank.printable import PAGE, printable
@@ -39,12 +39,16 @@ and Ray Data's own small tasks must find a slot beside it."""
 _STDERR = 2
 """The file descriptor that a process writes its errors to."""
 
+_NO_ANSWER = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+"""What Ray's job client raises where a dashboard refuses, breaks off, or answers something else."""
+
 _THREAD_ENDS_S = 10.0
 """How long an execution of Ray Data may take to end."""
 
 
 def default_address() -> str:
-    return "auto" if without_credentials(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS") else "local"
+    named = without_credentials(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS") or ""
+    return "local" if named.strip() in ("", "local") else "auto"
 
 
 def prepare_environment(address: str = "auto") -> None:
@@ -283,8 +287,8 @@ def job_client(address: str) -> JobSubmissionClient:
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
+        return within(CALL_S, lambda: JobSubmissionClient(address))
+    except _NO_ANSWER as error:
         raise UserError(f"--address {address}: {first_line(error)}") from error
 
 
@@ -296,8 +300,9 @@ def list_jobs(address: str) -> list[JobDetails]:
         EngineError: it does not list them.
     """
     try:
-        submitted = [job for job in job_client(address).list_jobs() if job.submission_id]
-    except (RuntimeError, ValueError) as error:
+        client = job_client(address)
+        submitted = [job for job in within(CALL_S, client.list_jobs) if job.submission_id]
+    except _NO_ANSWER as error:
         raise EngineError(f"{address}: {first_line(error)}") from error
     return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
 
@@ -309,8 +314,9 @@ def job_call(address: str, job_id: str, method: str) -> Any:
         UserError: the cluster knows no such job.
     """
     try:
-        return getattr(job_client(address), method)(job_id)
-    except (RuntimeError, ValueError) as error:
+        client = job_client(address)
+        return within(CALL_S, lambda: getattr(client, method)(job_id))
+    except _NO_ANSWER as error:
         if "404" in str(error) or "does not exist" in str(error):
             raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
         raise EngineError(f"{address}: {first_line(error)}") from error

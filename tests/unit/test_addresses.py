@@ -2,10 +2,16 @@
 
 import contextlib
 import http.server
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 import yaml
 
@@ -94,6 +100,69 @@ def test_a_cluster_that_was_here_and_is_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(UserError, match="the cluster that was last started here, 127.0.0.1:1: no Ray cluster is there"):
         check_ray()
+
+
+def test_a_server_of_other_calls_is_no_ray():
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(UserError, match=r"does not answer as Ray does \(UNIMPLEMENTED\)"):
+            check_ray(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+def test_a_name_that_is_looked_up_for_ever_is_left(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no Ray cluster is there"):
+        check_ray("slow.example:6379")
+    with pytest.raises(UserError, match="no Ray dashboard is there"):
+        check_dashboard("http://slow.example:8265")
+    assert time.monotonic() - started < 5
+
+
+def test_a_dashboard_that_answers_by_drops_is_left():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip():
+            with contextlib.suppress(OSError):
+                server.accept()[0].close()  # a look whether it is there
+                client, _ = server.accept()
+                client.sendall(b"HTTP/1.1 200 OK\r\n")
+                for number in range(50):
+                    client.sendall(f"x-{number}: 1\r\n".encode())
+                    time.sleep(0.2)
+
+        threading.Thread(target=drip, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(UserError, match="does not answer as a Ray dashboard"):
+            check_dashboard(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("command", [["list"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
+def test_a_dashboard_that_knows_its_version_alone_is_one_line(command, capsys):
+    with answering(200, b'{"ray_version": "2.60.0"}') as address:
+        assert cli.main(["jobs", *command, "--address", f"http://{address}"]) in (1, 2)
+    one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_wait(name, silent, tmp_path):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "limrank", "rerank", recipe(tmp_path)],
+        env=os.environ | {"RAY_ADDRESS": silent},
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(5)
+    assert program.poll() is None
+    asked = time.monotonic()
+    program.send_signal(getattr(signal, name))
+    _, told = program.communicate(timeout=10)
+    assert program.returncode in (130, 143)
+    assert time.monotonic() - asked < 3 and b"Traceback" not in told
 
 
 def recipe(tmp_path):
