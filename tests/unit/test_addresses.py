@@ -1,6 +1,7 @@
 """Addresses at which nobody answers, or somebody else does."""
 
 import contextlib
+import functools
 import http.server
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 import yaml
+from ray._private import services
 
 from limrank import addresses, cli
 from limrank.addresses import check_dashboard, check_ray
@@ -27,6 +29,8 @@ def patience(monkeypatch, tmp_path):
     monkeypatch.setattr(addresses, "PATIENCE_S", 1.0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
+    # Whatever Ray another program has on this machine.
+    monkeypatch.setattr(services, "find_gcs_addresses", functools.lru_cache(lambda: set()))
 
 
 @pytest.fixture
