@@ -89,6 +89,7 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
             f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
             file=sys.stderr,
         )
+    _hush_the_end()
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -172,6 +173,22 @@ def _shut_down() -> None:
     except (RayActorError, RayServeException, TimeoutError):
         pass  # it is gone, or was never there
     serve.shutdown()
+
+
+def _hush_the_end() -> None:
+    """Keep one message of Ray's from stdout: that a call of the controller's is tried for ever. Whoever
+    waits there for what is new (a router, a proxy) is told so when the controller ends, as Serve ends it."""
+    from ray._private import worker
+
+    print_it = worker.print_to_stdstream
+    if getattr(print_it, "__module__", "") == __name__:
+        return
+
+    def print_others(data: dict[str, Any], **options: Any) -> None:
+        if not any(line.startswith("Task ServeController.") for line in data.get("lines", ())):
+            print_it(data, **options)
+
+    worker.print_to_stdstream = print_others
 
 
 def _why_not(error: RuntimeError) -> str:
