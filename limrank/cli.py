@@ -68,7 +68,8 @@ Address = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config, plan and first prompt; start nothing.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Remove the run that run_dir holds first; files that are not limrank's stay.")
+    bool,
+    typer.Option("--overwrite", help="Remove the run that run_dir holds first; files that are not limrank's stay."),
 ]
 Preview = Annotated[
     int | None,
@@ -197,7 +198,7 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 def _check_run_dir(config: Job) -> None:
     """Before anything is read or fetched: what is a person's is refused."""
     from limrank.config import is_uri
-    from limrank.rundir import check_run_dir
+    from limrank.ownership import check_run_dir
 
     # `serve` writes none, `evaluate` looks once it has read what it is to evaluate, and a store is asked
     # once, when the run is opened.

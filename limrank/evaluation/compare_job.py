@@ -25,9 +25,9 @@ from limrank.evaluation.metrics import parse_measure
 from limrank.evaluation.plot import Point, draw_quality
 from limrank.evaluation.report import Plot, System, provenance, write_report
 from limrank.evaluation.system import Interval
+from limrank.ownership import check_run_dir, open_outputs
 from limrank.printable import printable
 from limrank.result import JobResult
-from limrank.rundir import check_run_dir, open_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table

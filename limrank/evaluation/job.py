@@ -21,10 +21,10 @@ from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import System, provenance, write_report
 from limrank.evaluation.significance import Difference, paired_bootstrap
 from limrank.evaluation.system import Evaluation, Interval, evaluate_run
+from limrank.ownership import check_run_dir, open_outputs
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
-from limrank.rundir import check_run_dir, open_outputs
 from limrank.storage import Storage
 
 if TYPE_CHECKING:

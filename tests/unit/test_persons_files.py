@@ -142,7 +142,7 @@ def test_overwrite_leaves_what_it_did_not_write_and_says_so(home, capsys):
     run_dir = home / "run"
     assert rerank(home, run_dir) == 0
     written = {name for name in snapshot(run_dir) if not name.startswith("attempts")}
-    for name in ("notes.txt", "rows/sub/deep.txt", "thesis/chapter.tex", "run.trec.bak"):
+    for name in ("notes.txt", "rows/mine.parquet", "rows/sub/deep.txt", "thesis/chapter.tex", "run.trec.bak"):
         (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / name).write_text("precious")
     (run_dir / "attempts" / "outside").symlink_to(home / "data", target_is_directory=True)
@@ -151,7 +151,7 @@ def test_overwrite_leaves_what_it_did_not_write_and_says_so(home, capsys):
     assert rerank(home, run_dir, "--overwrite", first_stage={"depth": 2}) == 0
     assert "not limrank's, and left there" in capsys.readouterr().err
     assert set(snapshot(run_dir)) >= written
-    for name in ("notes.txt", "rows/sub/deep.txt", "thesis/chapter.tex", "run.trec.bak"):
+    for name in ("notes.txt", "rows/mine.parquet", "rows/sub/deep.txt", "thesis/chapter.tex", "run.trec.bak"):
         assert (run_dir / name).read_text() == "precious"
     assert snapshot(home / "data") == before
 
