@@ -31,6 +31,9 @@ from pathlib import Path
 
 MIN_LOGICAL_CPUS = 4
 START_TIMEOUT_S = 180.0
+_LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Named for the systems that 0 is the default on: all of a node's servers listen on 127.0.0.1
+then, instead of on every interface. Ray takes no second node."""
 
 
 def main() -> int:
@@ -192,15 +195,14 @@ def _environment(folder: Path, alone: bool) -> dict[str, str]:
     token = folder / "auth_token"
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(os.urandom(32).hex())
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    unset = ("RAY_ADDRESS", _LOOPBACK_SWITCH)
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     return environment | {
         "PATH": own,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # By this switch, named for the systems that it is the default on, all of a node's servers
-        # listen on 127.0.0.1, instead of on every interface. Ray takes no second node then.
-        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}),
+        **({_LOOPBACK_SWITCH: "0"} if alone else {}),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
 
