@@ -266,12 +266,13 @@ def tokens_of(body: dict[str, Any]) -> Tokens:
     if not isinstance(usage, dict):
         return Tokens()
     details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    prompt = _count(usage.get("prompt_tokens"))
-    return Tokens(prompt, min(cached, prompt), _count(usage.get("completion_tokens")))
+    cached = count_of(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    prompt = count_of(usage.get("prompt_tokens"))
+    return Tokens(prompt, min(cached, prompt), count_of(usage.get("completion_tokens")))
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
+    """A token count as it is sent; 0 for what is none."""
     number = _number(value)
     return int(number) if number is not None and 0 <= number <= _MOST_TOKENS else 0
 

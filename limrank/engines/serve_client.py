@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Elsewhere, Judge, Limits, Traffic, Usage, record_usage
 from limrank.engines.contract import API, APP, MAX_DOCUMENTS, SCORER, Served
-from limrank.engines.retries import retrying
+from limrank.engines.openai_answers import count_of, fault_of, tokens_of, told
+from limrank.engines.retries import Pace, retrying, told_wait
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
+from limrank.parsing import parse_json
 from limrank.records import Judgment, Query, ScoreStatus
-from limrank.uris import redacted, split_query
+from limrank.uris import split_query
 
 if TYPE_CHECKING:
     import httpx
@@ -90,6 +92,7 @@ class _Client(ABC):
         self._where = where
         self._most = most
         self._patience_s = engine.request_timeout_s
+        self._pace = Pace()
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         most = self._most or max(len(texts), 1)
@@ -195,50 +198,54 @@ class HttpClient(_Client):
             "return_documents": False,
             "return_reasoning": True,
         }
+        await self._pace.free()
         try:
             response = await self._http.post("/v1/rerank", json=request)
-        except httpx.TransportError as error:
-            raise _LostError(str(error) or type(error).__name__) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _LostError(first_line(error)) from error
         status = response.status_code
         message = _message(response)
-        told = f"answered {status}: {message}"
+        answered = f"answered {status}: {message}"
         if status == 429 or status >= 500:
-            raise _PassingError(told)
+            # As long as it asks for, but no longer than it may be unwell; all requests of this client wait.
+            self._pace.hold(min(told_wait(response.headers) or 0.0, self._patience_s))
+            raise _PassingError(answered)
         if status == 422:  # every pair failed, each by its own fault
             return [Judgment("", None, ScoreStatus.FAILED, error=RowError(message)) for _ in texts], Usage()
         if status >= 400 and status not in (401, 403, 404, 405):
-            raise RowError(f"the server {told}")
+            raise RowError(f"the server {answered}")
         if status != 200:
-            raise EndpointError(f"{self._where}: {told}")
+            raise EndpointError(f"{self._where}: {answered}")
         try:
-            return _judgments(response.json(), len(texts))
-        except (ValueError, KeyError, TypeError) as error:
-            raise EndpointError(
-                f"{self._where}: does not answer as `limrank serve`: {redacted(response.text[:5000])[:80]!r}"
-            ) from error
+            return _judgments(_body(response), len(texts))
+        except (ValueError, UserError, KeyError, TypeError) as error:
+            shown = told(response.text[:5000], 80)
+            raise EndpointError(f"{self._where}: does not answer as `limrank serve`: {shown!r}") from error
 
     async def _is_well(self) -> bool:
         import httpx
 
         try:
-            return (await self._http.get("/healthz", timeout=_CHECK_S)).status_code == 200
-        except httpx.TransportError:
+            return (await asyncio.wait_for(self._http.get("/healthz", timeout=_CHECK_S), _CHECK_S)).status_code == 200
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             return False
 
     async def _served(self) -> Served:
         import httpx
 
         try:
-            health = await self._http.get("/healthz", timeout=_CHECK_S)
-            listed = await self._http.get("/v1/models", timeout=_CHECK_S)
-        except httpx.TransportError as error:
-            raise UserError(f"{self._where}: cannot be reached: {error or type(error).__name__}") from error
+            # The client's own limit is one for each piece of an answer.
+            async with asyncio.timeout(_CHECK_S):
+                health = await self._http.get("/healthz", timeout=_CHECK_S)
+                listed = await self._http.get("/v1/models", timeout=_CHECK_S)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise UserError(f"{self._where}: cannot be reached: {first_line(error)}") from error
         if health.status_code != 200:
             raise UserError(f"{self._where}: /healthz answered {health.status_code}: {_message(health)}")
         try:
-            (card,) = listed.json()["data"]
+            (card,) = _body(listed)["data"]
             return Served(model=card["id"], **card["scoring"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, UserError, KeyError, TypeError) as error:
             raise UserError(f"{self._where}: does not say how it scores, as this version's `limrank serve`") from error
 
 
@@ -308,34 +315,50 @@ def scorer_runs() -> bool:
 
 
 def _judgments(answer: dict[str, Any], count: int) -> tuple[list[Judgment], Usage]:
-    """A rerank answer's results in the order of the documents, and its tokens."""
-    results = {result["index"]: result for result in answer["results"]}
-    usage = answer["usage"]
-    spent = Usage(
-        1, usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"], usage["completion_tokens"]
-    )
+    """A rerank answer's results in the order of the documents, and its tokens.
+
+    Raises:
+        ValueError, KeyError, TypeError: a result is missing, there twice, for no document of
+            the request, or none of ours. Token counts are read where they are given.
+    """
+    results = {result["index"]: result for result in answer["results"] if type(result["index"]) is int}
+    if len(results) != len(answer["results"]) or results.keys() != set(range(count)):
+        raise ValueError(f"{len(answer['results'])} results for {count} documents")
+    tokens = tokens_of(answer)
+    spent = Usage(1, tokens.prompt, tokens.cached, tokens.generated)
     return [_judgment(results[index]) for index in range(count)], spent
 
 
 def _judgment(result: dict[str, Any]) -> Judgment:
+    score, status, reasoning = result["relevance_score"], ScoreStatus(result["status"]), result.get("reasoning")
+    error = result.get("error")
+    has_none = score is None and status in (ScoreStatus.FAILED, ScoreStatus.SKIPPED)
+    if not has_none and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
+        raise ValueError("a score that is no probability")
+    if not isinstance(reasoning, str | None) or not isinstance(error, str | None):
+        raise TypeError("a chain or an error that is no text")
     return Judgment(
         "",
-        result["relevance_score"],
-        ScoreStatus(result["status"]),
-        reasoning=result["reasoning"],
-        prompt_tokens=result["prompt_tokens"],
-        generated_tokens=result["generated_tokens"],
-        truncated=result["truncated"],
-        error=RowError(result["error"]) if "error" in result else None,
+        score,
+        status,
+        reasoning=reasoning,
+        prompt_tokens=count_of(result.get("prompt_tokens")),
+        generated_tokens=count_of(result.get("generated_tokens")),
+        truncated=bool(result.get("truncated")),
+        error=RowError(error) if error is not None else None,
     )
+
+
+def _body(response: httpx.Response) -> Any:
+    return parse_json(response.content, "the answer")
 
 
 def _message(response: httpx.Response) -> str:
     """What an error's body says, in our shape or in a proxy's."""
     try:
-        return response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return redacted(response.text[:5000])[:80]
+        return fault_of(_body(response), response.status_code).words
+    except UserError:
+        return told(response.text, 80)
 
 
 def _keepalive() -> list[tuple[int, int, int]]:

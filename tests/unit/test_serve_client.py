@@ -1,6 +1,7 @@
 """The HTTP client against the real API on a real socket, over the fake engine."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from helpers import write_beir
+from test_openai_engine import Endpoint
 from test_serving_api import EngineBackend
 
 from limrank.config import EngineConfig, ModelConfig, RerankJob, ScoringConfig
@@ -260,6 +262,113 @@ def test_a_sick_server_that_does_not_answer_is_gone():
     backend.dead = True
     with served(backend, BUDGET) as url, pytest.raises(EndpointError, match="was not well for 0.1 s"):
         judged(url, ["a"], request_timeout_s=0.1)
+
+
+# ---- what is no answer of ours ---------------------------------------------------------
+
+
+def result(index, **fields):
+    return {"index": index, "relevance_score": 0.5, "status": "direct"} | fields
+
+
+def garbage(body, status=200, **headers):
+    """A server that answers so to everything."""
+    server = Endpoint()
+    text = body if isinstance(body, str) else json.dumps(body)
+
+    def answer(handler):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(text.encode())
+
+    server.answers = [answer]
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    return server
+
+
+@contextmanager
+def answering(body, status=200, **headers):
+    with garbage(body, status, **headers) as server:
+        yield f"http://127.0.0.1:{server.server_address[1]}", server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("usage", [None, [], "many", {"prompt_tokens": "x"}, {"prompt_tokens_details": None}])
+def test_needless_fields_lose_no_score_and_the_order_is_the_documents(usage):
+    results = [result(1, relevance_score=0.25, prompt_tokens=None), result(0, generated_tokens="x", more=1)]
+    with answering({"results": results, "usage": usage}) as (url, _):
+        assert [each.score for each in judged(url, ["a", "b"])] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>",
+        "",
+        "[" * 50000,
+        [],
+        {},
+        {"results": None},
+        {"results": []},
+        {"results": [result(0)]},
+        {"results": [result(0), result(0)]},
+        {"results": [result(0), result(1), result(2)]},
+        {"results": [result(0), result(1), result(1)]},
+        {"results": [result(0), result(True)]},
+        {"results": [result(0), result("1")]},
+        {"results": [result(0), None]},
+        {"results": [result(0), result(1, relevance_score=None)]},
+        {"results": [result(0), result(1, relevance_score="0.5")]},
+        {"results": [result(0), result(1, relevance_score=True)]},
+        {"results": [result(0), result(1, relevance_score=float("nan"))]},
+        {"results": [result(0), result(1, relevance_score=7)]},
+        {"results": [result(0), result(1, status="new")]},
+        {"results": [result(0), result(1, status=[])]},
+        {"results": [result(0), result(1, reasoning=7)]},
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_not_ours_ends_the_job(body):
+    with answering(body) as (url, _):
+        with pytest.raises(EndpointError, match="does not answer as `limrank serve`"):
+            judged(url, ["a", "b"])
+        with pytest.raises(UserError, match="does not say how it scores"):
+            source(url).check()
+
+
+@pytest.mark.parametrize("body", ["<html>", {"error": None}, {"error": "text"}, {"detail": [7]}, [], 7, None], ids=str)
+def test_an_error_of_another_shape_is_told(body):
+    with answering(body, 400) as (url, _):
+        (judgment,) = judged(url, ["a"])
+        assert "answered 400: " in str(judgment.error)
+        with pytest.raises(UserError, match="/healthz answered 400"):
+            source(url).check()
+
+
+@pytest.mark.parametrize("headers", [{"Content_Encoding": "gzip"}, {"Content_Length": "1000"}])
+def test_an_answer_that_is_broken_is_nobodys(headers):
+    with answering("{}", **headers) as (url, _):
+        with pytest.raises(EndpointError, match="is gone"):
+            judged(url, ["a"])
+        with pytest.raises(UserError, match="cannot be reached"):
+            source(url).check()
+
+
+def test_a_full_server_is_asked_again_when_it_says():
+    with answering({"error": {"message": "full"}}, 503, Retry_After="0.5") as (url, server):
+        started = time.monotonic()
+
+        async def go(client):
+            first = asyncio.create_task(client._send(QUERY, ["a"]))
+            await asyncio.wait([first])
+            await asyncio.wait([asyncio.create_task(client._send(QUERY, ["a"]))])
+            return first.exception()
+
+        assert "full" in str(asked(url, go))
+        assert time.monotonic() - started >= 0.5
+        assert len(server.requests) == 2
 
 
 # ---- check() -------------------------------------------------------------------------
