@@ -14,7 +14,7 @@ from limrank.resources import claim
 from limrank.storage import Storage, filesystem
 from limrank.training import checkpoints
 from limrank.training.curves import draw_curves
-from limrank.training.metrics import OnProgress, following, read_metrics
+from limrank.training.metrics import OnProgress, following, read_metrics, steps_made
 from limrank.training.prepare import RESUMED_BY, Prepared, prepare
 from limrank.training.worker import train_worker
 
@@ -143,7 +143,7 @@ def _steps(storage: Storage) -> int:
     """How many were made, of which those since the last checkpoint are made again; of a store that
     does not say now, none."""
     try:
-        return max((line["step"] for line in read_metrics(storage)), default=0)
+        return steps_made(storage)
     except OSError as error:
         _log.warning("the steps that were made cannot be read: %s", error)
         return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,11 +33,17 @@ def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     return MetricsReader(storage).new()
 
 
-class MetricsReader:
-    """Reads on from where it stopped the last time."""
+def steps_made(storage: Storage) -> int:
+    """The last step that a line tells of, whatever else it says."""
+    return max((line["step"] for line in MetricsReader(storage, ("step",)).new()), default=0)
 
-    def __init__(self, storage: Storage) -> None:
+
+class MetricsReader:
+    """Reads on from where it stopped the last time. ``keys`` are what a line has to have."""
+
+    def __init__(self, storage: Storage, keys: Sequence[str] = _KEYS) -> None:
         self._storage = storage
+        self._keys = keys
         self._read = 0
 
     def new(self) -> list[dict[str, Any]]:
@@ -53,17 +59,17 @@ class MetricsReader:
             return []
         whole = found[: found.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [line for line in map(_parsed, whole.splitlines()) if line]
+        return [found for line in whole.splitlines() if (found := _parsed(line, self._keys))]
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
     """None for what is no line of :class:`MetricsWriter`, such as the rest of one: the file became
     shorter, and longer again, between two looks."""
     try:
         metrics = parse_json(line, FILE, expect=dict, finite=False)
     except UserError:
         return None
-    is_ours = all(_is_number(metrics.get(key)) for key in _KEYS) and isinstance(metrics["step"], int)
+    is_ours = all(_is_number(metrics.get(key)) for key in keys) and isinstance(metrics["step"], int)
     return metrics if is_ours and all(map(_is_number, metrics.values())) else None
 
 
