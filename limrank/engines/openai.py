@@ -35,7 +35,7 @@ from limrank.engines.openai_answers import (
 )
 from limrank.engines.openai_parameters import Parameters, cut_at
 from limrank.engines.retries import Pace, backoff_s, told_wait
-from limrank.errors import EndpointError, RowError, UserError
+from limrank.errors import EndpointError, RowError, UserError, first_line
 from limrank.parsing import clipped, parse_json
 from limrank.uris import keep_secret, split_query, without_secrets
 
@@ -156,7 +156,7 @@ class OpenAIEngine:
         try:
             response = await self._client.models.with_raw_response.list(timeout=_CHECK_S)
         except (APIConnectionError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise UserError(f"{where}: cannot be reached: {told(str(error.__cause__ or error))}") from error
+            raise UserError(f"{where}: cannot be reached: {told(first_line(error.__cause__ or error))}") from error
         except APIStatusError as error:
             if error.status_code in (404, 405, 501):  # a server without a model list may still serve
                 return
@@ -251,7 +251,7 @@ class OpenAIEngine:
                 self._pace.answered = time.monotonic()
                 return value
             # The errors end here: an endpoint may quote the key that it refuses.
-            if gone:
+            if gone is not None:
                 lost += 1
                 if lost > 1:
                     raise EndpointError(f"the endpoint {self._where} is gone: {gone}")
@@ -300,7 +300,8 @@ class OpenAIEngine:
         if isinstance(error, APITimeoutError | httpx2.TimeoutException):
             return FaultError("Request timed out.", 504), None
         if isinstance(error, APIConnectionError | httpx2.HTTPError | httpx2.InvalidURL):
-            return None, told(str(error.__cause__ or error))
+            cause = error.__cause__ or error
+            return None, told(first_line(cause))  # its type, where it says nothing
         raise error
 
 

@@ -406,3 +406,17 @@ def test_a_quoted_key_is_told_by_nobody(endpoint, monkeypatch, status):
     except (EndpointError, RowError) as error:
         told = "".join(traceback.format_exception(error))
     assert "you sent" in told and "canary" not in told
+
+
+def test_a_connection_that_is_lost_without_a_word_is_told_as_one(endpoint):
+    """Some of the client's errors have a type and no text."""
+
+    def hang_up(handler):
+        handler.close_connection = True
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    endpoint.answers = [hang_up]
+    with pytest.raises(EndpointError, match=r"is gone: \w+"):
+        generate(endpoint.url)
+    endpoint.answers = [hang_up, (200, HELLO)]
+    assert generate(endpoint.url).text == " hello"
