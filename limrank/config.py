@@ -176,6 +176,12 @@ class DataConfig(Section):
     )
     name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
     split: str = "test"
+    query_template: str | None = Field(
+        None,
+        description="the sentence that the reranker finds a query in, with the place {{ query }}: its text, a file, or "
+        "the name of a prompt in limrank/prompts; the first stage asks the query alone. null: the benchmark's own "
+        "(BRIGHT's subsets have one), '{{ query }}' none",
+    )
     max_queries: PositiveInt | None = Field(
         None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
     )
@@ -394,10 +400,23 @@ class EngineConfig(Section):
         return self
 
 
+Compatibility = Literal["rank1"]
+
+
 class ScoringConfig(Section):
     mode: Literal["none", "direct", "think", "budget", "cascade"] = "direct"
     max_think_tokens: PositiveInt | None = Field(
         None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
+    )
+    min_think_tokens: NonNegativeInt | None = Field(
+        None,
+        description="of the context what a chain is kept at least, where a prompt is long: a longer one loses the end "
+        "of its passage; null: half of the context; 0: nothing, the chain gets what the prompt leaves (the paper's)",
+    )
+    compatibility: Compatibility | None = Field(
+        None,
+        description="rank1: a chain that did not close is cut as the reference cuts it, at the last of .!?, also "
+        "inside a number; null: at its last sentence end",
     )
     prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, a file, or the text itself")
     cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")

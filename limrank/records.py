@@ -28,12 +28,15 @@ class Query:
 
     ``instruction`` narrows relevance (FollowIR); it is appended to the text when the
     query is put to a model. ``excluded`` documents are dropped before ranking (BRIGHT).
+    ``template`` is the sentence that a reranker finds the query in (BRIGHT's tasks), with the
+    place ``{{ query }}``; empty: the query alone. A first stage does not see it.
     """
 
     query_id: str
     text: str
     instruction: str = ""
     excluded: frozenset[str] = frozenset()
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Document:
     @property
     def contents(self) -> str:
         """Title and text joined with one space: what is indexed and what is judged."""
-        return f"{self.title} {self.text}".strip()
+        return f"{self.title} {self.text}" if self.title and self.text else self.title or self.text
 
 
 @dataclass(frozen=True, slots=True)

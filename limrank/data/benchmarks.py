@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from limrank import prompts
 from limrank.analyzer import words
 from limrank.config import DataConfig
 from limrank.data import beir, hub
@@ -35,7 +37,30 @@ def load(data: DataConfig) -> Benchmark:
         raise UserError(f"data.format: {data.format} is no benchmark: only `limrank rerank` takes it")
     if not benchmark.queries:
         raise UserError(f"{benchmark.name}: no query is left to rerank or evaluate: the judgements name none of them")
-    return without_themselves(select(benchmark, data.max_queries))
+    benchmark = without_themselves(select(benchmark, data.max_queries))
+    template = query_template(data)
+    return replace(benchmark, queries=[replace(query, template=template) for query in benchmark.queries])
+
+
+def query_template(data: DataConfig) -> str:
+    """The text that a reranker finds a query in, with its place; empty: the query alone.
+
+    Raises:
+        UserError: there is no such prompt, or it has no place for the query, or another place.
+    """
+    named = data.query_template or (hub.query_template(data.name) if data.format == "hub" else None)
+    if named is None:
+        return ""
+    template = prompts.load(named)
+    places = set(_PLACE.findall(template))
+    if "query" not in places:
+        raise UserError("data.query_template: has no {{ query }}: every query would be the same")
+    if unknown := sorted(places - {"query"}):
+        raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no place of it; {{{{ query }}}} is")
+    return template
+
+
+_PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 
 
 def without_themselves(benchmark: Benchmark) -> Benchmark:

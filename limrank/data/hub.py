@@ -37,6 +37,15 @@ BRIGHT_SUBSETS = (
     "theoremqa_questions",
     "theoremqa_theorems",
 )
+_TASKS = {
+    "aops": "bright_aops",
+    "leetcode": "bright_leetcode",
+    "pony": "bright_pony",
+    "theoremqa_questions": "bright_theoremqa",
+    "theoremqa_theorems": "bright_theoremqa",
+}
+"""BRIGHT's subsets with a task sentence of their own, and the prompts that hold them."""
+
 FOLLOWIR_COLLECTIONS = ("core17", "robust04", "news21")
 NAMES = (
     *(f"bright/{subset}" for subset in BRIGHT_SUBSETS),
@@ -80,6 +89,13 @@ def top_ranked(name: str, path: str | None = None) -> Run:
             }
             for row in rows
         }
+
+
+def query_template(name: str) -> str | None:
+    """The prompt that Rank1 and LimRank put a benchmark's queries into, by its name in
+    ``limrank/prompts``: one of BRIGHT's tasks. The other benchmarks have none."""
+    family, _, subset = name.partition("/")
+    return _TASKS.get(subset, "bright") if family == "bright" else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from limrank.data.pairs import Pairs, open_pairs
 from limrank.errors import UserError
 from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.records import Benchmark, Candidate, Query
+from limrank.scoring import prompt_query
 from limrank.storage import Storage
 
 
@@ -81,6 +83,7 @@ class BenchmarkSource:
             "data": benchmarks.fingerprint(self._config.data),
             # Judgements select queries, and keep a document that is the query itself: others may make another run.
             "queries": [[query.query_id, sorted(query.excluded)] for query in self._benchmark.queries],
+            "query_template": benchmarks.query_template(self._config.data),
             "first_stage": first_stage.model_dump(exclude={"path"}),
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }
@@ -101,6 +104,7 @@ class PairsSource:
 
     def __init__(self, config: RerankJob, pairs: Pairs) -> None:
         self._max_queries = config.data.max_queries
+        self._template = benchmarks.query_template(config.data)
         self._pairs = pairs
         self.warnings = [*pairs.warnings]
         if config.first_stage != FirstStageConfig():
@@ -111,10 +115,14 @@ class PairsSource:
             pass
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
-        return self._pairs.queries(self._max_queries)
+        for query, candidates in self._pairs.queries(self._max_queries):
+            yield replace(query, template=self._template), candidates
 
     def hash_parts(self) -> dict[str, Any]:
-        return {"data": ["pairs", self._pairs.fingerprints, self._max_queries]}
+        return {
+            "data": ["pairs", self._pairs.fingerprints, self._max_queries],
+            "query_template": self._template,
+        }
 
     def keep_selection(self, storage: Storage) -> None:
         """Pairs carry no judgements: there is nothing to evaluate by."""
@@ -124,12 +132,14 @@ def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:
     """The source's queries as units of rerank_unit_schema(), weighed in pairs."""
     chain = scoring.think_tokens * GENERATED_TOKEN_COST
     for query, found in source.queries():
-        length = len(query.text) + len(query.instruction)
+        # Within its template a query is a text of its own, which a server is sent as well.
+        text, instruction = (prompt_query(query), "") if query.template else (query.text, query.instruction)
+        length = len(text) + len(instruction)
         unit = {
             "unit_id": query.query_id,
             "cost": sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found),
-            "query": query.text,
-            "instruction": query.instruction,
+            "query": text,
+            "instruction": instruction,
             "candidates": [
                 {"doc_id": each.doc_id, "text": each.text, "rank": each.rank, "score": each.score} for each in found
             ],

@@ -16,7 +16,7 @@ from limrank.data import benchmarks
 from limrank.errors import RowError, UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.records import Qrels
-from limrank.scoring import CLOSE, TRUE, encode_pair, encode_template
+from limrank.scoring import CLOSE, TRUE, encode_closed, encode_pair, encode_template
 from limrank.training.examples import EncodedExample
 
 if TYPE_CHECKING:
@@ -58,17 +58,17 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
         UserError: the data is not there, a query alone is too long, or no query has a candidate.
     """
     benchmark = benchmarks.load(dev.data)
-    close, label = encode_template(tokenizer, CLOSE), tokenizer.encode(TRUE, add_special_tokens=False)
+    close, label = len(encode_template(tokenizer, CLOSE)), tokenizer.encode(TRUE, add_special_tokens=False)
     pairs, documents = [], []
     for query, candidates in retrieval.candidates(benchmark, dev.first_stage):
         for candidate in candidates:
             try:
-                prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - len(close) - 1)
+                prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - close - 1)
             except RowError:
                 raise UserError(
                     f"dev: query {query.query_id} does not fit in training.cutoff_tokens={cutoff}"
                 ) from None
-            pairs.append(_asked([*prompt.ids, *close], label, query.query_id))
+            pairs.append(_asked(encode_closed(tokenizer, prompt, ""), label, query.query_id))
             documents.append((query.query_id, candidate.doc_id))
     if not pairs:
         raise UserError("dev: its first stage finds no candidate for any of its queries: look at dev.data")
