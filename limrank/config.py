@@ -634,6 +634,11 @@ class TrainingConfig(Section):
     patience: PositiveInt | None = Field(
         None, description="looks in a row that find nothing better, after which training stops; null: it never does"
     )
+    export: Literal["best", "last"] = Field(
+        "best",
+        description="which weights become the model: of the best look at the held-out data, or of the last step (the "
+        "paper's, which never looks)",
+    )
     tensorboard: bool = Field(False, description="write the metrics to tensorboard/ too")
 
     @model_validator(mode="after")
