@@ -716,6 +716,7 @@ class Job(Section):
     run_dir: PathStr
     seed: int = Field(12345, ge=0, le=2**53)
     allow_failures: bool = False
+    notes: tuple[str, ...] = Field((), description="sentences for whoever reads the recipe, or its --dry-run")
 
 
 class Role(NamedTuple):

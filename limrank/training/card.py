@@ -71,7 +71,9 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     if progress["best_step"] is not None:
         best = f"step {progress['best_step']}, the best on held-out data: {_best(config, progress)}"
         is_best = config.training.export == "best"
-        lines.append(f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}")
+        lines.append(
+            f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
+        )
     text = "\n".join(lines) + "\n"
     return {"model": text, "adapter": text + _ADAPTER}
 

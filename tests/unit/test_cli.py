@@ -87,7 +87,7 @@ def test_a_directory_that_is_no_model(recipe, refused, home):
 def test_unknown_prompt(recipe, refused):
     name = recipe(scoring={"mode": "direct", "prompt": "relevence"})
     message = refused("rerank", name, "--dry-run")
-    assert message.startswith("prompt relevence: no such file, and not one of relevance, synth_chain")
+    assert message.startswith("prompt relevence: no such file, and not one of bright, bright_aops, ")
 
 
 def test_missing_folder(recipe, refused, home):
