@@ -169,6 +169,11 @@ def encode_closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str) -> list[
     return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch), mark]
 
 
+def close_tokens(tokenizer: Tokenizer) -> int:
+    """How many tokens the close of a chain takes, at most."""
+    return len(encode_closed(tokenizer, PairPrompt([], truncated=False, head=0, tail=""), ""))
+
+
 def encode_written(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, written: Sequence[int]) -> list[int]:
     """Token ids of a prompt and of the chain that a model closed itself, through ``</think>``.
 

@@ -28,6 +28,7 @@ from limrank.encoding import (
     THINK_CLOSE,
     THINK_OPEN,
     PairPrompt,
+    close_tokens,
     encode_closed,
     encode_example,
     encode_pair,
@@ -53,6 +54,7 @@ __all__ = [
     "TRUE",
     "PairPrompt",
     "check_labels",
+    "close_tokens",
     "completion",
     "cut_at_sentence",
     "cut_chain",
@@ -197,7 +199,7 @@ def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment
 async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
     tokenizer = engine.tokenizer
     # Beside prompt and chain there is room for the close, and one more token for the label.
-    context = engine.limits.context - len(encode_template(tokenizer, CLOSE)) - 1
+    context = engine.limits.context - close_tokens(tokenizer) - 1
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
     room = context - min(scoring.think_tokens, kept)
     prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)

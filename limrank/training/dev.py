@@ -16,7 +16,7 @@ from limrank.data import benchmarks
 from limrank.errors import RowError, UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.records import Qrels
-from limrank.scoring import CLOSE, TRUE, encode_closed, encode_pair, encode_template
+from limrank.scoring import TRUE, close_tokens, encode_closed, encode_pair
 from limrank.training.examples import EncodedExample
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
         UserError: the data is not there, a query alone is too long, or no query has a candidate.
     """
     benchmark = benchmarks.load(dev.data)
-    close, label = len(encode_template(tokenizer, CLOSE)), tokenizer.encode(TRUE, add_special_tokens=False)
+    close, label = close_tokens(tokenizer), tokenizer.encode(TRUE, add_special_tokens=False)
     pairs, documents = [], []
     for query, candidates in retrieval.candidates(benchmark, dev.first_stage):
         for candidate in candidates:

@@ -256,9 +256,9 @@ def test_direct_asks_after_an_empty_chain():
 def test_a_finished_chain_is_closed_and_asked():
     engine = Scripted(generation=Generation("\nYeast is why.\n", "stop", 9, 0, 5, stop="</think>"))
     (judgment,) = score(engine, ["Yeast makes gas."], mode="think")
-    # All that a context of 2048 has beside the prompt, the close of the chain (bytes here)
+    # All that a context of 2048 has beside the prompt, the close of the chain (a line end and the mark)
     # and the label: far below 8192.
-    assert engine.options == {"max_tokens": 2048 - len(engine.prompt) - len("\n</think>") - 1, "stop": ["</think>"]}
+    assert engine.options == {"max_tokens": 2048 - len(engine.prompt) - 2 - 1, "stop": ["</think>"]}
     assert engine.asked == [PROMPT + "\nYeast is why.\n</think>"]
     assert judgment.reasoning == "\nYeast is why.\n"
     assert (judgment.status, judgment.generated_tokens) == (ScoreStatus.COMPLETE, 6)
