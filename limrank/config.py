@@ -175,6 +175,11 @@ class DataConfig(Section):
         "Parquet (a file, a folder) or a saved dataset of query_id, query, doc_id, text",
     )
     name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
+    revision: str | None = Field(
+        None,
+        description="git revision of the hub's data set; mteb: the one that mteb pins for the benchmark; "
+        "null: the newest",
+    )
     split: str = "test"
     max_queries: PositiveInt | None = Field(
         None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
@@ -186,6 +191,14 @@ class DataConfig(Section):
             raise ValueError(f"data.path is needed for data.format={self.format}")
         if self.format == "hub" and not self.name:
             raise ValueError("data.name is needed for data.format=hub")
+        return self
+
+    @model_validator(mode="after")
+    def _has_revisions(self) -> DataConfig:
+        if self.revision and self.format != "hub":
+            raise ValueError(f"data.revision is of a data set on the hub: data.format={self.format} has none")
+        if self.revision and self.path:
+            raise ValueError("data.revision is of a data set on the hub, and data.path is read in its place: unset one")
         return self
 
 
@@ -500,8 +513,8 @@ class SynthesisConfig(Section):
     prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field({}, description="for the cost by step")
     decontaminate: tuple[PathStr, ...] = Field(
         (),
-        description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …): what repeats their queries or "
-        "relevant documents is rejected",
+        description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; of the hub's also "
+        "NAME?revision=…): what repeats their queries or relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
         0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"

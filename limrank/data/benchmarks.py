@@ -26,7 +26,7 @@ def load(data: DataConfig) -> Benchmark:
     if data.format == "beir":
         benchmark = beir.load(data.path, data.split)
     elif data.format == "hub":
-        benchmark = hub.load(data.name, data.split, data.path)
+        benchmark = hub.load(data.name, data.split, data.path, data.revision)
     elif data.format == "pydocs":
         from limrank.data import pydocs
 
@@ -89,7 +89,8 @@ def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
 def fingerprint(data: DataConfig) -> str:
     """SHA-256 (hex) of what a job's rows take from the data: documents, queries, and which
     queries are selected (split, ``max_queries``). A local folder counts by the contents of
-    its files, wherever it lies; judgements do not count, nor is the hub asked.
+    its files, wherever it lies; of the hub, which is not asked, the name and ``data.revision``
+    count. Judgements do not.
 
     Raises:
         UserError: a file is missing.
@@ -99,6 +100,14 @@ def fingerprint(data: DataConfig) -> str:
         # The length in front keeps "ab", "c" apart from "a", "bc".
         digest.update(f"{len(part)}:".encode() + part)
     return digest.hexdigest()
+
+
+def provenance(data: DataConfig) -> dict[str, str | None]:
+    """What a run's manifest tells of its data: ``name``, and of the hub the git ``revision`` that was
+    asked for (None: the newest). Empty for a folder, whose contents the config hash covers."""
+    if data.format != "hub" or data.path:
+        return {}
+    return {"name": data.name, "revision": hub.pinned(data.name, data.revision)}
 
 
 def file_fingerprint(path: str | Path) -> str:
@@ -116,6 +125,8 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
             yield from _file_parts(beir.find_file(Path(data.path), name))
     elif data.format == "hub":
         yield data.name.encode()
+        if data.revision:
+            yield f"at {hub.pinned(data.name, data.revision)}".encode()
         if data.path:
             for file in sorted(file for file in Path(data.path).rglob("*") if file.is_file()):
                 yield from _file_parts(file)

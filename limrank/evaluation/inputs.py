@@ -123,7 +123,7 @@ def _given_run(config: EvaluateJob) -> Inputs:
         queries=benchmark.queries,
         qrels=benchmark.qrels,
         flipped=_flipped(config.data, benchmark.qrels, warnings),
-        facts={"run": str(path), "benchmark": benchmark.name},
+        facts={"run": str(path), "benchmark": benchmark.name} | _revision(benchmarks.provenance(config.data)),
         warnings=warnings,
     )
 
@@ -242,7 +242,7 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
     if data.format != "hub" or not data.name.startswith("followir/"):
         return {}
     try:
-        topics = hub.flipped(data.name, data.path)
+        topics = hub.flipped(data.name, data.path, data.revision)
     except UserError as error:
         # The other measures need nothing from the hub.
         warnings.append(f"p-MRR is left out: {error}")
@@ -288,11 +288,17 @@ def _system_name(model: str, scoring: str) -> str:
 def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     facts = {"run": str(directory)}
     facts |= {name: str(manifest[name]) for name in ("status", "started_at", "config_hash") if name in manifest}
+    facts |= _revision(manifest.get("data", {}))
     if versions := manifest.get("versions"):
         facts["versions of the run"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     if recipe:
         facts["recipe"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
     return facts
+
+
+def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
+    """The fact that a report tells of data from the hub, as ``benchmarks.provenance`` has it."""
+    return {"data revision": data.get("revision") or "the hub's newest"} if data else {}
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class Source(Protocol):
     def hash_parts(self) -> dict[str, Any]:
         """All that the queries and candidates depend on, for the config hash."""
 
+    def provenance(self) -> dict[str, str | None]:
+        """Where the data is from, for the manifest; empty where the recipe's path says it all."""
+
     def keep_selection(self, storage: Storage) -> None:
         """Leave in the run directory what evaluation will need."""
 
@@ -85,6 +88,9 @@ class BenchmarkSource:
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }
 
+    def provenance(self) -> dict[str, str | None]:
+        return benchmarks.provenance(self._config.data)
+
     def keep_selection(self, storage: Storage) -> None:
         """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
         with tempfile.TemporaryDirectory() as folder:
@@ -115,6 +121,9 @@ class PairsSource:
 
     def hash_parts(self) -> dict[str, Any]:
         return {"data": ["pairs", self._pairs.fingerprints, self._max_queries]}
+
+    def provenance(self) -> dict[str, str | None]:
+        return {}
 
     def keep_selection(self, storage: Storage) -> None:
         """Pairs carry no judgements: there is nothing to evaluate by."""

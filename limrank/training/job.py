@@ -78,7 +78,11 @@ def training_hash(config: TrainJob) -> str:
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
-            "dev": [config.dev.model_dump(exclude={"data": {"path"}}), benchmarks.fingerprint(config.dev.data)]
+            # Which revision is in the fingerprint.
+            "dev": [
+                config.dev.model_dump(exclude={"data": {"path", "revision"}}),
+                benchmarks.fingerprint(config.dev.data),
+            ]
             if config.dev
             else None,
             "seed": config.seed,

@@ -155,6 +155,11 @@ def test_what_depends_on_another_key(recipe):
     assert "learning_rate" in refusal(recipe(train + "{train_file: t.jsonl, learning_rate: .inf}\n"))
     board = "job: train\nrun_dir: s3://bucket/run\ntraining: {train_file: t.jsonl, tensorboard: true}\n"
     assert "need a local run_dir, which s3://bucket/run is not" in refusal(recipe(board))
+    assert "data.revision is of a data set on the hub: data.format=pydocs has none" in refusal(
+        recipe(RERANK + "data: {revision: mteb}\n")
+    )
+    local = RERANK + "data: {format: hub, name: litsearch, path: there, revision: mteb}\n"
+    assert "data.path is read in its place: unset one" in refusal(recipe(local))
 
 
 def test_paths_are_absolute_from_where_the_command_is_given(recipe, tmp_path):

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import words
 from rich.console import Console
 
 from limrank.config import DataConfig, EvaluateJob, EvaluationConfig
@@ -122,6 +123,20 @@ def test_any_run_is_judged_by_the_data(tmp_path, collection):
     one = collection.model_copy(update={"max_queries": 1})
     result = evaluate_job(EvaluateJob(run_dir=str(out), data=one, evaluation=evaluation))
     assert result.system.scores.queries == ["q1"]
+
+
+@pytest.mark.parametrize(("revision", "told"), [("a75a0eb", "a75a0eb"), (None, "the hub's newest")])
+def test_a_report_tells_the_data_s_revision(rerank_dir, revision, told):
+    path = rerank_dir / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"name": "litsearch", "revision": revision}}))
+    evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
+    assert f"data revision {told}" in words((rerank_dir / "report.html").read_text())
+
+
+def test_a_manifest_whose_revision_is_no_text_is_refused(rerank_dir):
+    (rerank_dir / "manifest.json").write_text(json.dumps({"data": {"name": "litsearch", "revision": 5}}))
+    with pytest.raises(UserError, match=r"manifest.json: data.revision: .* \(got 5\)"):
+        evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
 
 
 def test_what_is_missing_is_named(tmp_path, rerank_dir, collection):

@@ -3,11 +3,16 @@
 import json
 
 import pytest
+from helpers import silent
 
-from limrank.config import DataConfig
+from limrank.config import DataConfig, RerankJob
 from limrank.data import benchmarks, hub
 from limrank.errors import UserError
+from limrank.manifest import parse_manifest
 from limrank.records import Document, Query
+from limrank.reranking import job
+
+GOOD_EXAMPLE = {"query": "is it prime?", "id": "0", "excluded_ids": ["N/A"], "gold_ids": ["x"]}
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +154,86 @@ def test_the_fingerprint_asks_nobody(tmp_path):
     assert benchmarks.fingerprint(data) != benchmarks.fingerprint(DataConfig(format="hub", name="bright/aops"))
 
 
-GOOD_EXAMPLE = {"query": "a", "id": "0", "excluded_ids": ["N/A"], "gold_ids": ["x"]}
+# ---- revisions -----------------------------------------------------------------------
+
+BRIGHT_AT_MTEB = "a75a0eb483f6a5233a6efc2d63d71540a4443dfb"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `datasets` is asked for: the hub itself is out of reach here."""
+    import datasets
+
+    calls = []
+
+    def load_dataset(repository, config, revision):
+        calls.append((repository, config, revision))
+        rows = {
+            "examples": [GOOD_EXAMPLE],
+            "documents": [{"id": "x", "content": "prime numbers"}],
+            "qrel_diff": [{"query-id": "310", "corpus-ids": ["d1"]}],
+            "top_ranked": [{"query-id": "310-og", "corpus-ids": ["d1"]}],
+        }
+        return {"pony": rows[config]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("revision", "resolved"), [("mteb", BRIGHT_AT_MTEB), ("some-branch", "some-branch"), (None, None)]
+)
+def test_every_config_is_read_at_the_revision(asked, revision, resolved):
+    data = DataConfig(format="hub", name="bright/pony", revision=revision)
+    benchmarks.load(data)
+    assert asked == [("xlangai/BRIGHT", config, resolved) for config in ("examples", "documents")]
+    assert benchmarks.provenance(data) == {"name": "bright/pony", "revision": resolved}
+
+
+def test_followir_s_other_configs_too(asked):
+    core17 = "7030c7efc3585d9020f243b12862997889243b78"
+    hub.flipped("followir/core17", revision="mteb")
+    hub.top_ranked("followir/core17", revision="mteb")
+    repository = "jhu-clsp/core17-instructions-mteb"
+    assert asked == [(repository, "qrel_diff", core17), (repository, "top_ranked", core17)]
+
+
+def test_mteb_pins_every_benchmark():
+    assert all(len(hub.pinned(name, "mteb")) == 40 for name in hub.NAMES)
+    assert {hub.pinned(name, "mteb") for name in hub.NAMES} == set(hub.MTEB_REVISIONS.values())
+
+
+def test_the_fingerprint_is_of_the_revision_and_not_of_its_name():
+    prints = [
+        benchmarks.fingerprint(DataConfig(format="hub", name="bright/pony", revision=revision))
+        for revision in (None, "mteb", BRIGHT_AT_MTEB, "main")
+    ]
+    assert prints[1] == prints[2] and len(set(prints)) == 3
+
+
+def test_a_revision_that_is_not_there_is_named(monkeypatch):
+    import datasets
+
+    def load_dataset(*arguments, **options):
+        raise FileNotFoundError("Revision 'gone' doesn't exist")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="cannot load 'examples' of xlangai/BRIGHT at gone: Revision 'gone' doesn't"):
+        hub.load("bright/pony", revision="gone")
+
+
+def test_a_manifest_tells_the_revision(asked, tmp_path):
+    data = {"format": "hub", "name": "bright/pony", "revision": "mteb"}
+    config = RerankJob(run_dir=str(tmp_path / "run"), data=data, scoring={"mode": "none"})
+    common = {"address": "local", "progress": silent()}
+    job.run(config, **common)
+    manifest = (tmp_path / "run" / "manifest.json").read_bytes()
+    assert parse_manifest(manifest, "manifest.json")["data"] == {"name": "bright/pony", "revision": BRIGHT_AT_MTEB}
+    with pytest.raises(UserError, match="another config"):
+        job.run(config.model_copy(update={"data": DataConfig(**data | {"revision": None})}), **common)
+
+
+# ---- rows that are damaged -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
