@@ -167,6 +167,10 @@ def _takes_bool(annotation: Any) -> bool:
     )
 
 
+Rewriting = Literal["gpt4_reason", "claude-3-opus_reason", "Gemini-1.0_reason", "grit_reason", "llama3-70b_reason"]
+"""BRIGHT's rewritten queries, by the configs of ``xlangai/BRIGHT``."""
+
+
 class DataConfig(Section):
     format: Literal["beir", "pydocs", "hub", "pairs"] = "pydocs"
     path: PathStr | None = Field(
@@ -179,6 +183,11 @@ class DataConfig(Section):
         None,
         description="git revision of the hub's data set; mteb: the one that mteb pins for the benchmark; "
         "null: the newest",
+    )
+    first_stage_queries: Rewriting | PathStr | None = Field(
+        None,
+        description="rewritten queries, which BM25 is asked in place of the benchmark's: a config of BRIGHT's, or a "
+        "JSONL file of _id, text; the reranker sees the benchmark's. null: BM25 is asked these too",
     )
     split: str = "test"
     max_queries: PositiveInt | None = Field(
@@ -295,7 +304,9 @@ def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
 
 
 class FirstStageConfig(Section):
-    kind: Literal["bm25", "run"] = "bm25"
+    kind: Literal["bm25", "run", "published"] = Field(
+        "bm25", description="run: of a file; published: the candidates that the benchmark itself gives (followir/…)"
+    )
     path: PathStr | None = Field(None, description="a TREC or JSON run, for kind=run")
     depth: PositiveInt = Field(100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
@@ -657,6 +668,11 @@ class DevConfig(Section):
     data: DataConfig
     first_stage: FirstStageConfig = FirstStageConfig(depth=20)
 
+    @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> DevConfig:
+        _ask_rewritten(self.data, self.first_stage, "dev.")
+        return self
+
 
 def _host(host: str) -> str:
     try:
@@ -807,6 +823,11 @@ class RerankJob(Job):
     workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> RerankJob:
+        _ask_rewritten(self.data, self.first_stage)
+        return self
+
+    @model_validator(mode="after")
     def _budget_can_be_kept(self) -> RerankJob:
         if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
             raise ValueError(
@@ -860,6 +881,7 @@ class PipelineJob(Job):
     @model_validator(mode="after")
     def _judged_and_engine_of_its_own(self) -> PipelineJob:
         _need_benchmark(self.data)
+        _ask_rewritten(self.data, self.first_stage)
         _own_engine(self.engine)
         return self
 
@@ -867,6 +889,19 @@ class PipelineJob(Job):
 def _need_benchmark(data: DataConfig) -> None:
     if data.format == "pairs":
         raise ValueError("data.format: pairs carry no judgements, which this job needs; `limrank rerank` takes them")
+
+
+def _ask_rewritten(data: DataConfig, first_stage: FirstStageConfig, prefix: str = "") -> None:
+    """Raises ValueError for rewritten queries that nobody would be asked."""
+    if not data.first_stage_queries:
+        return
+    if data.format == "pairs":
+        raise ValueError(f"{prefix}data.first_stage_queries: pairs have no first stage to ask")
+    if first_stage.kind != "bm25":
+        raise ValueError(
+            f"{prefix}data.first_stage_queries is what BM25 is asked, which {prefix}first_stage.kind="
+            f"{first_stage.kind} does not do: unset one"
+        )
 
 
 JOBS: dict[str, type[Job]] = {

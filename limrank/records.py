@@ -6,6 +6,7 @@ between processes, so they know nothing of Ray, engines or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,12 +29,15 @@ class Query:
 
     ``instruction`` narrows relevance (FollowIR); it is appended to the text when the
     query is put to a model. ``excluded`` documents are dropped before ranking (BRIGHT).
+    ``retrieval_text`` is what BM25 is asked instead of text and instruction: a rewriting of
+    the query; empty where there is none.
     """
 
     query_id: str
     text: str
     instruction: str = ""
     excluded: frozenset[str] = frozenset()
+    retrieval_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class Candidate:
 class Benchmark:
     """Documents, queries and judgements of one test collection.
 
-    ``warnings`` are sentences for a person, about judgements that were left out.
+    ``warnings`` are sentences for a person, about judgements that were left out. ``published``
+    loads the candidates that the collection itself gives for its queries; None where it gives none.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Benchmark:
     queries: list[Query]
     qrels: Qrels
     warnings: list[str] = field(default_factory=list)
+    published: Callable[[], Run] | None = field(default=None, compare=False)
 
 
 class ScoreStatus(StrEnum):

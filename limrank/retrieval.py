@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
+from limrank.data import trec
 from limrank.errors import UserError
 from limrank.languages import with_language
 from limrank.records import Benchmark, Candidate, Document, Query, Run
@@ -18,10 +19,13 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
     which nothing was found has no candidates.
 
     Raises:
-        UserError: the given run cannot be read, or names a document that the corpus lacks.
+        UserError: the given run cannot be read, or names a document that the corpus lacks; or
+            the benchmark publishes no candidates.
     """
     if first_stage.kind == "run":
-        run = _given_run(benchmark, first_stage)
+        run = _in_corpus(trec.read_run(first_stage.path), benchmark, first_stage.path)
+    elif first_stage.kind == "published":
+        run = _in_corpus(_published(benchmark), benchmark, f"the candidates that {benchmark.name} publishes")
     else:
         run = bm25(
             benchmark.documents,
@@ -67,7 +71,7 @@ def bm25(
     index = bm25s.BM25(k1=k1, b=b)
     index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
-    asked = analyzer.tokens(f"{query.text} {query.instruction}" for query in queries)
+    asked = analyzer.tokens(query.retrieval_text or f"{query.text} {query.instruction}" for query in queries)
     places, scores = index.retrieve(asked, k=depth, show_progress=False, n_threads=1)
     return {
         query.query_id: {
@@ -79,15 +83,19 @@ def bm25(
     }
 
 
-def _given_run(benchmark: Benchmark, first_stage: FirstStageConfig) -> Run:
-    from limrank.data import trec
+def _published(benchmark: Benchmark) -> Run:
+    if benchmark.published is None:
+        raise UserError(
+            f"first_stage.kind=published: {benchmark.name} publishes no candidates; the hub's followir/<collection> do"
+        )
+    return benchmark.published()
 
-    run = trec.read_run(first_stage.path)
+
+def _in_corpus(run: Run, benchmark: Benchmark, where: str) -> Run:
+    """The run; a UserError where it names a document that the corpus lacks."""
     known = {document.doc_id for document in benchmark.documents}
     for query in benchmark.queries:
         for doc_id in run.get(query.query_id, ()):
             if doc_id not in known:
-                raise UserError(
-                    f"{first_stage.path}: document {doc_id!r} of query {query.query_id!r} is not in the corpus"
-                )
+                raise UserError(f"{where}: document {doc_id!r} of query {query.query_id!r} is not in the corpus")
     return run

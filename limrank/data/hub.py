@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from limrank.data.beir import excluded_ids, judged_benchmark
@@ -108,13 +109,15 @@ def load(name: str, split: str = "test", path: str | None = None, revision: str 
     with _as_published(path or name):
         if name.startswith("bright/"):
             return _bright(name, repository)
-        return _followir(name, repository) if name.startswith("followir/") else _litsearch(name, repository)
+        if name == "litsearch":
+            return _litsearch(name, repository)
+        return replace(_followir(name, repository), published=partial(top_ranked, name, path, revision))
 
 
 def flipped(name: str, path: str | None = None, revision: str | None = None) -> dict[str, list[str]]:
     """FollowIR's ``qrel_diff``: for each topic (a bare id) the documents that are relevant
     under the original instruction and no longer under the changed one."""
-    rows = _followir_repository(name, path, revision).only_split("qrel_diff")
+    rows = _followir_repository(name, path, revision, "changed instructions").only_split("qrel_diff")
     with _as_published(path or name):
         return {str(row["query-id"]): [str(doc_id) for doc_id in row["corpus-ids"]] for row in rows}
 
@@ -122,7 +125,7 @@ def flipped(name: str, path: str | None = None, revision: str | None = None) -> 
 def top_ranked(name: str, path: str | None = None, revision: str | None = None) -> Run:
     """FollowIR's candidates to rerank: 1000 documents for each query (``-og`` and
     ``-changed``), as a run whose scores are the negated places in the published list."""
-    rows = _followir_repository(name, path, revision).only_split("top_ranked")
+    rows = _followir_repository(name, path, revision, "published candidates").only_split("top_ranked")
     with _as_published(path or name):
         return {
             str(row["query-id"]): {
@@ -130,6 +133,20 @@ def top_ranked(name: str, path: str | None = None, revision: str | None = None) 
             }
             for row in rows
         }
+
+
+def rewritten(name: str, config: str, path: str | None = None, revision: str | None = None) -> dict[str, str]:
+    """BRIGHT's queries as a model rewrote them, by their ids: what the paper's first stage is asked.
+
+    Args:
+        config: of the repository, such as ``gpt4_reason``.
+    """
+    repository = _repository(name, path, revision)
+    if not name.startswith("bright/"):
+        raise UserError(f"data.first_stage_queries: {name} has no {config}, only bright/<subset> has; a file will do")
+    with _as_published(path or name):
+        rows = repository.rows(config, name.removeprefix("bright/"))
+        return {str(row["id"]): _text(row, "query") for row in rows}
 
 
 @contextmanager
@@ -207,10 +224,11 @@ def _repository(name: str, path: str | None, revision: str | None) -> _Repositor
     return _Repository(repository, path, MTEB_REVISIONS[repository] if revision == "mteb" else revision)
 
 
-def _followir_repository(name: str, path: str | None, revision: str | None) -> _Repository:
+def _followir_repository(name: str, path: str | None, revision: str | None, what: str) -> _Repository:
+    """Where a benchmark lies that has ``what`` FollowIR's alone have."""
     repository = _repository(name, path, revision)
     if not name.startswith("followir/"):
-        raise UserError(f"data.name: {name} has no changed instructions; followir/<collection> has")
+        raise UserError(f"data.name: {name} has no {what}; followir/<collection> has")
     return repository
 
 

@@ -115,7 +115,8 @@ def _given_run(config: EvaluateJob) -> Inputs:
     if config.data is None:
         raise UserError(f"data: is needed with evaluation.run, to know what {path.name} is judged by")
     run = trec.read_run(path)
-    benchmark = benchmarks.load(config.data)
+    # A given run has been retrieved: what BM25 would be asked plays no part.
+    benchmark = benchmarks.load(config.data.model_copy(update={"first_stage_queries": None}))
     warnings = [*benchmark.warnings]
     return Inputs(
         name=path.name,

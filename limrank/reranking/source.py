@@ -50,7 +50,7 @@ def open_source(config: RerankJob) -> Source:
 
 
 class BenchmarkSource:
-    """A benchmark's queries, with the candidates that BM25 or a given run finds for them."""
+    """A benchmark's queries, with the candidates that BM25, a given run or the benchmark itself finds for them."""
 
     def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
         self._config = config
@@ -65,9 +65,10 @@ class BenchmarkSource:
         if not without:
             return
         asked = len(self._benchmark.queries)
-        by = f"the run {first_stage.path}" if first_stage.kind == "run" else "BM25"
+        names = {"bm25": "BM25", "run": f"the run {first_stage.path}", "published": "what the benchmark publishes"}
+        by = names[first_stage.kind]
         if len(without) == asked:
-            hint = "are its query ids the benchmark's?" if first_stage.kind == "run" else "see first_stage.language"
+            hint = "see first_stage.language" if first_stage.kind == "bm25" else "are its query ids the benchmark's?"
             raise UserError(f"first_stage: {by} has no candidate for any of the {asked} queries: {hint}")
         self.warnings.append(
             f"{len(without)} of {asked} queries have no candidate by {by}, such as {without[0]!r}: they count 0 in evaluation"

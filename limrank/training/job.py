@@ -78,9 +78,9 @@ def training_hash(config: TrainJob) -> str:
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
-            # Which revision is in the fingerprint.
+            # What these name is in the fingerprint.
             "dev": [
-                config.dev.model_dump(exclude={"data": {"path", "revision"}}),
+                config.dev.model_dump(exclude={"data": {"path", "revision", "first_stage_queries"}}),
                 benchmarks.fingerprint(config.dev.data),
             ]
             if config.dev

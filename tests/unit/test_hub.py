@@ -11,6 +11,8 @@ from limrank.errors import UserError
 from limrank.manifest import parse_manifest
 from limrank.records import Document, Query
 from limrank.reranking import job
+from limrank.reranking.source import open_source
+from limrank.storage import Storage
 
 GOOD_EXAMPLE = {"query": "is it prime?", "id": "0", "excluded_ids": ["N/A"], "gold_ids": ["x"]}
 
@@ -91,8 +93,9 @@ def test_litsearch(tmp_path):
     assert benchmark.qrels == {"0": {"7": 1, "9": 1}}
 
 
-def test_followir(tmp_path):
-    path = repository(
+@pytest.fixture
+def core17(tmp_path):
+    return repository(
         tmp_path / "core17",
         {
             "corpus": {
@@ -116,15 +119,89 @@ def test_followir(tmp_path):
             "top_ranked": {"top_ranked": [{"query-id": "310-og", "corpus-ids": ["d2", "d1"]}]},
         },
     )
-    benchmark = benchmarks.load(DataConfig(format="hub", name="followir/core17", path=path))
+
+
+def test_followir(core17):
+    benchmark = benchmarks.load(DataConfig(format="hub", name="followir/core17", path=core17))
     assert benchmark.queries == [
         Query("310-og", "phones", "Any study."),
         Query("310-changed", "phones", "Only studies of mice."),
     ]
     assert benchmark.documents[0] == Document("d1", "one", title="T")
     assert benchmark.qrels == {"310-og": {"d1": 1, "d2": 1}, "310-changed": {"d2": 1}}
-    assert hub.flipped("followir/core17", path) == {"310": ["d1"]}
-    assert hub.top_ranked("followir/core17", path) == {"310-og": {"d2": -1.0, "d1": -2.0}}
+    assert hub.flipped("followir/core17", core17) == {"310": ["d1"]}
+    assert hub.top_ranked("followir/core17", core17) == {"310-og": {"d2": -1.0, "d1": -2.0}}
+
+
+# ---- first stages --------------------------------------------------------------------
+
+
+@pytest.fixture
+def pony(tmp_path):
+    """BRIGHT's Pony, with its queries as a model rewrote them."""
+    examples = [{**GOOD_EXAMPLE, "id": number, "query": f"query {number}"} for number in "012"]
+    rewritten = [{"id": number, "query": f"operators and classes, for query {number}"} for number in "210"]
+    return repository(
+        tmp_path / "BRIGHT",
+        {
+            "examples": {"pony": examples},
+            "gpt4_reason": {"pony": rewritten},
+            "grit_reason": {"pony": rewritten[:1]},
+            "documents": {"pony": [{"id": "x", "content": "Operators"}, {"id": "y", "content": "A query, of Pony"}]},
+        },
+    )
+
+
+def test_bm25_is_asked_bright_s_rewritten_queries_and_nobody_else(pony, tmp_path):
+    data = {"format": "hub", "name": "bright/pony", "path": pony}
+    config = RerankJob(
+        run_dir=str(tmp_path / "run"),
+        data=data | {"first_stage_queries": "gpt4_reason", "max_queries": 1},
+        first_stage={"depth": 1},
+        scoring={"mode": "direct"},
+    )
+    source = open_source(config)
+    ((query, (candidate,)),) = source.queries()
+    assert (query.text, query.retrieval_text) == ("query 0", "operators and classes, for query 0")
+    assert candidate.doc_id == "x"  # which the query itself does not find
+    assert "Query: query 0\n" in job.plan(config)["first_prompt"]
+    source.keep_selection(Storage(str(tmp_path / "kept")))
+    assert (tmp_path / "kept" / "queries.jsonl").read_text() == '{"_id": "0", "text": "query 0"}\n'
+    plain = config.model_copy(update={"data": DataConfig(**data, max_queries=1)})
+    assert [each.doc_id for _, (each,) in open_source(plain).queries()] == ["y"]
+    assert job.rows_hash(config, source) != job.rows_hash(plain, open_source(plain))
+
+
+def test_rewritten_queries_that_are_not_all_there(pony):
+    data = {"format": "hub", "name": "bright/pony", "path": pony}
+    with pytest.raises(UserError, match="grit_reason has no text for 2 of the 3 queries of bright/pony, such as '0'"):
+        benchmarks.load(DataConfig(**data, first_stage_queries="grit_reason"))
+    with pytest.raises(UserError, match="cannot load 'llama3-70b_reason' of "):
+        benchmarks.load(DataConfig(**data, first_stage_queries="llama3-70b_reason"))
+    for name in ("litsearch", "followir/core17"):
+        with pytest.raises(UserError, match=f"{name} has no gpt4_reason, only bright/<subset> has"):
+            hub.rewritten(name, "gpt4_reason")
+
+
+def test_what_bm25_is_asked_is_in_the_fingerprint():
+    asked = (None, "gpt4_reason", "grit_reason")
+    data = [DataConfig(format="hub", name="bright/pony", first_stage_queries=each) for each in asked]
+    assert len({benchmarks.fingerprint(each) for each in data}) == 3
+
+
+def test_followir_s_own_candidates_are_a_first_stage(core17, tmp_path):
+    def source(**first_stage):
+        data = {"format": "hub", "name": "followir/core17", "path": core17}
+        return open_source(RerankJob(run_dir=str(tmp_path / "run"), data=data, first_stage=first_stage))
+
+    published = source(kind="published", depth=1)
+    published.check()
+    ranked = {query.query_id: [(each.doc_id, each.rank) for each in found] for query, found in published.queries()}
+    assert ranked == {"310-og": [("d2", 1)], "310-changed": []}
+    assert published.warnings == [
+        "1 of 2 queries have no candidate by what the benchmark publishes, such as '310-changed': they count 0 in evaluation"
+    ]
+    assert published.hash_parts() != source(kind="bm25", depth=1).hash_parts()
 
 
 def test_what_is_unknown_is_refused():

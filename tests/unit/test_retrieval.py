@@ -60,6 +60,18 @@ def test_the_instruction_is_searched_too():
     assert found([Query("q", "cat", instruction="on the roof")], depth=1) == {"q": [(1, "d1")]}
 
 
+def test_a_rewriting_is_searched_alone():
+    query = Query("q", "cat", instruction="on the roof", retrieval_text="station hour")
+    assert found([query]) == {"q": [(1, "d4")]}
+
+
+def test_candidates_that_nobody_publishes_are_refused():
+    with pytest.raises(
+        UserError, match="first_stage.kind=published: tiny publishes no candidates; the hub's followir/"
+    ):
+        found([Query("q", "cat")], kind="published")
+
+
 @pytest.mark.parametrize("text", ["zebra", "the", "", "!?"])
 def test_a_query_for_which_nothing_is_found_has_no_candidates(text):
     assert found([Query("q", text), Query("other", "station")]) == {"q": [], "other": [(1, "d4")]}
