@@ -69,6 +69,7 @@ class Benchmark:
 
     ``warnings`` are sentences for a person, about judgements that were left out. ``published``
     loads the candidates that the collection itself gives for its queries; None where it gives none.
+    ``unselected`` are the ids of queries that it has beyond these: ``data.max_queries`` left them out.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Benchmark:
     qrels: Qrels
     warnings: list[str] = field(default_factory=list)
     published: Callable[[], Run] | None = field(default=None, compare=False)
+    unselected: frozenset[str] = frozenset()
 
 
 class ScoreStatus(StrEnum):

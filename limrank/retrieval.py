@@ -7,25 +7,32 @@ from collections.abc import Iterator
 from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
 from limrank.data import trec
+from limrank.data.fitting import fit_run, strange_documents
 from limrank.errors import UserError
 from limrank.languages import with_language
 from limrank.records import Benchmark, Candidate, Document, Query, Run
 
 
-def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[tuple[Query, list[Candidate]]]:
+def candidates(
+    benchmark: Benchmark, first_stage: FirstStageConfig, warnings: list[str] | None = None
+) -> Iterator[tuple[Query, list[Candidate]]]:
     """Each query with its candidates, at most ``first_stage.depth``, best first.
 
     Excluded documents are dropped before the cut, so that the depth is kept. A query for
     which nothing was found has no candidates.
 
+    Args:
+        warnings: takes sentences for a person, about a given run that does not fit the benchmark.
+
     Raises:
-        UserError: the given run cannot be read, or names a document that the corpus lacks; or
-            the benchmark publishes no candidates.
+        UserError: the given run cannot be read, is of other queries altogether, or names a
+            document that the corpus lacks; or the benchmark publishes no candidates.
     """
+    warnings = [] if warnings is None else warnings
     if first_stage.kind == "run":
-        run = _in_corpus(trec.read_run(first_stage.path), benchmark, first_stage.path)
+        run = _fitting(trec.read_run(first_stage.path), benchmark, first_stage.path, warnings)
     elif first_stage.kind == "published":
-        run = _in_corpus(_published(benchmark), benchmark, f"the candidates that {benchmark.name} publishes")
+        run = _fitting(_published(benchmark), benchmark, f"the candidates of {benchmark.name}", warnings)
     else:
         run = bm25(
             benchmark.documents,
@@ -91,11 +98,10 @@ def _published(benchmark: Benchmark) -> Run:
     return benchmark.published()
 
 
-def _in_corpus(run: Run, benchmark: Benchmark, where: str) -> Run:
-    """The run; a UserError where it names a document that the corpus lacks."""
-    known = {document.doc_id for document in benchmark.documents}
-    for query in benchmark.queries:
-        for doc_id in run.get(query.query_id, ()):
-            if doc_id not in known:
-                raise UserError(f"{where}: document {doc_id!r} of query {query.query_id!r} is not in the corpus")
-    return run
+def _fitting(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
+    """The run's lists for the benchmark's queries, of documents that it has."""
+    lists, told = fit_run(run, benchmark, where)
+    if strange := strange_documents(lists, benchmark):
+        raise UserError(f"{where}: {strange}")
+    warnings += told
+    return lists

@@ -114,7 +114,8 @@ def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
         return benchmark
     queries = [benchmark.queries[i * n // max_queries] for i in range(max_queries)]
     qrels = {query.query_id: benchmark.qrels[query.query_id] for query in queries if query.query_id in benchmark.qrels}
-    return replace(benchmark, queries=queries, qrels=qrels)
+    unselected = frozenset(query.query_id for query in benchmark.queries) - {query.query_id for query in queries}
+    return replace(benchmark, queries=queries, qrels=qrels, unselected=unselected)
 
 
 def fingerprint(data: DataConfig) -> str:

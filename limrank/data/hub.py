@@ -209,7 +209,14 @@ def _followir(name: str, repository: _Repository) -> Benchmark:
     documents = [
         Document(_id(row), _text(row, "text"), title=row.get("title") or "") for row in repository.only_split("corpus")
     ]
-    return judged_benchmark(name, documents, queries, qrels)
+    benchmark = judged_benchmark(name, documents, queries, qrels)
+    without = [query.query_id for query in queries if not query.instruction]
+    if not without:
+        return benchmark
+    told = f"{name}: {len(without)} of {len(queries)} queries have no instruction, such as {brief(without[0])}"
+    if len(without) == len(queries):
+        raise UserError(f"data: {told}; 'instruction' is for {', '.join(map(brief, list(instructions)[:3])) or 'none'}")
+    return replace(benchmark, warnings=[*benchmark.warnings, told])
 
 
 def _repository(name: str, path: str | None, revision: str | None) -> _Repository:

@@ -76,7 +76,7 @@ class BenchmarkSource:
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
         if self._found is None:
-            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage))
+            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage, self.warnings))
         return iter(self._found)
 
     def hash_parts(self) -> dict[str, Any]:

@@ -148,6 +148,16 @@ def test_load_selects_and_refuses_what_has_no_query(folder):
         benchmarks.load(data)
 
 
+def test_exclusions_and_judgements_that_name_nothing_there_are_told(folder):
+    (folder / "queries.jsonl").write_text(QUERIES.replace('"d3"', '"D3"'))
+    (folder / "qrels" / "test.tsv").write_text("q1\tD1\t1\nq2\tD2\t2\n")
+    assert beir.load(folder).warnings == [
+        "bread/test: all 2 judgements name documents that the collection lacks: are their ids its own?",
+        "bread/test: none of the 1 documents that queries exclude is in the collection, such as 'D3' of query 'q2': "
+        "nothing is excluded",
+    ]
+
+
 def test_queries_that_somebody_rewrote(folder, tmp_path):
     """They are retrieval's: the queries stay what they are. More of them than are asked will do."""
     rewritten = tmp_path / "rewritten.jsonl"

@@ -1,13 +1,15 @@
 """The hub's benchmarks, read from local directories that are laid out like the repositories."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers import silent
 
-from limrank.config import DataConfig, RerankJob
+from limrank.config import DataConfig, EvaluateJob, RerankJob
 from limrank.data import benchmarks, hub
 from limrank.errors import UserError
+from limrank.evaluation.job import evaluate_job
 from limrank.manifest import parse_manifest
 from limrank.records import Document, Query
 from limrank.reranking import job
@@ -93,6 +95,33 @@ def test_litsearch(tmp_path):
     assert benchmark.qrels == {"0": {"7": 1, "9": 1}}
 
 
+@pytest.mark.parametrize("name", ["run.json", "run.trec"])
+def test_a_run_with_mteb_s_ids_of_litsearch(tmp_path, name):
+    path = repository(
+        tmp_path / "LitSearch",
+        {
+            "query": {
+                "full": [{"query": f"papers on {each}", "corpusids": [7]} for each in ("distillation", "search")]
+            },
+            "corpus_clean": {"full": [{"corpusid": each, "title": "T", "abstract": "A"} for each in (7, 9)]},
+        },
+    )
+    run = tmp_path / name
+    lists = {"q0": {"d9": 2.0, "d7": 1.0}, "q1": {"d7": 1.0}}
+    trec = [f"{query} Q0 {doc} 1 {score} x\n" for query, scores in lists.items() for doc, score in scores.items()]
+    run.write_text(json.dumps(lists) if name.endswith("json") else "".join(trec))
+    data = {"format": "hub", "name": "litsearch", "path": path}
+    told = f"{run}: its ids are as mteb writes them, and read as litsearch's: 'q0' for '0', "
+    source = open_source(RerankJob(run_dir="x", data=data, first_stage={"kind": "run", "path": str(run)}))
+    found = {query.query_id: [each.doc_id for each in ranked] for query, ranked in source.queries()}
+    assert found == {"0": ["9", "7"], "1": ["7"]}
+    assert [warning.startswith(told) for warning in source.warnings] == [True]
+    evaluation = {"run": str(run), "measures": ["RR"], "bootstrap_samples": 10}
+    result = evaluate_job(EvaluateJob(run_dir=str(tmp_path / "out"), data=data, evaluation=evaluation))
+    assert result.system.scores.per_query == {"RR": {"0": 0.5, "1": 1.0}}
+    assert [warning.startswith(told) for warning in result.warnings] == [True]
+
+
 @pytest.fixture
 def core17(tmp_path):
     return repository(
@@ -131,6 +160,22 @@ def test_followir(core17):
     assert benchmark.qrels == {"310-og": {"d1": 1, "d2": 1}, "310-changed": {"d2": 1}}
     assert hub.flipped("followir/core17", core17) == {"310": ["d1"]}
     assert hub.top_ranked("followir/core17", core17) == {"310-og": {"d2": -1.0, "d1": -2.0}}
+
+
+def test_a_query_without_an_instruction_is_told(core17):
+    file = Path(core17) / "instruction" / "instruction.jsonl"
+    file.write_text(file.read_text().replace("310-changed", "310-Changed"))
+    benchmark = hub.load("followir/core17", path=core17)
+    assert benchmark.warnings == ["followir/core17: 1 of 2 queries have no instruction, such as '310-changed'"]
+
+
+def test_instructions_that_are_of_no_query_are_refused(core17):
+    """Without them the two queries of a topic are one, and p-MRR is 0."""
+    file = Path(core17) / "instruction" / "instruction.jsonl"
+    file.write_text(file.read_text().replace("310-", "311-"))
+    told = "2 of 2 queries have no instruction, such as '310-og'; 'instruction' is for '311-og', '311-changed'"
+    with pytest.raises(UserError, match=told):
+        hub.load("followir/core17", path=core17)
 
 
 # ---- first stages --------------------------------------------------------------------

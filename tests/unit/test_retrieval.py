@@ -104,8 +104,14 @@ def test_a_given_run_may_not_name_what_the_corpus_lacks(tmp_path):
     run.write_text("q Q0 d1 1 2.0 x\nq Q0 d9 2 1.0 x\n")
     with pytest.raises(UserError) as caught:
         found([Query("q", "cat")], kind="run", path=str(run))
-    assert str(caught.value) == f"{run}: document 'd9' of query 'q' is not in the corpus"
+    assert str(caught.value) == (
+        f"{run}: the corpus lacks 1 of the 2 documents that it ranks, such as 'd9' of query 'q'"
+    )
     # A query that was not asked does not matter.
-    assert found([Query("other", "cat")], kind="run", path=str(run)) == {"other": []}
+    run.write_text("q Q0 d9 1 2.0 x\nother Q0 d1 1 1.0 x\n")
+    assert found([Query("other", "cat")], kind="run", path=str(run)) == {"other": [(1, "d1")]}
+    run.write_text("q Q0 D1 1 2.0 x\nq Q0 D2 2 1.0 x\n")
+    with pytest.raises(UserError, match="its ids seem to be of another layout; the corpus has 'd1'"):
+        found([Query("q", "cat")], kind="run", path=str(run))
     with pytest.raises(UserError, match="no such file"):
         found([Query("q", "cat")], kind="run", path=str(tmp_path / "none.trec"))
