@@ -311,6 +311,11 @@ class FirstStageConfig(Section):
     depth: PositiveInt = Field(100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
     b: Unit = 0.4
+    query_weights: Literal["count", "bm25"] = Field(
+        "count",
+        description="what a word of a query weighs. count: how often it is there, as Lucene has it; bm25: its BM25 weight "
+        "in the query, as BRIGHT's own BM25 has it, which suits queries of several sentences",
+    )
     language: Annotated[str, _one_of(LANGUAGES | {"auto"}, "language")] = Field(
         "english",
         description="of the documents: whose stemmer and stop words BM25 takes; none: neither; auto: what a sample of "

@@ -111,6 +111,7 @@ def test_the_ir_measures_command_prints_the_same(tmp_path):
         ("cranfield", {}, 0.366),
         ("cranfield", {"stemmer": "none"}, 0.348),
         ("bright_pony_tutorial", {}, 0.104),
+        ("bright_pony_tutorial", {"query_weights": "bm25"}, 0.125),  # gensim's LuceneBM25Model on both sides
     ],
 )
 def test_the_first_stage_is_the_field_s_bm25(collection, first_stage, expected):

@@ -59,6 +59,7 @@ def test_the_papers_first_stages(recipe, benchmark, queries, first_stage):
     config = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-{recipe}.yaml")
     assert (config.data.name, config.data.revision, config.data.first_stage_queries) == (benchmark, "mteb", queries)
     assert (config.first_stage.kind, config.first_stage.depth) == first_stage
+    assert config.first_stage.query_weights == ("bm25" if queries else "count")
 
 
 def test_the_cloud_cluster_file_fits_rays_schema():

@@ -34,6 +34,28 @@ def test_bm25_by_hand():
     assert run["q"]["d3"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_query_s_words_by_their_bm25_weights_by_hand():
+    # As above; "roof" is in d1 alone: ln(1 + (4 - 1 + 0.5) / (1 + 0.5)). "zebra" is in no document, and no part of
+    # the query's length, 3.
+    k1, b, average = 0.9, 0.4, 21 / 4
+    cat, roof = math.log(2), math.log(1 + 3.5 / 1.5)
+    document, query = (k1 * (1 - b + b * length / average) for length in (5, 3))
+    of_cat = cat * 2 / (2 + query) * cat / (1 + document)
+    of_roof = roof * 1 / (1 + query) * roof / (1 + document)
+    asked = [Query("q", "cat cat roof zebra"), Query("none", "zebra")]
+    run = bm25(DOCUMENTS, asked, 10, k1=k1, b=b, query_weights="bm25")
+    assert run["none"] == {}
+    assert list(run["q"]) == ["d1", "d3"]
+    assert run["q"]["d1"] == pytest.approx(of_cat + of_roof, rel=1e-5)
+    assert run["q"]["d3"] == pytest.approx(of_cat, rel=1e-5)
+
+
+def test_a_word_that_is_repeated_weighs_less_than_twice_by_bm25():
+    query = Query("q", "dog dog dog dog station")
+    assert found([query], depth=1) == {"q": [(1, "d3")]}
+    assert found([query], depth=1, query_weights="bm25") == {"q": [(1, "d4")]}
+
+
 def test_two_words_beat_one_and_ranks_start_at_one():
     assert found([Query("q1", "cat roof"), Query("q2", "dog park")]) == {
         "q1": [(1, "d1"), (2, "d3")],
