@@ -136,6 +136,8 @@ def run(
         inputs=input_paths(config),
     ) as run_dir:
         source.keep_selection(run_dir.storage)
+        if known := source.provenance():
+            run_dir.note(data=known)
         if config.scoring.mode == "none":
             summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
         else:

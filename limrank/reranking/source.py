@@ -37,6 +37,9 @@ class Source(Protocol):
     def hash_parts(self) -> dict[str, Any]:
         """All that the queries and candidates depend on, for the config hash."""
 
+    def provenance(self) -> dict[str, str | None]:
+        """Where the data is from, for the manifest; empty where the recipe's path says it all."""
+
     def keep_selection(self, storage: Storage) -> None:
         """Leave in the run directory what evaluation will need."""
 
@@ -49,7 +52,7 @@ def open_source(config: RerankJob) -> Source:
 
 
 class BenchmarkSource:
-    """A benchmark's queries, with the candidates that BM25 or a given run finds for them."""
+    """A benchmark's queries, with the candidates that BM25, a given run or the benchmark itself finds for them."""
 
     def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
         self._config = config
@@ -64,9 +67,10 @@ class BenchmarkSource:
         if not without:
             return
         asked = len(self._benchmark.queries)
-        by = f"the run {first_stage.path}" if first_stage.kind == "run" else "BM25"
+        names = {"bm25": "BM25", "run": f"the run {first_stage.path}", "published": "what the benchmark publishes"}
+        by = names[first_stage.kind]
         if len(without) == asked:
-            hint = "are its query ids the benchmark's?" if first_stage.kind == "run" else "see first_stage.language"
+            hint = "see first_stage.language" if first_stage.kind == "bm25" else "are its query ids the benchmark's?"
             raise UserError(f"first_stage: {by} has no candidate for any of the {asked} queries: {hint}")
         self.warnings.append(
             f"{len(without)} of {asked} queries have no candidate by {by}, such as {without[0]!r}: they count 0 in evaluation"
@@ -74,7 +78,7 @@ class BenchmarkSource:
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
         if self._found is None:
-            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage))
+            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage, self.warnings))
         return iter(self._found)
 
     def hash_parts(self) -> dict[str, Any]:
@@ -87,6 +91,9 @@ class BenchmarkSource:
             "first_stage": first_stage.model_dump(exclude={"path"}),
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }
+
+    def provenance(self) -> dict[str, str | None]:
+        return benchmarks.provenance(self._config.data)
 
     def keep_selection(self, storage: Storage) -> None:
         """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
@@ -123,6 +130,9 @@ class PairsSource:
             "data": ["pairs", self._pairs.fingerprints, self._max_queries],
             "query_template": self._template,
         }
+
+    def provenance(self) -> dict[str, str | None]:
+        return {}
 
     def keep_selection(self, storage: Storage) -> None:
         """Pairs carry no judgements: there is nothing to evaluate by."""

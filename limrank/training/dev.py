@@ -30,12 +30,13 @@ class DevSet:
     """Queries with their candidates, best of the first stage first.
 
     ``pairs`` are encoded up to where the label would stand, query by query; ``documents``
-    are (query id, document id) of each.
+    are (query id, document id) of each. ``warnings`` are sentences for a person, about the data.
     """
 
     pairs: list[EncodedExample]
     documents: list[tuple[str, str]]
     qrels: Qrels
+    warnings: list[str]
 
     def ndcg(self, scores: Sequence[float]) -> float:
         """Mean nDCG@10 of the candidates in the order of their scores, then of the first stage."""
@@ -59,8 +60,8 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
     """
     benchmark = benchmarks.load(dev.data)
     close, label = close_tokens(tokenizer), tokenizer.encode(TRUE, add_special_tokens=False)
-    pairs, documents = [], []
-    for query, candidates in retrieval.candidates(benchmark, dev.first_stage):
+    pairs, documents, warnings = [], [], [*benchmark.warnings]
+    for query, candidates in retrieval.candidates(benchmark, dev.first_stage, warnings):
         for candidate in candidates:
             try:
                 prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - close - 1)
@@ -72,7 +73,7 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
             documents.append((query.query_id, candidate.doc_id))
     if not pairs:
         raise UserError("dev: its first stage finds no candidate for any of its queries: look at dev.data")
-    return DevSet(pairs, documents, benchmark.qrels)
+    return DevSet(pairs, documents, benchmark.qrels, warnings)
 
 
 def _asked(prompt: list[int], label: list[int], query_id: str) -> EncodedExample:

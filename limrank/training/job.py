@@ -78,8 +78,9 @@ def training_hash(config: TrainJob) -> str:
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
+            # What these name is in the fingerprint, or its text stands here.
             "dev": [
-                config.dev.model_dump(exclude={"data": {"path", "query_template"}}),
+                config.dev.model_dump(exclude={"data": {"path", "revision", "first_stage_queries", "query_template"}}),
                 benchmarks.fingerprint(config.dev.data),
                 benchmarks.query_template(config.dev.data),
             ]

@@ -46,6 +46,22 @@ def test_the_papers_settings():
         assert (rerank.scoring.mode, rerank.scoring.think_tokens, rerank.model.max_model_len) == ("think", 8192, 16000)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "benchmark", "queries", "first_stage"),
+    [
+        ("depth10", "bright/biology", "gpt4_reason", ("bm25", 10)),
+        ("depth100", "bright/biology", "gpt4_reason", ("bm25", 100)),
+        ("followir", "followir/core17", None, ("published", 100)),
+        ("litsearch", "litsearch", None, ("bm25", 100)),
+    ],
+)
+def test_the_papers_first_stages(recipe, benchmark, queries, first_stage):
+    config = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-{recipe}.yaml")
+    assert (config.data.name, config.data.revision, config.data.first_stage_queries) == (benchmark, "mteb", queries)
+    assert (config.first_stage.kind, config.first_stage.depth) == first_stage
+    assert config.first_stage.query_weights == ("bm25" if queries else "count")
+
+
 def test_the_cloud_cluster_file_fits_rays_schema():
     util = pytest.importorskip("ray.autoscaler._private.util")
     config = util.prepare_config(yaml.safe_load((REPOSITORY / "cluster" / "cloud.yaml").read_text()))
