@@ -1,5 +1,7 @@
 """The sentence that a reranker finds a query in: BRIGHT's task sentences, and a person's own."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 import yaml
@@ -13,6 +15,8 @@ from limrank.data.beir import read_queries
 from limrank.errors import UserError
 from limrank.reranking import job
 from limrank.reranking.source import open_source, units
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 ASK = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
 
@@ -78,7 +82,9 @@ def bright(folder, subset):
         "gold_ids": ["x"],
     }
     documents = [{"id": "x", "content": " Why yeast. "}, {"id": "y", "content": "passage similar find problems query"}]
-    return repository(folder, {"examples": {subset: [row]}, "documents": {subset: documents}})
+    rewritten = [{"id": "0", "query": "yeast"}]
+    configs = {"examples": [row], "documents": documents, "gpt4_reason": rewritten}
+    return repository(folder, {config: {subset: rows} for config, rows in configs.items()})
 
 
 def planned(data, **sections):
@@ -177,3 +183,42 @@ def test_one_that_cannot_be_meant_is_refused(folder, tmp_path, capsys, template,
     assert message in line and "Traceback" not in line
     with pytest.raises(UserError):
         benchmarks.query_template(DataConfig(**data))
+
+
+# ---- the paper's recipes ---------------------------------------------------------------
+
+
+def dry_run(capsys, recipe, *settings):
+    options = [part for setting in settings for part in ("-s", setting)]
+    assert cli.main(["rerank", str(recipe), *options, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("depth", [10, 100])
+@pytest.mark.parametrize("subset", ["pony", "leetcode", "biology"])
+def test_the_paper_s_recipe_prints_the_paper_s_prompt(tmp_path, capsys, depth, subset):
+    local = [f"data.name=bright/{subset}", f"data.path={bright(tmp_path, subset)}", "data.revision=null"]
+    printed = dry_run(capsys, RECIPES / f"paper-rerank-depth{depth}.yaml", *local)
+    assert printed.endswith(f"# first prompt\n{ASK}{TASKS[subset]}Passage:  Why yeast. \n<think>\n")
+    # What is the paper's, and what stands in.
+    assert "notes:\n- 'The paper''s" in printed and "Stands in:" in printed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "query"),
+    [
+        ("paper-rerank-depth10", DEFAULT.replace(" Why? ", "{{ query }}")),
+        ("paper-rerank-followir", "Query: {{ query }}\n"),
+        ("paper-rerank-litsearch", "Query: {{ query }}\n"),
+    ],
+)
+def test_without_the_hub_the_prompt_s_form_is_printed(monkeypatch, capsys, recipe, query):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    printed = dry_run(capsys, RECIPES / f"{recipe}.yaml")
+    assert printed.endswith(f"# first prompt\n{ASK}{query}Passage: {{{{ passage }}}}\n<think>\n")
+    assert "not known on this machine" in printed
