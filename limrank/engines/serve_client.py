@@ -134,14 +134,21 @@ class _Client(ABC):
             raise EndpointError(f"{self._where}: is gone: {error}") from error
 
     async def _while_well(self, request: Awaitable[Any]) -> Any:
+        """What the request comes to. An answer, or an error, counts also while the server is not well."""
         sent = asyncio.ensure_future(request)
+        looking: asyncio.Future[bool] | None = None
         try:
             while not (await asyncio.wait({sent}, timeout=_LOOK_S))[0]:
-                if not await self._becomes_well():
+                looking = asyncio.ensure_future(self._becomes_well())
+                await asyncio.wait({sent, looking}, return_when=asyncio.FIRST_COMPLETED)
+                if not sent.done() and not looking.result():
                     raise EndpointError(f"{self._where}: was not well for {self._patience_s:g} s")
+                looking.cancel()
             return sent.result()
         finally:
             sent.cancel()
+            if looking is not None:
+                looking.cancel()
 
     async def _becomes_well(self) -> bool:
         deadline = time.monotonic() + self._patience_s

@@ -356,6 +356,32 @@ def test_an_answer_that_is_broken_is_nobodys(headers):
             source(url).check()
 
 
+def test_an_answer_is_taken_while_the_server_is_not_well():
+    """A request that is slower than the first look, of a server whose /healthz fails: it was waited on for
+    ``engine.request_timeout_s`` though its answer, or its end, was there."""
+
+    def slow(body, **headers):
+        def answer(handler):
+            if handler.path != "/healthz":
+                time.sleep(0.4)
+            handler.send_response(200 if handler.path != "/healthz" else 500)
+            for name, value in headers.items():
+                handler.send_header(name.replace("_", "-"), value)
+            handler.end_headers()
+            handler.wfile.write(json.dumps(body).encode())
+
+        return answer
+
+    with answering({}) as (url, server):
+        started = time.monotonic()
+        server.answers = [slow({"results": [result(0)]})]
+        assert [each.score for each in judged(url, ["a"])] == [0.5]
+        server.answers = [slow({}, Content_Length="1000")]
+        with pytest.raises(EndpointError, match="is gone"):
+            judged(url, ["a"])
+        assert time.monotonic() - started < 60
+
+
 def test_a_full_server_is_asked_again_when_it_says():
     with answering({"error": {"message": "full"}}, 503, Retry_After="0.5") as (url, server):
         started = time.monotonic()
