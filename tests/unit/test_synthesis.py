@@ -185,6 +185,29 @@ def test_an_instruction_goes_through_all_steps_and_to_the_judge():
     assert {each.instruction for each in outcome.examples} == {rule}
 
 
+def test_a_chain_before_label_tokens_does_not_say_its_verdict_too():
+    """The verdict follows it in training: "</think> true"."""
+    chains = iter(["It says where to begin. So the answer is: true", "**Final Answer**\n\\boxed{true}"])
+
+    class Judge:
+        tokenizer, limits = ByteTokenizer(), Limits(32768, 256)
+
+        async def generate(self, prompt, **options):
+            return Generation(next(chains), "stop", 10, 0, 5)
+
+        async def label_logprobs(self, prompt, labels):
+            return {" true": -0.1, " false": -3.0}
+
+    alone = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"negatives": 0}))
+    writer = Writer(describe='{"positive": "one that helps", "hard_negatives": []}')
+    told = [
+        (example.reasoning, example.kept, example.reject_reason)
+        for _ in range(2)
+        for example in synthesize(briefs=[DAILY], writer=writer, judge=Judge(), inputs=alone).examples
+    ]
+    assert told == [("It says where to begin.", True, None), ("", False, "bad_chain")]
+
+
 def test_an_instruction_that_was_asked_for_and_is_missing_is_unparsable():
     outcome = synthesize(briefs=[replace(DAILY, instructed=True)], writer=Writer())
     assert [each.reject_reason for each in outcome.examples] == ["unparsable"]
