@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -507,6 +508,11 @@ class SynthesisConfig(Section):
         0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"
     )
     size: PositiveInt | None = Field(None, description="how many of the kept examples are exported; null: all")
+    oversample: Annotated[float, Field(ge=1)] | None = Field(
+        None,
+        description="times size: so many examples that are kept are enough to choose from, and no seed more is written "
+        "for; raised, the same command goes on; null: all seeds are written for",
+    )
     select: Literal["coverage", "random"] = Field("coverage", description="how those are chosen")
     embedder: str | None = Field(
         None,
@@ -534,6 +540,22 @@ class SynthesisConfig(Section):
     )
 
     @property
+    def enough(self) -> int | None:
+        """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
+        return None if self.oversample is None else math.ceil(self.oversample * self.size)
+
+    def hashed(self, exclude: set[str]) -> dict[str, Any]:
+        """The keys that rows depend on, for :func:`config_hash`. One that came after run directories
+        were there is left out at its default: their hash stays as it was."""
+        newer = {"oversample"}
+        values = self.model_dump(exclude=exclude)
+        return {
+            key: value
+            for key, value in values.items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
+
+    @property
     def chooses_by_embedding(self) -> bool:
         return self.size is not None and self.select == "coverage"
 
@@ -548,6 +570,12 @@ class SynthesisConfig(Section):
             raise ValueError("synthesis.difficulties is empty")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError("synthesis.kinds: one is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_of_something(self) -> SynthesisConfig:
+        if self.oversample is not None and self.size is None:
+            raise ValueError("synthesis.oversample is times synthesis.size, which is not set")
         return self
 
     @model_validator(mode="after")

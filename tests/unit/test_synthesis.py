@@ -847,6 +847,22 @@ def test_a_dry_run_counts_what_would_be_written(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_says_what_ends_the_run(config):
+    assert job.plan(config)["ends"] is None
+    bounded = config.model_copy(
+        update={"synthesis": config.synthesis.model_copy(update={"size": 6, "oversample": 1.5})}
+    )
+    plan = job.plan(bounded)
+    assert plan["units"].startswith("at most 2 seeds, 4 queries, 8 pairs to judge, ")
+    assert plan["ends"].startswith("when 9 examples are kept (synthesis.size × synthesis.oversample)")
+
+
+def test_keys_that_came_later_change_no_hash_at_their_default():
+    """A run directory that an earlier limrank made goes on."""
+    assert "oversample" not in SynthesisConfig().hashed(set()) and "size" in SynthesisConfig().hashed(set())
+    assert SynthesisConfig(size=2, oversample=2).hashed({"size"})["oversample"] == 2
+
+
 def test_the_judge_s_chain_is_as_long_as_the_synthesis_section_says(config):
     assert job.judging(config).think_tokens == 16
     direct = config.model_copy(update={"scoring": ScoringConfig(mode="direct")})
@@ -866,6 +882,7 @@ def test_the_hash(config):
     assert hashed(engine=EngineConfig(kind="fake", latency_ms=9)) == base
     assert hashed(synthesis=config.synthesis.model_copy(update={"seeds": "/moved.jsonl"})) == base
     assert hashed(synthesis=config.synthesis.model_copy(update={"size": 2, "embedder": "a/model"})) == base
+    assert hashed(synthesis=config.synthesis.model_copy(update={"size": 2, "oversample": 1.5})) == base
     changed = [
         hashed(seeds=SEEDS[:1]),
         hashed(personas=[Persona("1", "a pilot")]),
