@@ -471,8 +471,13 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 
 
 class SynthesisConfig(Section):
-    seeds: PathStr | Literal["pydocs"] = Field("pydocs", description="a BEIR folder, a JSONL/Parquet file, or pydocs")
-    personas: PathStr | None = Field(None, description="one a line or JSONL; null: the built-in list")
+    seeds: PathStr | Literal["pydocs"] = Field(
+        "pydocs",
+        description="a BEIR folder, a JSONL/Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or pydocs",
+    )
+    personas: PathStr | None = Field(
+        None, description="one a line, JSONL, or hub://OWNER/NAME/CONFIG; null: the built-in list"
+    )
     max_seeds: PositiveInt | None = None
     license: str | None = Field(None, description="of the seeds, for DATASET.md")
     kinds: tuple[Literal["daily", "expert"], ...] = Field(

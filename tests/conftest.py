@@ -132,3 +132,13 @@ def shared_data():
     if not path.is_dir():
         pytest.skip(f"no shared data: {path} is not there (LIMRANK_SHARED_DATA names another place)")
     return path
+
+
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch):
+    """Of what `datasets` makes of the files it reads."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()

@@ -14,7 +14,7 @@ Every function takes ``path``: a local directory of the repository's layout (its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,17 +186,37 @@ def _rows(repository: str, config: str, split: str, path: str | None) -> Iterato
     yield from splits[split]
 
 
-def _load(repository: str, config: str, path: str | None) -> dict[str, Iterable[dict[str, Any]]]:
-    """The splits of a repository's config, by name."""
+def _load(repository: str, config: str, path: str | None) -> dict[str, Any]:
+    return load_splits(path or repository, config, key="data.name")
+
+
+def load_splits(source: str, config: str | None, *, key: str) -> dict[str, Any]:
+    """The splits of a repository's config, by name; config None is the only one, or the default.
+
+    Args:
+        source: a repository of the hub, or a local directory of its layout.
+        key: the recipe's, for a person.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
-    source = path or repository
-    try:
+    with told(key, repr(config) + f" of {source}" if config else source):
         return datasets.load_dataset(source, config)
+
+
+@contextmanager
+def told(key: str, what: str) -> Iterator[None]:
+    """What ``datasets`` raises for a repository, in one line."""
+    import datasets
+
+    try:
+        yield
     except Exception as error:  # of files that are here, by what is damaged
         # datasets raises ConnectionError (an OSError) where the hub cannot be reached, a
         # FileNotFoundError for a repository and a ValueError for a config that is not there.
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         reason = clipped(first_line(cause))
         kind = UnavailableError if isinstance(error, ConnectionError) else UserError
-        raise kind(f"data.name: cannot load {config!r} of {source}: {reason}") from None
+        raise kind(f"{key}: cannot load {what}: {reason}") from None
