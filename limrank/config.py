@@ -453,7 +453,9 @@ class SynthesisPrompts(Section):
 
     query: str = "synth_query"
     chain: str = "synth_chain"
-    describe: str = "synth_describe"
+    describe: str = Field(
+        "synth_describe", description="without chains, of which it has none to fill in, synth_describe_unreasoned"
+    )
     passage: str = "synth_passage"
     judge: str = Field("synth_judge", description="for judge_by: answer; by label tokens it is scoring.prompt")
 
@@ -491,6 +493,11 @@ class SynthesisConfig(Section):
     instruction_rate: Unit = Field(
         0.0, description="share of the queries that come with an instruction that narrows what is relevant"
     )
+    chains: bool = Field(
+        True,
+        description="the writer reasons about what would and would not answer a query before it describes passages; "
+        "false: the paper's ablation, the step is not asked. The judge's chains stay",
+    )
     prompts: SynthesisPrompts = SynthesisPrompts()
     constrained: bool = Field(True, description="structured steps are held to their JSON schema by the engine")
     negatives: NonNegativeInt = Field(1, description="hard negatives written a query")
@@ -525,7 +532,7 @@ class SynthesisConfig(Section):
         "apart; null: by their words",
     )
     query_tokens: PositiveInt = 160
-    chain_tokens: PositiveInt = 256
+    chain_tokens: PositiveInt = Field(256, description="of the chain before the passages, and of their descriptions")
     passage_tokens: PositiveInt = 256
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
@@ -549,10 +556,19 @@ class SynthesisConfig(Section):
         """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
         return None if self.oversample is None else math.ceil(self.oversample * self.size)
 
+    def prompt_names(self) -> dict[str, str]:
+        """The prompt of each step that is asked."""
+        names = self.prompts.model_dump()
+        if not self.chains:
+            del names["chain"]
+            if names["describe"] == SynthesisPrompts.model_fields["describe"].default:
+                names["describe"] = "synth_describe_unreasoned"
+        return names
+
     def hashed(self, exclude: set[str]) -> dict[str, Any]:
         """The keys that rows depend on, for :func:`config_hash`. One that came after run directories
         were there is left out at its default: their hash stays as it was."""
-        newer = {"oversample"}
+        newer = {"oversample", "chains"}
         values = self.model_dump(exclude=exclude)
         return {
             key: value

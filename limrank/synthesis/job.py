@@ -201,7 +201,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
             "scoring": judging(config).model_dump(exclude={"prompt"}),
             "synthesis": config.synthesis.hashed(_NOT_OF_ROWS),
             "prompts": [
-                prompts.load(name) for name in (*config.synthesis.prompts.model_dump().values(), config.scoring.prompt)
+                prompts.load(name) for name in (*config.synthesis.prompt_names().values(), config.scoring.prompt)
             ],
             "seed": config.seed,
         }

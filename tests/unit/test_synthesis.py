@@ -33,9 +33,19 @@ from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
-from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, too_few_mined, units, unwritten
+from limrank.synthesis.plan import (
+    Inputs,
+    most_generated,
+    read_brief,
+    read_inputs,
+    synthesis_inputs,
+    too_few_mined,
+    units,
+    unwritten,
+)
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import Traced
+from limrank.synthesis.requests import WrittenQuery, check_prompts, describe_prompt, with_prompt_texts
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
 from limrank.synthesis.steps import SynthesisInputs, contaminated_example, query_id, synthesize_seed
@@ -157,6 +167,46 @@ def test_a_brief_says_what_the_query_is_to_be():
     assert {(each.domain, each.difficulty, each.instruction) for each in outcome.examples} == {
         ("mining law", "indirect", None)
     }
+
+
+@pytest.mark.parametrize("instructed", [False, True])
+def test_without_chains_the_writer_does_not_reason_before_the_passages(instructed):
+    """The paper's ablation: neither asked nor paid for."""
+    rule = "Only rules that were made after 1990 count"
+    query = {"query": "how do I keep my rota in order", "domain": "work", "instruction": rule}
+    writer = Writer(query=json.dumps(query))
+    unreasoned = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"chains": False}))
+    outcome = synthesize(briefs=[replace(DAILY, instructed=instructed)], writer=writer, inputs=unreasoned)
+    assert outcome.failures == [] and len(outcome.examples) == 3
+    _, describe, *passages = writer.prompts
+    assert len(passages) == 3 and not any("Think step by step" in prompt for prompt in writer.prompts)
+    assert describe.startswith("A person asks: how do I keep my rota in order\n") and "otes" not in describe
+    assert '2 "hard_negatives"' in describe and (f"narrowed: {rule}" in describe) == instructed
+    # The judge's chain is another one, and stays.
+    assert any(each.reasoning for each in outcome.examples)
+
+
+def test_a_person_s_own_description_prompt_does_without_chains():
+    own = "{{ query }}:{% if chain %} from {{ chain }}{% endif %} {{ negatives }} of them"
+    settings = SynthesisConfig(chains=False, prompts=SynthesisPrompts(describe=own))
+    check_prompts(settings)
+    asked = describe_prompt(WrittenQuery("a query", "a field"), None, with_prompt_texts(settings))
+    assert asked == "a query: 1 of them"
+    # One that nobody is asked with needs no place.
+    check_prompts(SynthesisConfig(chains=False, prompts=SynthesisPrompts(chain="{{ nothing }}")))
+    with pytest.raises(UserError):
+        check_prompts(SynthesisConfig(prompts=SynthesisPrompts(chain="{{ nothing }}")))
+
+
+def test_what_is_not_asked_is_not_planned_for(config):
+    unreasoned = config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"chains": False})})
+    longest = config.synthesis.chain_tokens
+    assert most_generated(config, DAILY) - most_generated(unreasoned, DAILY) == longest
+    given = Inputs(SEEDS, [NURSE], 2)
+    for long, short in zip(units(config, given), units(unreasoned, given), strict=True):
+        assert long["cost"] - short["cost"] == 2 * (4 * longest + 250)  # of two queries
+    assert job.rows_hash(config, given) != job.rows_hash(unreasoned, given)
+    assert "chains" not in config.synthesis.hashed(set())
 
 
 def test_an_instruction_goes_through_all_steps_and_to_the_judge():
