@@ -168,6 +168,10 @@ def _takes_bool(annotation: Any) -> bool:
     )
 
 
+Rewriting = Literal["gpt4_reason", "claude-3-opus_reason", "Gemini-1.0_reason", "grit_reason", "llama3-70b_reason"]
+"""BRIGHT's rewritten queries, by the configs of ``xlangai/BRIGHT``."""
+
+
 class DataConfig(Section):
     format: Literal["beir", "pydocs", "hub", "pairs"] = "pydocs"
     path: PathStr | None = Field(
@@ -176,7 +180,23 @@ class DataConfig(Section):
         "Parquet (a file, a folder) or a saved dataset of query_id, query, doc_id, text",
     )
     name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
+    revision: str | None = Field(
+        None,
+        description="git revision of the hub's data set; mteb: the one that mteb pins for the benchmark; "
+        "null: the newest",
+    )
+    first_stage_queries: Rewriting | PathStr | None = Field(
+        None,
+        description="rewritten queries, which BM25 is asked in place of the benchmark's: a config of BRIGHT's, or a "
+        "JSONL file of _id, text; the reranker sees the benchmark's. null: BM25 is asked these too",
+    )
     split: str = "test"
+    query_template: str | None = Field(
+        None,
+        description="the sentence that the reranker finds a query in, with the place {{ query }}: its text, a file, or "
+        "the name of a prompt in limrank/prompts; the first stage asks the query alone. null: the benchmark's own "
+        "(BRIGHT's subsets have one), '{{ query }}' none",
+    )
     max_queries: PositiveInt | None = Field(
         None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
     )
@@ -187,6 +207,14 @@ class DataConfig(Section):
             raise ValueError(f"data.path is needed for data.format={self.format}")
         if self.format == "hub" and not self.name:
             raise ValueError("data.name is needed for data.format=hub")
+        return self
+
+    @model_validator(mode="after")
+    def _has_revisions(self) -> DataConfig:
+        if self.revision and self.format != "hub":
+            raise ValueError(f"data.revision is of a data set on the hub: data.format={self.format} has none")
+        if self.revision and self.path:
+            raise ValueError("data.revision is of a data set on the hub, and data.path is read in its place: unset one")
         return self
 
 
@@ -283,11 +311,18 @@ def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
 
 
 class FirstStageConfig(Section):
-    kind: Literal["bm25", "run"] = "bm25"
+    kind: Literal["bm25", "run", "published"] = Field(
+        "bm25", description="run: of a file; published: the candidates that the benchmark itself gives (followir/…)"
+    )
     path: PathStr | None = Field(None, description="a TREC or JSON run, for kind=run")
     depth: PositiveInt = Field(100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
     b: Unit = 0.4
+    query_weights: Literal["count", "bm25"] = Field(
+        "count",
+        description="what a word of a query weighs. count: how often it is there, as Lucene has it; bm25: its BM25 weight "
+        "in the query, as BRIGHT's own BM25 has it, which suits queries of several sentences",
+    )
     language: Annotated[str, _one_of(LANGUAGES | {"auto"}, "language")] = Field(
         "english",
         description="of the documents: whose stemmer and stop words BM25 takes; none: neither; auto: what a sample of "
@@ -395,10 +430,23 @@ class EngineConfig(Section):
         return self
 
 
+Compatibility = Literal["rank1"]
+
+
 class ScoringConfig(Section):
     mode: Literal["none", "direct", "think", "budget", "cascade"] = "direct"
     max_think_tokens: PositiveInt | None = Field(
         None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
+    )
+    min_think_tokens: NonNegativeInt | None = Field(
+        None,
+        description="of the context what a chain is kept at least, where a prompt is long: a longer one loses the end "
+        "of its passage; null: half of the context; 0: nothing, the chain gets what the prompt leaves (the paper's)",
+    )
+    compatibility: Compatibility | None = Field(
+        None,
+        description="rank1: a chain that did not close is cut as the reference cuts it, at the last of .!?, also "
+        "inside a number; null: at its last sentence end",
     )
     prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, a file, or the text itself")
     cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")
@@ -513,8 +561,8 @@ class SynthesisConfig(Section):
     prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field({}, description="for the cost by step")
     decontaminate: tuple[PathStr, ...] = Field(
         (),
-        description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …): what repeats their queries or "
-        "relevant documents is rejected",
+        description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; of the hub's also "
+        "NAME?revision=…): what repeats their queries or relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
         0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"
@@ -664,6 +712,11 @@ class TrainingConfig(Section):
     patience: PositiveInt | None = Field(
         None, description="looks in a row that find nothing better, after which training stops; null: it never does"
     )
+    export: Literal["best", "last"] = Field(
+        "best",
+        description="which weights become the model: of the best look at the held-out data, or of the last step (the "
+        "paper's, which never looks)",
+    )
     tensorboard: bool = Field(False, description="write the metrics to tensorboard/ too")
 
     @model_validator(mode="after")
@@ -692,6 +745,11 @@ class DevConfig(Section):
 
     data: DataConfig
     first_stage: FirstStageConfig = FirstStageConfig(depth=20)
+
+    @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> DevConfig:
+        _ask_rewritten(self.data, self.first_stage, "dev.")
+        return self
 
 
 def _host(host: str) -> str:
@@ -741,6 +799,7 @@ class Job(Section):
     run_dir: PathStr
     seed: int = Field(12345, ge=0, le=2**53)
     allow_failures: bool = False
+    notes: tuple[str, ...] = Field((), description="sentences for whoever reads the recipe, or its --dry-run")
 
 
 class Role(NamedTuple):
@@ -843,6 +902,11 @@ class RerankJob(Job):
     workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> RerankJob:
+        _ask_rewritten(self.data, self.first_stage)
+        return self
+
+    @model_validator(mode="after")
     def _budget_can_be_kept(self) -> RerankJob:
         if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
             raise ValueError(
@@ -896,6 +960,7 @@ class PipelineJob(Job):
     @model_validator(mode="after")
     def _judged_and_engine_of_its_own(self) -> PipelineJob:
         _need_benchmark(self.data)
+        _ask_rewritten(self.data, self.first_stage)
         _own_engine(self.engine)
         return self
 
@@ -903,6 +968,19 @@ class PipelineJob(Job):
 def _need_benchmark(data: DataConfig) -> None:
     if data.format == "pairs":
         raise ValueError("data.format: pairs carry no judgements, which this job needs; `limrank rerank` takes them")
+
+
+def _ask_rewritten(data: DataConfig, first_stage: FirstStageConfig, prefix: str = "") -> None:
+    """Raises ValueError for rewritten queries that nobody would be asked."""
+    if not data.first_stage_queries:
+        return
+    if data.format == "pairs":
+        raise ValueError(f"{prefix}data.first_stage_queries: pairs have no first stage to ask")
+    if first_stage.kind != "bm25":
+        raise ValueError(
+            f"{prefix}data.first_stage_queries is what BM25 is asked, which {prefix}first_stage.kind="
+            f"{first_stage.kind} does not do: unset one"
+        )
 
 
 JOBS: dict[str, type[Job]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from limrank.engines.base import Tokenizer
@@ -23,6 +23,9 @@ _MARKS = re.compile(f"({THINK_OPEN}|{THINK_CLOSE})")
 PLACE = re.compile(r"\{\{\s*(query|passage)\s*\}\}")
 """A place of a scoring prompt."""
 
+QUERY_PLACE = re.compile(r"\{\{\s*query\s*\}\}")
+"""The place of a query's template."""
+
 _ANSWER = re.compile(rf"{THINK_CLOSE}(?: \w+)?")
 
 _SPARE_TOKENS = 64
@@ -31,15 +34,26 @@ _SPARE_TOKENS = 64
 
 @dataclass(frozen=True)
 class PairPrompt:
-    """A pair as token ids; ``truncated`` where the passage lost its end."""
+    """A pair as token ids; ``truncated`` where the passage lost its end.
+
+    ``tail`` is the text behind the last mark that is a token, of which what follows may become
+    part (Qwen's ``>\\n``), and ``head`` counts the ids before it. A prompt that ends with the
+    token ``<think>`` has none.
+    """
 
     ids: list[int]
     truncated: bool
+    head: int
+    tail: str
 
 
 def prompt_query(query: Query) -> str:
-    """The query as the model sees it: an instruction is appended to its text."""
-    return f"{query.text} {query.instruction}".strip()
+    """The query as the model sees it: an instruction is appended to its text, and its template is
+    put around both. Where both are the same text, it is there once, as the reference has it."""
+    text, instruction = query.text, query.instruction
+    if instruction:
+        text = text.strip() if text.strip() == instruction.strip() else f"{text} {instruction}".strip()
+    return QUERY_PLACE.sub(lambda _: text, query.template) if query.template else text
 
 
 def pair_text(template: str, query: Query, passage: str) -> str:
@@ -124,10 +138,10 @@ def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str,
             "raise model.max_model_len"
         )
     passage = passage[:most]
-    ids = _fill(tokenizer, template, query, passage)
-    if len(ids) <= room:
-        return PairPrompt(ids, truncated=False)
-    bare = len(_fill(tokenizer, template, query, ""))
+    prompt = _fill(tokenizer, template, query, passage)
+    if len(prompt.ids) <= room:
+        return prompt
+    bare = len(_fill(tokenizer, template, query, "").ids)
     if bare > room:
         raise RowError(f"the query alone takes {bare} tokens, and {room} fit: raise model.max_model_len")
     words = encode_text(tokenizer, passage)
@@ -137,10 +151,46 @@ def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str,
         # The decoded text only tells how many characters that is: it may be normalised, or
         # end in half a character.
         shorter = passage[: len(tokenizer.decode(words[:keep]))] if keep > 0 else ""
-        ids = _fill(tokenizer, template, query, shorter)
-        if len(ids) <= room:
-            return PairPrompt(ids, truncated=True)
-        keep -= max(1, len(ids) - room)
+        prompt = _fill(tokenizer, template, query, shorter)
+        if len(prompt.ids) <= room:
+            return replace(prompt, truncated=True)
+        keep -= max(1, len(prompt.ids) - room)
+
+
+def encode_closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str) -> list[int]:
+    """Token ids of a prompt, a chain and its close, after which the label is asked: those of the
+    training example that holds them.
+
+    Chain and line end are one stretch: a token may span them (Qwen's ``.\\n``).
+    """
+    stretch, mark = f"{prompt.tail}{chain}\n", tokenizer.get_added_vocab().get(THINK_CLOSE)
+    if mark is None:
+        return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch + THINK_CLOSE)]
+    return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch), mark]
+
+
+def close_tokens(tokenizer: Tokenizer) -> int:
+    """How many tokens the close of a chain takes, at most."""
+    return len(encode_closed(tokenizer, PairPrompt([], truncated=False, head=0, tail=""), ""))
+
+
+def encode_written(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, written: Sequence[int]) -> list[int]:
+    """Token ids of a prompt and of the chain that a model closed itself, through ``</think>``.
+
+    Args:
+        chain: what stands before ``</think>``, as it was written.
+        written: the tokens that the model wrote; empty where an endpoint does not tell them, and
+            the text has to be encoded again.
+    """
+    mark = tokenizer.get_added_vocab().get(THINK_CLOSE)
+    if mark is not None and mark in written:
+        return [*prompt.ids, *written[: written.index(mark) + 1]]
+    if mark is None and written and tokenizer.decode(written).endswith(THINK_CLOSE):
+        return [*prompt.ids, *written]
+    if mark is None:
+        return [*prompt.ids[: prompt.head], *encode_text(tokenizer, prompt.tail + chain + THINK_CLOSE)]
+    thought = encode_text(tokenizer, prompt.tail + chain) if prompt.tail + chain else []
+    return [*prompt.ids[: prompt.head], *thought, mark]
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, room: int) -> list[int]:
@@ -221,7 +271,7 @@ def break_marks(text: str) -> str:
     return _KNOWN_MARKS.sub(lambda found: found[0] + " ", text)
 
 
-def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> list[int]:
+def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> PairPrompt:
     """Fill the template and encode it: the template's own marks as tokens, the rest as
     plain characters, whole stretches at a time so that tokens span the seams."""
     ids = list(tokens_before(tokenizer))
@@ -234,7 +284,9 @@ def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> li
             stretch = ""
         else:
             stretch += _place(part, query, passage)
-    return ids + (encode_text(tokenizer, stretch) if stretch else [])
+    head = len(ids)
+    ids += encode_text(tokenizer, stretch) if stretch else []
+    return PairPrompt(ids, truncated=False, head=head, tail=stretch)
 
 
 def _place(part: str, query: Query, passage: str) -> str:

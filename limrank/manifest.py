@@ -23,12 +23,18 @@ class _Tokens(_Part):
     generated: Count | None = None
 
 
+class _Data(_Part):
+    name: str = ""
+    revision: str | None = None
+
+
 class _Manifest(_Part):
     job: str = ""
     status: str = ""
     config_hash: str = ""
     started_at: str = ""
     versions: dict[str, str] = {}
+    data: _Data = _Data()
     counts: dict[str, Count] = {}
     seconds: dict[str, Amount] = {}
     tokens: _Tokens = _Tokens()

@@ -216,6 +216,8 @@ def _decontaminated(config: PipelineJob) -> SynthesisConfig:
     it. What the recipe has to say itself is a hub's benchmark that is read from a folder."""
     data = config.data
     own = data.path if data.format == "beir" else None if data.path else f"benchmark://{data.name or data.format}"
+    if own and data.revision:
+        own += f"?revision={data.revision}"
     listed = config.synthesis.decontaminate
     if own is None or own in listed:
         return config.synthesis

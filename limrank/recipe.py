@@ -108,6 +108,8 @@ _NAME_OR_PATH = (
     ("judge.id", is_folder),
     ("reranker.id", is_folder),
     ("synthesis.embedder", is_folder),
+    ("data.query_template", is_file),
+    ("dev.data.query_template", is_file),
     ("scoring.prompt", is_file),
     ("judge_scoring.prompt", is_file),
     *((f"synthesis.prompts.{step}", is_file) for step in SynthesisPrompts.model_fields),

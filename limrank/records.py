@@ -6,6 +6,7 @@ between processes, so they know nothing of Ray, engines or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,12 +29,18 @@ class Query:
 
     ``instruction`` narrows relevance (FollowIR); it is appended to the text when the
     query is put to a model. ``excluded`` documents are dropped before ranking (BRIGHT).
+    ``template`` is the sentence that a reranker finds the query in (BRIGHT's tasks), with the
+    place ``{{ query }}``; empty: the query alone. A first stage does not see it.
+    ``retrieval_text`` is what BM25 is asked instead of text and instruction: a rewriting of
+    the query; empty where there is none.
     """
 
     query_id: str
     text: str
     instruction: str = ""
     excluded: frozenset[str] = frozenset()
+    template: str = ""
+    retrieval_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Document:
     @property
     def contents(self) -> str:
         """Title and text joined with one space: what is indexed and what is judged."""
-        return f"{self.title} {self.text}".strip()
+        return f"{self.title} {self.text}" if self.title and self.text else self.title or self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,9 @@ class Candidate:
 class Benchmark:
     """Documents, queries and judgements of one test collection.
 
-    ``warnings`` are sentences for a person, about judgements that were left out.
+    ``warnings`` are sentences for a person, about judgements that were left out. ``published``
+    loads the candidates that the collection itself gives for its queries; None where it gives none.
+    ``unselected`` are the ids of queries that it has beyond these: ``data.max_queries`` left them out.
     """
 
     name: str
@@ -71,6 +80,8 @@ class Benchmark:
     queries: list[Query]
     qrels: Qrels
     warnings: list[str] = field(default_factory=list)
+    published: Callable[[], Run] | None = field(default=None, compare=False)
+    unselected: frozenset[str] = frozenset()
 
 
 class ScoreStatus(StrEnum):

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
+from limrank.data import trec
+from limrank.data.fitting import fit_run, strange_documents
 from limrank.errors import UserError
 from limrank.languages import with_language
 from limrank.records import Benchmark, Candidate, Document, Query, Run
 
+if TYPE_CHECKING:
+    import bm25s
+    from bm25s.tokenization import Tokenized
+    from numpy import ndarray
 
-def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[tuple[Query, list[Candidate]]]:
+
+def candidates(
+    benchmark: Benchmark, first_stage: FirstStageConfig, warnings: list[str] | None = None
+) -> Iterator[tuple[Query, list[Candidate]]]:
     """Each query with its candidates, at most ``first_stage.depth``, best first.
 
     Excluded documents are dropped before the cut, so that the depth is kept. A query for
     which nothing was found has no candidates.
 
+    Args:
+        warnings: takes sentences for a person, about a given run that does not fit the benchmark.
+
     Raises:
-        UserError: the given run cannot be read, or names a document that the corpus lacks.
+        UserError: the given run cannot be read, is of other queries altogether, or names a
+            document that the corpus lacks; or the benchmark publishes no candidates.
     """
+    warnings = [] if warnings is None else warnings
     if first_stage.kind == "run":
-        run = _given_run(benchmark, first_stage)
+        run = _fitting(trec.read_run(first_stage.path), benchmark, first_stage.path, warnings)
+    elif first_stage.kind == "published":
+        run = _fitting(_published(benchmark), benchmark, f"the candidates of {benchmark.name}", warnings)
     else:
         run = bm25(
             benchmark.documents,
@@ -29,6 +46,7 @@ def candidates(benchmark: Benchmark, first_stage: FirstStageConfig) -> Iterator[
             first_stage.depth + max((len(query.excluded) for query in benchmark.queries), default=0),
             k1=first_stage.k1,
             b=first_stage.b,
+            query_weights=first_stage.query_weights,
             analyzer=Analyzer(with_language(first_stage, benchmark.documents)),
         )
     contents = {document.doc_id: document.contents for document in benchmark.documents}
@@ -49,6 +67,7 @@ def bm25(
     *,
     k1: float = 0.9,
     b: float = 0.4,
+    query_weights: Literal["count", "bm25"] = "count",
     analyzer: Analyzer | None = None,
 ) -> Run:
     """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.analyzer` finds.
@@ -56,6 +75,8 @@ def bm25(
     Documents that share no word with the query are left out.
 
     Args:
+        query_weights: what a word of a query weighs: how often it is there, or its BM25 weight there,
+            as a document's is. The latter is how BRIGHT's BM25 (gensim's) and Anserini's ``bm25qs`` rank.
         analyzer: which words there are; None: English, as Lucene has it.
     """
     import bm25s
@@ -67,8 +88,12 @@ def bm25(
     index = bm25s.BM25(k1=k1, b=b)
     index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
-    asked = analyzer.tokens(f"{query.text} {query.instruction}" for query in queries)
-    places, scores = index.retrieve(asked, k=depth, show_progress=False, n_threads=1)
+    asked = analyzer.tokens(query.retrieval_text or f"{query.text} {query.instruction}" for query in queries)
+    if query_weights == "count":
+        places, scores = index.retrieve(asked, k=depth, show_progress=False, n_threads=1)
+    else:
+        length = sum(map(len, indexed.ids)) / len(documents)
+        places, scores = _retrieve_weighted(index, asked, depth, length)
     return {
         query.query_id: {
             documents[place].doc_id: float(score)
@@ -79,15 +104,41 @@ def bm25(
     }
 
 
-def _given_run(benchmark: Benchmark, first_stage: FirstStageConfig) -> Run:
-    from limrank.data import trec
+def _retrieve_weighted(index: bm25s.BM25, asked: Tokenized, depth: int, length: float) -> tuple[ndarray, ndarray]:
+    """As ``index.retrieve``: places and scores of the best ``depth`` documents, a row a query; the words
+    of a query by their BM25 weights. ``length`` is the mean document's, in words."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
 
-    run = trec.read_run(first_stage.path)
-    known = {document.doc_id for document in benchmark.documents}
-    for query in benchmark.queries:
-        for doc_id in run.get(query.query_id, ()):
-            if doc_id not in known:
-                raise UserError(
-                    f"{first_stage.path}: document {doc_id!r} of query {query.query_id!r} is not in the corpus"
-                )
-    return run
+    starts, documents = index.scores["indptr"], index.scores["num_docs"]
+    weights = csr_matrix((index.scores["data"], index.scores["indices"], starts), shape=(len(starts) - 1, documents))
+    holding = np.diff(starts)
+    idf = np.log1p((documents - holding + 0.5) / (holding + 0.5))
+    words = {place: word for word, place in asked.vocab.items()}
+    found = []
+    for query in asked.ids:
+        known = np.asarray(index.get_tokens_ids([words[place] for place in query]), dtype=np.int64)
+        ids, counts = np.unique(known, return_counts=True)
+        norm = index.k1 * (1 - index.b + index.b * len(known) / length)
+        query_weights = csr_matrix((idf[ids] * counts / (counts + norm), ids, [0, len(ids)]), shape=(1, len(holding)))
+        scores = (query_weights @ weights).toarray()[0]
+        best = np.argsort(-scores, kind="stable")[:depth]
+        found.append((best, scores[best]))
+    return np.array([places for places, _ in found]), np.array([scores for _, scores in found])
+
+
+def _published(benchmark: Benchmark) -> Run:
+    if benchmark.published is None:
+        raise UserError(
+            f"first_stage.kind=published: {benchmark.name} publishes no candidates; the hub's followir/<collection> do"
+        )
+    return benchmark.published()
+
+
+def _fitting(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
+    """The run's lists for the benchmark's queries, of documents that it has."""
+    lists, told = fit_run(run, benchmark, where)
+    if strange := strange_documents(lists, benchmark):
+        raise UserError(f"{where}: {strange}")
+    warnings += told
+    return lists

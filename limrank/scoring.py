@@ -1,10 +1,13 @@
 """Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair.
 
 *Think, then ask*: the model writes a chain until ``</think>``, its own end, or the
-budget; the chain is closed; both labels' log-probabilities of the next token are read
-in one request of one token, whose prefix the engine has cached. ``direct`` is the same
-with an empty chain. The prompt and the label tokens are Rank1's and LimRank's (the
-published weights need them byte for byte); nothing else knows label tokens.
+budget; a chain that it did not close is cut and closed; both labels' log-probabilities of
+the next token are read in one request of one token, whose prefix the engine has cached.
+``direct`` is the same with an empty chain. The prompt and the label tokens are Rank1's and
+LimRank's (the published weights need them byte for byte); nothing else knows label tokens.
+
+The label is asked after the very tokens that the model wrote, or was trained on: ``.`` and a
+line end are one token in Qwen's vocabulary, and two where they are encoded apart.
 """
 
 from __future__ import annotations
@@ -18,21 +21,24 @@ from functools import partial
 
 from limrank import prompts
 from limrank.cascade import cascade
-from limrank.config import ScoringConfig
+from limrank.config import Compatibility, ScoringConfig
 from limrank.encoding import (
     CLOSE,
     PLACE,
     THINK_CLOSE,
     THINK_OPEN,
     PairPrompt,
+    close_tokens,
+    encode_closed,
     encode_example,
     encode_pair,
     encode_template,
     encode_text,
+    encode_written,
     pair_text,
     prompt_query,
 )
-from limrank.engines.base import Engine, Judge, Tokenizer, label_token_ids
+from limrank.engines.base import Engine, Generation, Judge, Tokenizer, label_token_ids
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 
@@ -48,8 +54,11 @@ __all__ = [
     "TRUE",
     "PairPrompt",
     "check_labels",
+    "close_tokens",
     "completion",
     "cut_at_sentence",
+    "cut_chain",
+    "encode_closed",
     "encode_example",
     "encode_pair",
     "encode_template",
@@ -63,6 +72,9 @@ __all__ = [
     "score_query",
     "with_prompt_text",
 ]
+
+_NOTHING = Generation("", "length", 0, 0, 0)
+"""What is written where the prompt leaves no room for a chain."""
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
 
@@ -186,24 +198,26 @@ def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment
 
 async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
     tokenizer = engine.tokenizer
-    close = encode_template(tokenizer, CLOSE)
-    # One more token for the label. A long prompt keeps at least half of the context from
-    # its chain; the chain may have all that a short one leaves.
-    context = engine.limits.context - len(close) - 1
-    room = context - min(scoring.think_tokens, engine.limits.context // 2)
+    # Beside prompt and chain there is room for the close, and one more token for the label.
+    context = engine.limits.context - close_tokens(tokenizer) - 1
+    kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
+    room = context - min(scoring.think_tokens, kept)
     prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)
-    budget = min(scoring.think_tokens, context - len(prompt.ids))
-    chain, status, generated, thought = None, ScoreStatus.DIRECT, 0, []
-    if budget:
-        generation = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE])
-        generated = generation.generated_tokens
-        finished = generation.finish_reason == "stop"
-        status = ScoreStatus.COMPLETE if finished else ScoreStatus.FORCED
-        chain = generation.text if finished else cut_at_sentence(generation.text)
-        chain = chain.rstrip()
-        thought = encode_text(tokenizer, chain) if chain else []
+    chain, status, generated = None, ScoreStatus.DIRECT, 0
+    if scoring.think_tokens:
+        # The chain may have all that the prompt leaves.
+        budget = min(scoring.think_tokens, context - len(prompt.ids))
+        written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE]) if budget else _NOTHING
+        generated = written.generated_tokens
+        closed = written.stop == THINK_CLOSE
+        status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
+        chain = written.text if closed else cut_chain(written.text, scoring.compatibility)
+    if status == ScoreStatus.COMPLETE:
+        asked = encode_written(tokenizer, prompt, chain, written.ids)
+    else:
+        asked = _closed(tokenizer, prompt, chain or "", engine.limits.context - 1)
     try:
-        score, error = await label_score(engine, [*prompt.ids, *thought[:budget], *close]), None
+        score, error = await label_score(engine, asked), None
     except RowError as failed:
         score, error, status = None, failed, ScoreStatus.FAILED  # its chain was paid for
     return Judgment(
@@ -226,6 +240,29 @@ async def label_score(engine: Engine, ids: list[int]) -> float:
         raise RowError(f"the engine's log-probabilities are not finite: {logprobs}")
     # exp overflows beyond 709; there the score is 0 to every digit anyway.
     return 1.0 / (1.0 + math.exp(min(difference, 700.0)))
+
+
+def _closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, most: int) -> list[int]:
+    """Prompt, chain and close in at most so many tokens: a chain that is encoded again may have more
+    than were generated, and loses its end then."""
+    while len(ids := encode_closed(tokenizer, prompt, chain)) > most and chain:
+        words = encode_text(tokenizer, chain)
+        chain = chain[: min(len(chain) - 1, len(tokenizer.decode(words[: max(0, len(words) - len(ids) + most)])))]
+    return ids
+
+
+def cut_chain(chain: str, compatibility: Compatibility | None = None) -> str:
+    """What is judged of a chain that did not close: all up to its last sentence end.
+
+    ``rank1`` cuts as the reference does: at the last of ``.!?``, which may stand in a number
+    ("version 3.5 of" becomes "version 3."), and puts a line end before the chain where the model
+    wrote none.
+    """
+    if compatibility is None:
+        return cut_at_sentence(chain).rstrip()
+    chain = chain.rstrip()
+    end = max(map(chain.rfind, ".!?")) + 1
+    return "\n" + (chain[:end] if end else chain).strip()
 
 
 def cut_at_sentence(chain: str) -> str:

@@ -40,7 +40,7 @@ def load(path: str | Path, split: str = "test") -> Benchmark:
         warning = (
             f"{folder / 'qrels'}: no judgements there: all {len(queries)} queries are taken, none can be evaluated"
         )
-        return Benchmark(name, documents, queries, {}, [warning])
+        return Benchmark(name, documents, queries, {}, [warning, *_of_exclusions(name, documents, queries)])
     return judged_benchmark(name, documents, queries, read_qrels(qrels_file))
 
 
@@ -58,8 +58,24 @@ def judged_benchmark(name: str, documents: list[Document], queries: list[Query],
     if lost := len(qrels) - len(kept):
         warnings.append(f"{name}: the judgements of {lost} queries that the collection lacks are left out")
     if absent := sum(doc_id not in known_documents for grades in kept.values() for doc_id in grades):
-        warnings.append(f"{name}: {absent} judgements name documents that the collection lacks; they stay in the ideal")
-    return Benchmark(name, documents, [query for query in queries if query.query_id in kept], kept, warnings)
+        told = f"{name}: {absent} judgements name documents that the collection lacks; they stay in the ideal"
+        if absent == sum(len(grades) for grades in kept.values()):
+            told = f"{name}: all {absent} judgements name documents that the collection lacks: are their ids its own?"
+        warnings.append(told)
+    asked = [query for query in queries if query.query_id in kept]
+    return Benchmark(name, documents, asked, kept, warnings + _of_exclusions(name, documents, asked))
+
+
+def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -> list[str]:
+    """A warning where no exclusion can have an effect; some of them may well name what is not there."""
+    excluded = {doc_id: query.query_id for query in queries for doc_id in sorted(query.excluded)}
+    if not excluded or any(document.doc_id in excluded for document in documents):
+        return []
+    doc_id, query_id = next(iter(excluded.items()))
+    return [
+        f"{name}: none of the {len(excluded)} documents that queries exclude is in the collection, such as "
+        f"{brief(doc_id)} of query {brief(query_id)}: nothing is excluded"
+    ]
 
 
 def find_file(folder: Path, name: str) -> Path:

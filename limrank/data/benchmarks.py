@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import get_args
 
+from limrank import prompts
 from limrank.analyzer import words
-from limrank.config import DataConfig
+from limrank.config import DataConfig, Rewriting
 from limrank.data import beir, hub
 from limrank.errors import UserError
-from limrank.files import opened
+from limrank.files import kind_of, opened, shown
+from limrank.parsing import brief
 from limrank.records import Benchmark
 
 
@@ -26,7 +30,7 @@ def load(data: DataConfig) -> Benchmark:
     if data.format == "beir":
         benchmark = beir.load(data.path, data.split)
     elif data.format == "hub":
-        benchmark = hub.load(data.name, data.split, data.path)
+        benchmark = hub.load(data.name, data.split, data.path, data.revision)
     elif data.format == "pydocs":
         from limrank.data import pydocs
 
@@ -35,7 +39,59 @@ def load(data: DataConfig) -> Benchmark:
         raise UserError(f"data.format: {data.format} is no benchmark: only `limrank rerank` takes it")
     if not benchmark.queries:
         raise UserError(f"{benchmark.name}: no query is left to rerank or evaluate: the judgements name none of them")
-    return without_themselves(select(benchmark, data.max_queries))
+    selected = without_themselves(select(benchmark, data.max_queries))
+    if template := query_template(data):
+        selected = replace(selected, queries=[replace(query, template=template) for query in selected.queries])
+    return _asked_rewritten(selected, data) if data.first_stage_queries else selected
+
+
+def query_template(data: DataConfig) -> str:
+    """The text that a reranker finds a query in, with its place; empty: the query alone.
+
+    Raises:
+        UserError: there is no such prompt, or it has no place for the query, or another place.
+    """
+    named = data.query_template or (hub.query_template(data.name) if data.format == "hub" else None)
+    if named is None:
+        return ""
+    template = prompts.load(named)
+    places = set(_PLACE.findall(template))
+    if "query" not in places:
+        raise UserError("data.query_template: has no {{ query }}: every query would be the same")
+    if unknown := sorted(places - {"query"}):
+        raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no place of it; {{{{ query }}}} is")
+    return template
+
+
+_PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+
+
+def _asked_rewritten(benchmark: Benchmark, data: DataConfig) -> Benchmark:
+    """The benchmark, its queries with the rewritings that BM25 is to be asked."""
+    source = data.first_stage_queries
+    texts = _rewritten(data)
+    lacking = [query.query_id for query in benchmark.queries if not texts.get(query.query_id, "").strip()]
+    if lacking:
+        raise UserError(
+            f"data.first_stage_queries: {source} has no text for {len(lacking)} of the {len(benchmark.queries)} queries "
+            f"of {benchmark.name}, such as {brief(lacking[0])}"
+        )
+    queries = [replace(query, retrieval_text=texts[query.query_id]) for query in benchmark.queries]
+    return replace(benchmark, queries=queries)
+
+
+def _rewritten(data: DataConfig) -> dict[str, str]:
+    """``{query_id: text}`` of ``data.first_stage_queries``."""
+    source = data.first_stage_queries
+    if source in get_args(Rewriting):
+        if data.format != "hub":
+            raise UserError(f"data.first_stage_queries: {source} is BRIGHT's; data.format={data.format} takes a file")
+        return hub.rewritten(data.name, source, data.path, data.revision)
+    if kind_of(source) != "file":
+        raise UserError(
+            f"data.first_stage_queries: {shown(source)}: no such file, and BRIGHT's are {', '.join(get_args(Rewriting))}"
+        )
+    return {query.query_id: query.text for query in beir.read_queries(source)}
 
 
 def without_themselves(benchmark: Benchmark) -> Benchmark:
@@ -83,13 +139,15 @@ def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
         return benchmark
     queries = [benchmark.queries[i * n // max_queries] for i in range(max_queries)]
     qrels = {query.query_id: benchmark.qrels[query.query_id] for query in queries if query.query_id in benchmark.qrels}
-    return Benchmark(benchmark.name, benchmark.documents, queries, qrels, benchmark.warnings)
+    unselected = frozenset(query.query_id for query in benchmark.queries) - {query.query_id for query in queries}
+    return replace(benchmark, queries=queries, qrels=qrels, unselected=unselected)
 
 
 def fingerprint(data: DataConfig) -> str:
     """SHA-256 (hex) of what a job's rows take from the data: documents, queries, and which
     queries are selected (split, ``max_queries``). A local folder counts by the contents of
-    its files, wherever it lies; judgements do not count, nor is the hub asked.
+    its files, wherever it lies; of the hub, which is not asked, the name and ``data.revision``
+    count, and so does what BM25 is asked. Judgements do not.
 
     Raises:
         UserError: a file is missing.
@@ -99,6 +157,14 @@ def fingerprint(data: DataConfig) -> str:
         # The length in front keeps "ab", "c" apart from "a", "bc".
         digest.update(f"{len(part)}:".encode() + part)
     return digest.hexdigest()
+
+
+def provenance(data: DataConfig) -> dict[str, str | None]:
+    """What a run's manifest tells of its data: ``name``, and of the hub the git ``revision`` that was
+    asked for (None: the newest). Empty for a folder, whose contents the config hash covers."""
+    if data.format != "hub" or data.path:
+        return {}
+    return {"name": data.name, "revision": hub.pinned(data.name, data.revision)}
 
 
 def file_fingerprint(path: str | Path) -> str:
@@ -116,6 +182,8 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
             yield from _file_parts(beir.find_file(Path(data.path), name))
     elif data.format == "hub":
         yield data.name.encode()
+        if data.revision:
+            yield f"at {hub.pinned(data.name, data.revision)}".encode()
         if data.path:
             for file in sorted(file for file in Path(data.path).rglob("*") if file.is_file()):
                 yield from _file_parts(file)
@@ -126,6 +194,10 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
             yield json.dumps([document.doc_id, document.title, document.text]).encode()
         for query in pydocs.queries(data.split):
             yield json.dumps([query.query_id, query.text]).encode()
+    if data.first_stage_queries in get_args(Rewriting):
+        yield f"asks {data.first_stage_queries}".encode()
+    elif data.first_stage_queries:
+        yield file_fingerprint(data.first_stage_queries).encode()
 
 
 def _file_parts(path: Path) -> Iterator[bytes]:

@@ -194,7 +194,7 @@ def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str,
     for query in queries:
         grades = qrels.get(query.query_id, {})
         relevant = [doc_id for doc_id, grade in grades.items() if grade > 0]
-        usable = [doc_id for doc_id in relevant if passages.get(doc_id)]
+        usable = [doc_id for doc_id in relevant if passages.get(doc_id, "").strip()]
         judged += bool(relevant)
         if usable and query.text.strip():
             best = max(usable, key=grades.__getitem__)  # the first of several: as they were judged

@@ -39,7 +39,10 @@ class Tokenizer(Protocol):
 class Generation:
     """What was written. ``finish_reason`` is ``stop`` (the model or a stop string ended
     it) or ``length`` (it ran into ``max_tokens``); the stop string is not in ``text``.
-    ``reasoning`` is the chain of an endpoint that gives it apart from its answer."""
+    ``reasoning`` is the chain of an endpoint that gives it apart from its answer.
+    ``stop`` is the stop string that ended it; None where the model's own end did, or its length.
+    ``ids`` are the tokens that the model wrote, those of the stop string included: text that is
+    encoded again need not become the same ones. Empty where the engine does not tell."""
 
     text: str
     finish_reason: str
@@ -47,6 +50,8 @@ class Generation:
     cached_tokens: int
     generated_tokens: int
     reasoning: str | None = None
+    stop: str | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

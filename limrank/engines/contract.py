@@ -34,19 +34,23 @@ class Served:
     max_model_len: int | None
     mode: str
     max_think_tokens: int
+    min_think_tokens: int | None
+    compatibility: str | None
     prompt: str
     cutoff: int | None
     band: float | None
 
     @classmethod
     def of(cls, model: ModelConfig, scoring: ScoringConfig) -> Served:
-        cascade = scoring.mode == "cascade"
+        cascade, thinks = scoring.mode == "cascade", scoring.think_tokens > 0
         return cls(
             model=models.served_name(model.id),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             mode=scoring.mode,
             max_think_tokens=scoring.think_tokens,
+            min_think_tokens=scoring.min_think_tokens if thinks else None,
+            compatibility=scoring.compatibility if thinks else None,
             prompt=hashlib.sha256(prompts.load(scoring.prompt).encode()).hexdigest()[:16],
             cutoff=scoring.cutoff if cascade else None,
             band=scoring.band if cascade else None,

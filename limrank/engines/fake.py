@@ -92,12 +92,17 @@ class FakeEngine:
         else:
             words = [rng.choice(_WORDS) for _ in range(min(max_tokens, 24))]
             answer, finish = " ".join(words) + ".", "stop" if max_tokens > 24 else "length"
-        ends = [end for text in stop if (end := answer.find(text)) >= 0]
+        ends = [(end, text) for text in stop if (end := answer.find(text)) >= 0]
+        stopped_by = None
         if ends:
-            answer, finish = answer[: min(ends)], "stop"
+            end, stopped_by = min(ends)
+            answer, finish = answer[:end], "stop"
+        elif stop and finish == "stop":
+            stopped_by = stop[0]  # which it would write next
         generated = len(answer.split())
         record_usage(length, 0, generated)
-        return Generation(answer, finish, length, 0, generated)
+        ids = self.tokenizer.encode(answer) + (self.tokenizer.encode(stopped_by) if stopped_by else [])
+        return Generation(answer, finish, length, 0, generated, stop=stopped_by, ids=tuple(ids))
 
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()

@@ -107,11 +107,14 @@ class OpenAIEngine:
             # vLLM and SGLang leave special tokens out of the text, where the stop would not be seen.
             options["skip_special_tokens"] = False
         answer, tokens = await self._ask(prompt, options, lambda body: answer_of(body, chat=_is_chat(prompt)))
-        text, stopped = cut_at(answer.text, stop)  # an endpoint need not know stops
+        text, stopped_by = cut_at(answer.text, stop)  # an endpoint need not know stops
         # An endpoint may quote the key in an answer too.
         text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
-        reason = "stop" if stopped else answer.finish_reason
-        return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning)
+        reason = "stop" if stopped_by else answer.finish_reason
+        if stopped_by is None and reason == "stop" and answer.stopped is not False and len(stop) == 1:
+            # The endpoint cut it off. Most do not tell that from the model's own end.
+            stopped_by = stop[0]
+        return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning, stopped_by)
 
     async def stream(
         self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()

@@ -64,11 +64,13 @@ class FaultError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The first choice of an answer."""
+    """The first choice of an answer. ``stopped`` tells whether a stop string ended it; None: that
+    is not told."""
 
     text: str
     finish_reason: str
     reasoning: str | None
+    stopped: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
     if reason == "content_filter":
         raise FaultError("the endpoint's content filter cut the answer", 400)
     if not chat:
-        return Answer(_text(choice.get("text"), "text"), _finish(reason), None)
+        return Answer(_text(choice.get("text"), "text"), _finish(reason), None, _stopped(choice))
     message = choice.get("message")
     if not isinstance(message, dict):
         raise FaultError("an answer without a message", 500)
@@ -202,7 +204,7 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
         raise FaultError(f"the model refused: {told(str(refusal))}", 400)
     if content is None and reasoning:
         content = ""
-    return Answer(_text(content, "content"), _finish(reason), reasoning)
+    return Answer(_text(content, "content"), _finish(reason), reasoning, _stopped(choice))
 
 
 def piece_of(event: dict[str, Any], *, chat: bool) -> str:
@@ -251,6 +253,13 @@ def _reasoning(message: dict[str, Any]) -> str | None:
         if isinstance(message.get(key), str) and message[key]:
             return message[key]
     return _parts(message.get("content"), "thinking") or None
+
+
+def _stopped(choice: dict[str, Any]) -> bool | None:
+    """vLLM gives the stop string or token as ``stop_reason``, and null at the model's own end."""
+    if "stop_reason" not in choice or not isinstance(choice["stop_reason"], str | int | None):
+        return None
+    return choice["stop_reason"] is not None
 
 
 def _finish(reason: Any) -> str:

@@ -100,7 +100,10 @@ class Parameters:
         return True
 
 
-def cut_at(text: str, stops: Any) -> tuple[str, bool]:
-    """A text up to the first of its stops, and whether there was one."""
-    found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+def cut_at(text: str, stops: Any) -> tuple[str, str | None]:
+    """A text up to the first of its stops, and which that is; None: it has none."""
+    found = [(at, stop) for stop in stops if stop and (at := text.find(stop)) >= 0]
+    if not found:
+        return text, None
+    at, stop = min(found)
+    return text[:at], stop

@@ -90,6 +90,8 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             generated_tokens=len(completion.token_ids),
+            stop=self._stopped_by(completion.stop_reason),
+            ids=tuple(completion.token_ids),
         )
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
@@ -146,6 +148,12 @@ class VllmEngine:
             "stop_token_ids": [added[text] for text in stop if text in added],
             "skip_special_tokens": False,
         }
+
+    def _stopped_by(self, reason: str | int | None) -> str | None:
+        """The stop string of what vLLM says: itself, or the id of its token; None: the model's own end."""
+        if not isinstance(reason, int):
+            return reason
+        return next((text for text, an_id in self.tokenizer.get_added_vocab().items() if an_id == reason), None)
 
     async def _last(self, prompt: Prompt, params: Any) -> Any:
         last = None

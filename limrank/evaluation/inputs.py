@@ -14,13 +14,14 @@ import yaml
 
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.data import beir, benchmarks, hub, trec
+from limrank.data.fitting import fit_queries, fit_run, strange_documents
 from limrank.errors import UnavailableError, UserError
 from limrank.files import is_file, kind_of, listed, opened
 from limrank.manifest import parse_manifest
 from limrank.parsing import parse_yaml
 from limrank.receipts import is_chunk_file
 from limrank.recipe import checked
-from limrank.records import Qrels, Query, Run
+from limrank.records import Benchmark, Qrels, Query, Run
 
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 
@@ -114,18 +115,35 @@ def _given_run(config: EvaluateJob) -> Inputs:
     path = Path(config.evaluation.run)
     if config.data is None:
         raise UserError(f"data: is needed with evaluation.run, to know what {path.name} is judged by")
-    run = trec.read_run(path)
-    benchmark = benchmarks.load(config.data)
-    warnings = [*benchmark.warnings]
+    given = trec.read_run(path)
+    # A given run has been retrieved: what BM25 would be asked plays no part.
+    benchmark = benchmarks.load(config.data.model_copy(update={"first_stage_queries": None}))
+    fitting, of_queries = fit_run(given, benchmark, str(path))
+    run = drop_excluded(fitting, benchmark.queries)
+    warnings = [*benchmark.warnings, *of_queries, *_of_documents(run, benchmark, path)]
     return Inputs(
         name=path.name,
-        run=drop_excluded(run, benchmark.queries),
+        run=run,
         queries=benchmark.queries,
         qrels=benchmark.qrels,
         flipped=_flipped(config.data, benchmark.qrels, warnings),
-        facts={"run": str(path), "benchmark": benchmark.name},
+        facts={"run": str(path), "benchmark": benchmark.name} | _revision(benchmarks.provenance(config.data)),
         warnings=warnings,
     )
+
+
+def _of_documents(run: Run, benchmark: Benchmark, path: Path) -> list[str]:
+    """A warning of documents that the corpus lacks: a folder may hold a part of what was ranked. A
+    run of which neither the corpus nor the judgements know a document is refused: it would score 0."""
+    strange = strange_documents(run, benchmark)
+    if not strange:
+        return []
+    known = {document.doc_id for document in benchmark.documents}
+    for query_id, scores in run.items():
+        judged = benchmark.qrels.get(query_id, {})
+        if any(doc_id in known or doc_id in judged for doc_id in scores):
+            return [f"{path}: {strange}"]
+    raise UserError(f"{path}: {strange}")
 
 
 def _check_finished(directory: str) -> None:
@@ -177,12 +195,13 @@ def _rerank_run(directory: Path) -> Inputs:
         raise UserError(
             f"run_dir {directory}: the rerank job is {manifest['status']}; run `limrank rerank` again, it goes on from there"
         )
-    run = trec.read_run(directory / "run.trec")
     queries = beir.read_queries(directory / "queries.jsonl")
+    file = directory / "run.trec"
+    run, of_run = fit_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
     selected = {query.query_id for query in queries}
     judged = trec.read_qrels(directory / "qrels.tsv")
     qrels = {query_id: grades for query_id, grades in judged.items() if query_id in selected}
-    warnings = []
+    warnings = of_run
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
     if failed := manifest.get("counts", {}).get("failed"):
@@ -242,7 +261,7 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
     if data.format != "hub" or not data.name.startswith("followir/"):
         return {}
     try:
-        topics = hub.flipped(data.name, data.path)
+        topics = hub.flipped(data.name, data.path, data.revision)
     except UserError as error:
         # The other measures need nothing from the hub.
         warnings.append(f"p-MRR is left out: {error}")
@@ -288,11 +307,17 @@ def _system_name(model: str, scoring: str) -> str:
 def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     facts = {"run": str(directory)}
     facts |= {name: str(manifest[name]) for name in ("status", "started_at", "config_hash") if name in manifest}
+    facts |= _revision(manifest.get("data", {}))
     if versions := manifest.get("versions"):
         facts["versions of the run"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     if recipe:
         facts["recipe"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
     return facts
+
+
+def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
+    """The fact that a report tells of data from the hub, as ``benchmarks.provenance`` has it."""
+    return {"data revision": data.get("revision") or "the hub's newest"} if data else {}
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

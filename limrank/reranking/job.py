@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from limrank import cluster, models, prompts
 from limrank.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
+from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.engines.serve_client import ServedReranker
-from limrank.errors import UserError
+from limrank.errors import UnavailableError, UserError
 from limrank.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.plan import Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
@@ -136,6 +137,8 @@ def run(
         inputs=input_paths(config),
     ) as run_dir:
         source.keep_selection(run_dir.storage)
+        if known := source.provenance():
+            run_dir.note(data=known)
         if config.scoring.mode == "none":
             summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
         else:
@@ -163,8 +166,12 @@ def run(
 
 
 def plan(config: RerankJob) -> dict[str, Any]:
-    """What a run would do, for ``--dry-run``: nothing is started or written."""
-    source = open_source(config)
+    """What a run would do, for ``--dry-run``: nothing is started or written. Where the hub does not
+    give the benchmark, the form of its prompts is known all the same."""
+    try:
+        source = open_source(config)
+    except UnavailableError as error:
+        return {"not known on this machine": str(error), "first_prompt": _form_of_prompt(config)}
     source.check()
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
@@ -181,6 +188,14 @@ def plan(config: RerankJob) -> dict[str, Any]:
         "first_prompt": prompt,
         "warnings": source.warnings,
     }
+
+
+def _form_of_prompt(config: RerankJob) -> str | None:
+    """The prompt of every pair, with its places still open."""
+    if config.scoring.mode == "none":
+        return None
+    query = Query("", "{{ query }}", template=benchmarks.query_template(config.data))
+    return pair_text(prompt_template(config.scoring), query, "{{ passage }}")
 
 
 def rows_hash(config: RerankJob, source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from limrank.data.pairs import Pairs, open_pairs
 from limrank.errors import UserError
 from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.records import Benchmark, Candidate, Query
+from limrank.scoring import prompt_query
 from limrank.storage import Storage
 
 
@@ -35,6 +37,9 @@ class Source(Protocol):
     def hash_parts(self) -> dict[str, Any]:
         """All that the queries and candidates depend on, for the config hash."""
 
+    def provenance(self) -> dict[str, str | None]:
+        """Where the data is from, for the manifest; empty where the recipe's path says it all."""
+
     def keep_selection(self, storage: Storage) -> None:
         """Leave in the run directory what evaluation will need."""
 
@@ -47,7 +52,7 @@ def open_source(config: RerankJob) -> Source:
 
 
 class BenchmarkSource:
-    """A benchmark's queries, with the candidates that BM25 or a given run finds for them."""
+    """A benchmark's queries, with the candidates that BM25, a given run or the benchmark itself finds for them."""
 
     def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
         self._config = config
@@ -62,9 +67,10 @@ class BenchmarkSource:
         if not without:
             return
         asked = len(self._benchmark.queries)
-        by = f"the run {first_stage.path}" if first_stage.kind == "run" else "BM25"
+        names = {"bm25": "BM25", "run": f"the run {first_stage.path}", "published": "what the benchmark publishes"}
+        by = names[first_stage.kind]
         if len(without) == asked:
-            hint = "are its query ids the benchmark's?" if first_stage.kind == "run" else "see first_stage.language"
+            hint = "see first_stage.language" if first_stage.kind == "bm25" else "are its query ids the benchmark's?"
             raise UserError(f"first_stage: {by} has no candidate for any of the {asked} queries: {hint}")
         self.warnings.append(
             f"{len(without)} of {asked} queries have no candidate by {by}, such as {without[0]!r}: they count 0 in evaluation"
@@ -72,7 +78,7 @@ class BenchmarkSource:
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
         if self._found is None:
-            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage))
+            self._found = list(retrieval.candidates(self._benchmark, self._config.first_stage, self.warnings))
         return iter(self._found)
 
     def hash_parts(self) -> dict[str, Any]:
@@ -81,9 +87,13 @@ class BenchmarkSource:
             "data": benchmarks.fingerprint(self._config.data),
             # Judgements select queries, and keep a document that is the query itself: others may make another run.
             "queries": [[query.query_id, sorted(query.excluded)] for query in self._benchmark.queries],
+            "query_template": benchmarks.query_template(self._config.data),
             "first_stage": first_stage.model_dump(exclude={"path"}),
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }
+
+    def provenance(self) -> dict[str, str | None]:
+        return benchmarks.provenance(self._config.data)
 
     def keep_selection(self, storage: Storage) -> None:
         """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
@@ -101,6 +111,7 @@ class PairsSource:
 
     def __init__(self, config: RerankJob, pairs: Pairs) -> None:
         self._max_queries = config.data.max_queries
+        self._template = benchmarks.query_template(config.data)
         self._pairs = pairs
         self.warnings = [*pairs.warnings]
         if config.first_stage != FirstStageConfig():
@@ -111,10 +122,17 @@ class PairsSource:
             pass
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
-        return self._pairs.queries(self._max_queries)
+        for query, candidates in self._pairs.queries(self._max_queries):
+            yield replace(query, template=self._template), candidates
 
     def hash_parts(self) -> dict[str, Any]:
-        return {"data": ["pairs", self._pairs.fingerprints, self._max_queries]}
+        return {
+            "data": ["pairs", self._pairs.fingerprints, self._max_queries],
+            "query_template": self._template,
+        }
+
+    def provenance(self) -> dict[str, str | None]:
+        return {}
 
     def keep_selection(self, storage: Storage) -> None:
         """Pairs carry no judgements: there is nothing to evaluate by."""
@@ -124,12 +142,14 @@ def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:
     """The source's queries as units of rerank_unit_schema(), weighed in pairs."""
     chain = scoring.think_tokens * GENERATED_TOKEN_COST
     for query, found in source.queries():
-        length = len(query.text) + len(query.instruction)
+        # Within its template a query is a text of its own, which a server is sent as well.
+        text, instruction = (prompt_query(query), "") if query.template else (query.text, query.instruction)
+        length = len(text) + len(instruction)
         unit = {
             "unit_id": query.query_id,
             "cost": sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found),
-            "query": query.text,
-            "instruction": query.instruction,
+            "query": text,
+            "instruction": instruction,
             "candidates": [
                 {"doc_id": each.doc_id, "text": each.text, "rank": each.rank, "score": each.score} for each in found
             ],

@@ -68,7 +68,7 @@ class Benchmarks:
 
         Args:
             sources: BEIR folders, or ``benchmark://NAME`` for pydocs and those of the hub
-                (:data:`limrank.data.hub.NAMES`). A folder may lack ``corpus.jsonl``: only its
+                (:data:`limrank.data.hub.NAMES`), these also with ``?revision=…``. A folder may lack ``corpus.jsonl``: only its
                 queries are found then, and a warning says so.
             split: of a folder, whose judgements count; None is all but ``train``.
 
@@ -158,16 +158,17 @@ def _benchmark_files(folder: Path) -> list[Path]:
     return [file for name, file in files.items() if name != "train" or len(files) == 1]
 
 
-def _named(name: str) -> tuple[list[_Text], list[_Text]]:
+def _named(source: str) -> tuple[list[_Text], list[_Text]]:
     """The judged queries and the relevant documents of a benchmark that limrank knows by name."""
-    if name == "pydocs":
+    name, _, revision = source.partition("?revision=")
+    if source == "pydocs":
         from limrank.data import pydocs
 
         benchmark = pydocs.benchmark("test")
     elif name in hub.NAMES:
-        benchmark = hub.load(name)
+        benchmark = hub.load(name, revision=revision or None)
     else:
-        raise UserError(f"{NAMED}{name}: there is no such benchmark; there are: pydocs, {', '.join(hub.NAMES)}")
+        raise UserError(f"{NAMED}{source}: there is no such benchmark; there are: pydocs, {', '.join(hub.NAMES)}")
     relevant = {doc_id for grades in benchmark.qrels.values() for doc_id, grade in grades.items() if grade > 0}
     return (
         [(name, each.query_id, each.text) for each in benchmark.queries],

@@ -69,7 +69,11 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         f"- loss of the last step: {progress['loss']:.4f}",
     ]
     if progress["best_step"] is not None:
-        lines.append(f"- weights of step {progress['best_step']}, the best on held-out data: {_best(config, progress)}")
+        best = f"step {progress['best_step']}, the best on held-out data: {_best(config, progress)}"
+        is_best = config.training.export == "best"
+        lines.append(
+            f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
+        )
     text = "\n".join(lines) + "\n"
     return {"model": text, "adapter": text + _ADAPTER}
 

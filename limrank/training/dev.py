@@ -16,7 +16,7 @@ from limrank.data import benchmarks
 from limrank.errors import RowError, UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.records import Qrels
-from limrank.scoring import CLOSE, TRUE, encode_pair, encode_template
+from limrank.scoring import TRUE, close_tokens, encode_closed, encode_pair
 from limrank.training.examples import EncodedExample
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ class DevSet:
     """Queries with their candidates, best of the first stage first.
 
     ``pairs`` are encoded up to where the label would stand, query by query; ``documents``
-    are (query id, document id) of each.
+    are (query id, document id) of each. ``warnings`` are sentences for a person, about the data.
     """
 
     pairs: list[EncodedExample]
     documents: list[tuple[str, str]]
     qrels: Qrels
+    warnings: list[str]
 
     def ndcg(self, scores: Sequence[float]) -> float:
         """Mean nDCG@10 of the candidates in the order of their scores, then of the first stage."""
@@ -58,21 +59,21 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
         UserError: the data is not there, a query alone is too long, or no query has a candidate.
     """
     benchmark = benchmarks.load(dev.data)
-    close, label = encode_template(tokenizer, CLOSE), tokenizer.encode(TRUE, add_special_tokens=False)
-    pairs, documents = [], []
-    for query, candidates in retrieval.candidates(benchmark, dev.first_stage):
+    close, label = close_tokens(tokenizer), tokenizer.encode(TRUE, add_special_tokens=False)
+    pairs, documents, warnings = [], [], [*benchmark.warnings]
+    for query, candidates in retrieval.candidates(benchmark, dev.first_stage, warnings):
         for candidate in candidates:
             try:
-                prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - len(close) - 1)
+                prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - close - 1)
             except RowError:
                 raise UserError(
                     f"dev: query {query.query_id} does not fit in training.cutoff_tokens={cutoff}"
                 ) from None
-            pairs.append(_asked([*prompt.ids, *close], label, query.query_id))
+            pairs.append(_asked(encode_closed(tokenizer, prompt, ""), label, query.query_id))
             documents.append((query.query_id, candidate.doc_id))
     if not pairs:
         raise UserError("dev: its first stage finds no candidate for any of its queries: look at dev.data")
-    return DevSet(pairs, documents, benchmark.qrels)
+    return DevSet(pairs, documents, benchmark.qrels, warnings)
 
 
 def _asked(prompt: list[int], label: list[int], query_id: str) -> EncodedExample:

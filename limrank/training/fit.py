@@ -39,7 +39,8 @@ class TrainResult:
     ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
     steps. Losses are the mean over completion tokens (or units, see ``objectives``): of the last
     step, and of the validation split at the last look (None where there is no split). ``best_step``
-    is the step whose weights were exported (None: the last), ``best_ndcg`` the dev set's nDCG@10 of these.
+    is that of the best look (None: nobody looked), ``best_ndcg`` the dev set's nDCG@10 there. Exported are
+    the weights of ``exported_step``: the same, or the last, as ``training.export`` says.
     ``dtype`` is what the model computed with (``bfloat16``: by autocast, over float32 weights).
     """
 
@@ -51,6 +52,7 @@ class TrainResult:
     validation_loss: float | None
     best_ndcg: float | None
     best_step: int | None
+    exported_step: int
     cut: int
     model_dir: str
     dtype: str | None
@@ -104,6 +106,7 @@ def fit(
         validation_loss=progress["validation_loss"],
         best_ndcg=progress["best_score"] if config.dev else None,
         best_step=progress["best_step"],
+        exported_step=(progress["best_step"] if config.training.export == "best" else None) or progress["step"],
         cut=planned["cut"],
         model_dir=storage.shown("model"),
         dtype=dtype,

@@ -78,7 +78,12 @@ def training_hash(config: TrainJob) -> str:
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
-            "dev": [config.dev.model_dump(exclude={"data": {"path"}}), benchmarks.fingerprint(config.dev.data)]
+            # What these name is in the fingerprint, or its text stands here.
+            "dev": [
+                config.dev.model_dump(exclude={"data": {"path", "revision", "first_stage_queries", "query_template"}}),
+                benchmarks.fingerprint(config.dev.data),
+                benchmarks.query_template(config.dev.data),
+            ]
             if config.dev
             else None,
             "seed": config.seed,
@@ -126,6 +131,8 @@ def _shown(config: TrainJob, result: TrainResult) -> list[str]:
     if result.best_step is not None:
         ranked = "" if result.best_ndcg is None else f", nDCG@10 {result.best_ndcg:.4f}"
         held_out += f", best at step {result.best_step}{ranked}"
+    if result.exported_step != (result.best_step or result.steps):
+        held_out += f", weights of step {result.exported_step}"
     rate = f", {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else ""
     return [
         f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.cut} cut",

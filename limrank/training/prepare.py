@@ -67,6 +67,7 @@ def choose(config: TrainJob) -> Chosen:
     warnings += _of_chains(config, examples)
     tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False))
     dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
+    warnings += [f"dev: {warning}" for warning in dev.warnings] if dev else []
     if dev and (without := len(dev.qrels) - len({query_id for query_id, _ in dev.documents})):
         warnings.append(f"dev: {without} of {len(dev.qrels)} queries have no candidate: they count 0")
     if dev and training.target == "think":

@@ -136,7 +136,7 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     )
     values = state.whole_parameters(first) if sharded else None
     if first:
-        if progress.best_step not in (None, progress.step):
+        if config.training.export == "best" and progress.best_step not in (None, progress.step):
             values = checkpoints.of_step(storage, progress.best_step)["parameters"]
         if sharded:
             model, _ = load_for_training(model_dir, config.training, dtype)

@@ -103,6 +103,27 @@ def test_max_tokens_ends_with_length(live):
     assert answer.generated_tokens == 5
 
 
+def test_an_answer_tells_the_stop_that_ended_it_and_its_tokens(live):
+    decode = live.engine.tokenizer.decode
+    whole = generate(live, TEXT, max_tokens=16)
+    stop = whole.text.split()[3]
+    stopped = generate(live, TEXT, max_tokens=16, stop=[stop])
+    cut = generate(live, TEXT, max_tokens=3, stop=["a stop that does not come"])
+    assert (whole.stop, stopped.stop, cut.stop) == (None, stop, None)
+    if live.kind == "vllm":  # an endpoint gives text alone
+        for answer in (whole, cut):
+            assert len(answer.ids) == answer.generated_tokens and decode(answer.ids) == answer.text
+        assert decode(stopped.ids).startswith(stopped.text + stop)
+        assert stopped.ids == whole.ids[: len(stopped.ids)]
+
+
+def test_the_model_s_own_end_is_no_stop(live):
+    ended = generate(live, CHAT, max_tokens=400, stop=["a stop that does not come"])
+    if live.kind == "fake":
+        pytest.skip("the fake engine has no end of its own: it is stopped by what it is asked to stop at")
+    assert (ended.finish_reason, ended.stop) == ("stop", None)
+
+
 def test_a_stop_string_ends_the_text_before_it(live):
     whole = generate(live, TEXT, max_tokens=16).text
     stop = whole.split()[3]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from limrank.config import DataConfig, FirstStageConfig
-from limrank.data import benchmarks
+from limrank.data import benchmarks, hub
 from limrank.data.trec import read_lines, read_qrels, read_run
 from limrank.evaluation.inputs import drop_excluded
 from limrank.evaluation.metrics import evaluate, p_mrr
@@ -68,6 +68,18 @@ def test_published_effectiveness(run, qrels, measure, published, digits):
     assert scores.missing == []
 
 
+def test_bm25_on_rewritten_queries_over_all_of_bright(shared_data):
+    """27.07 is the mean over the twelve subsets: BM25 that was asked GPT-4o's rewritings."""
+    subsets = {folder.name: folder for folder in (shared_data / BRIGHT).iterdir()}
+    assert subsets.keys() == set(hub.BRIGHT_SUBSETS)
+    means = []
+    for folder in subsets.values():
+        run, qrels = read_run(folder / "run.bm25_gpt4o_qe.trec.gz"), read_qrels(folder / "qrels" / "test.tsv")
+        assert run.keys() == qrels.keys()
+        means.append(evaluate(qrels, run, ["nDCG@10"]).mean["nDCG@10"])
+    assert f"{100 * sum(means) / len(means):.2f}" == "27.07"
+
+
 def test_p_mrr_agrees_with_mteb():
     vectors = json.loads((DATA / "followir" / "pmrr_vectors_from_mteb_tests.json").read_text())
     assert len(vectors) == 4
@@ -99,6 +111,7 @@ def test_the_ir_measures_command_prints_the_same(tmp_path):
         ("cranfield", {}, 0.366),
         ("cranfield", {"stemmer": "none"}, 0.348),
         ("bright_pony_tutorial", {}, 0.104),
+        ("bright_pony_tutorial", {"query_weights": "bm25"}, 0.125),  # gensim's LuceneBM25Model on both sides
     ],
 )
 def test_the_first_stage_is_the_field_s_bm25(collection, first_stage, expected):

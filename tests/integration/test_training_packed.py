@@ -17,7 +17,7 @@ from limrank.errors import EngineError, UserError
 from limrank.evaluation.metrics import evaluate
 from limrank.storage import Storage
 from limrank.training import fit
-from limrank.training.attention import PACKED, check_length, check_packing
+from limrank.training.attention import PACKED, check_length, check_packing, register
 from limrank.training.batches import epoch_steps, pack, single_units
 from limrank.training.dev import read_dev_set
 from limrank.training.examples import aim, encode_examples
@@ -92,7 +92,8 @@ def test_the_packaged_model_can_be_packed_whatever_it_is_rounded_to(method, dtyp
     packaged = models.resolve("smollm2-135m-instruct")
     model, _ = load_for_training(packaged, settings(method=method), dtype)
     layers, before = model.config.num_hidden_layers, [each.clone() for each in list(model.parameters())[:3]]
-    check_packing(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_packing(model)
     # It is only looked at.
     assert (model.config.num_hidden_layers, model.config._attn_implementation) == (layers, PACKED)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=False))
@@ -364,7 +365,10 @@ def test_looks_that_find_nothing_better_end_the_training(model_dir, train_file):
     assert (progress.step, progress.best_step, over) == (6, 2, [False] * 5 + [True])
 
 
-def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, local_ray, monkeypatch):
+@pytest.mark.parametrize("export", ["best", "last"])
+def test_the_weights_that_the_recipe_names_are_exported(
+    model_dir, train_file, tmp_path, local_ray, monkeypatch, export
+):
     """Held-out loss falls and rises again at a rate that is too high; and an event file is there."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     shape = {"epochs": 6, "batch_size": 5, "learning_rate": 0.1, "eval_steps": 2, "validation_share": 0.3}
@@ -372,18 +376,25 @@ def test_the_best_look_s_weights_are_exported(model_dir, train_file, tmp_path, l
         run_dir=str(tmp_path),
         model={"id": str(model_dir), "dtype": "float32"},
         workers={"replicas": 1, "cpus": 1},
-        training=settings(train_file=str(train_file), target="direct", tensorboard=True, **shape),
+        training=settings(train_file=str(train_file), target="direct", tensorboard=True, export=export, **shape),
         dev=DEV,
     )
     result = fit.fit(config, Storage(str(tmp_path)))
     looks = [line for line in read_metrics(Storage(str(tmp_path))) if "ndcg" in line]
     assert looks and all("validation_loss" in line for line in looks)
     best = max(looks, key=lambda line: line["ndcg"])
-    assert result.best_step == best["step"]
+    assert result.best_step == best["step"] < result.steps == looks[-1]["step"]
+    exported = best if export == "best" else looks[-1]
+    assert result.exported_step == exported["step"] and best["ndcg"] > looks[-1]["ndcg"]
+    register()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=PACKED)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     dev = read_dev_set(DEV, tokenizer, prompts.load("relevance"), config.training.cutoff_tokens)
-    assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(best["ndcg"], abs=1e-6)
+    assert dev.ndcg(direct_log_odds(model, dev.pairs, TRUE_FALSE, 4, "cpu")) == pytest.approx(
+        exported["ndcg"], abs=1e-6
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"- weights of step {exported['step']}, the {export}" in card
     states = [torch.load(file, weights_only=True) for file in (tmp_path / "checkpoints").glob("*/state.pt")]
     assert {state["progress"]["step"] for state in states} == {best["step"], result.steps}
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))

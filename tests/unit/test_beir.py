@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -145,6 +146,57 @@ def test_load_selects_and_refuses_what_has_no_query(folder):
     (folder / "qrels" / "test.tsv").write_text("stranger\td1\t1\n")
     with pytest.raises(UserError, match="no query is left"):
         benchmarks.load(data)
+
+
+def test_exclusions_and_judgements_that_name_nothing_there_are_told(folder):
+    (folder / "queries.jsonl").write_text(QUERIES.replace('"d3"', '"D3"'))
+    (folder / "qrels" / "test.tsv").write_text("q1\tD1\t1\nq2\tD2\t2\n")
+    assert beir.load(folder).warnings == [
+        "bread/test: all 2 judgements name documents that the collection lacks: are their ids its own?",
+        "bread/test: none of the 1 documents that queries exclude is in the collection, such as 'D3' of query 'q2': "
+        "nothing is excluded",
+    ]
+
+
+def test_queries_that_somebody_rewrote(folder, tmp_path):
+    """They are retrieval's: the queries stay what they are. More of them than are asked will do."""
+    rewritten = tmp_path / "rewritten.jsonl"
+    lines = [{"_id": query.query_id, "text": f"more about {query.text}"} for query in beir.load(folder).queries]
+    rewritten.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"_id": "another", "text": "x"}]))
+    data = DataConfig(format="beir", path=str(folder), first_stage_queries=str(rewritten))
+    asked, plain = benchmarks.load(data), benchmarks.load(DataConfig(format="beir", path=str(folder)))
+    assert [query.retrieval_text for query in asked.queries] == [f"more about {query.text}" for query in plain.queries]
+    assert [replace(query, retrieval_text="") for query in asked.queries] == plain.queries
+    before = benchmarks.fingerprint(data)
+    moved = data.model_copy(update={"first_stage_queries": str(rewritten.rename(tmp_path / "moved.jsonl"))})
+    assert (
+        benchmarks.fingerprint(moved) == before != benchmarks.fingerprint(DataConfig(format="beir", path=str(folder)))
+    )
+    (tmp_path / "moved.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert benchmarks.fingerprint(moved) != before
+
+
+def test_rewritten_queries_have_to_be_the_benchmark_s(folder, tmp_path):
+    def refusal(queries, data=None):
+        given = data or {"format": "beir", "path": str(folder)}
+        with pytest.raises(UserError) as caught:
+            benchmarks.load(DataConfig(**given, first_stage_queries=queries))
+        return str(caught.value)
+
+    first, *others = [query.query_id for query in beir.load(folder).queries]
+    rewritten = tmp_path / "rewritten.jsonl"
+    rewritten.write_text(json.dumps({"_id": first, "text": "x"}) + "\n")
+    lacking = (
+        f"has no text for {len(others)} of the {len(others) + 1} queries of {folder.name}/test, such as {others[0]!r}"
+    )
+    assert lacking in refusal(str(rewritten))
+    blank = [{"_id": first, "text": "x"}, *({"_id": each, "text": " "} for each in others)]
+    rewritten.write_text("".join(json.dumps(line) + "\n" for line in blank))
+    assert lacking in refusal(str(rewritten))
+    rewritten.write_text('{"_id": "q1"}\n')
+    assert refusal(str(rewritten)) == f"{rewritten}:1: text is missing"
+    assert "/gpt5_reason: no such file, and BRIGHT's are gpt4_reason, " in refusal(str(tmp_path / "gpt5_reason"))
+    assert "gpt4_reason is BRIGHT's; data.format=beir takes a file" in refusal("gpt4_reason")
 
 
 def test_the_fingerprint_is_of_what_the_rows_depend_on(folder, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from limrank import cli
-from limrank.config import DataConfig, RerankJob, TrainJob
+from limrank.config import DataConfig, FirstStageConfig, RerankJob, TrainJob
 from limrank.data import benchmarks
 from limrank.data.benchmarks import is_same_text
 from limrank.errors import UserError
@@ -135,8 +135,22 @@ def test_a_job_without_any_candidate_is_refused(tmp_path, capsys):
     path.write_text(json.dumps(recipe(folder, kind="run", path=str(run)).model_dump(mode="json")))
     for flags in ([], ["--dry-run"]):
         assert cli.main(["rerank", str(path), *flags]) == 2
-        assert "are its query ids the benchmark's?" in capsys.readouterr().err
+        assert "has no list for any of the 1 queries of b/test: its 1 query ids are such as" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_s_lists_for_strange_queries_are_counted_but_for_those_of_a_selection(tmp_path):
+    folder = beir(
+        tmp_path / "b", {"d": "merge feeds"}, {"q": "a", "r": "b", "s": "c"}, [(each, "d", 1) for each in "qrs"]
+    )
+    run = tmp_path / "given.trec"
+    run.write_text("q Q0 d 1 1.0 x\nr Q0 d 1 1.0 x\nz Q0 d 1 1.0 x\n")
+    config = recipe(folder, kind="run", path=str(run))
+    strange = f"{run}: 1 of its 3 lists are for queries that b/test does not have, such as 'z': they are left out"
+    without = f"1 of 3 queries have no candidate by the run {run}, such as 's': they count 0 in evaluation"
+    assert job.plan(config)["warnings"] == [strange, without]
+    one = config.model_copy(update={"data": config.data.model_copy(update={"max_queries": 1})})
+    assert job.plan(one)["warnings"] == [strange]
 
 
 def test_a_pipeline_is_refused_before_its_first_stage(tmp_path, capsys):
@@ -161,3 +175,8 @@ def test_a_training_tells_which_queries_of_its_dev_set_find_nothing(tmp_path):
         training={"train_file": str(train_file), "target": "direct"},
     )
     assert "dev: 1 of 2 queries have no candidate: they count 0" in choose(config).warnings
+    run = tmp_path / "given.trec"
+    run.write_text("q Q0 d 1 1.0 x\nz Q0 d 1 1.0 x\n")
+    given = config.dev.model_copy(update={"first_stage": FirstStageConfig(kind="run", path=str(run))})
+    strange = f"dev: {run}: 1 of its 2 lists are for queries that b/test does not have, such as 'z': they are left out"
+    assert strange in choose(config.model_copy(update={"dev": given})).warnings

@@ -87,7 +87,7 @@ def test_a_directory_that_is_no_model(recipe, refused, home):
 def test_unknown_prompt(recipe, refused):
     name = recipe(scoring={"mode": "direct", "prompt": "relevence"})
     message = refused("rerank", name, "--dry-run")
-    assert message.startswith("prompt relevence: no such file, and not one of relevance, synth_chain")
+    assert message.startswith("prompt relevence: no such file, and not one of bright, bright_aops, ")
 
 
 def test_missing_folder(recipe, refused, home):
@@ -115,9 +115,11 @@ def test_a_line_that_is_not_json(recipe, refused, home):
 
 
 def test_a_run_that_names_other_documents(recipe, refused, home):
-    (home / "first.trec").write_text("q1 Q0 d9 1 1.0 x\n")
+    (home / "first.trec").write_text("q1 Q0 d9 1 1.0 x\nq1 Q0 d1 2 0.5 x\n")
     name = recipe(first_stage={"kind": "run", "path": "first.trec"})
-    assert refused("rerank", name) == f"{home}/first.trec: document 'd9' of query 'q1' is not in the corpus"
+    assert refused("rerank", name) == (
+        f"{home}/first.trec: the corpus lacks 1 of the 2 documents that it ranks, such as 'd9' of query 'q1'"
+    )
 
 
 def test_another_config_s_run_dir(recipe, refused, capsys, home):

@@ -3,7 +3,7 @@ import yaml
 
 from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, config_hash, dump_config, is_uri
 from limrank.errors import UserError
-from limrank.recipe import load_config, parse_config, path_values, with_values
+from limrank.recipe import input_paths, load_config, parse_config, path_values, with_values
 
 
 @pytest.fixture
@@ -159,6 +159,20 @@ def test_what_depends_on_another_key(recipe):
     assert "learning_rate" in refusal(recipe(train + "{train_file: t.jsonl, learning_rate: .inf}\n"))
     board = "job: train\nrun_dir: s3://bucket/run\ntraining: {train_file: t.jsonl, tensorboard: true}\n"
     assert "need a local run_dir, which s3://bucket/run is not" in refusal(recipe(board))
+    assert "data.revision is of a data set on the hub: data.format=pydocs has none" in refusal(
+        recipe(RERANK + "data: {revision: mteb}\n")
+    )
+    local = RERANK + "data: {format: hub, name: litsearch, path: there, revision: mteb}\n"
+    assert "data.path is read in its place: unset one" in refusal(recipe(local))
+    rewritten = "data: {format: hub, name: bright/pony, first_stage_queries: gpt4_reason}\n"
+    assert "first_stage.kind=published does not do: unset one" in refusal(
+        recipe(RERANK + rewritten + "first_stage: {kind: published}\n")
+    )
+    assert "dev.data.first_stage_queries is what BM25 is asked" in refusal(
+        recipe(train + f"{{train_file: t.jsonl}}\ndev: {{first_stage: {{kind: published}}, {rewritten.strip()}}}\n")
+    )
+    pairs = RERANK + "data: {format: pairs, path: p.parquet, first_stage_queries: q.jsonl}\n"
+    assert "pairs have no first stage to ask" in refusal(recipe(pairs))
 
 
 def test_paths_are_absolute_from_where_the_command_is_given(recipe, tmp_path):
@@ -216,6 +230,16 @@ def test_pydocs_is_a_word_for_seeds_and_a_path_elsewhere(recipe, tmp_path):
     config = load_config(recipe("job: synthesize\nrun_dir: pydocs\n"))
     assert config.synthesis.seeds == "pydocs"
     assert config.run_dir == str(tmp_path / "pydocs")
+
+
+def test_rewritten_queries_are_a_word_or_a_path(recipe, tmp_path):
+    hub = RERANK + "data: {format: hub, name: bright/pony}\n"
+    config = load_config(recipe(hub), ["data.first_stage_queries=gpt4_reason"])
+    assert config.data.first_stage_queries == "gpt4_reason"
+    assert [key for key, _ in input_paths(config)] == []
+    config = load_config(recipe(hub), ["data.first_stage_queries=../mine.jsonl"])
+    assert config.data.first_stage_queries == str(tmp_path.parent / "mine.jsonl")
+    assert input_paths(config) == [("data.first_stage_queries", str(tmp_path.parent / "mine.jsonl"))]
 
 
 def test_a_dumped_config_is_the_same_recipe(recipe):

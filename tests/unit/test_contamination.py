@@ -147,6 +147,20 @@ def test_a_benchmark_that_has_a_name(tmp_path):
     assert index.query_overlap(pydocs.queries("dev")[0].text) is None
     with pytest.raises(UserError, match="benchmark://msmarco: there is no such benchmark; there are: pydocs, bright/"):
         Benchmarks.of(["benchmark://msmarco"])
+    with pytest.raises(UserError, match=r"benchmark://pydocs\?revision=main: there is no such benchmark"):
+        Benchmarks.of(["benchmark://pydocs?revision=main"])
+
+
+def test_a_benchmark_of_the_hub_is_read_at_its_revision(monkeypatch):
+    asked = []
+
+    def load(name, revision):
+        asked.append((name, revision))
+        return pydocs.benchmark("test")
+
+    monkeypatch.setattr("limrank.synthesis.contamination.hub.load", load)
+    Benchmarks.of(["benchmark://litsearch", "benchmark://litsearch?revision=mteb"])
+    assert asked == [("litsearch", None), ("litsearch", "mteb")]
 
 
 def test_a_title_is_part_of_a_document(folder):

@@ -1,10 +1,12 @@
 import io
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import words
 from rich.console import Console
 
 from limrank.config import DataConfig, EvaluateJob, EvaluationConfig
@@ -103,10 +105,14 @@ def test_a_selected_query_that_the_run_lacks_counts_zero(rerank_dir):
     result = evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
     assert result.system.scores.mean == {"RR": 0.5, "P@1": 0.5}
     assert result.warnings == [
+        f"{rerank_dir}/run.trec: 1 of its 2 lists are for queries that queries.jsonl does not have, such as 'q7': "
+        "they are left out",
         "qrels.tsv: the judgements of 1 queries that queries.jsonl lacks are left out",
         "smol, direct: ranks nothing for 1 judged queries; each counts 0 in every mean",
-        "smol, direct: ranks 1 queries that are not judged; they are not evaluated",
     ]
+    (rerank_dir / "run.trec").write_text("q7 Q0 d1 1 -1 x\n")
+    with pytest.raises(UserError, match=r"run\.trec: has no list for any of the 2 queries of queries\.jsonl: its 1 "):
+        evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
 
 
 def test_any_run_is_judged_by_the_data(tmp_path, collection):
@@ -122,6 +128,53 @@ def test_any_run_is_judged_by_the_data(tmp_path, collection):
     one = collection.model_copy(update={"max_queries": 1})
     result = evaluate_job(EvaluateJob(run_dir=str(out), data=one, evaluation=evaluation))
     assert result.system.scores.queries == ["q1"]
+
+
+def test_a_run_s_ids_are_looked_at_before_it_is_judged(tmp_path, collection):
+    def evaluated(name, text, **data):
+        run = tmp_path / name
+        run.write_text(text)
+        evaluation = MEASURES.model_copy(update={"run": str(run)})
+        given = collection.model_copy(update=data)
+        return evaluate_job(EvaluateJob(run_dir=str(tmp_path / "out"), data=given, evaluation=evaluation)), run
+
+    result, run = evaluated("a.trec", "q1 Q0 d1 1 5 x\nq1 Q0 d8 2 4 x\nq7 Q0 d1 1 5 x\n")
+    assert result.warnings[-3:] == [
+        f"{run}: 1 of its 2 lists are for queries that bread/test does not have, such as 'q7': they are left out",
+        f"{run}: the corpus lacks 1 of the 2 documents that it ranks, such as 'd8' of query 'q1'",
+        "a.trec: ranks nothing for 1 judged queries; each counts 0 in every mean",
+    ]
+    # A selection's other queries are no surprise, nor is what BM25 would be asked looked for.
+    result, run = evaluated(
+        "b.json", '{"q1": {"d1": 1}, "q2": {"d1": 1}}', max_queries=1, first_stage_queries="gpt4_reason"
+    )
+    assert not [warning for warning in result.warnings if str(run) in warning or run.name in warning]
+    with pytest.raises(
+        UserError, match=r"c\.json: has no list for any of the 2 queries of bread/test: its 1 query ids"
+    ):
+        evaluated("c.json", '{"1": {"d1": 1}}')
+    with pytest.raises(
+        UserError, match="lacks 2 of the 2 documents .*: its ids seem to be of another layout; the corpus has 'd1'"
+    ):
+        evaluated("d.trec", "q1 Q0 D1 1 5 x\nq2 Q0 D2 1 4 x\n")
+    # What is judged is known, whether its text is there or not.
+    (Path(collection.path) / "qrels" / "test.tsv").write_text(QRELS + "q1\tD1\t1\n")
+    result, _ = evaluated("d.trec", "q1 Q0 D1 1 5 x\nq2 Q0 D2 1 4 x\n")
+    assert result.system.scores.mean["RR"] == 0.5
+
+
+@pytest.mark.parametrize(("revision", "told"), [("a75a0eb", "a75a0eb"), (None, "the hub's newest")])
+def test_a_report_tells_the_data_s_revision(rerank_dir, revision, told):
+    path = rerank_dir / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"name": "litsearch", "revision": revision}}))
+    evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
+    assert f"data revision {told}" in words((rerank_dir / "report.html").read_text())
+
+
+def test_a_manifest_whose_revision_is_no_text_is_refused(rerank_dir):
+    (rerank_dir / "manifest.json").write_text(json.dumps({"data": {"name": "litsearch", "revision": 5}}))
+    with pytest.raises(UserError, match=r"manifest.json: data.revision: .* \(got 5\)"):
+        evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
 
 
 def test_what_is_missing_is_named(tmp_path, rerank_dir, collection):

@@ -319,6 +319,29 @@ def test_an_endpoint_without_logprobs_is_no_number(endpoint):
 # ---- stops ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("text", "fields", "stops", "told"),
+    [
+        ("A chain.", {}, ["</think>"], "</think>"),  # most endpoints do not say what stopped them
+        ("A chain.", {"stop_reason": "</think>"}, ["</think>"], "</think>"),
+        ("A chain.", {"stop_reason": 151666}, ["</think>"], "</think>"),  # vLLM, of a stop that is a token
+        ("A chain.", {"stop_reason": None}, ["</think>"], None),  # vLLM, of the model's own end
+        ("A chain.", {"stop_reason": {}}, ["</think>"], "</think>"),  # which says nothing
+        ("A chain.", {"finish_reason": "length"}, ["</think>"], None),
+        ("A chain.</think> true", {"finish_reason": "length"}, ["</think>"], "</think>"),  # stops are unknown there
+        ("One! Two?", {}, ["?", "!"], "!"),
+        ("One", {}, ["?", "!"], None),  # it could be either
+        ("One", {}, [], None),
+    ],
+)
+def test_which_stop_ended_an_answer(endpoint, text, fields, stops, told):
+    choice = {"index": 0, "text": text, "finish_reason": "stop"} | fields
+    endpoint.answers = [(200, {"choices": [choice], "usage": USAGE})]
+    answer = asked(endpoint.url, lambda engine: engine.generate("hi", max_tokens=9, stop=stops))
+    assert answer.stop == told
+    assert answer.text == ("One" if text.startswith("One") else "A chain.")
+
+
 class MarkedTokenizer:
     """Has ``</think>`` as a special token, as a trained reranker does."""
 

@@ -75,7 +75,8 @@ def test_an_ablation_changes_one_key(name, key, value):
     whole = load_config(REPOSITORY / "jobs/recipes/paper-synthesize.yaml")
     ablated = load_config(REPOSITORY / f"jobs/recipes/paper-ablation-{name}.yaml")
     synthesis = whole.synthesis.model_copy(update={key: value})
-    assert ablated == whole.model_copy(update={"run_dir": ablated.run_dir, "synthesis": synthesis})
+    own = {"run_dir": ablated.run_dir, "notes": ablated.notes, "synthesis": synthesis}
+    assert ablated == whole.model_copy(update=own) and ablated.notes[1] == whole.notes[1]
     assert ablated.run_dir != whole.run_dir
 
 
@@ -93,6 +94,22 @@ def test_the_papers_settings():
         rerank = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-depth{depth}.yaml")
         assert rerank.first_stage.depth == depth
         assert (rerank.scoring.mode, rerank.scoring.think_tokens, rerank.model.max_model_len) == ("think", 8192, 16000)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "benchmark", "queries", "first_stage"),
+    [
+        ("depth10", "bright/biology", "gpt4_reason", ("bm25", 10)),
+        ("depth100", "bright/biology", "gpt4_reason", ("bm25", 100)),
+        ("followir", "followir/core17", None, ("published", 100)),
+        ("litsearch", "litsearch", None, ("bm25", 100)),
+    ],
+)
+def test_the_papers_first_stages(recipe, benchmark, queries, first_stage):
+    config = load_config(REPOSITORY / f"jobs/recipes/paper-rerank-{recipe}.yaml")
+    assert (config.data.name, config.data.revision, config.data.first_stage_queries) == (benchmark, "mteb", queries)
+    assert (config.first_stage.kind, config.first_stage.depth) == first_stage
+    assert config.first_stage.query_weights == ("bm25" if queries else "count")
 
 
 def test_the_cloud_cluster_file_fits_rays_schema():

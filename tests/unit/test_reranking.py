@@ -255,6 +255,7 @@ def test_the_hash_leaves_out_what_changes_no_row(config, sections):
         {"scoring": {"mode": "budget", "max_think_tokens": 8}},
         {"first_stage": {"depth": 2}},
         {"first_stage": {"depth": 3, "k1": 1.2}},
+        {"first_stage": {"depth": 3, "query_weights": "bm25"}},
         {"engine": {"kind": "vllm"}},
     ],
 )

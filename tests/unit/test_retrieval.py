@@ -34,6 +34,28 @@ def test_bm25_by_hand():
     assert run["q"]["d3"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_query_s_words_by_their_bm25_weights_by_hand():
+    # As above; "roof" is in d1 alone: ln(1 + (4 - 1 + 0.5) / (1 + 0.5)). "zebra" is in no document, and no part of
+    # the query's length, 3.
+    k1, b, average = 0.9, 0.4, 21 / 4
+    cat, roof = math.log(2), math.log(1 + 3.5 / 1.5)
+    document, query = (k1 * (1 - b + b * length / average) for length in (5, 3))
+    of_cat = cat * 2 / (2 + query) * cat / (1 + document)
+    of_roof = roof * 1 / (1 + query) * roof / (1 + document)
+    asked = [Query("q", "cat cat roof zebra"), Query("none", "zebra")]
+    run = bm25(DOCUMENTS, asked, 10, k1=k1, b=b, query_weights="bm25")
+    assert run["none"] == {}
+    assert list(run["q"]) == ["d1", "d3"]
+    assert run["q"]["d1"] == pytest.approx(of_cat + of_roof, rel=1e-5)
+    assert run["q"]["d3"] == pytest.approx(of_cat, rel=1e-5)
+
+
+def test_a_word_that_is_repeated_weighs_less_than_twice_by_bm25():
+    query = Query("q", "dog dog dog dog station")
+    assert found([query], depth=1) == {"q": [(1, "d3")]}
+    assert found([query], depth=1, query_weights="bm25") == {"q": [(1, "d4")]}
+
+
 def test_two_words_beat_one_and_ranks_start_at_one():
     assert found([Query("q1", "cat roof"), Query("q2", "dog park")]) == {
         "q1": [(1, "d1"), (2, "d3")],
@@ -58,6 +80,18 @@ def test_excluded_documents_are_dropped_before_the_cut():
 
 def test_the_instruction_is_searched_too():
     assert found([Query("q", "cat", instruction="on the roof")], depth=1) == {"q": [(1, "d1")]}
+
+
+def test_a_rewriting_is_searched_alone():
+    query = Query("q", "cat", instruction="on the roof", retrieval_text="station hour")
+    assert found([query]) == {"q": [(1, "d4")]}
+
+
+def test_candidates_that_nobody_publishes_are_refused():
+    with pytest.raises(
+        UserError, match="first_stage.kind=published: tiny publishes no candidates; the hub's followir/"
+    ):
+        found([Query("q", "cat")], kind="published")
 
 
 @pytest.mark.parametrize("text", ["zebra", "the", "", "!?"])
@@ -92,8 +126,14 @@ def test_a_given_run_may_not_name_what_the_corpus_lacks(tmp_path):
     run.write_text("q Q0 d1 1 2.0 x\nq Q0 d9 2 1.0 x\n")
     with pytest.raises(UserError) as caught:
         found([Query("q", "cat")], kind="run", path=str(run))
-    assert str(caught.value) == f"{run}: document 'd9' of query 'q' is not in the corpus"
+    assert str(caught.value) == (
+        f"{run}: the corpus lacks 1 of the 2 documents that it ranks, such as 'd9' of query 'q'"
+    )
     # A query that was not asked does not matter.
-    assert found([Query("other", "cat")], kind="run", path=str(run)) == {"other": []}
+    run.write_text("q Q0 d9 1 2.0 x\nother Q0 d1 1 1.0 x\n")
+    assert found([Query("other", "cat")], kind="run", path=str(run)) == {"other": [(1, "d1")]}
+    run.write_text("q Q0 D1 1 2.0 x\nq Q0 D2 2 1.0 x\n")
+    with pytest.raises(UserError, match="its ids seem to be of another layout; the corpus has 'd1'"):
+        found([Query("q", "cat")], kind="run", path=str(run))
     with pytest.raises(UserError, match="no such file"):
         found([Query("q", "cat")], kind="run", path=str(tmp_path / "none.trec"))

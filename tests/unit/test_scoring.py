@@ -75,9 +75,21 @@ def test_the_prompt_is_the_published_one_byte_for_byte(tokenizer):
     assert tokenizer.decode(encode(tokenizer, "Yeast makes gas.").ids) == PROMPT
 
 
-def test_an_instruction_follows_its_query_after_one_space():
-    assert scoring.prompt_query(Query("q", "bread", "Name the organism.")) == "bread Name the organism."
-    assert scoring.prompt_query(Query("q", "bread")) == "bread"
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        (Query("q", "bread", "Name the organism."), "bread Name the organism."),
+        (Query("q", "bread"), "bread"),
+        (Query("q", " why?\n\n"), " why?\n\n"),  # 31 of BRIGHT's queries have outer blanks
+        (Query("q", " bread", "Name it. "), "bread Name it."),
+        (Query("q", "bread ", " bread"), "bread"),
+        (Query("q", "bread", template="Find: {{ query }}\n"), "Find: bread\n"),
+        (Query("q", " \\1 {{query}}", template="Find: {{query}}."), "Find:  \\1 {{query}}."),
+        (Query("q", "bread", "Name it.", template="Find: {{ query }}"), "Find: bread Name it."),
+    ],
+)
+def test_a_query_as_the_reference_asks_it(query, asked):
+    assert scoring.prompt_query(query) == asked
 
 
 @pytest.mark.parametrize("passage", ORDINARY.values(), ids=ORDINARY.keys())
@@ -242,13 +254,13 @@ def test_direct_asks_after_an_empty_chain():
 
 
 def test_a_finished_chain_is_closed_and_asked():
-    engine = Scripted(generation=Generation("\nYeast is why.\n", "stop", 9, 0, 5))
+    engine = Scripted(generation=Generation("\nYeast is why.\n", "stop", 9, 0, 5, stop="</think>"))
     (judgment,) = score(engine, ["Yeast makes gas."], mode="think")
-    # All that a context of 2048 has beside the prompt, the close of the chain (bytes here)
+    # All that a context of 2048 has beside the prompt, the close of the chain (a line end and the mark)
     # and the label: far below 8192.
-    assert engine.options == {"max_tokens": 2048 - len(engine.prompt) - len("\n</think>") - 1, "stop": ["</think>"]}
+    assert engine.options == {"max_tokens": 2048 - len(engine.prompt) - 2 - 1, "stop": ["</think>"]}
     assert engine.asked == [PROMPT + "\nYeast is why.\n</think>"]
-    assert judgment.reasoning == "\nYeast is why."
+    assert judgment.reasoning == "\nYeast is why.\n"
     assert (judgment.status, judgment.generated_tokens) == (ScoreStatus.COMPLETE, 6)
 
 
@@ -265,10 +277,17 @@ def test_an_unfinished_chain_is_cut_at_its_last_sentence():
 
 
 def test_an_empty_chain_is_the_direct_question():
-    engine = Scripted(generation=Generation("\n ", "stop", 9, 0, 2))
+    engine = Scripted(generation=Generation("\n", "stop", 9, 0, 2, stop="</think>"))
     (judgment,) = score(engine, ["Yeast makes gas."], mode="budget")
     assert engine.asked == [PROMPT + "\n</think>"]
-    assert (judgment.status, judgment.reasoning) == (ScoreStatus.COMPLETE, "")
+    assert (judgment.status, judgment.reasoning) == (ScoreStatus.COMPLETE, "\n")
+
+
+def test_a_model_that_ends_without_closing_its_chain_has_it_closed():
+    engine = Scripted(generation=Generation("\nYeast is why. So", "stop", 9, 0, 5))
+    (judgment,) = score(engine, ["Yeast makes gas."], mode="think")
+    assert engine.asked == [PROMPT + "\nYeast is why.\n</think>"]
+    assert (judgment.status, judgment.reasoning) == (ScoreStatus.FORCED, "\nYeast is why.")
 
 
 @pytest.mark.parametrize("mode", ["direct", "think", "budget"])

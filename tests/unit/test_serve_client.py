@@ -402,6 +402,16 @@ def test_a_server_that_scores_otherwise_is_refused(tmp_path, scoring, model, fau
             wrong.check()
 
 
+@pytest.mark.parametrize(("key", "value", "found"), [("compatibility", "rank1", None), ("min_think_tokens", 0, None)])
+def test_how_chains_are_made_is_compared_where_there_are_any(key, value, found):
+    told = f"its scoring.{key} is {found}, the recipe's {value}"
+    with served(Backend()) as url, pytest.raises(UserError, match=told):
+        source(url, BUDGET.model_copy(update={key: value})).check()
+    direct = ScoringConfig(mode="direct")
+    with served(Backend(direct)) as url:
+        source(url, direct.model_copy(update={key: value})).check()
+
+
 def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
     cascade = ScoringConfig(mode="cascade")
     with served(Backend(), cascade) as url:
