@@ -5,8 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from helpers import silent, write_beir
-from test_hub import private_cache, repository  # noqa: F401 (a fixture)
+from helpers import repository, silent, write_beir
 
 from limrank import cli
 from limrank.config import DataConfig, RerankJob
