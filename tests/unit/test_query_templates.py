@@ -15,6 +15,8 @@ from limrank.errors import UserError
 from limrank.reranking import job
 from limrank.reranking.source import open_source, units
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 ASK = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
