@@ -166,3 +166,14 @@ def private_cache(tmp_path, monkeypatch):
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub is not asked, and not waited for: its libraries read the variable when they are imported."""
+    import huggingface_hub
+
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

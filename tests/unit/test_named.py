@@ -135,12 +135,7 @@ def test_rows_that_are_not_as_published(tmp_path):
         load_seeds(path)
 
 
-def test_a_hub_out_of_reach_is_one_line_and_a_dry_run_goes_on(monkeypatch, tmp_path, capsys):
-    import datasets
-    import huggingface_hub
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_hub_out_of_reach_is_one_line_and_a_dry_run_goes_on(offline, tmp_path, capsys):
     for load, value in ((load_seeds, "hub://mteb/msmarco"), (load_personas, "hub://proj-persona/PersonaHub/persona")):
         with pytest.raises(UnavailableError) as error:
             load(value)

@@ -21,8 +21,7 @@ def test_a_recipe_loads(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, offline, tmp_path):
     job = yaml.safe_load(path.read_text())["job"]
     assert main([job, str(path), "--dry-run", "-s", f"run_dir={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr().out
@@ -36,9 +35,8 @@ SYNTHESES = sorted((REPOSITORY / "jobs" / "recipes").glob("paper-synthesize*.yam
 
 
 @pytest.mark.parametrize("path", SYNTHESES, ids=lambda path: path.name)
-def test_a_papers_synthesis_dry_runs_on_seeds_that_are_here(path, capsys, monkeypatch, tmp_path):
+def test_a_papers_synthesis_dry_runs_on_seeds_that_are_here(path, capsys, offline, tmp_path):
     """Without network, keys or GPU; the built-in personas stand in for Persona Hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text('{"query": "what slows dough", "passage": "Salt slows it."}\n')
     changes = [f"run_dir={tmp_path / 'run'}", f"synthesis.seeds={seeds}", "synthesis.personas=null"]
