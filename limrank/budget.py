@@ -1,14 +1,17 @@
-"""A run's token budget over many workers. The driver says how many of the chunks, in the
-order they are handed out, may begin; a worker waits until its chunk is among them. No Ray
-here: what the two share is a file of the run directory.
+"""What ends a run before its plan does: its tokens are spent, or enough of its rows are kept. The
+driver says how many of the chunks, in the order they are handed out, may begin; a worker waits
+until its chunk is among them. No Ray here: what the two share is a file of the run directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from limrank.plan import Chunk, Plan
 from limrank.receipts import Receipt
@@ -22,34 +25,149 @@ CHUNKS_A_BUDGET = 40
 """At least so many make up a budget, so that what the last ones take is little beside it."""
 
 
-class Budget:
-    """The driver's side. A chunk may begin when what it is expected to take fits beside what
-    was spent and what those at work are expected to take. That is known of no chunk before
-    one is committed: the first begins whatever its plan says, and until then a chunk is
-    expected to take as many tokens as it costs; after the first half of that at least, after
-    two a third, and so on: one chunk that failed at once must not let all the others begin.
+@dataclass(frozen=True)
+class Bounds:
+    """What ends a run, over all its sessions, before its plan does; None: that does not.
 
-    What is spent is what committed chunks took: a chunk that a crash cut short tells nothing.
+    Args:
+        tokens: that the run may take, prompts' too.
+        kept: rows that are enough, of those that their own unit's rows let stay. A unit has at
+            most ``kept_a_unit``.
+        seed: draws the order in which chunks begin where ``kept`` may end the run. By cost, as
+            they go otherwise, the run would keep the examples of costly units alone.
+
+    Which chunks have begun by the end depends on how fast each of them was, and so may differ
+    from run to run: what is chosen of the rows that there are does not.
+    """
+
+    tokens: int | None = None
+    kept: int | None = None
+    kept_a_unit: int = 1
+    seed: int = 0
+
+    @property
+    def any(self) -> bool:
+        return self.tokens is not None or self.kept is not None
+
+    def order(self, pending: Sequence[Chunk], plan: Plan, committed: Sequence[Receipt]) -> list[Chunk]:
+        """The chunks in the order they are handed out: long ones first, so that no worker is left
+        with one at the end; where the run may have enough before, first those whose failures
+        are tried again, then as drawn."""
+        if self.kept is None:
+            return sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
+        drawn = list(range(len(plan.chunks)))
+        random.Random(f"{self.seed}/chunks").shuffle(drawn)
+        done = {receipt.chunk for receipt in committed}
+        return sorted(pending, key=lambda chunk: (chunk.number not in done, drawn[chunk.number]))
+
+    def budget(self, storage: Storage, plan: Plan, queue: Sequence[Chunk], committed: Sequence[Receipt]) -> Budget:
+        limits: list[_Limit] = []
+        if self.tokens is not None:
+            limits.append(TokenLimit(self.tokens, {chunk.number: chunk.cost for chunk in plan.chunks}))
+        if self.kept is not None:
+            most = {chunk.number: chunk.units * self.kept_a_unit for chunk in plan.chunks}
+            limits.append(Enough(self.kept, most))
+        return Budget(limits, storage, queue, committed)
+
+
+NO_BOUNDS = Bounds()
+
+
+class _Limit:
+    """An amount of something, what committed chunks took of it, and what those at work are
+    expected to take: as much of their cost as the committed ones of theirs. That is known of no
+    chunk before one is committed: until then a chunk is expected to take all of its cost; after
+    the first half of that at least, after two a third, and so on: one chunk that failed at once
+    must not let all the others begin.
+
+    Args:
+        costs: of each chunk, the most that is planned for it.
+    """
+
+    def __init__(self, amount: int, costs: Mapping[int, int]) -> None:
+        self.amount = amount
+        self.taken: dict[int, int] = {}
+        self.at_work: dict[int, int] = {}
+        self._costs = costs
+        # Running sums: what was taken by what is committed and its cost, the cost of what is at work.
+        self.spent = self._paid = self.expected = 0
+
+    def of(self, receipt: Receipt) -> int:
+        """What a committed chunk took, its earlier tries included."""
+        raise NotImplementedError
+
+    def allows(self, chunk: Chunk) -> bool:
+        """Whether a chunk may begin now."""
+        raise NotImplementedError
+
+    def cost(self, chunk: Chunk) -> int:
+        return self._costs[chunk.number]
+
+    @property
+    def rate(self) -> float:
+        return max(self.spent / self._paid if self._paid else 0.0, 1 / (1 + len(self.taken)))
+
+    def count(self, receipt: Receipt) -> None:
+        self.expected -= self.at_work.pop(receipt.chunk, 0)
+        # A chunk's second try counts what the first one took.
+        if receipt.chunk not in self.taken:
+            self._paid += self._costs[receipt.chunk]
+        took = self.of(receipt)
+        self.spent += took - self.taken.get(receipt.chunk, 0)
+        self.taken[receipt.chunk] = took
+
+    def begin(self, chunk: Chunk) -> None:
+        self.at_work[chunk.number] = self.cost(chunk)
+        self.expected += self.at_work[chunk.number]
+
+
+class TokenLimit(_Limit):
+    """A chunk may begin when what it is expected to take fits beside what was spent and what
+    those at work are expected to take; the first begins whatever its plan says. What is spent
+    is what committed chunks took: a chunk that a crash cut short tells nothing."""
+
+    def of(self, receipt: Receipt) -> int:
+        return receipt.tokens
+
+    def allows(self, chunk: Chunk) -> bool:
+        if self.spent >= self.amount:
+            return False
+        is_first = not self.taken and not self.at_work
+        return is_first or self.spent + self.rate * (self.expected + self.cost(chunk)) <= self.amount
+
+
+class Enough(_Limit):
+    """A chunk may begin while what is kept, with what is expected of those at work, is not enough.
+    Of a chunk whose failures are tried again nothing more is expected, and it always may."""
+
+    def of(self, receipt: Receipt) -> int:
+        return receipt.kept or 0
+
+    def allows(self, chunk: Chunk) -> bool:
+        return chunk.number in self.taken or self.spent + self.rate * self.expected < self.amount
+
+    def cost(self, chunk: Chunk) -> int:
+        return 0 if chunk.number in self.taken else self._costs[chunk.number]
+
+
+class Budget:
+    """The driver's side: a chunk may begin when those before it have begun and every limit allows it.
 
     Args:
         queue: the chunks that are to run, in the order they are handed out.
     """
 
     def __init__(
-        self, tokens: int, storage: Storage, plan: Plan, queue: Sequence[Chunk], committed: Sequence[Receipt]
+        self, limits: Sequence[_Limit], storage: Storage, queue: Sequence[Chunk], committed: Sequence[Receipt]
     ) -> None:
-        self._tokens = tokens
+        self._limits = limits
         self._storage = storage
         self._queue = queue
-        self._costs = {chunk.number: chunk.cost for chunk in plan.chunks}
-        self._taken: dict[int, int] = {}
         self._at_work: set[int] = set()
         self._begun = 0
-        # Running sums: tokens and cost of what is committed, cost of what is at work.
-        self._spent = self._paid = self._expected = 0
         for receipt in committed:
             self._count(receipt)
-        self._told: dict[str, int | bool] | None = None
+        self._told: dict[str, Any] | None = None
         self._allow()
 
     @property
@@ -58,28 +176,22 @@ class Budget:
         return self._begun < len(self._queue) and not self._at_work
 
     def take(self, receipt: Receipt) -> None:
+        self._at_work.discard(receipt.chunk)
         self._count(receipt)
-        if receipt.chunk in self._at_work:
-            self._at_work.remove(receipt.chunk)
-            self._expected -= self._costs[receipt.chunk]
         self._allow()
 
     def _count(self, receipt: Receipt) -> None:
-        # A chunk's second try counts what the first one took.
-        if receipt.chunk not in self._taken:
-            self._paid += self._costs[receipt.chunk]
-        self._spent += receipt.tokens - self._taken.get(receipt.chunk, 0)
-        self._taken[receipt.chunk] = receipt.tokens
+        for limit in self._limits:
+            limit.count(receipt)
 
     def _allow(self) -> None:
-        rate = max(self._spent / self._paid if self._paid else 0.0, 1 / (1 + len(self._taken)))
-        while self._begun < len(self._queue) and self._spent < self._tokens:
+        while self._begun < len(self._queue):
             chunk = self._queue[self._begun]
-            is_first = not self._taken and not self._at_work
-            if self._spent + rate * (self._expected + chunk.cost) > self._tokens and not is_first:
+            if not all(limit.allows(chunk) for limit in self._limits):
                 break
             self._at_work.add(chunk.number)
-            self._expected += chunk.cost
+            for limit in self._limits:
+                limit.begin(chunk)
             self._begun += 1
         told = {"begin": self._begun, "closed": self.is_spent}
         if told != self._told:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
 from limrank.plan import Unit, chunk_name, read_chunk
-from limrank.receipts import Receipt, Work, commit_of, read_receipt, read_whole, with_commit
+from limrank.receipts import Receipt, Work, commit_of, count_kept, read_receipt, read_whole, with_commit
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 from limrank.uris import redacted
@@ -244,6 +244,7 @@ class ChunkRunner:
             work=(*(before.work if before else ()), self._work(chunk.began)),
             commit=uuid.uuid4().hex,
             steps={name: (each.prompt, each.cached_prompt, each.generated) for name, each in usage.steps.items()},
+            kept=count_kept(table),
         )
         name = f"{chunk_name(chunk.number)}.parquet"
         if failures:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -500,7 +501,9 @@ class SynthesisPrompts(Section):
 
     query: str = "synth_query"
     chain: str = "synth_chain"
-    describe: str = "synth_describe"
+    describe: str = Field(
+        "synth_describe", description="without chains, of which it has none to fill in, synth_describe_unreasoned"
+    )
     passage: str = "synth_passage"
     judge: str = Field("synth_judge", description="for judge_by: answer; by label tokens it is scoring.prompt")
 
@@ -518,8 +521,13 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 
 
 class SynthesisConfig(Section):
-    seeds: PathStr | Literal["pydocs"] = Field("pydocs", description="a BEIR folder, a JSONL/Parquet file, or pydocs")
-    personas: PathStr | None = Field(None, description="one a line or JSONL; null: the built-in list")
+    seeds: PathStr | Literal["pydocs"] = Field(
+        "pydocs",
+        description="a BEIR folder, a JSONL/Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or pydocs",
+    )
+    personas: PathStr | None = Field(
+        None, description="one a line, JSONL, or hub://OWNER/NAME/CONFIG; null: the built-in list"
+    )
     max_seeds: PositiveInt | None = None
     license: str | None = Field(None, description="of the seeds, for DATASET.md")
     kinds: tuple[Literal["daily", "expert"], ...] = Field(
@@ -532,6 +540,11 @@ class SynthesisConfig(Section):
     domains: Shares = Field({}, description="domain → share of the queries; empty: the writer names each one's")
     instruction_rate: Unit = Field(
         0.0, description="share of the queries that come with an instruction that narrows what is relevant"
+    )
+    chains: bool = Field(
+        True,
+        description="the writer reasons about what would and would not answer a query before it describes passages; "
+        "false: the paper's ablation, the step is not asked. The judge's chains stay",
     )
     prompts: SynthesisPrompts = SynthesisPrompts()
     constrained: bool = Field(True, description="structured steps are held to their JSON schema by the engine")
@@ -555,6 +568,11 @@ class SynthesisConfig(Section):
         0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"
     )
     size: PositiveInt | None = Field(None, description="how many of the kept examples are exported; null: all")
+    oversample: Annotated[float, Field(ge=1)] | None = Field(
+        None,
+        description="times size: so many examples that are kept are enough to choose from, and no seed more is written "
+        "for; raised, the same command goes on; null: all seeds are written for",
+    )
     select: Literal["coverage", "random"] = Field("coverage", description="how those are chosen")
     embedder: str | None = Field(
         None,
@@ -562,7 +580,7 @@ class SynthesisConfig(Section):
         "apart; null: by their words",
     )
     query_tokens: PositiveInt = 160
-    chain_tokens: PositiveInt = 256
+    chain_tokens: PositiveInt = Field(256, description="of the chain before the passages, and of their descriptions")
     passage_tokens: PositiveInt = 256
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
@@ -582,6 +600,31 @@ class SynthesisConfig(Section):
     )
 
     @property
+    def enough(self) -> int | None:
+        """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
+        return None if self.oversample is None else math.ceil(self.oversample * self.size)
+
+    def prompt_names(self) -> dict[str, str]:
+        """The prompt of each step that is asked."""
+        names = self.prompts.model_dump()
+        if not self.chains:
+            del names["chain"]
+            if names["describe"] == SynthesisPrompts.model_fields["describe"].default:
+                names["describe"] = "synth_describe_unreasoned"
+        return names
+
+    def hashed(self, exclude: set[str]) -> dict[str, Any]:
+        """The keys that rows depend on, for :func:`config_hash`. One that came after run directories
+        were there is left out at its default: their hash stays as it was."""
+        newer = {"oversample", "chains"}
+        values = self.model_dump(exclude=exclude)
+        return {
+            key: value
+            for key, value in values.items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
+
+    @property
     def chooses_by_embedding(self) -> bool:
         return self.size is not None and self.select == "coverage"
 
@@ -596,6 +639,12 @@ class SynthesisConfig(Section):
             raise ValueError("synthesis.difficulties is empty")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError("synthesis.kinds: one is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_of_something(self) -> SynthesisConfig:
+        if self.oversample is not None and self.size is None:
+            raise ValueError("synthesis.oversample is times synthesis.size, which is not set")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limrank import errors
-from limrank.budget import CHUNKS_A_BUDGET, Budget
+from limrank.budget import CHUNKS_A_BUDGET, NO_BOUNDS, Bounds, Budget
 from limrank.chunks import Task
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
@@ -50,7 +50,7 @@ def fanout(
     progress: Progress,
     stage: str,
     weighed_in: str,
-    token_budget: int | None = None,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Summary:
     """Run every chunk of the plan that is not committed yet, and try what failed in the
     committed ones once more. Ray must be initialised.
@@ -58,9 +58,8 @@ def fanout(
     Args:
         engines: role → engine, opened in every actor.
         weighed_in: what the units' weight counts, for a person: ``pairs``, ``seeds``.
-        token_budget: tokens, prompts' too, that the run may take over all its sessions.
-            No chunk begins that is not expected to fit (see ``budget.py``), and the summary
-            is of what there is.
+        bounds: what ends the run before its plan does. No chunk begins that is not expected to
+            fit, or to be needed (see ``budget.py``), and the summary is of what there is.
 
     Raises:
         UserError: the cluster can never give what ``workers`` asks for, or an engine
@@ -68,13 +67,8 @@ def fanout(
         EngineError: an engine did not come up, or the cluster had no room for one in time.
         StorageError: the run directory cannot be written.
     """
-    pending = unfinished(run, plan)
-    # Long ones first, so that no worker is left with one at the end.
-    pending.sort(key=lambda chunk: (-chunk.cost, chunk.number))
+    pending, budget = _to_do(run, plan, bounds)
     session = _Session(plan, pending, progress, stage, weighed_in)
-    budget = None
-    if token_budget is not None:
-        budget = Budget(token_budget, run.storage, plan, pending, read_receipts(run.storage))
     if pending and not (budget and budget.is_spent):
         _dispatch(run.storage, pending, task, engines, workers, session, budget)
     summary = finish(run, plan, task, weighed_in, partly=budget is not None and budget.is_spent)
@@ -92,10 +86,27 @@ def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
     return cost if token_budget is None else min(cost, max(1, token_budget // CHUNKS_A_BUDGET))
 
 
+def is_needed(run: RunDir, plan: Plan, bounds: Bounds) -> bool:
+    """Whether :func:`fanout` would begin anything."""
+    pending, budget = _to_do(run, plan, bounds)
+    return bool(pending) and not (budget and budget.is_spent)
+
+
+def _to_do(run: RunDir, plan: Plan, bounds: Bounds) -> tuple[list[Chunk], Budget | None]:
+    """What is left to do in the order in which it is handed out, and what says how much of it may begin."""
+    committed = read_receipts(run.storage)
+    pending = bounds.order(_unfinished(plan, committed), plan, committed)
+    return pending, bounds.budget(run.storage, plan, pending, committed) if bounds.any else None
+
+
 def unfinished(run: RunDir, plan: Plan) -> list[Chunk]:
     """The chunks that have something left to do: not committed, or with failures that
     were there before this session."""
-    done = {receipt.chunk for receipt in read_receipts(run.storage) if not receipt.failed}
+    return _unfinished(plan, read_receipts(run.storage))
+
+
+def _unfinished(plan: Plan, committed: Sequence[Receipt]) -> list[Chunk]:
+    done = {receipt.chunk for receipt in committed if not receipt.failed}
     return [chunk for chunk in plan.chunks if chunk.number not in done]
 
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,8 @@ class Work:
 class Receipt:
     """What a finished chunk cost. ``work`` has an entry more for each time that its
     failures were tried again. ``commit`` names the writing of it, rows and failures together.
-    ``steps`` has the tokens of the task's named steps: prompt, cached and generated."""
+    ``steps`` has the tokens of the task's named steps: prompt, cached and generated. ``kept`` is
+    how many rows the task keeps by their column ``kept``, None where they have none."""
 
     chunk: int
     units: int
@@ -67,6 +68,7 @@ class Receipt:
     work: tuple[Work, ...]
     commit: str = ""
     steps: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    kept: int | None = None
 
     @property
     def usage(self) -> Usage:
@@ -122,11 +124,24 @@ def read_receipt(storage: Storage, name: str) -> Receipt | None:
 
     try:
         with storage.open_input(f"rows/{name}") as stream:
-            receipt = Receipt.from_json(pq.read_schema(stream).metadata[_KEY])
-            return receipt if name == f"{chunk_name(receipt.chunk)}.parquet" else None
+            schema = pq.read_schema(stream)
+            receipt = Receipt.from_json(schema.metadata[_KEY])
+            if name != f"{chunk_name(receipt.chunk)}.parquet":
+                return None
+            if receipt.kept is None and "kept" in schema.names:  # as receipts were once written
+                stream.seek(0)
+                receipt = replace(receipt, kept=count_kept(pq.read_table(stream, columns=["kept"])))
+            return receipt
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         storage.read_bytes(f"rows/{name}")  # where it cannot be read at all, that is the trouble
         return None
+
+
+def count_kept(table: pa.Table) -> int | None:
+    """How many rows are kept; None where they do not say."""
+    import pyarrow.compute as pc
+
+    return (pc.sum(table["kept"]).as_py() or 0) if "kept" in table.column_names else None
 
 
 def read_whole(storage: Storage, name: str) -> pa.Table | None:
@@ -255,6 +270,7 @@ class Summary:
     are summed over engines, each from when it was up to its last chunk's end: idle is when
     it had nothing to do. ``rate`` is weight (pairs, seeds) a second. ``dtypes`` are all that the
     model of a role computed with: of ``auto`` on several kinds of machine more than one.
+    ``kept`` is None where the task keeps all of its rows.
     """
 
     units: int
@@ -270,6 +286,7 @@ class Summary:
     rate: float | None
     steps: Mapping[str, Usage] = field(default_factory=dict)
     dtypes: Mapping[str, list[str]] = field(default_factory=dict)
+    kept: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -310,13 +327,15 @@ def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
             role: sorted({each.dtypes[role] for each in work if role in each.dtypes})
             for role in sorted({role for each in work for role in each.dtypes})
         },
+        kept=sum(kept) if (kept := [each.kept for each in receipts if each.kept is not None]) else None,
     )
 
 
 def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any]]:
     """The totals as a run's manifest has them."""
     return {
-        "counts": {"units": summary.units, "rows": summary.rows, "failed": summary.failed},
+        "counts": {"units": summary.units, "rows": summary.rows, "failed": summary.failed}
+        | ({} if summary.kept is None else {"kept": summary.kept}),
         "seconds": {
             "engine_startup": round(summary.startup_seconds, 3),
             "work": round(summary.seconds, 3),

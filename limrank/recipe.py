@@ -117,6 +117,10 @@ _NAME_OR_PATH = (
 """Keys that are a name or a path: a path where there is such a directory or file."""
 
 
+_NO_PATHS = ("benchmark://", "hub://")
+"""How names begin that may stand where a path could: there is no such place."""
+
+
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """Every local path and URI that a job reads, each behind its recipe key."""
     found = {key: value for key, value in _paths(config) if key != "run_dir"}
@@ -125,7 +129,7 @@ def input_paths(config: Job) -> list[tuple[str, str]]:
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):
             found[key] = value
     listed = [(key, each) for key, value in found.items() for each in ((value,) if isinstance(value, str) else value)]
-    return [(key, each) for key, each in listed if not each.startswith("benchmark://")]
+    return [(key, each) for key, each in listed if not each.startswith(_NO_PATHS)]
 
 
 def _paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -156,3 +156,24 @@ def shared_data():
     if not path.is_dir():
         pytest.skip(f"no shared data: {path} is not there (LIMRANK_SHARED_DATA names another place)")
     return path
+
+
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch):
+    """Of what `datasets` makes of the files it reads."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub is not asked, and not waited for: its libraries read the variable when they are imported."""
+    import huggingface_hub
+
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

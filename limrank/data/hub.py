@@ -16,7 +16,7 @@ Every function takes ``path``: a local directory of the repository's layout (its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,19 +91,12 @@ class _Repository:
             raise UserError(f"data.name: {config!r} of {self} should have one split, not {', '.join(splits)}")
         yield from next(iter(splits.values()))
 
-    def _load(self, config: str) -> dict[str, Iterable[dict[str, Any]]]:
+    def _load(self, config: str) -> dict[str, Any]:
         """The splits of a config, by name."""
         import datasets
 
-        try:
+        with told("data.name", f"{config!r} of {self}"):
             return datasets.load_dataset(self.path or self.name, config, revision=self.revision)
-        except Exception as error:  # of files that are here, by what is damaged
-            # datasets raises ConnectionError (an OSError) where the hub cannot be reached, a
-            # FileNotFoundError for a repository and a ValueError for a config that is not there.
-            cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-            reason = clipped(first_line(cause))
-            kind = UnavailableError if isinstance(error, ConnectionError) else UserError
-            raise kind(f"data.name: cannot load {config!r} of {self}: {reason}") from None
 
 
 def load(name: str, split: str = "test", path: str | None = None, revision: str | None = None) -> Benchmark:
@@ -267,3 +260,35 @@ def pinned(name: str, revision: str | None) -> str | None:
 def _id(row: dict[str, Any]) -> str:
     # Older revisions of the mteb layout have `_id`, newer ones `id`.
     return str(row["_id"] if "_id" in row else row["id"])
+
+
+def load_splits(source: str, config: str | None, *, key: str) -> dict[str, Any]:
+    """The splits of a repository's config, by name; config None is the only one, or the default.
+
+    Args:
+        source: a repository of the hub, or a local directory of its layout.
+        key: the recipe's, for a person.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    import datasets
+
+    with told(key, repr(config) + f" of {source}" if config else source):
+        return datasets.load_dataset(source, config)
+
+
+@contextmanager
+def told(key: str, what: str) -> Iterator[None]:
+    """What ``datasets`` raises for a repository, in one line."""
+    import datasets
+
+    try:
+        yield
+    except Exception as error:  # of files that are here, by what is damaged
+        # datasets raises ConnectionError (an OSError) where the hub cannot be reached, a
+        # FileNotFoundError for a repository and a ValueError for a config that is not there.
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        reason = clipped(first_line(cause))
+        kind = UnavailableError if isinstance(error, ConnectionError) else UserError
+        raise kind(f"{key}: cannot load {what}: {reason}") from None

@@ -7,10 +7,12 @@ A *source* of seeds is one of:
 a BEIR folder                   each query that is judged relevant, with its best passage
 a ``.jsonl``/``.parquet`` file  ``query`` and ``passage`` a row, and ``seed_id`` or ``id``
 a folder of ``datasets``        the same; of several splits ``train``
+``hub://OWNER/NAME``            a dataset of the hub, judged or of such rows (``named.py``), or
+                                a local directory of its layout
 ==============================  ========================================================
 
-Personas are a ``.jsonl`` file (``persona``, ``id``) or any text file, one a line. Text
-files may end in ``.gz``.
+Personas are a ``.jsonl`` file (``persona``, ``id``), any text file, one a line, or a dataset of
+the hub, ``hub://OWNER/NAME/CONFIG``, of such rows. Text files may end in ``.gz``.
 """
 
 from __future__ import annotations
@@ -19,17 +21,18 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from limrank.data import beir, parts, saved
+from limrank.data.named import NAMED, Repository
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, shown
 from limrank.parsing import brief, clipped
-from limrank.records import Document, Persona, Seed
+from limrank.records import Document, Persona, Qrels, Query, Seed
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
 """Of a file: ``(1-based number, where it is for a person, record)``."""
@@ -43,11 +46,11 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
     """The seeds of ``source``, at most ``max_seeds`` of them: which ones is drawn by ``seed``,
     the run's; they stay in its order.
 
-    A BEIR folder is judged by its ``train`` split, where there is none by ``test``, else
+    What is judged, a BEIR folder or a dataset of the hub, is so by its ``train`` split, where there is none by ``test``, else
     by the first split by name. A query's passage is the contents of the document with its
     highest grade above 0, at a tie the one judged first. Queries without such a document,
     or whose text is blank, are left out; a warning that is logged counts those judged.
-    The order is that of ``queries.jsonl``.
+    The order is that of the queries. Of a corpus only what is relevant is held.
 
     In a file, a seed without an id gets its 1-based line (in Parquet: row) number.
 
@@ -60,10 +63,12 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
+    elif repository := _repository(source):
+        seeds = _hub_seeds(repository)
     elif kind_of(source) == "folder" and not saved.is_saved(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
-        seeds = _file_seeds(source)
+        seeds = _row_seeds(_seed_rows(source), source)
     if max_seeds is None or max_seeds >= len(seeds):
         return seeds
     drawn = random.Random(f"{seed}/seeds").sample(range(len(seeds)), max_seeds)
@@ -72,7 +77,7 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
 
 def load_corpus(source: str) -> list[Document]:
     """The documents of ``source`` among which negatives can be mined: those of pydocs, a
-    BEIR folder's corpus, or the different passages of a file, under the id of the first
+    BEIR folder's or the hub's corpus, or the different passages of rows, under the id of the first
     seed that has each.
 
     All of them, whichever seeds are selected. The passage of a seed is the ``contents`` of
@@ -85,19 +90,22 @@ def load_corpus(source: str) -> list[Document]:
         from limrank.data import pydocs
 
         return pydocs.documents()
-    if is_folder(source) and not saved.is_saved(Path(source)):
+    repository = _repository(source)
+    if repository and repository.is_retrieval():
+        return list(repository.documents())
+    if not repository and is_folder(source) and not saved.is_saved(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not come back as a negative of the second.
     by_passage: dict[str, Document] = {}
-    for seed in _file_seeds(source):
+    for seed in _row_seeds(_seed_rows(source), source):
         by_passage.setdefault(seed.passage, Document(seed.seed_id, seed.passage))
     return list(by_passage.values())
 
 
 def load_personas(path: str | None) -> list[Persona]:
-    """The personas of a file, or the built-in ones where ``path`` is None.
+    """The personas of a file or of a dataset of the hub, or the built-in ones where ``path`` is None.
 
-    A file that ends in ``.jsonl`` has ``persona`` and perhaps ``id`` a line; any other is
+    A dataset, and a file that ends in ``.jsonl`` has ``persona`` and perhaps ``id`` a row; any other file is
     text, one persona a line. Blank lines are skipped; a persona without an id gets its
     1-based line number.
 
@@ -108,10 +116,12 @@ def load_personas(path: str | None) -> list[Persona]:
     if path is None:
         with resources.as_file(resources.files("limrank.data").joinpath("personas.txt")) as built_in:
             return load_personas(str(built_in))
-    if _is_jsonl(path):
+    repository = Repository.of(path, "synthesis.personas") if path.startswith(NAMED) else None
+    if repository or _is_jsonl(path):
+        rows = repository.rows(("id", "persona")) if repository else _jsonl_rows(path)
         personas = [
             Persona(persona_id, _string(record, "persona", where).strip())
-            for persona_id, where, record in _identified(_jsonl_rows(path), "id")
+            for persona_id, where, record in _identified(rows, "id")
         ]
     else:
         personas = []
@@ -134,30 +144,63 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
     return digest.hexdigest()
 
 
+def _repository(source: str) -> Repository | None:
+    if not source.startswith(NAMED) and (not is_folder(source) or saved.is_saved(Path(source))):
+        return None
+    return Repository.of(source, "synthesis.seeds")
+
+
+def _hub_seeds(repository: Repository) -> list[Seed]:
+    if not repository.is_retrieval():
+        return _row_seeds(repository.rows(_SEED_KEYS), str(repository))
+    qrels = repository.qrels()
+    passages = {document.doc_id: document.contents for document in repository.documents(_relevant(qrels))}
+    seeds = _judged_seeds(repository.queries(), qrels, passages, str(repository))
+    if not seeds:
+        raise UserError(f"{repository}: there are no seeds: no query has a relevant passage in the corpus")
+    return seeds
+
+
 def _beir_seeds(folder: Path) -> list[Seed]:
     corpus_file = beir.find_file(folder, "corpus.jsonl")
     queries_file = beir.find_file(folder, "queries.jsonl")
     qrels_file = _seed_qrels(folder)
-    passages = {document.doc_id: document.contents for document in beir.read_corpus(corpus_file)}
     qrels = read_qrels(qrels_file)
-    seeds = []
-    judged = 0
-    for query in beir.read_queries(queries_file):
-        grades = qrels.get(query.query_id, {})
-        relevant = [doc_id for doc_id, grade in grades.items() if grade > 0]
-        usable = [doc_id for doc_id in relevant if passages.get(doc_id)]
-        judged += bool(relevant)
-        if usable and query.text.strip():
-            best = max(usable, key=grades.__getitem__)  # the first of several: as they were judged
-            seeds.append(Seed(query.query_id, query.text, passages[best]))
+    relevant, passages, documents = _relevant(qrels), {}, 0
+    for document in beir.scan_corpus(corpus_file):
+        documents += 1
+        if document.doc_id in relevant:
+            passages[document.doc_id] = document.contents
+    if not documents:
+        raise UserError(f"{corpus_file}: the corpus is empty")
+    seeds = _judged_seeds(beir.read_queries(queries_file), qrels, passages, str(folder))
     if not seeds:
         # No other split in its place: it may be the one that the model is evaluated on.
         raise UserError(
             f"{qrels_file}: there are no seeds: no query of {queries_file.name} has a relevant passage "
             f"in {corpus_file.name}; give the queries and passages of this split"
         )
-    if lost := judged - len(seeds):
-        _log.warning("%s: %d judged queries left out: no text, or no relevant passage in the corpus", folder, lost)
+    return seeds
+
+
+def _relevant(qrels: Qrels) -> set[str]:
+    return {doc_id for grades in qrels.values() for doc_id, grade in grades.items() if grade > 0}
+
+
+def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str, str], source: str) -> list[Seed]:
+    """Each query that has a relevant passage, with the best one."""
+    seeds = []
+    judged = 0
+    for query in queries:
+        grades = qrels.get(query.query_id, {})
+        relevant = [doc_id for doc_id, grade in grades.items() if grade > 0]
+        usable = [doc_id for doc_id in relevant if passages.get(doc_id, "").strip()]
+        judged += bool(relevant)
+        if usable and query.text.strip():
+            best = max(usable, key=grades.__getitem__)  # the first of several: as they were judged
+            seeds.append(Seed(query.query_id, query.text, passages[best]))
+    if seeds and (lost := judged - len(seeds)):
+        _log.warning("%s: %d judged queries left out: no text, or no relevant passage in the corpus", source, lost)
     return seeds
 
 
@@ -169,24 +212,26 @@ def _seed_qrels(folder: Path) -> Path:
     return files.get("train") or files.get("test") or files[min(files)]
 
 
-def _file_seeds(path: str) -> list[Seed]:
+def _row_seeds(rows: _Rows, source: str) -> list[Seed]:
     seeds = [
         Seed(seed_id, _string(record, "query", where), _string(record, "passage", where))
-        for seed_id, where, record in _identified(_seed_rows(path), "seed_id", "id")
+        for seed_id, where, record in _identified(rows, "seed_id", "id")
     ]
     if not seeds:
-        raise UserError(f"{path}: there are no seeds")
+        raise UserError(f"{source}: there are no seeds")
     return seeds
 
 
 def _seed_rows(path: str) -> _Rows:
+    if repository := _repository(path):
+        return repository.rows(_SEED_KEYS)
     kind = kind_of(path)
     if kind == "folder":
         return _dataset_rows(Path(path))
     if kind == "missing":
         raise UnavailableError(
             f"{shown(path)}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
-            "or a saved dataset"
+            "a saved dataset, or hub://OWNER/NAME"
         )
     if _is_jsonl(path):
         return _jsonl_rows(path)

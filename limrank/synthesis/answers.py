@@ -1,4 +1,5 @@
-"""What a chat model wrote: its thought told apart from its answer, and the verdict in it."""
+"""What a chat model wrote: its thought told apart from its answer, the verdict in it, and the
+chain without the formula that says the verdict once more."""
 
 from __future__ import annotations
 
@@ -7,12 +8,36 @@ import re
 from limrank.engines.base import Generation
 from limrank.scoring import THINK_CLOSE, THINK_OPEN
 
-_VERDICT = re.compile(r"\b(true|false)\W*\Z", re.IGNORECASE)
+_VERDICT = re.compile(r"(?<![^\W_])(true|false)(?:[\W_]*</answer>)?[\W_]*\Z", re.IGNORECASE)
+
+_NO_VERDICT = re.compile(r"""(?:\b(?:not|never|nor|neither|or)|n['’]t)[ *_"'`“‘]+\Z|/\s*\Z""", re.IGNORECASE)
+"""What stands before a last word that is no verdict: "is not true", "true or false", "true/false"."""
+
+_MARKS = " \t\r*_#>:\"'`“”‘’$([{<-–—=→"
+"""What may stand on a verdict's line before it, and is no word."""
+
+_LATEX = re.compile(r"\\[\[(]?(?:boxed|text\w*|math\w*)?\s*\{?\Z")
+
 _LEAD = re.compile(
-    r"""[\s*_#>-]* (?: \b (?: (?:so|therefore|my|the|final) \W+ )* (?:answer|verdict) (?:\s+is)? )? [\s*_#>:"'`-]* \Z""",
+    r"""(?<!\w)
+    (?:
+        (?: (?: and | so | thus | hence | therefore | overall | finally | in \ conclusion ) [\s,:*_]+ )*
+        (?: (?: the | my | our | this ) [\s*_]+ )?
+        (?: (?: final | correct | right ) [\s*_]+ )? (?: answer | verdict )
+        (?: [\s*_]+ (?: is | (?: should | would | must | will | has \ to ) \ be ) )?
+      | (?: \A | (?<=\n) ) [\s*_#>-]* (?: relevance | relevant | judge?ment | conclusion | label )
+      | (?: so | thus | hence | therefore | overall | finally ) [*_]* [,:]
+    )
+    [\s*_:>"'`]* \Z""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What may stand before a verdict and is no part of the chain: ``**Answer:**``."""
+"""How a verdict is led up to: "So the answer is", "**Final Answer**", "Relevance:"."""
+
+_HEADING = re.compile(r"^[ *_#>]*(?:the )?(?:final )?(?:answer|verdict)[ *_:]*$", re.IGNORECASE | re.MULTILINE)
+_WORDS_BELOW_HEADING = 25
+
+_END = 200
+"""Characters of a text's end in which its formula is looked for: a chain may be of thousands."""
 
 
 def apart(generation: Generation) -> tuple[str | None, str]:
@@ -33,8 +58,60 @@ def apart(generation: Generation) -> tuple[str | None, str]:
 def read_verdict(generation: Generation) -> tuple[bool | None, str | None]:
     """The verdict that a judge's answer ends in, None where it does not, and its chain: the
     thought or, of a model that told none, what it wrote before the verdict; None where
-    there is neither."""
+    there is neither. A chain ends before the formula that says the verdict.
+
+    What was cut off has no verdict, whatever its last word is: where a chat template opens the
+    thought, nothing in the text tells a thought from an answer.
+    """
     thought, answer = apart(generation)
-    found = _VERDICT.search(answer)
-    before = _LEAD.sub("", answer[: found.start()] if found else answer).strip()
-    return found and found[1].lower() == "true", thought or before or None
+    found = _verdict(answer)
+    if found is not None:
+        answer = _before_verdict(answer[: found.start()])[0]
+    chain = without_formula(thought or answer) or None
+    if found is None or generation.finish_reason == "length":
+        return None, chain
+    return found[1].lower() == "true", chain
+
+
+def without_formula(chain: str) -> str:
+    """A chain without the formulas at its end that say the verdict: "So the answer is: true",
+    "**Final Answer**" with ``\\boxed{true}`` below it, a line of the verdict alone. What else
+    ends in one of the two words ("the claim is false") is part of its reasons."""
+    chain = chain.strip()
+    while found := _verdict(chain):
+        before, is_formula = _before_verdict(chain[: found.start()])
+        if not is_formula:
+            break
+        chain = before
+    return chain
+
+
+def _verdict(text: str) -> re.Match[str] | None:
+    found = _VERDICT.search(text, max(0, len(text) - _END))
+    return None if found and _NO_VERDICT.search(text[max(0, found.start() - 20) : found.start()]) else found
+
+
+def _before_verdict(text: str) -> tuple[str, bool]:
+    """What stands before a verdict, without what leads up to it; and whether that makes it a
+    formula: a line of its own, LaTeX's box, or words such as "the answer is"."""
+    head, newline, line = text.rpartition("\n")
+    plain = _without_marks(line)
+    before = (head + newline + plain).rstrip()
+    lead = _LEAD.search(before, max(0, len(before) - _END))
+    if lead:
+        before = _without_marks(before[: lead.start()])
+    before = before.rstrip(" \t\r\n,;")
+    while before and not _without_marks(before[before.rfind("\n") + 1 :]):  # rules and marks of Markdown
+        before = before[: max(before.rfind("\n"), 0)].rstrip()
+    # Below a heading of its own an answer may have a sentence of reasons more.
+    headings = list(_HEADING.finditer(before, max(0, len(before) - _END)))
+    above = before[: headings[-1].start()].rstrip() if headings else ""
+    if above and len(before[headings[-1].end() :].split()) <= _WORDS_BELOW_HEADING:
+        before = above
+    return before.strip(), bool(lead) or not plain or "\\" in line[len(plain) :]
+
+
+def _without_marks(line: str) -> str:
+    while (shorter := _LATEX.sub("", line.rstrip(_MARKS))) != line:
+        line = shorter
+    return line

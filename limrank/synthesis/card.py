@@ -54,7 +54,8 @@ def render(stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
 
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
-    yield f"- writer: {as_markdown(stats['writer'])}"
+    unreasoned = ", which wrote passages without a chain of thought before them" if "chains" in stats else ""
+    yield f"- writer: {as_markdown(stats['writer'])}{unreasoned}"
     yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
     if "reranker" in stats:
         yield f"- reranker to be bettered: {as_markdown(stats['reranker'])}"

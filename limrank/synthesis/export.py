@@ -93,7 +93,7 @@ def _lines(storage: Storage, name: str) -> Iterator[Callable[[str], None]]:
 
 
 def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, Any]:
-    steps = config.synthesis.prompts.model_dump()
+    steps = config.synthesis.prompt_names()
     if config.synthesis.judge_by == "label_tokens":
         steps["judge"] = config.scoring.prompt
     return {
@@ -106,6 +106,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         **{name: _name(role.model.id) for name, role in config.roles().items()},
         "judge_by": config.synthesis.judge_by,
         "agreement": config.synthesis.agreement,
+        **({} if config.synthesis.chains else {"chains": False}),
         **({"embedding": _embedding(config.synthesis)} if config.synthesis.chooses_by_embedding else {}),
         "prompts": {step: _prompt(name) for step, name in steps.items()},
         "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},

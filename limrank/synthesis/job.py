@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
+from limrank.budget import Bounds
 from limrank.chunks import Engines, Outcome, Rows
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.fanout import chunk_cost, fanout, unfinished
+from limrank.fanout import chunk_cost, fanout, is_needed
 from limrank.plan import Unit, read_plan, write_plan
 from limrank.progress import Progress
+from limrank.receipts import Summary
 from limrank.recipe import input_paths
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.resources import beside, claim, nodes_alive
@@ -114,8 +116,8 @@ def run(
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
-        task = SynthesisTask(synthesis_inputs(config))
-        with _pools(config, engines, needed=bool(unfinished(run_dir, planned))) as engines:
+        task, bounds = SynthesisTask(synthesis_inputs(config)), _bounds(config, given)
+        with _pools(config, engines, needed=is_needed(run_dir, planned, bounds)) as engines:
             summary = fanout(
                 run_dir,
                 planned,
@@ -125,17 +127,24 @@ def run(
                 progress=progress,
                 stage="synthesize",
                 weighed_in="seeds",
-                token_budget=config.synthesis.max_tokens,
+                bounds=bounds,
             )
         pool = settle(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
-        stopped = summary.units < len(given.seeds)
-        run_dir.finish("stopped" if stopped else "done")
+        left = len(given.seeds) - summary.units
+        enough = bounds.kept is not None and (summary.kept or 0) >= bounds.kept
+        # Enough is what the recipe asks for; at its budget a run has only a part of it.
+        run_dir.finish("stopped" if left and not enough else "done")
     return JobResult(
         summary.failed,
         given.benchmarks.warnings if given.benchmarks else [],
-        _shown(config, stats, len(given.seeds) if stopped else None),
+        _shown(config, stats, _ended(config, summary, left, enough)),
     )
+
+
+def _bounds(config: SynthesizeJob, given: Inputs) -> Bounds:
+    settings = config.synthesis
+    return Bounds(settings.max_tokens, settings.enough, given.queries_a_seed * pairs_a_query(config), config.seed)
 
 
 def check_choice(settings: SynthesisConfig) -> None:
@@ -152,8 +161,9 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     briefs = [read_brief(brief) for unit in planned for brief in unit["briefs"]]
     first = next((unit for unit in planned if unit["briefs"]), None)
     return {
-        "units": f"{len(planned)} seeds, {len(briefs)} queries, {len(briefs) * pairs_a_query(config)} pairs to judge, "
-        f"{len(given.personas)} personas to draw from",
+        "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} seeds, {len(briefs)} queries, "
+        f"{len(briefs) * pairs_a_query(config)} pairs to judge, {len(given.personas)} personas to draw from",
+        "ends": _ends(config.synthesis),
         "contaminated": f"{len(given.repeated)} seeds" if given.repeated else None,
         "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
@@ -189,9 +199,9 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
                 for role, each in roles.items()
             },
             "scoring": judging(config).model_dump(exclude={"prompt"}),
-            "synthesis": config.synthesis.model_dump(exclude=_NOT_OF_ROWS),
+            "synthesis": config.synthesis.hashed(_NOT_OF_ROWS),
             "prompts": [
-                prompts.load(name) for name in (*config.synthesis.prompts.model_dump().values(), config.scoring.prompt)
+                prompts.load(name) for name in (*config.synthesis.prompt_names().values(), config.scoring.prompt)
             ],
             "seed": config.seed,
         }
@@ -201,7 +211,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
 _NOT_OF_ROWS = {
     *("seeds", "personas", "prompts", "decontaminate"),  # what they hold is
     "license",
-    *("max_tokens", "prices", "near_duplicate", "size", "select", "embedder"),
+    *("max_tokens", "prices", "near_duplicate", "size", "oversample", "select", "embedder"),
 }
 """Keys that may change while a run directory keeps its rows."""
 
@@ -260,20 +270,38 @@ def _pools(
         yield {name: hosted.get(source, source) for name, source in engines.items()}
 
 
-def _shown(config: SynthesizeJob, stats: Mapping[str, Any], stopped_of: int | None) -> list[str]:
-    """``stopped_of``: how many seeds there are, where the run stopped at its budget."""
+def _ends(settings: SynthesisConfig) -> str | None:
+    """What ends a run before its last seed, for a person; None: nothing does."""
+    if settings.enough is None:
+        return None
+    return f"when {settings.enough} examples are kept (synthesis.size × synthesis.oversample), before some are chosen"
+
+
+def _ended(config: SynthesizeJob, summary: Summary, left: int, enough: bool) -> str | None:
+    """Why ``left`` seeds were not written for, for a person; None where none is left."""
+    if not left:
+        return None
+    seeds = f"{summary.units} of {summary.units + left} seeds"
+    if enough:
+        return (
+            f"enough after {seeds}: {summary.kept} examples to choose from, {config.synthesis.enough} asked for "
+            "(synthesis.size × synthesis.oversample); raise either, and the same command goes on"
+        )
+    return (
+        f"stopped at synthesis.max_tokens: {summary.tokens} tokens for {seeds}; raise it, and the same command goes on"
+    )
+
+
+def _shown(config: SynthesizeJob, stats: Mapping[str, Any], ended: str | None) -> list[str]:
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected"].items()) or "none"
-    kept, positive, tokens = stats["kept"], stats["kept_positive"], sum(stats["tokens"].values())
+    kept, positive = stats["kept"], stats["kept_positive"]
     lines = [
         f"{stats['seeds']} seeds, {stats['examples']} examples, {kept} kept "
         f"({positive} true, {kept - positive} false, of {stats['kept_queries']} queries, "
         f"{stats['kept_queries_with_both']} with both); rejected: {reasons}"
     ]
-    if stopped_of:
-        lines.append(
-            f"stopped at synthesis.max_tokens: {tokens} tokens for {stats['seeds']} of {stopped_of} seeds; raise it, "
-            "and the same command goes on"
-        )
+    if ended:
+        lines.append(ended)
     if stats["selected"]:
         lines.append(f"selected: {stats['selected']['shortfall'] or str(stats['selected']['examples']) + ' examples'}")
     lines.append(f"train file: {config.run_dir}/train.jsonl; report: {config.run_dir}/report.html")

@@ -90,7 +90,7 @@ def pairs_a_query(config: SynthesizeJob) -> int:
 
 def _cost(config: SynthesizeJob, brief: QueryBrief) -> int:
     # Query, chain, descriptions and each passage; each pair once for its chain and once for its label.
-    requests = 4 + config.synthesis.negatives + 2 * pairs_a_query(config)
+    requests = 3 + config.synthesis.chains + config.synthesis.negatives + 2 * pairs_a_query(config)
     if config.reranker:
         requests += pairs_a_query(config) + (config.synthesis.mined_negatives and config.synthesis.mine_depth)
     return GENERATED_TOKEN_COST * most_generated(config, brief) + _TOKENS_A_PROMPT * requests

@@ -26,7 +26,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     Args:
         stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
             ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``;
-            where they apply ``reranker``, ``embedding``.
+            where they apply ``reranker``, ``embedding``, ``chains`` (False).
         rows: those that were counted, read once and not held: for examples alone. Which
             are shown does not depend on their order.
     """
@@ -51,6 +51,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         characters=CHARACTERS,
         facts={
             "writer": stats["writer"],
+            **({"chain of thought before the passages": "none"} if "chains" in stats else {}),
             "judge": f"{stats['judge']}, agreement by {stats['agreement']}",
             **({"reranker": stats["reranker"]} if "reranker" in stats else {}),
             **({"embedding of the queries": stats["embedding"]} if "embedding" in stats else {}),

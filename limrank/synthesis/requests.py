@@ -60,12 +60,13 @@ def chain_prompt(query: WrittenQuery, settings: SynthesisConfig) -> str:
     return prompts.render(settings.prompts.chain, query=query.text, instruction=query.instruction)
 
 
-def describe_prompt(query: WrittenQuery, chain: str, settings: SynthesisConfig) -> str:
+def describe_prompt(query: WrittenQuery, chain: str | None, settings: SynthesisConfig) -> str:
+    """``chain`` None: the writer did not reason; of a person's own prompt its place is then empty."""
     return prompts.render(
-        settings.prompts.describe,
+        settings.prompt_names()["describe"],
         query=query.text,
         instruction=query.instruction,
-        chain=chain,
+        chain=chain or "",
         negatives=settings.negatives,
     )
 
@@ -82,7 +83,7 @@ def judge_prompt(query: Query, passage: str, settings: SynthesisConfig) -> str:
 
 def with_prompt_texts(settings: SynthesisConfig) -> SynthesisConfig:
     """The same, with each prompt's text in place of a name, as workers are given it."""
-    texts = {step: prompts.load(name) for step, name in settings.prompts.model_dump().items()}
+    texts = {step: prompts.load(name) for step, name in settings.prompt_names().items()}
     return settings.model_copy(update={"prompts": SynthesisPrompts(**texts)})
 
 
@@ -96,17 +97,19 @@ def check_prompts(settings: SynthesisConfig) -> None:
             brief = QueryBrief(kind, persona, difficulty, domain, instruction is not None)
             query_prompt(seed, brief, settings)
             query = WrittenQuery("a query", "a field", instruction)
-            chain_prompt(query, settings)
-            describe_prompt(query, "a chain", settings)
+            if settings.chains:
+                chain_prompt(query, settings)
+            describe_prompt(query, "a chain" if settings.chains else None, settings)
             passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
-    for step, needed in _NEEDED.items():
-        prompts.check_places(getattr(settings.prompts, step), needed)
+    for step, name in settings.prompt_names().items():
+        prompts.check_places(name, _NEEDED[step])
 
 
 def most_written(settings: SynthesisConfig, brief: QueryBrief) -> int:
     """The most tokens that the writer may write for one query and its passages."""
     passages = (1 + settings.negatives) * settings.passage_tokens
-    return query_tokens(settings, brief) + settings.chain_tokens + describe_tokens(settings) + passages
+    chain = settings.chain_tokens if settings.chains else 0
+    return query_tokens(settings, brief) + chain + describe_tokens(settings) + passages
 
 
 def query_tokens(settings: SynthesisConfig, brief: QueryBrief) -> int:

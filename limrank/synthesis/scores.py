@@ -14,7 +14,7 @@ from limrank.engines.base import Engine, spent_on
 from limrank.errors import RowError
 from limrank.records import Candidate, Failure, Judgment, Query, Seed, SynthesisExample
 from limrank.scoring import score_pair
-from limrank.synthesis.answers import read_verdict
+from limrank.synthesis.answers import read_verdict, without_formula
 from limrank.synthesis.filters import Verdict, chains_checked, judged
 from limrank.synthesis.requests import judge_prompt, judge_tokens
 
@@ -68,7 +68,8 @@ async def add_base_scores(
 def _by_label_tokens(judgment: Judgment) -> Verdict:
     if judgment.score is None:
         return Verdict(None, failed=True)
-    return Verdict(judgment.score > 0.5, judgment.score, judgment.reasoning, truncated=judgment.truncated)
+    chain = judgment.reasoning and without_formula(judgment.reasoning)
+    return Verdict(judgment.score > 0.5, judgment.score, chain, truncated=judgment.truncated)
 
 
 async def _ask(

@@ -138,7 +138,7 @@ async def _one_query(
     told = inputs.synthesis.prompts
     if fault := query_fault(written.text, written.instruction, seed, prompts.load(told.query), brief.persona.text):
         return SeedOutcome([replace(blank, reject_reason=fault)], [])
-    chain = await write_chain(writer, written)
+    chain = await write_chain(writer, written) if inputs.synthesis.chains else None
     descriptions = await describe_passages(writer, written, chain)
     if descriptions is None:
         return SeedOutcome([replace(blank, reject_reason="unparsable")], [])
@@ -205,8 +205,11 @@ async def write_chain(writer: Writer, query: WrittenQuery) -> str:
     return (await writer.write("chain", prompt, writer.settings.chain_tokens)).text.strip()
 
 
-async def describe_passages(writer: Writer, query: WrittenQuery, chain: str) -> list[tuple[PassageRole, str]] | None:
-    """Descriptions of the positive and the hard negatives; None where unreadable."""
+async def describe_passages(
+    writer: Writer, query: WrittenQuery, chain: str | None
+) -> list[tuple[PassageRole, str]] | None:
+    """Descriptions of the positive and the hard negatives, from the chain where there is one;
+    None where unreadable."""
     wanted, schema = writer.settings.negatives, descriptions_schema(writer.settings)
     prompt = describe_prompt(query, chain, writer.settings)
     answer = _parsed(await writer.write("describe", prompt, describe_tokens(writer.settings), schema=schema))

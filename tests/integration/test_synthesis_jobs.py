@@ -147,6 +147,28 @@ def test_a_budget_stops_the_run_and_goes_on_once_raised(local_ray, seeds, tmp_pa
     assert examples(run) == examples(tmp_path / "whole")
 
 
+def test_a_run_ends_when_enough_is_kept_and_goes_on_once_more_is_asked_for(local_ray, seeds, tmp_path):
+    _, whole = synthesize(seeds, tmp_path / "whole")
+    run = tmp_path / "run"
+    result, stats = synthesize(seeds, run, size=4, oversample=1.5)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert 6 <= manifest["counts"]["kept"] < whole["kept"] and stats["seeds"] < SEEDS
+    # It is what was asked for, and not a part of it.
+    assert manifest["status"] == "done" and stats["selected"]["examples"] == 4
+    assert any(f"enough after {stats['seeds']} of {SEEDS} seeds" in line for line in result.shown)
+    before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
+    chosen = in_order(run)
+    synthesize(seeds, run, size=4, oversample=1.5)  # enough is there
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()} == before
+    assert in_order(run) == chosen
+    _, more = synthesize(seeds, run, size=4, oversample=5)
+    assert stats["seeds"] < more["seeds"] <= SEEDS and more["kept"] >= 20
+    after = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
+    assert before.items() < after.items()  # none was written anew
+    _, all_of_them = synthesize(seeds, run)
+    assert all_of_them["seeds"] == SEEDS and examples(run) == examples(tmp_path / "whole")
+
+
 def test_another_choice_needs_no_new_rows(local_ray, seeds, tmp_path):
     run = tmp_path / "run"
     synthesize(seeds, run)

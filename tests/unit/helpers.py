@@ -51,6 +51,20 @@ def write_beir(folder, corpus=None, queries=None, qrels=None):
     return folder
 
 
+def repository(folder, configs):
+    """``{config: {split: rows}}`` as a directory that `datasets` reads."""
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in splits.items():
+            file = folder / config / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return str(folder)
+
+
 def write_recipe(path, **sections):
     """A recipe as YAML: JSON is YAML."""
     path.write_text(json.dumps(sections), encoding="utf-8")

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from limrank.budget import Allowance, Budget
+from limrank.budget import Allowance, Bounds
 from limrank.plan import Chunk, Plan
 from limrank.receipts import Receipt
 from limrank.storage import Storage
@@ -11,8 +11,8 @@ from limrank.storage import Storage
 COST = 100
 
 
-def receipt(chunk, tokens):
-    return Receipt(chunk, 1, 1, 0, 1, tokens, 0, 0, ())
+def receipt(chunk, tokens, kept=None, failed=0):
+    return Receipt(chunk, 1, 1, failed, 1, tokens, 0, 0, (), kept=kept)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def budget(storage):
         plan = Plan([Chunk(number, 1, COST, 1) for number in range(chunks)])
         done = {each.chunk for each in committed}
         queue = [chunk for chunk in plan.chunks if chunk.number not in done]
-        return Budget(tokens, storage, plan, queue, committed)
+        return Bounds(tokens=tokens).budget(storage, plan, queue, committed)
 
     return made
 
@@ -118,7 +118,83 @@ def test_a_worker_waits_until_its_chunk_may_begin(budget, storage):
 
 def test_many_chunks_are_planned_for_at_once(storage):
     plan = Plan([Chunk(number, 1, COST, 1) for number in range(100_000)])
-    made = Budget(10**9, storage, plan, plan.chunks, [])
+    made = Bounds(tokens=10**9, kept=10**9).budget(storage, plan, plan.chunks, [])
     for number in range(1000):
         made.take(receipt(number, 100))
     assert not made.is_spent
+
+
+# ---- enough --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def enough(storage):
+    """Until so many are kept, over fifty chunks of four units that may have four each."""
+
+    def made(kept, committed=(), tokens=None, again=()):
+        plan = Plan([Chunk(number, 4, COST, 4) for number in range(50)])
+        done = {each.chunk for each in committed} - set(again)
+        queue = [chunk for chunk in plan.chunks if chunk.number not in done]
+        return Bounds(tokens, kept, kept_a_unit=4).budget(storage, plan, queue, committed)
+
+    return made
+
+
+def test_so_many_begin_as_are_expected_to_be_needed(enough, told):
+    made = enough(40)
+    assert told() == {"begin": 3, "closed": False}  # if all were kept: 16, 32, 48
+    made.take(receipt(0, 0, kept=4))  # a quarter of them; one is known, so by halves: 4 and 8 each, up to 44
+    assert told() == {"begin": 6, "closed": False}
+    made.take(receipt(1, 0, kept=4))  # by thirds of 16, 8 and six at work
+    assert told() == {"begin": 8, "closed": False}
+    for number in range(2, 8):
+        made.take(receipt(number, 0, kept=4))
+    assert told() == {"begin": 10, "closed": False}  # by quarters, as they really are: 32 and two at work
+    for number in range(8, 10):
+        made.take(receipt(number, 0, kept=4))
+    assert told() == {"begin": 10, "closed": True} and made.is_spent
+
+
+def test_chunks_that_keep_nothing_do_not_let_all_begin_at_once(enough, told):
+    made = enough(40)
+    for number in range(3):
+        made.take(receipt(number, 0, kept=0))
+    assert told()["begin"] == 13  # at least a fourth of 16 is expected of each
+
+
+def test_what_was_kept_before_counts_and_a_larger_number_goes_on(enough, told):
+    before = [receipt(number, 0, kept=8) for number in range(5)]
+    assert enough(40, before).is_spent
+    assert told() == {"begin": 0, "closed": True}
+    assert not enough(48, before).is_spent
+    assert told() == {"begin": 1, "closed": False}
+
+
+def test_what_failed_is_tried_again_however_much_is_kept(enough, told):
+    before = [receipt(0, 0, kept=40, failed=1), receipt(1, 0, kept=8)]
+    made = enough(40, before, again=[0])
+    assert told() == {"begin": 1, "closed": False}
+    made.take(receipt(0, 0, kept=41))
+    assert made.is_spent
+
+
+def test_of_two_bounds_the_nearer_one_holds(enough, told):
+    enough(400, tokens=3 * COST)
+    assert told()["begin"] == 3
+    enough(16, tokens=30 * COST)
+    assert told()["begin"] == 1
+
+
+def test_the_costly_chunks_are_not_the_only_ones_that_are_written_for():
+    plan = Plan([Chunk(number, 1, 1000 - number, 1) for number in range(100)])
+    by_cost = Bounds().order(plan.chunks[::-1], plan, [])
+    assert by_cost == plan.chunks
+    drawn = Bounds(kept=10, seed=1).order(plan.chunks, plan, [])
+    assert sorted(chunk.number for chunk in drawn) == list(range(100)) and drawn != plan.chunks
+    assert drawn == Bounds(kept=10, seed=1).order(plan.chunks[::-1], plan, [])
+    assert drawn != Bounds(kept=10, seed=2).order(plan.chunks, plan, [])
+    # Of the ten that begin first some are of either half.
+    assert 2 <= sum(chunk.number < 50 for chunk in drawn[:10]) <= 8
+    # A later session has the same order, behind what is tried again.
+    again = [receipt(drawn[5].number, 0, kept=0, failed=1)]
+    assert Bounds(kept=10, seed=1).order(drawn[3:], plan, again) == [drawn[5], *drawn[3:5], *drawn[6:]]

@@ -144,6 +144,10 @@ def test_what_depends_on_another_key(recipe):
     no_negatives = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, negatives: 0}\n"
     assert "synthesis.agreement=ranking compares with negatives" in refusal(recipe(no_negatives))
     assert SynthesisConfig(agreement="ranking", negatives=0, mined_negatives=1)
+    of_what = "job: synthesize\nrun_dir: out\nsynthesis: {oversample: 2}\n"
+    assert "synthesis.oversample is times synthesis.size, which is not set" in refusal(recipe(of_what))
+    less = "job: synthesize\nrun_dir: out\nsynthesis: {size: 10, oversample: 0.5}\n"
+    assert "synthesis.oversample: input should be greater than or equal to 1" in refusal(recipe(less))
     no_scores = "job: synthesize\nrun_dir: out\nsynthesis: {agreement: ranking, judge_by: answer}\n"
     for share in ("difficulties: {direct: .inf}", "domains: {' ': 1}"):
         assert refusal(recipe(f"job: synthesize\nrun_dir: out\nsynthesis: {{{share}}}\n"))
@@ -494,3 +498,8 @@ def test_a_submitted_config_is_the_same_recipe(recipe, tmp_path, text):
     )
     (tmp_path / "submitted.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "submitted.yaml") == config
+
+
+def test_how_many_examples_are_enough():
+    assert SynthesisConfig(size=15, oversample=1.5).enough == 23
+    assert SynthesisConfig(size=15).enough is None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import silent
+from helpers import repository, silent
 
 from limrank.config import DataConfig, EvaluateJob, RerankJob
 from limrank.data import benchmarks, hub
@@ -18,28 +18,7 @@ from limrank.storage import Storage
 
 GOOD_EXAMPLE = {"query": "is it prime?", "id": "0", "excluded_ids": ["N/A"], "gold_ids": ["x"]}
 
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
-
-
-def repository(folder, configs):
-    """``{config: {split: rows}}`` as a directory that `datasets` reads."""
-    lines = ["---", "configs:"]
-    for config, splits in configs.items():
-        lines += [f"- config_name: {config}", "  data_files:"]
-        for split, rows in splits.items():
-            file = folder / config / f"{split}.jsonl"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return str(folder)
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 def test_bright(tmp_path):

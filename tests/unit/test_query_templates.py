@@ -5,8 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from helpers import silent, write_beir
-from test_hub import private_cache, repository  # noqa: F401 (a fixture)
+from helpers import repository, silent, write_beir
 
 from limrank import cli
 from limrank.config import DataConfig, RerankJob
@@ -15,6 +14,8 @@ from limrank.data.beir import read_queries
 from limrank.errors import UserError
 from limrank.reranking import job
 from limrank.reranking.source import open_source, units
+
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 

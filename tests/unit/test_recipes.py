@@ -21,13 +21,61 @@ def test_a_recipe_loads(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, offline, tmp_path):
     job = yaml.safe_load(path.read_text())["job"]
     assert main([job, str(path), "--dry-run", "-s", f"run_dir={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr().out
     assert f"job: {job}\n" in printed and "# plan\n#   " in printed
     assert not (tmp_path / "run").exists()
+
+
+SYNTHESES = sorted((REPOSITORY / "jobs" / "recipes").glob("paper-synthesize*.yaml")) + sorted(
+    (REPOSITORY / "jobs" / "recipes").glob("paper-ablation-*.yaml")
+)
+
+
+@pytest.mark.parametrize("path", SYNTHESES, ids=lambda path: path.name)
+def test_a_papers_synthesis_dry_runs_on_seeds_that_are_here(path, capsys, offline, tmp_path):
+    """Without network, keys or GPU; the built-in personas stand in for Persona Hub."""
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text('{"query": "what slows dough", "passage": "Salt slows it."}\n')
+    changes = [f"run_dir={tmp_path / 'run'}", f"synthesis.seeds={seeds}", "synthesis.personas=null"]
+    assert main(["synthesize", str(path), "--dry-run", *(part for each in changes for part in ("-s", each))]) == 0
+    printed = capsys.readouterr().out
+    kinds = load_config(path).synthesis.kinds
+    assert f"#   units: at most 1 seeds, {len(kinds)} queries, {2 * len(kinds)} pairs to judge, " in printed
+    assert "#   ends: when 30000 examples are kept" in printed
+    prompt = printed.partition("# first prompt\n")[2]
+    assert "Somebody searched for: what slows dough\nA passage that answered: Salt slows it." in prompt
+    assert ("of their daily life" in prompt) == (kinds[0] == "daily")
+
+
+def test_the_papers_synthesizer():
+    own = load_config(REPOSITORY / "jobs/recipes/paper-synthesize-openai.yaml")
+    roles = own.roles()
+    assert (roles["writer"].model.id, roles["judge"].model.id) == ("gpt-4o", "deepseek-reasoner")
+    assert {role.engine.kind for role in roles.values()} == {"openai"}
+    assert roles["judge"].engine.api_key_env == "DEEPSEEK_API_KEY"
+    stand_in = load_config(REPOSITORY / "jobs/recipes/paper-synthesize.yaml")
+    for recipe in (own, stand_in):
+        assert recipe.synthesis.judge_by == "answer" and recipe.scoring.think_tokens == 8192
+        assert (recipe.synthesis.size, recipe.synthesis.kinds) == (20000, ("daily", "expert"))
+    assert stand_in.synthesis == own.synthesis
+    # One that reasons before it answers, asked by its chat template.
+    assert "R1" in stand_in.roles()["judge"].model.id
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("no-daily", "kinds", ("expert",)), ("no-expert", "kinds", ("daily",)), ("no-chains", "chains", False)],
+)
+def test_an_ablation_changes_one_key(name, key, value):
+    whole = load_config(REPOSITORY / "jobs/recipes/paper-synthesize.yaml")
+    ablated = load_config(REPOSITORY / f"jobs/recipes/paper-ablation-{name}.yaml")
+    synthesis = whole.synthesis.model_copy(update={key: value})
+    own = {"run_dir": ablated.run_dir, "notes": ablated.notes, "synthesis": synthesis}
+    assert ablated == whole.model_copy(update=own) and ablated.notes[1] == whole.notes[1]
+    assert ablated.run_dir != whole.run_dir
 
 
 def test_the_papers_settings():

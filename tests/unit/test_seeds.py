@@ -212,7 +212,10 @@ def test_what_is_not_parquet_is_refused(tmp_path):
 
 @pytest.mark.parametrize("load", [load_seeds, load_corpus])
 def test_files_that_are_no_seeds(tmp_path, load):
-    missing = "no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, or a saved dataset"
+    missing = (
+        "no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, a saved dataset, "
+        "or hub://OWNER/NAME"
+    )
     assert refused(load, str(tmp_path / "gone.jsonl")) == f"gone.jsonl: {missing}"
     assert refused(load, str(tmp_path / "gone")) == f"gone: {missing}"
     unknown = "seeds are not read from this kind of file; give a .jsonl or a .parquet file"

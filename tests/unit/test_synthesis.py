@@ -33,9 +33,19 @@ from limrank.synthesis import card, job
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.filters import Verdict, chains_checked, judged, query_fault, rejected_before_judging
-from limrank.synthesis.plan import Inputs, read_brief, read_inputs, synthesis_inputs, too_few_mined, units, unwritten
+from limrank.synthesis.plan import (
+    Inputs,
+    most_generated,
+    read_brief,
+    read_inputs,
+    synthesis_inputs,
+    too_few_mined,
+    units,
+    unwritten,
+)
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import Traced
+from limrank.synthesis.requests import WrittenQuery, check_prompts, describe_prompt, with_prompt_texts
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
 from limrank.synthesis.steps import SynthesisInputs, contaminated_example, query_id, synthesize_seed
@@ -159,6 +169,46 @@ def test_a_brief_says_what_the_query_is_to_be():
     }
 
 
+@pytest.mark.parametrize("instructed", [False, True])
+def test_without_chains_the_writer_does_not_reason_before_the_passages(instructed):
+    """The paper's ablation: neither asked nor paid for."""
+    rule = "Only rules that were made after 1990 count"
+    query = {"query": "how do I keep my rota in order", "domain": "work", "instruction": rule}
+    writer = Writer(query=json.dumps(query))
+    unreasoned = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"chains": False}))
+    outcome = synthesize(briefs=[replace(DAILY, instructed=instructed)], writer=writer, inputs=unreasoned)
+    assert outcome.failures == [] and len(outcome.examples) == 3
+    _, describe, *passages = writer.prompts
+    assert len(passages) == 3 and not any("Think step by step" in prompt for prompt in writer.prompts)
+    assert describe.startswith("A person asks: how do I keep my rota in order\n") and "otes" not in describe
+    assert '2 "hard_negatives"' in describe and (f"narrowed: {rule}" in describe) == instructed
+    # The judge's chain is another one, and stays.
+    assert any(each.reasoning for each in outcome.examples)
+
+
+def test_a_person_s_own_description_prompt_does_without_chains():
+    own = "{{ query }}:{% if chain %} from {{ chain }}{% endif %} {{ negatives }} of them"
+    settings = SynthesisConfig(chains=False, prompts=SynthesisPrompts(describe=own))
+    check_prompts(settings)
+    asked = describe_prompt(WrittenQuery("a query", "a field"), None, with_prompt_texts(settings))
+    assert asked == "a query: 1 of them"
+    # One that nobody is asked with needs no place.
+    check_prompts(SynthesisConfig(chains=False, prompts=SynthesisPrompts(chain="{{ nothing }}")))
+    with pytest.raises(UserError):
+        check_prompts(SynthesisConfig(prompts=SynthesisPrompts(chain="{{ nothing }}")))
+
+
+def test_what_is_not_asked_is_not_planned_for(config):
+    unreasoned = config.model_copy(update={"synthesis": config.synthesis.model_copy(update={"chains": False})})
+    longest = config.synthesis.chain_tokens
+    assert most_generated(config, DAILY) - most_generated(unreasoned, DAILY) == longest
+    given = Inputs(SEEDS, [NURSE], 2)
+    for long, short in zip(units(config, given), units(unreasoned, given), strict=True):
+        assert long["cost"] - short["cost"] == 2 * (4 * longest + 250)  # of two queries
+    assert job.rows_hash(config, given) != job.rows_hash(unreasoned, given)
+    assert "chains" not in config.synthesis.hashed(set())
+
+
 def test_an_instruction_goes_through_all_steps_and_to_the_judge():
     asked = []
 
@@ -183,6 +233,29 @@ def test_an_instruction_goes_through_all_steps_and_to_the_judge():
     assert not any(rule in passage for passage in passages)
     assert f"Query: how do I keep my rota in order {rule}\n" in asked[0]
     assert {each.instruction for each in outcome.examples} == {rule}
+
+
+def test_a_chain_before_label_tokens_does_not_say_its_verdict_too():
+    """The verdict follows it in training: "</think> true"."""
+    chains = iter(["It says where to begin. So the answer is: true", "**Final Answer**\n\\boxed{true}"])
+
+    class Judge:
+        tokenizer, limits = ByteTokenizer(), Limits(32768, 256)
+
+        async def generate(self, prompt, **options):
+            return Generation(next(chains), "stop", 10, 0, 5)
+
+        async def label_logprobs(self, prompt, labels):
+            return {" true": -0.1, " false": -3.0}
+
+    alone = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"negatives": 0}))
+    writer = Writer(describe='{"positive": "one that helps", "hard_negatives": []}')
+    told = [
+        (example.reasoning, example.kept, example.reject_reason)
+        for _ in range(2)
+        for example in synthesize(briefs=[DAILY], writer=writer, judge=Judge(), inputs=alone).examples
+    ]
+    assert told == [("It says where to begin.", True, None), ("", False, "bad_chain")]
 
 
 def test_an_instruction_that_was_asked_for_and_is_missing_is_unparsable():
@@ -824,6 +897,22 @@ def test_a_dry_run_counts_what_would_be_written(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_says_what_ends_the_run(config):
+    assert job.plan(config)["ends"] is None
+    bounded = config.model_copy(
+        update={"synthesis": config.synthesis.model_copy(update={"size": 6, "oversample": 1.5})}
+    )
+    plan = job.plan(bounded)
+    assert plan["units"].startswith("at most 2 seeds, 4 queries, 8 pairs to judge, ")
+    assert plan["ends"].startswith("when 9 examples are kept (synthesis.size × synthesis.oversample)")
+
+
+def test_keys_that_came_later_change_no_hash_at_their_default():
+    """A run directory that an earlier limrank made goes on."""
+    assert "oversample" not in SynthesisConfig().hashed(set()) and "size" in SynthesisConfig().hashed(set())
+    assert SynthesisConfig(size=2, oversample=2).hashed({"size"})["oversample"] == 2
+
+
 def test_the_judge_s_chain_is_as_long_as_the_synthesis_section_says(config):
     assert job.judging(config).think_tokens == 16
     direct = config.model_copy(update={"scoring": ScoringConfig(mode="direct")})
@@ -843,6 +932,7 @@ def test_the_hash(config):
     assert hashed(engine=EngineConfig(kind="fake", latency_ms=9)) == base
     assert hashed(synthesis=config.synthesis.model_copy(update={"seeds": "/moved.jsonl"})) == base
     assert hashed(synthesis=config.synthesis.model_copy(update={"size": 2, "embedder": "a/model"})) == base
+    assert hashed(synthesis=config.synthesis.model_copy(update={"size": 2, "oversample": 1.5})) == base
     changed = [
         hashed(seeds=SEEDS[:1]),
         hashed(personas=[Persona("1", "a pilot")]),

@@ -279,6 +279,8 @@ def test_page_and_card_say_by_what_the_selected_are_far_apart():
         assert f"\n- embedding of the queries, which were chosen far apart: {embedding}\n" in shown
         assert f" embedding of the queries {embedding} " in words(page(ROWS, embedding=embedding))
     assert "embedding" not in card.render(facts, []) + page(ROWS)
+    assert "without a chain of thought before them" in card.render(facts | {"chains": False}, [])
+    assert "chain of thought before" not in card.render(facts, [])
 
 
 def test_a_kept_query_is_shown_with_all_its_passages_in_full():

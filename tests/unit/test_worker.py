@@ -5,7 +5,7 @@ import pytest
 from helpers import EchoTask, planned
 from rundirs import rows
 
-from limrank.budget import Budget
+from limrank.budget import Bounds
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import EngineSpec
 from limrank.engines.base import Limits, Traffic
@@ -121,11 +121,11 @@ def test_a_worker_answers_with_receipts(tmp_path):
 def test_a_chunk_that_the_budget_has_no_room_for_is_not_begun(tmp_path):
     storage, plan = planned(tmp_path, [f"u{number:03d}" for number in range(130)])
     worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
-    budget = Budget(1, storage, plan, plan.chunks, [])
+    budget = Bounds(tokens=1).budget(storage, plan, plan.chunks, [])
     (first,) = answers(worker, 0)  # the first always begins: nothing is known before it
     budget.take(Receipt(0, 64, 64, 0, 1, 1, 0, 0, ()))
     assert first["receipt"] and answers(worker, 1) == [{"receipt": None, "error_type": None, "error": None}]
-    Budget(10**6, storage, plan, plan.chunks, [])  # the next session's
+    Bounds(tokens=10**6).budget(storage, plan, plan.chunks, [])  # the next session's
     worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
     assert answers(worker, 2)[0]["receipt"]
 
