@@ -29,6 +29,18 @@ def test_a_recipe_dry_runs_without_gpu_or_hub(path, capsys, offline, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+PAPERS = [path for path in RECIPES if path.name.startswith("paper-")]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.name)
+def test_a_papers_recipe_says_what_is_the_papers_and_what_stands_in(path, capsys, offline):
+    first, second = load_config(path).notes
+    assert first.startswith(("The paper's", "The ablation")) and second.startswith("Stands in: ")
+    assert main([yaml.safe_load(path.read_text())["job"], str(path), "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.replace("''", "'").split())
+    assert all(" ".join(note.split()) in printed for note in (first, second))
+
+
 SYNTHESES = sorted((REPOSITORY / "jobs" / "recipes").glob("paper-synthesize*.yaml")) + sorted(
     (REPOSITORY / "jobs" / "recipes").glob("paper-ablation-*.yaml")
 )
