@@ -21,14 +21,14 @@ from collections.abc import Iterator
 import psutil
 
 from limrank import cluster
+from limrank.batch.fanout import fanout
+from limrank.batch.plan import write_plan
+from limrank.batch.rundir import open_run
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig, WorkersConfig
 from limrank.engines import EngineSpec
-from limrank.fanout import fanout
-from limrank.plan import write_plan
 from limrank.progress import Event, Progress
 from limrank.records import rerank_unit_schema
 from limrank.reranking.job import RerankTask
-from limrank.rundir import open_run
 
 SIZES = (10_000, 100_000, 1_000_000)
 ENGINE = EngineSpec(ModelConfig(id="fake"), EngineConfig(kind="fake"))

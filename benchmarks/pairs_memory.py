@@ -19,8 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from limrank.batch.plan import write_plan
 from limrank.config import RerankJob
-from limrank.plan import write_plan
 from limrank.records import rerank_row_schema, rerank_unit_schema
 from limrank.reranking import job
 from limrank.reranking.runs import write_runs

@@ -17,7 +17,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limrank.plan import read_chunk, write_plan
+from limrank.batch.plan import read_chunk, write_plan
 from limrank.records import rerank_unit_schema
 from limrank.storage import Storage
 

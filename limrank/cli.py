@@ -197,8 +197,8 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 
 def _check_run_dir(config: Job) -> None:
     """Before anything is read or fetched: what is a person's is refused."""
+    from limrank.batch.ownership import check_run_dir
     from limrank.config import is_uri
-    from limrank.ownership import check_run_dir
 
     # `serve` writes none, `evaluate` looks once it has read what it is to evaluate, and a store is asked
     # once, when the run is opened.

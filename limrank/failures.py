@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from limrank.batch.manifest import check_manifest
+from limrank.batch.receipts import read_rows
 from limrank.errors import StorageError, UserError, first_line
-from limrank.manifest import check_manifest
 from limrank.parsing import brief, parse_json
 from limrank.printable import printable
-from limrank.receipts import read_rows
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 

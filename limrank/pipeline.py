@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models
+from limrank.batch.manifest import parse_manifest
+from limrank.batch.rundir import open_run, versions
 from limrank.config import (
     ModelConfig,
     PipelineJob,
@@ -32,14 +34,12 @@ from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokeniz
 from limrank.errors import UserError
 from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
-from limrank.manifest import parse_manifest
 from limrank.parsing import parse_json
 from limrank.progress import Event, Progress
 from limrank.recipe import checked, input_paths
 from limrank.records import Query
 from limrank.resources import claim
 from limrank.result import JobResult
-from limrank.rundir import open_run, versions
 from limrank.scoring import check_labels
 from limrank.storage import Storage
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from limrank.batch.ownership import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation.compare import (
@@ -25,7 +26,6 @@ from limrank.evaluation.metrics import parse_measure
 from limrank.evaluation.plot import Point, draw_quality
 from limrank.evaluation.report import Plot, System, provenance, write_report
 from limrank.evaluation.system import Interval
-from limrank.ownership import check_run_dir, open_outputs
 from limrank.printable import printable
 from limrank.result import JobResult
 

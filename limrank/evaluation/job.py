@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limrank.batch.ownership import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation import compare_job
@@ -21,7 +22,6 @@ from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import System, provenance, write_report
 from limrank.evaluation.significance import Difference, paired_bootstrap
 from limrank.evaluation.system import Evaluation, Interval, evaluate_run
-from limrank.ownership import check_run_dir, open_outputs
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult

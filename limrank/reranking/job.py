@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
-from limrank.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
+from limrank.batch.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
+from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
+from limrank.batch.plan import Plan, Unit, read_plan, write_plan
+from limrank.batch.receipts import Summary
+from limrank.batch.rundir import RunDir, open_run
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.engines.serve_client import ServedReranker
 from limrank.errors import UnavailableError, UserError
-from limrank.fanout import chunk_cost, fanout, finish, unfinished
-from limrank.plan import Plan, Unit, read_plan, write_plan
 from limrank.progress import Progress
-from limrank.receipts import Summary
 from limrank.recipe import input_paths
 from limrank.records import (
     Candidate,
@@ -32,7 +33,6 @@ from limrank.records import (
 from limrank.reranking.runs import write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
-from limrank.rundir import RunDir, open_run
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
 from limrank.storage import Storage
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from limrank import retrieval
+from limrank.batch.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, RerankJob, ScoringConfig
 from limrank.data import beir, benchmarks, trec
 from limrank.data.pairs import Pairs, open_pairs
 from limrank.errors import UserError
-from limrank.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.records import Benchmark, Candidate, Query
 from limrank.scoring import prompt_query
 from limrank.storage import Storage

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from limrank import prompts
+from limrank.batch.receipts import Summary, step_tokens
 from limrank.config import ScoringConfig, SynthesisConfig, SynthesizeJob, TokenPrices, is_prompt_text
 from limrank.engines.base import Usage
-from limrank.receipts import Summary, step_tokens
 from limrank.records import Query, synthesis_example_schema
 from limrank.scoring import completion, pair_text, prompt_template
 from limrank.storage import Storage

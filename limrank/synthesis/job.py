@@ -8,21 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
-from limrank.budget import Bounds
-from limrank.chunks import Engines, Outcome, Rows
+from limrank.batch.budget import Bounds
+from limrank.batch.chunks import Engines, Outcome, Rows
+from limrank.batch.fanout import chunk_cost, fanout, is_needed
+from limrank.batch.plan import Unit, read_plan, write_plan
+from limrank.batch.receipts import Summary
+from limrank.batch.rundir import open_run
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
-from limrank.fanout import chunk_cost, fanout, is_needed
-from limrank.plan import Unit, read_plan, write_plan
 from limrank.progress import Progress
-from limrank.receipts import Summary
 from limrank.recipe import input_paths
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
-from limrank.rundir import open_run
 from limrank.scoring import check_labels, prompt_template
 from limrank.synthesis.embeddings import check_embedder
 from limrank.synthesis.export import export

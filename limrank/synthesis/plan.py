@@ -8,10 +8,10 @@ from typing import Any
 
 from limrank import retrieval
 from limrank.analyzer import Analyzer
+from limrank.batch.plan import GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
 from limrank.languages import with_language
-from limrank.plan import GENERATED_TOKEN_COST, Unit
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from limrank.batch.plan import Unit
 from limrank.config import SynthesizeJob
 from limrank.engines import EngineSource, Prompt
 from limrank.engines.base import Engine, Generation, current_step
 from limrank.errors import LimrankError
 from limrank.html import visible
-from limrank.plan import Unit
 from limrank.records import Seed, SynthesisExample
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.plan import read_brief, read_inputs, synthesis_inputs, units

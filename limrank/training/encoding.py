@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limrank import models
+from limrank.batch.fanout import prepare_ray_data
 from limrank.config import TrainJob
 from limrank.encoding import encode_example, longest_token, tokens_before
 from limrank.errors import UserError
-from limrank.fanout import prepare_ray_data
 from limrank.scoring import TRUE
 from limrank.training.examples import EncodedExample, encode_examples
 from limrank.training.model import load_tokenizer

@@ -5,9 +5,9 @@ import json
 import pytest
 from rundirs import rows_of
 
+from limrank.batch.receipts import read_receipts
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
-from limrank.receipts import read_receipts
 from limrank.recipe import parse_config
 from limrank.reranking import job as reranking
 from limrank.storage import Storage

@@ -15,8 +15,8 @@ from rundirs import rows
 from tiny_model import make_tiny
 
 from limrank import models
+from limrank.batch.rundir import open_run
 from limrank.errors import UserError
-from limrank.rundir import open_run
 from limrank.storage import Storage, filesystem
 from limrank.training.metrics import read_metrics
 

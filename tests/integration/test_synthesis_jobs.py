@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 import pyarrow.parquet as pq
 import pytest
 
-from limrank import fanout, pipeline
+from limrank import pipeline
+from limrank.batch import fanout
+from limrank.batch.receipts import read_receipts
 from limrank.engines import served
 from limrank.progress import Progress
-from limrank.receipts import read_receipts
 from limrank.recipe import parse_config
 from limrank.storage import Storage
 from limrank.synthesis import job

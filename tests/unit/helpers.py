@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 
 import pyarrow as pa
 
-from limrank.chunks import ChunkRunner, Outcome, Worker
+from limrank.batch.chunks import ChunkRunner, Outcome, Worker
+from limrank.batch.plan import write_plan
+from limrank.batch.receipts import Receipt
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import open_engine
 from limrank.errors import EngineError, RowError
-from limrank.plan import write_plan
 from limrank.progress import Progress
-from limrank.receipts import Receipt
 from limrank.storage import Storage
 
 UNIT_SCHEMA = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from limrank.budget import Allowance, Bounds
-from limrank.plan import Chunk, Plan
-from limrank.receipts import Receipt
+from limrank.batch.budget import Allowance, Bounds
+from limrank.batch.plan import Chunk, Plan
+from limrank.batch.receipts import Receipt
 from limrank.storage import Storage
 
 COST = 100

@@ -4,9 +4,9 @@ import pytest
 from helpers import EchoTask, fake_engine, planned, runner
 from rundirs import rows
 
-from limrank.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, Outcome, run_unit
+from limrank.batch.chunks import DEATHS_ALONE, DEATHS_BEFORE_ALONE, Outcome, run_unit
+from limrank.batch.receipts import read_receipts
 from limrank.errors import EngineError, RowError, UserError
-from limrank.receipts import read_receipts
 from limrank.records import Failure
 from limrank.storage import Storage
 

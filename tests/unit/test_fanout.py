@@ -1,16 +1,16 @@
 import pytest
 from helpers import EchoTask, Recorder, planned, runner
 
+from limrank.batch.fanout import _at_once, _Session, finish, unfinished
+from limrank.batch.plan import Chunk, Plan
+from limrank.batch.receipts import Receipt, Work
+from limrank.batch.rundir import open_run
+from limrank.batch.worker import _fatal
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
-from limrank.fanout import _at_once, _Session, finish, unfinished
-from limrank.plan import Chunk, Plan
 from limrank.progress import Progress
-from limrank.receipts import Receipt, Work
 from limrank.resources import beside, check_memory, check_resources, fitting, resources
-from limrank.rundir import open_run
-from limrank.worker import _fatal
 
 PLAN = Plan([Chunk(0, 2, 50, 20), Chunk(1, 2, 50, 20)])
 

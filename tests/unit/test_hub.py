@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from helpers import repository, silent
 
+from limrank.batch.manifest import parse_manifest
 from limrank.config import DataConfig, EvaluateJob, RerankJob
 from limrank.data import benchmarks, hub
 from limrank.errors import UserError
 from limrank.evaluation.job import evaluate_job
-from limrank.manifest import parse_manifest
 from limrank.records import Document, Query
 from limrank.reranking import job
 from limrank.reranking.source import open_source

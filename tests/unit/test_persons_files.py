@@ -7,10 +7,10 @@ import yaml
 from helpers import CORPUS
 
 from limrank import cli
+from limrank.batch.places import check_place, contains
+from limrank.batch.rundir import open_run
 from limrank.errors import UserError
 from limrank.outputs import is_written
-from limrank.places import check_place, contains
-from limrank.rundir import open_run
 from limrank.storage import Storage
 
 HASH = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "a"}

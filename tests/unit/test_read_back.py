@@ -5,8 +5,8 @@ import json
 import pytest
 
 from limrank import pipeline
+from limrank.batch.plan import read_chunk, read_plan
 from limrank.errors import StorageError
-from limrank.plan import read_chunk, read_plan
 from limrank.storage import Storage
 from limrank.training.checkpoints import _INDEX, drop_broken_index
 from limrank.training.metrics import MetricsWriter, read_metrics

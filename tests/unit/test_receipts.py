@@ -5,8 +5,7 @@ import pyarrow as pa
 import pytest
 from helpers import EchoTask, planned, runner
 
-from limrank.errors import StorageError
-from limrank.receipts import (
+from limrank.batch.receipts import (
     Receipt,
     Summary,
     Work,
@@ -16,6 +15,7 @@ from limrank.receipts import (
     read_receipts,
     summarize,
 )
+from limrank.errors import StorageError
 from limrank.storage import Storage
 
 WORK = Work("s", "one", began=100.0, ended=104.0, ready=99.0, startup_seconds=3.0, engines=1, busy_seconds=3.5)

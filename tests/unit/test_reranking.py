@@ -6,10 +6,10 @@ from helpers import CORPUS, QRELS, QUERIES, fake_engine, runner, silent, write_b
 from rundirs import rows
 
 from limrank import prompts
+from limrank.batch.plan import write_plan
 from limrank.config import RerankJob
 from limrank.data import trec
 from limrank.errors import RowError, UserError
-from limrank.plan import write_plan
 from limrank.records import Candidate, Judgment, Query, ScoreStatus, rerank_row_schema, rerank_unit_schema
 from limrank.reranking import job, runs
 from limrank.reranking.source import open_source, units

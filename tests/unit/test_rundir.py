@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from limrank import rundir
+from limrank.batch import rundir
+from limrank.batch.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, open_run
 from limrank.errors import UserError
-from limrank.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, open_run
 from limrank.storage import Storage
 
 COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}

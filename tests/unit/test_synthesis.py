@@ -10,13 +10,13 @@ import pytest
 from helpers import fake_engine, planned, runner, write_beir, write_embedder
 from rundirs import rows
 
+from limrank.batch.plan import write_plan
+from limrank.batch.receipts import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
 from limrank.engines.base import Generation, Limits, Traffic, meter
 from limrank.engines.fake import ByteTokenizer
 from limrank.errors import EngineError, RowError, UserError
-from limrank.plan import write_plan
 from limrank.progress import open_progress
-from limrank.receipts import summarize
 from limrank.records import (
     Difficulty,
     PassageRole,

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import fake_engine, planned, runner
 
+from limrank.batch.plan import write_plan
+from limrank.batch.receipts import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesizeJob
 from limrank.data import json_array
 from limrank.data.json_array import read_array
 from limrank.errors import UnavailableError, UserError
-from limrank.plan import write_plan
-from limrank.receipts import summarize
 from limrank.records import Persona, Seed, synthesis_unit_schema
 from limrank.storage import Storage
 from limrank.synthesis import job

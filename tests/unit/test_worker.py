@@ -5,13 +5,13 @@ import pytest
 from helpers import EchoTask, planned
 from rundirs import rows
 
-from limrank.budget import Bounds
+from limrank.batch.budget import Bounds
+from limrank.batch.receipts import Receipt
+from limrank.batch.worker import Admission, ChunkWorker
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import EngineSpec
 from limrank.engines.base import Limits, Traffic
 from limrank.errors import EndpointError, EngineError, UserError
-from limrank.receipts import Receipt
-from limrank.worker import Admission, ChunkWorker
 
 
 class Engine:

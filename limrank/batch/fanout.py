@@ -16,18 +16,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limrank import errors
-from limrank.budget import CHUNKS_A_BUDGET, NO_BOUNDS, Bounds, Budget
-from limrank.chunks import Task
+from limrank.batch.budget import CHUNKS_A_BUDGET, NO_BOUNDS, Bounds, Budget
+from limrank.batch.chunks import Task
+from limrank.batch.plan import Chunk, Plan
+from limrank.batch.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
+from limrank.batch.rundir import RunDir
+from limrank.batch.worker import ChunkWorker
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
-from limrank.plan import Chunk, Plan
 from limrank.progress import Event, Progress
-from limrank.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
 from limrank.resources import claim, wait_for_room
-from limrank.rundir import RunDir
 from limrank.storage import Storage
-from limrank.worker import ChunkWorker
 
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000

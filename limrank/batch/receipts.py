@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from limrank.batch.plan import chunk_name
 from limrank.engines.base import Usage
 from limrank.errors import StorageError, first_line
-from limrank.plan import chunk_name
 from limrank.storage import Storage
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from limrank.budget import Allowance
-from limrank.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
+from limrank.batch.budget import Allowance
+from limrank.batch.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
+from limrank.batch.receipts import Receipt
 from limrank.engines import EngineSource
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError
-from limrank.receipts import Receipt
 from limrank.storage import Storage
 
 if TYPE_CHECKING:

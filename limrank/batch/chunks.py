@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from limrank.batch.plan import Unit, chunk_name, read_chunk
+from limrank.batch.receipts import Receipt, Work, commit_of, count_kept, read_receipt, read_whole, with_commit
 from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
-from limrank.plan import Unit, chunk_name, read_chunk
-from limrank.receipts import Receipt, Work, commit_of, count_kept, read_receipt, read_whole, with_commit
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 from limrank.uris import redacted

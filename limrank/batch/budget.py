@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limrank.plan import Chunk, Plan
-from limrank.receipts import Receipt
+from limrank.batch.plan import Chunk, Plan
+from limrank.batch.receipts import Receipt
 from limrank.storage import Storage
 
 _FILE = "allowance.json"

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from limrank import signals
+from limrank.batch.ownership import EMPTIED, SCHEMA_VERSION, clear, listed, look, make, read_lock, usable
+from limrank.batch.places import check_place
 from limrank.config import is_uri
 from limrank.errors import UserError
-from limrank.ownership import EMPTIED, SCHEMA_VERSION, clear, listed, look, make, read_lock, usable
-from limrank.places import check_place
 from limrank.printable import printable
 from limrank.storage import Storage
 from limrank.uris import redacted_values
