@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from limrank import cluster, models
 from limrank.batch.manifest import parse_manifest
 from limrank.batch.rundir import open_run, versions
+from limrank.cluster.resources import claim
 from limrank.config import (
     ModelConfig,
     PipelineJob,
@@ -38,7 +39,6 @@ from limrank.parsing import parse_json
 from limrank.progress import Event, Progress
 from limrank.recipe import checked, input_paths
 from limrank.records import Query
-from limrank.resources import claim
 from limrank.result import JobResult
 from limrank.scoring import check_labels
 from limrank.storage import Storage

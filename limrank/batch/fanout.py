@@ -22,11 +22,11 @@ from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
 from limrank.batch.rundir import RunDir
 from limrank.batch.worker import ChunkWorker
+from limrank.cluster.resources import claim, wait_for_room
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
 from limrank.progress import Event, Progress
-from limrank.resources import claim, wait_for_room
 from limrank.storage import Storage
 
 _CPU_CHUNK_COST = 15_000

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from limrank import models
+from limrank.cluster.resources import Claimant
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
-from limrank.resources import Claimant
 
 __all__ = [
     "Engine",

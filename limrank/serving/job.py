@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from limrank import cluster, prompts, signals
+from limrank.cluster.resources import claim
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
@@ -23,7 +24,6 @@ from limrank.errors import EngineError, UserError
 from limrank.models import served_name
 from limrank.printable import printable
 from limrank.progress import Progress
-from limrank.resources import claim
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
 

@@ -14,6 +14,7 @@ from limrank.batch.fanout import chunk_cost, fanout, is_needed
 from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.receipts import Summary
 from limrank.batch.rundir import open_run
+from limrank.cluster.resources import beside, claim, nodes_alive
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
@@ -21,7 +22,6 @@ from limrank.errors import UserError
 from limrank.progress import Progress
 from limrank.recipe import input_paths
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
-from limrank.resources import beside, claim, nodes_alive
 from limrank.result import JobResult
 from limrank.scoring import check_labels, prompt_template
 from limrank.synthesis.embeddings import check_embedder

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from limrank.cluster.resources import claim
 from limrank.config import TrainJob, is_uri
 from limrank.errors import EngineError, LimrankError
-from limrank.resources import claim
 from limrank.storage import Storage, filesystem
 from limrank.training import checkpoints
 from limrank.training.curves import draw_curves

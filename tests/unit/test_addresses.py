@@ -17,8 +17,9 @@ import pytest
 import yaml
 from ray._private import services
 
-from limrank import addresses, cli
-from limrank.addresses import check_dashboard, check_ray
+from limrank import cli
+from limrank.cluster import addresses
+from limrank.cluster.addresses import check_dashboard, check_ray
 from limrank.errors import UserError
 
 DEAD = "127.0.0.1:1"

@@ -6,11 +6,11 @@ from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Work
 from limrank.batch.rundir import open_run
 from limrank.batch.worker import _fatal
+from limrank.cluster.resources import beside, check_memory, check_resources, fitting, resources
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
 from limrank.progress import Progress
-from limrank.resources import beside, check_memory, check_resources, fitting, resources
 
 PLAN = Plan([Chunk(0, 2, 50, 20), Chunk(1, 2, 50, 20)])
 

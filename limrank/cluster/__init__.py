@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import limrank
 from limrank import signals
-from limrank.addresses import CALL_S, check_dashboard, check_ray, within
+from limrank.cluster.addresses import CALL_S, check_dashboard, check_ray, within
 from limrank.config import is_uri
 from limrank.errors import EngineError, UserError, first_line
 from limrank.printable import PAGE, printable
