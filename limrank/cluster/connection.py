@@ -1,0 +1,186 @@
+"""A Ray cluster for a job: one of its own, or a running one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from limrank import signals
+from limrank.cluster.addresses import check_ray
+from limrank.config import is_uri
+from limrank.errors import UserError
+from limrank.uris import without_credentials
+
+MIN_LOGICAL_CPUS = 4
+"""Logical CPUs may exceed the cores: an engine takes what it needs of the cores itself,
+and Ray Data's own small tasks must find a slot beside it."""
+
+_STDERR = 2
+"""The file descriptor that a process writes its errors to."""
+
+_THREAD_ENDS_S = 10.0
+"""How long an execution of Ray Data may take to end."""
+
+
+def default_address() -> str:
+    named = without_credentials(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS") or ""
+    return "local" if named.strip() in ("", "local") else "auto"
+
+
+def prepare_environment(address: str = "auto") -> None:
+    """Settings that Ray reads when it is imported; a person's own are kept.
+
+    A cluster that asks for a token (Ray's default since 2.60) refuses clients that do not
+    say so themselves; the token lies where ``ray start`` wrote it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A thread that asks Ray for something after its end must not start another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if address == "local":
+        # By this switch, named for the systems that it is the default on, a node's address is
+        # 127.0.0.1, and all its servers listen there; else they do on every interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        _keep_token_private()
+    # Ray Data's actors make Ray's core log an alarm about itself at every start; its
+    # errors come as exceptions anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if _token_file().is_file() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _keep_token_private() -> None:
+    """Make the token that Ray would make, readable by nobody else; Ray's own is by everybody."""
+    path = _token_file()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    with contextlib.suppress(OSError):  # a home that cannot be written has no token, and Ray says so
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            path.chmod(0o600)
+        else:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+
+
+@contextmanager
+def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
+    """Be connected to a Ray cluster inside; where a job of this process is already, stay so.
+
+    Args:
+        address: ``local`` starts a cluster in this process's care; ``auto`` attaches.
+        paths: local paths that every node has to see.
+
+    Raises:
+        UserError: there is no cluster to attach to, or a node does not see a path.
+    """
+    prepare_environment(address)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        # Interrupted half-way, a Ray of ours would leave processes behind.
+        with signals.deferred() if address == "local" else contextlib.nullcontext():
+            _initialise(address)
+        check_paths(paths)
+        yield
+    finally:
+        with signals.deferred():
+            _end_data_threads()
+            ray.shutdown()
+
+
+def _initialise(address: str) -> None:
+    import ray
+    from ray._private import utils
+
+    own, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        if address == "local":
+            cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+            with _quiet_processes():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="warning",
+                )
+        else:
+            check_ray()  # Ray itself waits for ever
+            ray.init(address="auto", log_to_driver=False, logging_level="warning")
+    except ConnectionError as error:
+        raise UserError(
+            "--address auto: no running Ray cluster found; `ray start --head` starts one, `--address local` needs none"
+        ) from error
+    finally:
+        utils.set_sigterm_handler = own
+        # Ray's core has put a handler of its own below Python's, which dumps the stack and aborts.
+        signals.take_over()
+
+
+@contextlib.contextmanager
+def _quiet_processes() -> Iterator[None]:
+    """Processes that are started inside have no stderr. Ray's write to it until they have a log of
+    their own: a stack dump, where they are ended as early as that."""
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _end_data_threads() -> None:
+    """End Ray Data's executions. One that was interrupted before its first block goes on in a thread,
+    and a thread that asks Ray for something while Ray ends crashes the process."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.shutdown(force=True)
+            thread.join(_THREAD_ENDS_S)
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raises UserError where a node of the cluster does not see a local path as this one does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    local = [path for path in paths if not is_uri(path)]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not local or len(nodes) < 2:
+        return
+    for path in local:
+        folder = Path(path)
+        if not folder.is_dir():
+            continue
+        mark = folder / f".seen-{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            for node in nodes:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                sees = ray.remote(os.path.exists).options(num_cpus=0, scheduling_strategy=there)
+                if not ray.get(sees.remote(str(mark))):
+                    raise UserError(
+                        f"{path}: node {node['NodeManagerAddress']} does not see it; "
+                        "with several nodes take a shared path or an s3:// one"
+                    )
+        finally:
+            mark.unlink()
