@@ -312,7 +312,7 @@ def models_fetch(
 @app.command()
 def doctor() -> None:
     """What works on this machine, what is missing, and what to type."""
-    from limrank.doctor import examine
+    from limrank.diagnostics.doctor import examine
 
     findings = examine()
     for finding in findings:
@@ -327,7 +327,7 @@ def failures(
     """What failed in a run: how often, where, an example of each, and what to do."""
     import shutil
 
-    from limrank.failures import examine, explain
+    from limrank.diagnostics.failures import examine, explain
 
     for line in explain(examine(run_dir), shutil.get_terminal_size((120, 24)).columns):
         print(printable(line))

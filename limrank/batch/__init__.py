@@ -1,0 +1,1 @@
+"""What runs units of work durably: plan, chunks, workers, budget, receipts, run directory."""

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pyarrow as pa
 import pytest
 
-from limrank import failures
 from limrank.cli import main
-from limrank.failures import normalise
+from limrank.diagnostics import failures
+from limrank.diagnostics.failures import normalise
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 
