@@ -24,7 +24,7 @@ from pathlib import Path
 from limrank.data import beir
 from limrank.data.trec import read_qrels
 from limrank.synthesis.contamination import Benchmarks, Overlap
-from limrank.synthesis.repeats import MIN_WORDS
+from limrank.text.overlap import MIN_WORDS
 
 SPLIT = "test"
 REAL_QUERIES = 1000

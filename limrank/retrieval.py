@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from limrank.analyzer import Analyzer
 from limrank.config import FirstStageConfig
 from limrank.data import trec
 from limrank.data.fitting import fit_run, strange_documents
 from limrank.errors import UserError
-from limrank.languages import with_language
 from limrank.records import Benchmark, Candidate, Document, Query, Run
+from limrank.text.analyzer import Analyzer
+from limrank.text.languages import with_language
 
 if TYPE_CHECKING:
     import bm25s
@@ -70,7 +70,7 @@ def bm25(
     query_weights: Literal["count", "bm25"] = "count",
     analyzer: Analyzer | None = None,
 ) -> Run:
-    """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.analyzer` finds.
+    """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.text.analyzer` finds.
 
     Documents that share no word with the query are left out.
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import get_args
 
 from limrank import prompts
-from limrank.analyzer import words
 from limrank.config import DataConfig, Rewriting
 from limrank.data import beir, hub
 from limrank.errors import UserError
 from limrank.files import kind_of, opened, shown
 from limrank.parsing import brief
 from limrank.records import Benchmark
+from limrank.text.analyzer import words
 
 
 def load(data: DataConfig) -> Benchmark:

@@ -2,7 +2,7 @@
 
 Training on such a text would teach what the benchmark asks. Case, punctuation, white space
 and Unicode form do not matter; paraphrases and words in another order are not found.
-:class:`~limrank.synthesis.repeats.TextIndex` has the rule. In a script without spaces one
+:class:`~limrank.text.overlap.TextIndex` has the rule. In a script without spaces one
 character may be another where elsewhere one word may, and a run is of twice as many.
 """
 
@@ -17,8 +17,8 @@ from limrank.data import beir, hub
 from limrank.data.trec import read_qrels
 from limrank.errors import UserError
 from limrank.files import kind_of
-from limrank.synthesis.repeats import MIN_WORDS, TextIndex
-from limrank.synthesis.words import count, words
+from limrank.text.overlap import MIN_WORDS, TextIndex
+from limrank.text.words import count, words
 
 NAMED = "benchmark://"
 """Before the name of a benchmark that is no folder."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.errors import UserError, first_line
-from limrank.synthesis.words import words
+from limrank.text.words import words
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from limrank.config import SynthesisConfig
-from limrank.languages import LETTERS_TO_TELL, SURELY, languages, letters
 from limrank.records import PassageRole, Seed, SynthesisExample
 from limrank.synthesis.chatter import gives_answer, speaks_of_task
-from limrank.synthesis.repeats import same_but_for_few
-from limrank.synthesis.words import count, runs, similarity, words
+from limrank.text.languages import LETTERS_TO_TELL, SURELY, languages, letters
+from limrank.text.overlap import same_but_for_few
+from limrank.text.words import count, runs, similarity, words
 
 MIN_QUERY_WORDS, MIN_PASSAGE_WORDS, MIN_CHAIN_WORDS = 4, 12, 4
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank import retrieval
-from limrank.analyzer import Analyzer
 from limrank.batch.plan import GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
-from limrank.languages import with_language
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.quotas import briefs
 from limrank.synthesis.requests import judge_tokens, most_written, with_prompt_texts
 from limrank.synthesis.steps import SynthesisInputs
+from limrank.text.analyzer import Analyzer
+from limrank.text.languages import with_language
 
 _TOKENS_A_PROMPT = 250
 """About: a template with a query and a passage."""

@@ -12,10 +12,10 @@ from limrank.config import SynthesisConfig
 from limrank.records import synthesis_row_schema
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
-from limrank.synthesis.duplicates import find_duplicates
 from limrank.synthesis.embeddings import embedder
 from limrank.synthesis.select import Selection, select
 from limrank.synthesis.steps import query_id
+from limrank.text.near_duplicates import find_duplicates
 
 Row = dict[str, Any]
 

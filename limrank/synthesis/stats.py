@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from limrank.synthesis.select import Row, Selection, domain_name
-from limrank.synthesis.words import count, words
+from limrank.text.words import count, words
 
 _SCORE_BINS = 10
 _WORD_BINS = {"query": (10, 100), "passage": (25, 250)}

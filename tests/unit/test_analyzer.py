@@ -5,13 +5,13 @@ import pytest
 import Stemmer
 from bm25s.tokenization import _infer_stopwords
 
-from limrank.analyzer import Analyzer, words
 from limrank.config import STEMMERS, STOPWORDS, FirstStageConfig
 from limrank.errors import UserError
-from limrank.languages import with_language
 from limrank.recipe import parse_config
 from limrank.records import Document, Query
 from limrank.retrieval import bm25
+from limrank.text.analyzer import Analyzer, words
+from limrank.text.languages import with_language
 
 
 def stems(text, **first_stage):

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from limrank.synthesis.words import count, spellings, words
+from limrank.text.words import count, spellings, words
 
 
 @pytest.mark.parametrize(

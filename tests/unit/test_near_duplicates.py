@@ -6,7 +6,7 @@ import pytest
 from helpers import in_other_processes
 
 from limrank.errors import UserError
-from limrank.synthesis.duplicates import find_duplicates
+from limrank.text.near_duplicates import find_duplicates
 
 DOUGH = "Why does bread dough rise faster in a warm kitchen than in a cold one?"
 RYE = "Which yeast is best for a long cold fermentation of rye dough with little salt"
@@ -153,7 +153,7 @@ def test_no_more_and_hardly_fewer_than_comparing_all_with_all():
 
 
 def test_many_in_one_frame_are_compared_with_few(monkeypatch):
-    from limrank.synthesis import duplicates
+    from limrank.text import near_duplicates as duplicates
 
     compared = []
     monkeypatch.setattr(duplicates, "COMPARED", 3)
@@ -164,7 +164,7 @@ def test_many_in_one_frame_are_compared_with_few(monkeypatch):
 
 def test_the_same_in_every_process():
     program = (
-        "import json, sys; from limrank.synthesis.duplicates import find_duplicates; "
+        "import json, sys; from limrank.text.near_duplicates import find_duplicates; "
         "print(json.dumps(find_duplicates((str(place), text) for place, text in enumerate(json.load(sys.stdin)))))"
     )
     texts = many(300)

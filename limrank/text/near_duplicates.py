@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from limrank.errors import UserError
-from limrank.synthesis.words import words
+from limrank.text.words import words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def find_duplicates(queries: Iterable[tuple[str, str]], threshold: float = NEAR)
     """For each duplicate its first: the earliest query that stays and is as good as the same.
 
     A query is a duplicate where an earlier one that stays has the same words
-    (:mod:`limrank.synthesis.words`) or a similarity of ``threshold`` or more. The answer is
+    (:mod:`limrank.text.words`) or a similarity of ``threshold`` or more. The answer is
     the same wherever and whenever it is computed, for queries in the same order.
 
     Args:

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from limrank.synthesis.repeats import Repeat, TextIndex
-from limrank.synthesis.words import words
+from limrank.text.overlap import Repeat, TextIndex
+from limrank.text.words import words
 
 RUN = 8
 TEXTS = [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from limrank.synthesis.words import count, spellings
+from limrank.text.words import count, spellings
 
 MIN_WORDS = 4
 """Between white space. Fewer are a topic ("bank holidays") that many texts have in common:
@@ -49,7 +49,7 @@ class TextIndex:
        least half as many.
 
     The last two need ``MIN_WORDS`` words. Words are those of either of the
-    :func:`~limrank.synthesis.words.spellings`: a word with hyphens that is replaced is one.
+    :func:`~limrank.text.words.spellings`: a word with hyphens that is replaced is one.
     """
 
     def __init__(self, texts: Iterable[str], run: int) -> None:
