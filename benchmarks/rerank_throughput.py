@@ -33,7 +33,7 @@ from limrank import cluster, retrieval
 from limrank.config import DataConfig, EngineConfig, FirstStageConfig, ModelConfig, ScoringConfig
 from limrank.data import benchmarks
 from limrank.engines import EngineSpec
-from limrank.engines.served import EngineHost, HostedEngineSource
+from limrank.engines.actor import EngineHost, HostedEngineSource
 from limrank.engines.vllm import engine_arguments
 from limrank.progress import Progress
 from limrank.recipe import parse_config

@@ -249,7 +249,7 @@ def comparison_table(evaluations: list[Evaluation]) -> Table:
 def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Progress) -> Iterator[EngineSource | None]:
     """One engine in an actor of its own for several stages; None where it is not needed:
     they are done, and only look their rows over."""
-    from limrank.engines.served import host_engine
+    from limrank.engines.actor import host_engine
 
     if not needed:
         yield None

@@ -26,7 +26,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limrank.data import beir, parts, saved
+from limrank.data import beir, parts
+from limrank.data import saved
 from limrank.data.named import NAMED, Repository
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line

@@ -17,7 +17,6 @@ from limrank.batch.rundir import RunDir, open_run
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
-from limrank.engines.serve_client import ServedReranker
 from limrank.errors import UnavailableError, UserError
 from limrank.progress import Progress
 from limrank.recipe import input_paths
@@ -34,6 +33,7 @@ from limrank.reranking.runs import write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
+from limrank.serving.client import ServedReranker
 from limrank.storage import Storage
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from starlette.requests import Request
 
 from limrank import __version__
 from limrank.engines.base import Usage, meter
-from limrank.engines.contract import Served
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.protocol import Served
 from limrank.serving.types import (
     Health,
     ModelCard,

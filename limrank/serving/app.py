@@ -21,14 +21,14 @@ from ray.serve.handle import DeploymentHandle
 from limrank.config import ScoringConfig, ServeJob
 from limrank.engines import Engine, EngineSource
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
-from limrank.engines.contract import API, SCORER, Served
-from limrank.engines.serve_client import scorer_runs
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
 from limrank.serving.api import build_api
+from limrank.serving.client import scorer_runs
 from limrank.serving.errors import engine_unavailable
 from limrank.serving.network import listen_on_node_address
+from limrank.serving.protocol import API, SCORER, Served
 from limrank.serving.types import to_candidates
 
 _UNLIMITED = 1_000_000

@@ -19,13 +19,13 @@ from limrank.cluster.resources import claim
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
-from limrank.engines.contract import APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.errors import EngineError, UserError
 from limrank.models import served_name
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
+from limrank.serving.protocol import APP, MAX_DOCUMENTS, SCORER, Served
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
 

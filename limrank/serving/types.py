@@ -19,11 +19,11 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt, field_valida
 from pydantic_core import PydanticCustomError
 
 from limrank.engines import base
-from limrank.engines.contract import MAX_DOCUMENTS, Served
 from limrank.errors import RowError
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import rank_judgments
 from limrank.serving.errors import ApiError
+from limrank.serving.protocol import MAX_DOCUMENTS, Served
 
 
 def _encodable(text: str) -> str:

@@ -253,7 +253,7 @@ def _pools(
     if not apart or not needed:
         yield engines
         return
-    from limrank.engines.served import host_engine
+    from limrank.engines.actor import host_engine
 
     # All are looked at before any is started.
     left, wanted = nodes_alive(), {}

@@ -143,7 +143,7 @@ def test_a_killed_engine_host_is_waited_for(local_ray, beir, tmp_path):
     import time
 
     from limrank.engines import EngineSpec
-    from limrank.engines.served import host_engine
+    from limrank.engines.actor import host_engine
 
     config = rerank_config(beir, tmp_path / "run", latency_ms=300, max_in_flight=4)
     with host_engine(EngineSpec(config.model, config.engine), {"num_cpus": 1}) as source:
@@ -168,7 +168,7 @@ def test_a_request_whose_host_dies_goes_to_another(local_ray):
 
     from limrank.config import EngineConfig, ModelConfig
     from limrank.engines import EngineSpec
-    from limrank.engines.served import host_engine
+    from limrank.engines.actor import host_engine
 
     async def asked_before_and_after(engine, host):
         def answers():

@@ -15,18 +15,19 @@ from test_openai_engine import Endpoint
 from test_serving_api import EngineBackend
 
 from limrank.config import EngineConfig, ModelConfig, RerankJob, ScoringConfig
-from limrank.engines import meter, open_engine, retries, serve_client
+from limrank.engines import meter, open_engine, retries
 from limrank.engines.base import Judge
-from limrank.engines.contract import MAX_DOCUMENTS, Served
-from limrank.engines.serve_client import ServedReranker
 from limrank.errors import EndpointError, RowError, UserError
 from limrank.recipe import parse_config
 from limrank.records import Candidate, Query, ScoreStatus
 from limrank.reranking.job import run
 from limrank.reranking.reranker import Reranker
 from limrank.scoring import score_query
+from limrank.serving import client as serve_client
 from limrank.serving.api import build_api
+from limrank.serving.client import ServedReranker
 from limrank.serving.errors import ApiError, engine_unavailable, overloaded
+from limrank.serving.protocol import MAX_DOCUMENTS, Served
 
 MODEL, BUDGET = ModelConfig(id="small"), ScoringConfig(mode="budget", max_think_tokens=30)
 QUERY = Query("q1", "merge sorted feeds", "only Python")

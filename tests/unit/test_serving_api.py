@@ -6,10 +6,10 @@ import httpx
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import open_engine
-from limrank.engines.contract import Served
 from limrank.scoring import score_query
 from limrank.serving.api import build_api
 from limrank.serving.errors import engine_unavailable
+from limrank.serving.protocol import Served
 from limrank.serving.types import to_candidates
 
 SERVED = Served.of(ModelConfig(id="served"), ScoringConfig(mode="budget"))

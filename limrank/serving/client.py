@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Elsewhere, Judge, Limits, Traffic, Usage, record_usage
-from limrank.engines.contract import API, APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.engines.openai_answers import count_of, fault_of, tokens_of, told
 from limrank.engines.retries import Pace, retrying, told_wait
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.parsing import parse_json
 from limrank.records import Judgment, Query, ScoreStatus
+from limrank.serving.protocol import API, APP, MAX_DOCUMENTS, SCORER, Served
 from limrank.uris import split_query
 
 if TYPE_CHECKING:

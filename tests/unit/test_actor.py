@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines import EngineSpec, served
+from limrank.engines import EngineSpec
+from limrank.engines import actor as served
 
 
 def test_a_host_whose_engine_did_not_open_ends_at_its_first_request(monkeypatch):
