@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from limrank.data.parts import Part, open_parts
+from limrank.data.tables import Part, open_parts
 from limrank.data.trec import check_length, id_fault
 from limrank.errors import UserError, first_line
 from limrank.parsing import brief

@@ -26,8 +26,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from limrank.data import beir, parts
-from limrank.data import saved
+from limrank.data import beir, tables
 from limrank.data.named import NAMED, Repository
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
@@ -66,7 +65,7 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
         seeds = pydocs.seeds()
     elif repository := _repository(source):
         seeds = _hub_seeds(repository)
-    elif kind_of(source) == "folder" and not saved.is_saved(Path(source)):
+    elif kind_of(source) == "folder" and not tables.is_saved_dataset(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
         seeds = _row_seeds(_seed_rows(source), source)
@@ -94,7 +93,7 @@ def load_corpus(source: str) -> list[Document]:
     repository = _repository(source)
     if repository and repository.is_retrieval():
         return list(repository.documents())
-    if not repository and is_folder(source) and not saved.is_saved(Path(source)):
+    if not repository and is_folder(source) and not tables.is_saved_dataset(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not come back as a negative of the second.
     by_passage: dict[str, Document] = {}
@@ -146,7 +145,7 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
 
 
 def _repository(source: str) -> Repository | None:
-    if not source.startswith(NAMED) and (not is_folder(source) or saved.is_saved(Path(source))):
+    if not source.startswith(NAMED) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
         return None
     return Repository.of(source, "synthesis.seeds")
 
@@ -247,7 +246,7 @@ def _jsonl_rows(path: str) -> _Rows:
 
 
 def _dataset_rows(folder: Path) -> _Rows:
-    dataset, _ = saved.load(folder, "train", "synthesis.seeds")
+    dataset, _ = tables.load_saved_dataset(folder, "train", "synthesis.seeds")
     columns = [name for name in _SEED_KEYS if name in dataset.column_names]
     number = 0
     try:
@@ -270,7 +269,7 @@ def _parquet_rows(path: str) -> _Rows:
                     number += 1
                     yield number, f"{path}: row {number}", record
     except Exception as error:  # what pyarrow raises depends on what is damaged
-        raise parts.unreadable(path, error) from None
+        raise tables.unreadable(path, error) from None
 
 
 def _identified(rows: _Rows, *keys: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -31,7 +31,7 @@ from limrank import prompts
 from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
 from limrank.data.json_array import begins_array, read_array
-from limrank.data.parts import open_parts
+from limrank.data.tables import open_parts
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of
 from limrank.parsing import brief, clipped

@@ -11,7 +11,7 @@ from limrank.batch.plan import read_plan
 from limrank.config import RerankJob
 from limrank.data import pairs as pairs_module
 from limrank.data.pairs import open_pairs
-from limrank.data.parts import BATCH_ROWS
+from limrank.data.tables import BATCH_ROWS
 from limrank.errors import UserError
 from limrank.reranking import job
 from limrank.reranking.source import open_source

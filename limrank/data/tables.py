@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limrank.config import is_uri
-from limrank.data import saved
 from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError, first_line
-from limrank.files import kind_of, shown
+from limrank.files import is_file, kind_of, shown
 from limrank.parsing import clipped
 from limrank.storage import filesystem
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
 BATCH_ROWS = 1024
 """Read at a time."""
@@ -102,15 +102,41 @@ def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[p
 
 def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list[Any]] | None:
     """The rows of a folder that ``datasets`` saved; None where it is none."""
-    if not saved.is_saved(folder):
+    if not is_saved_dataset(folder):
         return None
-    loaded, folder = saved.load(folder, split, key)
+    loaded, folder = load_saved_dataset(folder, split, key)
 
     def batches(columns: list[str]) -> Iterator[pa.Table]:
         yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)
 
     contents = [file_fingerprint(file) for file in sorted(folder.glob("*.arrow"))]
     return [Part(str(folder), loaded.features.arrow_schema, batches)], contents
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    return any(is_file(folder / name) for name in ("dataset_dict.json", "state.json"))
+
+
+def load_saved_dataset(folder: Path, split: str, key: str) -> tuple[Dataset, Path]:
+    """A saved dataset, or one split of a saved ``DatasetDict``, and the folder of its files.
+
+    Args:
+        key: the recipe's, which says the split, for a person.
+
+    Raises:
+        UserError: it cannot be loaded, or has no such split.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except Exception as error:  # what datasets raises depends on what is damaged
+        raise UserError(f"{folder}: not a dataset that can be loaded: {clipped(first_line(error))}") from None
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded, folder
+    if split not in loaded:
+        raise UserError(f"{folder}: {key}: it has no split {split!r}; there are: {', '.join(sorted(loaded))}")
+    return loaded[split], folder / split
 
 
 def unreadable(name: str, error: Exception) -> UserError:
