@@ -22,7 +22,7 @@ from limrank.config import ModelConfig, ScoringConfig, SynthesisConfig
 from limrank.data.seeds import load_personas, load_seeds
 from limrank.engines import EngineSpec
 from limrank.records import Difficulty, QueryBrief, QueryKind, Seed
-from limrank.synthesis.steps import SynthesisInputs, Writer, describe_passages, write_chain, write_query
+from limrank.synthesis.synthesizer import SynthesisInputs, Writer, describe_passages, write_chain, write_query
 
 SETTINGS = SynthesisConfig(negatives=2, query_tokens=80, chain_tokens=96, temperature=0.5)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from limrank.html import visible
 from limrank.printable import as_markdown, printable
+from limrank.synthesis.costs import Step, notes, with_total
 from limrank.synthesis.select import Row
-from limrank.synthesis.spending import Step, notes, with_total
 
 EXAMPLES_SHOWN = 4
 _DOMAINS_SHOWN = 12

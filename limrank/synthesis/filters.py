@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from limrank.config import SynthesisConfig
 from limrank.records import PassageRole, Seed, SynthesisExample
-from limrank.synthesis.chatter import gives_answer, speaks_of_task
+from limrank.synthesis.task_leakage import gives_answer, speaks_of_task
 from limrank.text.languages import LETTERS_TO_TELL, SURELY, languages, letters
 from limrank.text.overlap import same_but_for_few
 from limrank.text.words import count, runs, similarity, words

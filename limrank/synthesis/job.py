@@ -40,8 +40,8 @@ from limrank.synthesis.plan import (
 )
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import preview as show_steps
-from limrank.synthesis.requests import check_prompts, query_prompt
-from limrank.synthesis.steps import SynthesisInputs, contaminated_example, synthesize_seed
+from limrank.synthesis.prompting import check_prompts, query_prompt
+from limrank.synthesis.synthesizer import SynthesisInputs, contaminated_example, synthesize_seed
 
 if TYPE_CHECKING:
     import pyarrow as pa

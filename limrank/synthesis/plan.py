@@ -13,9 +13,9 @@ from limrank.data import seeds as seed_data
 from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.prompting import judge_tokens, most_written, with_prompt_texts
 from limrank.synthesis.quotas import briefs
-from limrank.synthesis.requests import judge_tokens, most_written, with_prompt_texts
-from limrank.synthesis.steps import SynthesisInputs
+from limrank.synthesis.synthesizer import SynthesisInputs
 from limrank.text.analyzer import Analyzer
 from limrank.text.languages import with_language
 

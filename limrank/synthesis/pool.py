@@ -14,7 +14,7 @@ from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import embedder
 from limrank.synthesis.select import Selection, select
-from limrank.synthesis.steps import query_id
+from limrank.synthesis.synthesizer import query_id
 from limrank.text.near_duplicates import find_duplicates
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from limrank.html import visible
 from limrank.records import Seed, SynthesisExample
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.plan import read_brief, read_inputs, synthesis_inputs, units
-from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
+from limrank.synthesis.synthesizer import SynthesisInputs, synthesize_seed
 
 
 @dataclass(frozen=True)

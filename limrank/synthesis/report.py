@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from limrank import __version__, html
+from limrank.synthesis.costs import notes, with_total
 from limrank.synthesis.select import Row
-from limrank.synthesis.spending import notes, with_total
 
 DOMAINS_SHOWN = 15
 QUERIES_SHOWN = 3

@@ -45,10 +45,10 @@ from limrank.synthesis.plan import (
 )
 from limrank.synthesis.pool import settle
 from limrank.synthesis.preview import Traced
-from limrank.synthesis.requests import WrittenQuery, check_prompts, describe_prompt, with_prompt_texts
+from limrank.synthesis.prompting import WrittenQuery, check_prompts, describe_prompt, with_prompt_texts
 from limrank.synthesis.select import surprise
 from limrank.synthesis.stats import tally
-from limrank.synthesis.steps import SynthesisInputs, contaminated_example, query_id, synthesize_seed
+from limrank.synthesis.synthesizer import SynthesisInputs, contaminated_example, query_id, synthesize_seed
 
 SEEDS = [
     Seed("s1", "merge sorted lists", "heapq.merge merges several sorted inputs into one sorted stream"),

@@ -14,7 +14,7 @@ from limrank.synthesis import card
 from limrank.synthesis.report import CHARACTERS, render
 from limrank.synthesis.select import Selection, select
 from limrank.synthesis.stats import tally
-from limrank.synthesis.steps import SynthesisInputs, synthesize_seed
+from limrank.synthesis.synthesizer import SynthesisInputs, synthesize_seed
 
 RUN = {
     "seeds": 3,

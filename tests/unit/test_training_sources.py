@@ -20,7 +20,7 @@ from limrank.synthesis import job
 from limrank.synthesis.export import export
 from limrank.synthesis.plan import Inputs, units
 from limrank.synthesis.pool import settle
-from limrank.synthesis.steps import SynthesisInputs
+from limrank.synthesis.synthesizer import SynthesisInputs
 from limrank.training.sources import Example, fingerprint, read_examples
 
 TASK = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"

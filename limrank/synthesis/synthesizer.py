@@ -30,7 +30,8 @@ from limrank.records import (
 from limrank.scoring import cut_at_sentence
 from limrank.synthesis.answers import apart
 from limrank.synthesis.filters import query_fault, rejected_before_judging
-from limrank.synthesis.requests import (
+from limrank.synthesis.judging import add_base_scores, judge_examples, mine
+from limrank.synthesis.prompting import (
     REGISTERS,
     WORDS,
     WrittenQuery,
@@ -43,7 +44,6 @@ from limrank.synthesis.requests import (
     query_schema,
     query_tokens,
 )
-from limrank.synthesis.scores import add_base_scores, judge_examples, mine
 
 
 @dataclass(frozen=True)

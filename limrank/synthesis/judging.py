@@ -16,7 +16,7 @@ from limrank.records import Candidate, Failure, Judgment, Query, Seed, Synthesis
 from limrank.scoring import score_pair
 from limrank.synthesis.answers import read_verdict, without_formula
 from limrank.synthesis.filters import Verdict, chains_checked, judged
-from limrank.synthesis.requests import judge_prompt, judge_tokens
+from limrank.synthesis.prompting import judge_prompt, judge_tokens
 
 
 async def judge_examples(

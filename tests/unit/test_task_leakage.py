@@ -2,7 +2,7 @@
 
 import pytest
 
-from limrank.synthesis.chatter import gives_answer, speaks_of_task
+from limrank.synthesis.task_leakage import gives_answer, speaks_of_task
 
 TOPIC = "how do bees live through the winter"
 OF_DATABASES = "A query is planned before it runs, and each query is logged"
