@@ -440,8 +440,9 @@ class ScoringConfig(Section):
     )
     min_think_tokens: NonNegativeInt | None = Field(
         None,
-        description="of the context what a chain is kept at least, where a prompt is long: a longer one loses the end "
-        "of its passage; null: half of the context; 0: nothing, the chain gets what the prompt leaves (the paper's)",
+        description="tokens that are kept for a chain where a prompt is long, which then loses the end of its passage; "
+        "null: half of the context, or max_think_tokens where that is less; 0: none, the prompt keeps its length and "
+        "the chain gets what it leaves (the paper's)",
     )
     compatibility: Compatibility | None = Field(
         None,
@@ -786,6 +787,15 @@ def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None,
     return Role(model or default.model, engine or default.engine, workers or default.workers)
 
 
+def _chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring") -> None:
+    """Raises ValueError where what is kept for a chain is all of the context."""
+    kept = min(scoring.min_think_tokens or 0, scoring.think_tokens)
+    if model.max_model_len and kept >= model.max_model_len:
+        raise ValueError(
+            f"{key}.min_think_tokens {kept} leaves no room for a prompt in model.max_model_len {model.max_model_len}"
+        )
+
+
 def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
     """Raises ValueError for an engine that is a served reranker: it judges, and writes nothing."""
     if engine is not None and engine.kind == "serve":
@@ -853,6 +863,7 @@ class SynthesizeJob(Job):
         if self.reranker is None and (self.reranker_engine or self.reranker_workers):
             raise ValueError("reranker_engine and reranker_workers need a model: reranker.id")
         roles = self.roles()
+        _chain_fits(roles["judge"].model, self.scoring)
         for name in ("judge", "reranker"):
             if getattr(self, f"{name}_workers") and roles[name][:2] == roles["writer"][:2]:
                 raise ValueError(f"{name}_workers: the {name} is the writer's own model, and works in its pool")
@@ -908,6 +919,7 @@ class RerankJob(Job):
 
     @model_validator(mode="after")
     def _budget_can_be_kept(self) -> RerankJob:
+        _chain_fits(self.model, self.scoring)
         if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
             raise ValueError(
                 "scoring.token_budget is a whole run's, which a server (engine.kind=serve) knows nothing of"
@@ -938,6 +950,7 @@ class ServeJob(Job):
     @model_validator(mode="after")
     def _engine_of_its_own(self) -> ServeJob:
         _own_engine(self.engine)
+        _chain_fits(self.model, self.scoring)
         return self
 
 
@@ -962,6 +975,8 @@ class PipelineJob(Job):
         _need_benchmark(self.data)
         _ask_rewritten(self.data, self.first_stage)
         _own_engine(self.engine)
+        _chain_fits(self.model, self.scoring)
+        _chain_fits(self.model, self.judge_scoring, "judge_scoring")
         return self
 
 
