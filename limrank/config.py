@@ -859,7 +859,10 @@ class ServingConfig(Section):
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on. 0: any free port")
     max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(
-        256, ge=-1, description="requests that may wait; one more is answered with 429. -1: no limit"
+        256,
+        ge=-1,
+        description="requests that may wait, beyond those that the engines work on; one more is answered with 503 "
+        "and Retry-After. -1: no limit",
     )
 
 
