@@ -2,6 +2,7 @@
 # make test   every test, with one kill of each kind
 # make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
+# make docs   the documentation as a site, in site/
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -12,7 +13,7 @@ EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu
 SEEDS         ?= ../shared/data/msmarco_seed_instructir
 DECONTAMINATE ?= ../shared/data/scifact, ../shared/data/cranfield, ../shared/data/bright_pony_tutorial
 
-.PHONY: setup model demo synthesis test faults lint clean
+.PHONY: setup model demo synthesis test faults lint docs reference clean
 
 setup: $(VENV)/.ready
 
@@ -46,5 +47,19 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# CI does not build the site: tests/unit/test_docs.py checks links, commands and keys in seconds.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+# Only what the site needs: the `docs` extra of pyproject.toml by itself, without limrank and torch.
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| .venv-docs/bin/python -m pip install --quiet -r /dev/stdin
+	touch $@
+
+reference: setup
+	$(BIN)/python -m limrank.reference
+
 clean:
-	rm -rf runs build dist .pytest_cache .ruff_cache
+	rm -rf runs build dist site .pytest_cache .ruff_cache

@@ -309,6 +309,27 @@ def models_fetch(
     print(printable(models.resolve(name), None))
 
 
+@app.command("config")
+def config_keys(
+    job: Annotated[str, typer.Argument(metavar="JOB", help=f"One of {', '.join(_ROOMS)}.", show_default=False)],
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
+) -> None:
+    """The recipe keys of a job: value, default and description of each."""
+    from limrank import reference
+
+    if job not in _ROOMS:
+        raise UserError(f"config {job}: is none of {', '.join(_ROOMS)}")
+    if schema:
+        print(reference.schema(job), end="")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(reference.job_table(job))
+    else:
+        for line in reference.job_lines(job):
+            print(line)
+
+
 @app.command()
 def doctor() -> None:
     """What works on this machine, what is missing, and what to type."""

@@ -40,7 +40,7 @@ from limrank.progress import Event, Progress
 from limrank.recipe import checked, input_paths
 from limrank.records import Query
 from limrank.result import JobResult
-from limrank.scoring import check_labels
+from limrank.scoring import check_labels, prompt_query
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def _ask_served(serve: ServeJob, engine: EngineSource, config: PipelineJob, answ
 
     benchmark = benchmarks.load(config.data)
     query, found = next((query, found) for query, found in candidates(benchmark, config.first_stage) if found)
-    request = {"query": query.text, "documents": [each.text for each in found[:5]], "return_documents": False}
+    request = {"query": prompt_query(query), "documents": [each.text for each in found[:5]], "return_documents": False}
     progress.update(Event("serve", 0, 1, "requests"))
     with serving(serve, engine) as url:
         # A proxy that is set for the outside must not stand before a loopback address.

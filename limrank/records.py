@@ -72,7 +72,8 @@ class Benchmark:
 
     ``warnings`` are sentences for a person, about judgements that were left out. ``published``
     loads the candidates that the collection itself gives for its queries; None where it gives none.
-    ``unselected`` are the ids of queries that it has beyond these: ``data.max_queries`` left them out.
+    ``unselected`` are the ids of queries that it has beyond these: no judgement names them, or
+    ``data.max_queries`` left them out.
     """
 
     name: str

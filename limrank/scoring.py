@@ -202,6 +202,8 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
     context = engine.limits.context - close_tokens(tokenizer) - 1
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
     room = context - min(scoring.think_tokens, kept)
+    if room <= 0:
+        raise RowError(f"scoring.min_think_tokens {kept} leaves no room for a prompt in a context of {context}")
     prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)
     chain, status, generated = None, ScoreStatus.DIRECT, 0
     if scoring.think_tokens:
@@ -209,13 +211,16 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         budget = min(scoring.think_tokens, context - len(prompt.ids))
         written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE]) if budget else _NOTHING
         generated = written.generated_tokens
-        closed = written.stop == THINK_CLOSE
+        # A model whose own end is the mark is stopped by neither.
+        closed = written.stop == THINK_CLOSE or tokenizer.get_added_vocab().get(THINK_CLOSE) in written.ids
         status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
         chain = written.text if closed else cut_chain(written.text, scoring.compatibility)
-    if status == ScoreStatus.COMPLETE:
-        asked = encode_written(tokenizer, prompt, chain, written.ids)
-    else:
-        asked = _closed(tokenizer, prompt, chain or "", engine.limits.context - 1)
+    most = engine.limits.context - 1
+    asked = encode_written(tokenizer, prompt, chain, written.ids) if status == ScoreStatus.COMPLETE else []
+    if not asked or len(asked) > most:  # encoded again, an endpoint's text may have more tokens than it wrote
+        status = ScoreStatus.FORCED if chain is not None else status
+        asked, shorter = _closed(tokenizer, prompt, chain or "", most)
+        chain = chain and shorter
     try:
         score, error = await label_score(engine, asked), None
     except RowError as failed:
@@ -242,13 +247,14 @@ async def label_score(engine: Engine, ids: list[int]) -> float:
     return 1.0 / (1.0 + math.exp(min(difference, 700.0)))
 
 
-def _closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, most: int) -> list[int]:
-    """Prompt, chain and close in at most so many tokens: a chain that is encoded again may have more
-    than were generated, and loses its end then."""
-    while len(ids := encode_closed(tokenizer, prompt, chain)) > most and chain:
-        words = encode_text(tokenizer, chain)
-        chain = chain[: min(len(chain) - 1, len(tokenizer.decode(words[: max(0, len(words) - len(ids) + most)])))]
-    return ids
+def _closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, most: int) -> tuple[list[int], str]:
+    """Prompt, chain and close in at most so many tokens, and the chain that is in them: one that is
+    encoded again may have more than were generated, and loses its end then."""
+    while (over := len(ids := encode_closed(tokenizer, prompt, chain)) - most) > 0 and chain:
+        # The characters that so many of its tokens have on average: a few turns, however long it is.
+        tokens = max(len(ids) - prompt.head, 1)
+        chain = chain[: len(chain) - max(1, math.ceil(len(chain) * over / tokens))]
+    return ids, chain
 
 
 def cut_chain(chain: str, compatibility: Compatibility | None = None) -> str:

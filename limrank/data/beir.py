@@ -63,7 +63,9 @@ def judged_benchmark(name: str, documents: list[Document], queries: list[Query],
             told = f"{name}: all {absent} judgements name documents that the collection lacks: are their ids its own?"
         warnings.append(told)
     asked = [query for query in queries if query.query_id in kept]
-    return Benchmark(name, documents, asked, kept, warnings + _of_exclusions(name, documents, asked))
+    unselected = frozenset(known_queries - kept.keys())
+    told = warnings + _of_exclusions(name, documents, asked)
+    return Benchmark(name, documents, asked, kept, told, unselected=unselected)
 
 
 def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -> list[str]:

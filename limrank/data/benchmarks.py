@@ -54,7 +54,12 @@ def query_template(data: DataConfig) -> str:
     named = data.query_template or (hub.query_template(data.name) if data.format == "hub" else None)
     if named is None:
         return ""
-    template = prompts.load(named)
+    try:
+        template = prompts.load(named)
+    except UserError as error:
+        raise UserError(f"data.query_template: {error}") from None
+    if "{%" in template:
+        raise UserError("data.query_template: has {% … %}; it is a text with the place {{ query }}, and nothing else")
     places = set(_PLACE.findall(template))
     if "query" not in places:
         raise UserError("data.query_template: has no {{ query }}: every query would be the same")
@@ -140,7 +145,7 @@ def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
     queries = [benchmark.queries[i * n // max_queries] for i in range(max_queries)]
     qrels = {query.query_id: benchmark.qrels[query.query_id] for query in queries if query.query_id in benchmark.qrels}
     unselected = frozenset(query.query_id for query in benchmark.queries) - {query.query_id for query in queries}
-    return replace(benchmark, queries=queries, qrels=qrels, unselected=unselected)
+    return replace(benchmark, queries=queries, qrels=qrels, unselected=benchmark.unselected | unselected)
 
 
 def fingerprint(data: DataConfig) -> str:

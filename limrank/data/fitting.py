@@ -36,13 +36,14 @@ def fit_queries(
 
     Args:
         whose: where the queries are from.
-        unselected: ids of queries that ``data.max_queries`` left out; their lists are no surprise.
+        unselected: ids of queries that are not judged, or that ``data.max_queries`` left out; their lists
+            are no surprise.
     """
     asked = {query.query_id for query in queries}
     unknown = [query_id for query_id in run if query_id not in asked and query_id not in unselected]
-    if not run.keys() & asked:
+    if not any(run.get(query_id) for query_id in asked):
         if len(unknown) < len(run):
-            raise UserError(f"{where}: has no list for any of the {len(asked)} queries that data.max_queries selects")
+            raise UserError(f"{where}: has no list for any of the {len(asked)} queries that are judged and selected")
         raise UserError(
             f"{where}: has no list for any of the {len(asked)} queries of {whose}: its {len(run)} query ids are such as "
             f"{brief(unknown[0])}, those of {whose} such as {brief(queries[0].query_id)}"
@@ -79,7 +80,8 @@ def _without_letters(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, l
     queries = {query.query_id for query in benchmark.queries} | benchmark.unselected
     documents = {document.doc_id for document in benchmark.documents}
     query_ids = _shortened(run, of_queries, queries)
-    doc_ids = _shortened({doc_id for scores in run.values() for doc_id in scores}, of_documents, documents)
+    ranked = dict.fromkeys(doc_id for scores in run.values() for doc_id in scores)
+    doc_ids = _shortened(ranked, of_documents, documents)
     if not query_ids and not doc_ids:
         return run, []
     mapped = {

@@ -62,15 +62,19 @@ class FaultError(Exception):
         self.headers = headers or {}
 
 
+NOT_TOLD = ""
+"""What ended an answer of an endpoint that does not say: no stop string is empty."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The first choice of an answer. ``stopped`` tells whether a stop string ended it; None: that
-    is not told."""
+    """The first choice of an answer. ``stopped_by`` is what ended it, where the endpoint tells: a stop
+    string or the id of a token, None for the model's own end; :data:`NOT_TOLD` where it does not."""
 
     text: str
     finish_reason: str
     reasoning: str | None
-    stopped: bool | None = None
+    stopped_by: str | int | None = NOT_TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
     if reason == "content_filter":
         raise FaultError("the endpoint's content filter cut the answer", 400)
     if not chat:
-        return Answer(_text(choice.get("text"), "text"), _finish(reason), None, _stopped(choice))
+        return Answer(_text(choice.get("text"), "text"), _finish(reason), None, _stopped_by(choice))
     message = choice.get("message")
     if not isinstance(message, dict):
         raise FaultError("an answer without a message", 500)
@@ -204,7 +208,7 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
         raise FaultError(f"the model refused: {told(str(refusal))}", 400)
     if content is None and reasoning:
         content = ""
-    return Answer(_text(content, "content"), _finish(reason), reasoning, _stopped(choice))
+    return Answer(_text(content, "content"), _finish(reason), reasoning, _stopped_by(choice))
 
 
 def piece_of(event: dict[str, Any], *, chat: bool) -> str:
@@ -255,11 +259,14 @@ def _reasoning(message: dict[str, Any]) -> str | None:
     return _parts(message.get("content"), "thinking") or None
 
 
-def _stopped(choice: dict[str, Any]) -> bool | None:
-    """vLLM gives the stop string or token as ``stop_reason``, and null at the model's own end."""
-    if "stop_reason" not in choice or not isinstance(choice["stop_reason"], str | int | None):
-        return None
-    return choice["stop_reason"] is not None
+def _stopped_by(choice: dict[str, Any]) -> str | int | None:
+    """vLLM gives the stop string or the id of a token as ``stop_reason``, and null at the model's own
+    end; SGLang gives them as ``matched_stop``, the end's own token too."""
+    for name in ("stop_reason", "matched_stop"):
+        value = choice.get(name, NOT_TOLD)
+        if value is None or (isinstance(value, str | int) and not isinstance(value, bool) and value != NOT_TOLD):
+            return value
+    return NOT_TOLD
 
 
 def _finish(reason: Any) -> str:

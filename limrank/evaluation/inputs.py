@@ -116,8 +116,9 @@ def _given_run(config: EvaluateJob) -> Inputs:
     if config.data is None:
         raise UserError(f"data: is needed with evaluation.run, to know what {path.name} is judged by")
     given = trec.read_run(path)
-    # A given run has been retrieved: what BM25 would be asked plays no part.
-    benchmark = benchmarks.load(config.data.model_copy(update={"first_stage_queries": None}))
+    # A given run has been ranked: what BM25 or a reranker would be asked plays no part.
+    unasked = {"first_stage_queries": None, "query_template": "{{ query }}"}
+    benchmark = benchmarks.load(config.data.model_copy(update=unasked))
     fitting, of_queries = fit_run(given, benchmark, str(path))
     run = drop_excluded(fitting, benchmark.queries)
     warnings = [*benchmark.warnings, *of_queries, *_of_documents(run, benchmark, path)]

@@ -203,6 +203,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
     unused = config.scoring.mode == "none"
     # A budget may be raised for a run that goes on; the prompt counts by its text.
     unused_keys = {"prompt", "token_budget"} | (set() if config.scoring.mode == "cascade" else {"cutoff", "band"})
+    unused_keys |= set() if config.scoring.think_tokens else {"min_think_tokens", "compatibility"}
     return config_hash(
         {
             "job": "rerank",

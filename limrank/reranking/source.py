@@ -51,6 +51,10 @@ def open_source(config: RerankJob) -> Source:
     return BenchmarkSource(config, benchmarks.load(config.data))
 
 
+_OF_BM25 = {"k1", "b", "query_weights", "language", "stemmer", "stopwords"}
+"""Keys of a first stage that play no part where a run gives it."""
+
+
 class BenchmarkSource:
     """A benchmark's queries, with the candidates that BM25, a given run or the benchmark itself finds for them."""
 
@@ -87,8 +91,10 @@ class BenchmarkSource:
             "data": benchmarks.fingerprint(self._config.data),
             # Judgements select queries, and keep a document that is the query itself: others may make another run.
             "queries": [[query.query_id, sorted(query.excluded)] for query in self._benchmark.queries],
-            "query_template": benchmarks.query_template(self._config.data),
-            "first_stage": first_stage.model_dump(exclude={"path"}),
+            "query_template": asked_in(self._config),
+            "first_stage": first_stage.model_dump(
+                exclude={"path"} | (set() if first_stage.kind == "bm25" else _OF_BM25)
+            ),
             "first_stage_run": benchmarks.file_fingerprint(first_stage.path) if first_stage.path else None,
         }
 
@@ -110,6 +116,7 @@ class PairsSource:
     stage has a say, nor are there judgements to keep."""
 
     def __init__(self, config: RerankJob, pairs: Pairs) -> None:
+        self._config = config
         self._max_queries = config.data.max_queries
         self._template = benchmarks.query_template(config.data)
         self._pairs = pairs
@@ -128,7 +135,7 @@ class PairsSource:
     def hash_parts(self) -> dict[str, Any]:
         return {
             "data": ["pairs", self._pairs.fingerprints, self._max_queries],
-            "query_template": self._template,
+            "query_template": asked_in(self._config),
         }
 
     def provenance(self) -> dict[str, str | None]:
@@ -136,6 +143,11 @@ class PairsSource:
 
     def keep_selection(self, storage: Storage) -> None:
         """Pairs carry no judgements: there is nothing to evaluate by."""
+
+
+def asked_in(config: RerankJob) -> str | None:
+    """The text around each query; None where no reranker sees it."""
+    return None if config.scoring.mode == "none" else benchmarks.query_template(config.data)
 
 
 def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:

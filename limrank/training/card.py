@@ -70,7 +70,7 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     ]
     if progress["best_step"] is not None:
         best = f"step {progress['best_step']}, the best on held-out data: {_best(config, progress)}"
-        is_best = config.training.export == "best"
+        is_best = config.training.export == "best" or progress["best_step"] == progress["step"]
         lines.append(
             f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
         )

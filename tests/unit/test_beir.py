@@ -51,6 +51,7 @@ def test_load(folder):
         [Query("q2", "why does dough rise", "Name the organism.", frozenset({"d3"})), Query("q1", "bread")],
         {"q1": {"d1": 1}, "q2": {"2": 2, "d1": 0}},
         [],
+        unselected=frozenset({"train"}),  # which no judgement names
     )
 
 

@@ -1,11 +1,14 @@
 """The command line as a person meets it: exit codes, and one line on stderr."""
 
+import json
+
 import pytest
 from helpers import QRELS, write_beir, write_recipe
 
 import limrank
 from limrank import cluster
 from limrank.cli import main
+from limrank.config import JOBS, RerankJob, known_fields
 from limrank.errors import EngineError
 from limrank.result import JobResult
 
@@ -314,3 +317,29 @@ def test_the_address_is_the_cluster_s_own_inside_a_job(recipe, monkeypatch):
             monkeypatch.setenv("RAY_ADDRESS", variable)
         assert main(["rerank", recipe()]) == 0
         assert addresses[-1] == expected
+
+
+def test_config_prints_every_key_of_a_job_once(capsys):
+    assert main(["config", "rerank"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "scoring.mode  (none, direct, think, budget or cascade; default direct)  " in "\n".join(lines)
+    names = [line.partition("  ")[0] for line in lines]
+    assert names == [name for name, _ in known_fields(RerankJob)]
+
+
+def test_config_prints_the_defaults_of_the_job(capsys):
+    assert main(["config", "synthesize"]) == 0
+    printed = capsys.readouterr().out
+    assert "scoring.mode  (none, direct, think, budget or cascade; default budget)" in printed
+    assert "\njudge  (keys of model, or null; default null)" in printed
+
+
+def test_config_prints_a_json_schema(capsys):
+    assert main(["config", "serve", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["required"] == ["run_dir"] and schema["additionalProperties"] is False
+
+
+def test_config_of_no_job_is_refused(capsys):
+    assert main(["config", "rank"]) == 2
+    assert capsys.readouterr().err == "limrank: config rank: is none of " + ", ".join(JOBS) + "\n"

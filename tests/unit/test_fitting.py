@@ -30,8 +30,9 @@ def test_lists_for_queries_that_are_not_there_are_left_out_and_counted():
 def test_lists_for_queries_that_a_selection_left_out_are_no_surprise():
     run = {"0": {"5": 1.0}, "7": {"5": 1.0}}
     assert fit_run(run, benchmark(unselected=frozenset("7")), "r.trec") == ({"0": {"5": 1.0}}, [])
-    with pytest.raises(UserError, match="no list for any of the 1 queries that data.max_queries selects"):
-        fit_run(run, benchmark(queries="1", unselected=frozenset("07")), "r.trec")
+    for lists in (run, {"1": {}, "0": {"5": 1.0}}):
+        with pytest.raises(UserError, match="no list for any of the 1 queries that are judged and selected"):
+            fit_run(lists, benchmark(queries="1", unselected=frozenset("07")), "r.trec")
 
 
 def test_a_run_of_other_queries_is_refused():

@@ -11,7 +11,7 @@ import math
 import pytest
 
 from limrank import models, prompts, scoring
-from limrank.config import ScoringConfig
+from limrank.config import PipelineJob, RerankJob, ScoringConfig, ServeJob, SynthesizeJob
 from limrank.encoding import encode_example
 from limrank.engines.base import Generation, Limits
 from limrank.records import Candidate, Query, ScoreStatus
@@ -228,3 +228,71 @@ def test_a_chain_is_kept_as_much_as_the_recipe_says(family):
     # A chain that may not be longer needs no more.
     assert ask(engine, " gas" * 2000, max_think_tokens=16).truncated
     assert engine.most == 16 and len(engine.prompt) > context - 32
+
+
+@pytest.mark.parametrize("over", [-4000, 4000])
+def test_what_is_kept_for_a_chain_leaves_room_for_a_prompt(over):
+    settings = {"run_dir": "unused", "model": {"max_model_len": 5000}}
+    scoring = {"mode": "think", "min_think_tokens": 5000 + over}
+    if over < 0:
+        RerankJob(**settings, scoring=scoring)
+        return
+    for job in (RerankJob, ServeJob, PipelineJob, SynthesizeJob):
+        with pytest.raises(ValueError, match="scoring.min_think_tokens 8192 leaves no room for a prompt"):
+            job(**settings, scoring=scoring)
+
+
+def test_more_than_the_context_that_is_kept_for_a_chain_is_named(family):
+    engine = Scripted(family["marked"], Generation("", "length", 9, 0, 5), context=500)
+    judgment = ask(engine, min_think_tokens=600)
+    assert judgment.status == ScoreStatus.FAILED
+    assert "scoring.min_think_tokens 600 leaves no room" in str(judgment.error)
+
+
+def test_a_model_whose_own_end_is_the_mark_has_closed_its_chain(family):
+    tokenizer = family["marked"]
+    ids = written(tokenizer, "\nGas.\n")
+    engine = Scripted(tokenizer, Generation("\nGas.\n", "stop", 9, 0, len(ids), ids=ids))
+    assert ask(engine).status == ScoreStatus.COMPLETE
+    assert engine.asked == [*tokenizer.encode(PROMPT), *ids]
+
+
+def test_a_closed_chain_that_is_too_long_once_encoded_is_cut(family):
+    """An endpoint tells no tokens, and what it wrote as special tokens is plain text here."""
+    tokenizer, context = family["marked"], 640
+    chain = "\n" + "<|im_start|>" * 200
+    engine = Scripted(tokenizer, Generation(chain, "stop", 9, 0, 201, stop="</think>"), context)
+    judgment = ask(engine)
+    assert judgment.status == ScoreStatus.FORCED and len(engine.asked) <= context - 1
+    # The row has what was judged.
+    assert chain.startswith(judgment.reasoning)
+    assert engine.asked == [
+        *tokenizer.encode(PROMPT),
+        *scoring.encode_text(tokenizer, judgment.reasoning + "\n"),
+        *close_of(tokenizer),
+    ]
+
+
+class PrefixTokenizer:
+    """Decodes longer than it was given, as one that puts a blank before each text does."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self.encoded = tokenizer, 0
+
+    def encode(self, text, *, add_special_tokens=True):
+        self.encoded += 1
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids):
+        return " " * len(ids) + self._tokenizer.decode(ids)
+
+    def get_added_vocab(self):
+        return self._tokenizer.get_added_vocab()
+
+
+def test_a_chain_that_is_too_long_is_cut_in_a_few_turns(family):
+    tokenizer = PrefixTokenizer(family["marked"])
+    engine = Scripted(tokenizer, Generation("\n" + "<|im_end|>" * 3000 + "x", "length", 9, 0, 3000), context=2048)
+    judgment = ask(engine)
+    assert judgment.score is not None and 1900 < len(engine.asked) <= 2047
+    assert tokenizer.encoded < 100_000

@@ -324,7 +324,13 @@ def test_an_endpoint_without_logprobs_is_no_number(endpoint):
     [
         ("A chain.", {}, ["</think>"], "</think>"),  # most endpoints do not say what stopped them
         ("A chain.", {"stop_reason": "</think>"}, ["</think>"], "</think>"),
-        ("A chain.", {"stop_reason": 151666}, ["</think>"], "</think>"),  # vLLM, of a stop that is a token
+        ("A chain.", {"stop_reason": 7}, ["</think>"], "</think>"),  # vLLM, of a stop that is a token
+        ("A chain.", {"stop_reason": 151643}, ["</think>"], None),  # vLLM, of another end of the model's
+        ("A chain.", {"stop_reason": "eos"}, ["</think>"], None),
+        ("A chain.", {"matched_stop": "</think>"}, ["</think>"], "</think>"),  # SGLang
+        ("A chain.", {"matched_stop": 151643}, ["</think>"], None),
+        ("A chain.", {"stop_reason": False}, ["</think>"], "</think>"),  # which says nothing
+        ("A chain.", {"stop_reason": ""}, ["</think>"], "</think>"),
         ("A chain.", {"stop_reason": None}, ["</think>"], None),  # vLLM, of the model's own end
         ("A chain.", {"stop_reason": {}}, ["</think>"], "</think>"),  # which says nothing
         ("A chain.", {"finish_reason": "length"}, ["</think>"], None),
@@ -337,7 +343,12 @@ def test_an_endpoint_without_logprobs_is_no_number(endpoint):
 def test_which_stop_ended_an_answer(endpoint, text, fields, stops, told):
     choice = {"index": 0, "text": text, "finish_reason": "stop"} | fields
     endpoint.answers = [(200, {"choices": [choice], "usage": USAGE})]
-    answer = asked(endpoint.url, lambda engine: engine.generate("hi", max_tokens=9, stop=stops))
+
+    async def call(engine):
+        engine.tokenizer = MarkedTokenizer()
+        return await engine.generate("hi", max_tokens=9, stop=stops)
+
+    answer = asked(endpoint.url, call)
     assert answer.stop == told
     assert answer.text == ("One" if text.startswith("One") else "A chain.")
 

@@ -137,6 +137,17 @@ def test_any_recipe_can_have_one(folder, tmp_path):
         assert prompt_of(config) == prompt_of(plain).replace("Query: ", "Query: Find help for: ")
 
 
+def test_a_given_run_is_evaluated_without_one(folder, tmp_path):
+    """What a reranker would be asked plays no part."""
+    (tmp_path / "a.trec").write_text("q1 Q0 d1 1 9 tag\n")
+    recipe = tmp_path / "evaluate.yaml"
+    data = {"format": "beir", "path": str(folder), "query_template": "no such prompt"}
+    evaluation = {"run": str(tmp_path / "a.trec")}
+    values = {"job": "evaluate", "run_dir": str(tmp_path / "run"), "data": data, "evaluation": evaluation}
+    recipe.write_text(yaml.safe_dump(values))
+    assert cli.main(["evaluate", str(recipe)]) == 0
+
+
 def test_the_run_directory_keeps_the_queries_as_they_are(folder, tmp_path):
     data = {"format": "beir", "path": str(folder), "query_template": "Find: {{ query }}"}
     config = RerankJob(run_dir=str(tmp_path / "run"), data=data, scoring={"mode": "none"})
@@ -169,7 +180,8 @@ def test_the_hash_covers_it(folder):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("no such prompt", "no such file, and not one of"),
+        ("no such prompt", "data.query_template: prompt no such prompt: no such file, and not one of"),
+        ("{% if query %}{{ query }}{% endif %}", "data.query_template: has {% … %}"),
         ("{{ question }}", "has no {{ query }}"),
         ("{{ query }} {{ passage }}", "{{ passage }} is no place of it"),
         ("{{ query.__class__ }}", "has no {{ query }}"),

@@ -236,6 +236,7 @@ def hashed(config):
         {"allow_failures": True},
         {"engine": {"kind": "fake", "latency_ms": 50, "max_in_flight": 3, "request_timeout_s": 1}},
         {"scoring": {"mode": "direct", "prompt": "relevance"}},
+        {"scoring": {"mode": "direct", "min_think_tokens": 7, "compatibility": "rank1"}},
     ],
 )
 def test_the_hash_leaves_out_what_changes_no_row(config, sections):
@@ -262,6 +263,26 @@ def test_the_hash_leaves_out_what_changes_no_row(config, sections):
 def test_the_hash_covers_what_changes_rows(config, sections):
     base = config(scoring=DIRECT_MODE)
     assert hashed(config(**({"scoring": DIRECT_MODE} | sections))) != hashed(base)
+
+
+@pytest.mark.parametrize("key", [{"min_think_tokens": 7}, {"compatibility": "rank1"}], ids=str)
+def test_the_hash_covers_how_a_chain_is_made(config, key):
+    thinking = {"mode": "think", "max_think_tokens": 64}
+    assert hashed(config(scoring=thinking | key)) != hashed(config(scoring=thinking))
+
+
+def test_the_hash_covers_what_a_query_is_put_into_where_a_reranker_sees_it(config, folder):
+    data = {"format": "beir", "path": str(folder)}
+    asked = data | {"query_template": "Find: {{ query }}"}
+    assert hashed(config(data=asked)) == hashed(config(data=data))  # mode none: nobody is asked
+    assert hashed(config(data=asked, scoring=DIRECT_MODE)) != hashed(config(data=data, scoring=DIRECT_MODE))
+
+
+def test_the_hash_leaves_out_bm25_where_a_run_is_given(config, tmp_path):
+    (tmp_path / "a.trec").write_text("q1 Q0 d1 1 9 tag\n")
+    given = {"kind": "run", "path": str(tmp_path / "a.trec")}
+    assert hashed(config(first_stage=given | {"k1": 2.0, "query_weights": "bm25"})) == hashed(config(first_stage=given))
+    assert hashed(config(first_stage=given | {"depth": 2})) != hashed(config(first_stage=given))
 
 
 def test_the_hash_covers_contents_wherever_they_lie(config, tmp_path):
