@@ -18,13 +18,13 @@ from pathlib import Path
 
 import yaml
 
-from limrank.cascade import cascade
 from limrank.config import ScoringConfig
 from limrank.data import trec
 from limrank.evaluation.metrics import evaluate
 from limrank.evaluation.significance import paired_bootstrap
 from limrank.records import Candidate, Judgment, ScoreStatus
 from limrank.scoring import rank_judgments
+from limrank.scoring.cascade import cascade
 from limrank.storage import Storage
 
 MEASURE = "nDCG@10"

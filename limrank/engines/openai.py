@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.encoding import break_marks
 from limrank.engines import retries
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
 from limrank.engines.openai_answers import (
@@ -36,6 +35,7 @@ from limrank.engines.openai_answers import (
 )
 from limrank.engines.openai_parameters import Parameters, cut_at
 from limrank.engines.retries import Pace, backoff_s, told_wait
+from limrank.engines.tokens import break_marks
 from limrank.errors import EndpointError, RowError, UserError, first_line
 from limrank.parsing import clipped, parse_json
 from limrank.uris import keep_secret, split_query, without_secrets

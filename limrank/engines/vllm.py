@@ -15,10 +15,10 @@ from typing import Any
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.dtypes import auto_dtype
-from limrank.encoding import encode_chat, tokens_before
 from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
 from limrank.engines.reaper import reap_with_parent
 from limrank.engines.spawning import without_main
+from limrank.engines.tokens import encode_chat, tokens_before
 from limrank.errors import EngineError, RowError, UserError, first_line
 
 _CPU_BLOCK = 32

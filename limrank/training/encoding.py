@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from limrank import models
 from limrank.batch.fanout import prepare_ray_data
 from limrank.config import TrainJob
-from limrank.encoding import encode_example, longest_token, tokens_before
+from limrank.engines.tokens import longest_token, tokens_before
 from limrank.errors import UserError
 from limrank.scoring import TRUE
+from limrank.scoring.encoding import encode_example
 from limrank.training.examples import EncodedExample, encode_examples
 from limrank.training.model import load_tokenizer
 from limrank.training.sources import Example

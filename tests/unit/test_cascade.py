@@ -5,11 +5,11 @@ from statistics import pstdev
 import pytest
 from helpers import fake_engine
 
-from limrank.cascade import cascade, fuse, in_doubt, log_odds
 from limrank.config import ScoringConfig
 from limrank.errors import RowError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 from limrank.scoring import score_query
+from limrank.scoring.cascade import cascade, fuse, in_doubt, log_odds
 
 DIRECT, COMPLETE, FAILED = ScoreStatus.DIRECT, ScoreStatus.COMPLETE, ScoreStatus.FAILED
 

@@ -9,19 +9,11 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from limrank import models as packaged
 from limrank.config import ScoringConfig
-from limrank.encoding import (
-    break_marks,
-    characters_of,
-    encode_chat,
-    encode_example,
-    encode_pair,
-    encode_text,
-    longest_token,
-    tokens_before,
-)
+from limrank.engines.tokens import break_marks, characters_of, encode_chat, encode_text, longest_token, tokens_before
 from limrank.errors import RowError
 from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text, prompt_template
+from limrank.scoring.encoding import encode_example, encode_pair
 from limrank.training.examples import encode_examples
 from limrank.training.sources import Example
 

@@ -12,9 +12,9 @@ import pytest
 
 from limrank import models, prompts, scoring
 from limrank.config import PipelineJob, RerankJob, ScoringConfig, ServeJob, SynthesizeJob
-from limrank.encoding import encode_example
 from limrank.engines.base import Generation, Limits
 from limrank.records import Candidate, Query, ScoreStatus
+from limrank.scoring.encoding import encode_example
 from limrank.training.examples import encode_examples
 from limrank.training.sources import Example
 

@@ -20,58 +20,24 @@ from dataclasses import replace
 from functools import partial
 
 from limrank import prompts
-from limrank.cascade import cascade
 from limrank.config import Compatibility, ScoringConfig
-from limrank.encoding import (
-    CLOSE,
-    PLACE,
-    THINK_CLOSE,
-    THINK_OPEN,
-    PairPrompt,
-    close_tokens,
-    encode_closed,
-    encode_example,
-    encode_pair,
-    encode_template,
-    encode_text,
-    encode_written,
-    pair_text,
-    prompt_query,
-)
 from limrank.engines.base import Engine, Generation, Judge, Tokenizer, label_token_ids
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
+from limrank.scoring.cascade import cascade
+from limrank.scoring.encoding import (
+    CLOSE,
+    PLACE,
+    THINK_CLOSE,
+    PairPrompt,
+    close_tokens,
+    encode_closed,
+    encode_pair,
+    encode_written,
+)
 
 TRUE, FALSE = LABELS = (" true", " false")
 """What the model answers, leading space included: each must be one token."""
-
-__all__ = [
-    "CLOSE",
-    "FALSE",
-    "LABELS",
-    "THINK_CLOSE",
-    "THINK_OPEN",
-    "TRUE",
-    "PairPrompt",
-    "check_labels",
-    "close_tokens",
-    "completion",
-    "cut_at_sentence",
-    "cut_chain",
-    "encode_closed",
-    "encode_example",
-    "encode_pair",
-    "encode_template",
-    "encode_text",
-    "label_score",
-    "pair_text",
-    "prompt_query",
-    "prompt_template",
-    "rank_judgments",
-    "score_pair",
-    "score_query",
-    "with_prompt_text",
-]
 
 _NOTHING = Generation("", "length", 0, 0, 0)
 """What is written where the prompt leaves no room for a chain."""

@@ -1,0 +1,58 @@
+"""Pointwise judgement of (query, passage) pairs; the only place that knows label tokens."""
+
+from limrank.engines.tokens import encode_template, encode_text
+from limrank.scoring.encoding import (
+    CLOSE,
+    THINK_CLOSE,
+    THINK_OPEN,
+    PairPrompt,
+    close_tokens,
+    encode_closed,
+    encode_example,
+    encode_pair,
+    pair_text,
+    prompt_query,
+)
+from limrank.scoring.pointwise import (
+    FALSE,
+    LABELS,
+    TRUE,
+    check_labels,
+    completion,
+    cut_at_sentence,
+    cut_chain,
+    label_score,
+    prompt_template,
+    rank_judgments,
+    score_pair,
+    score_query,
+    with_prompt_text,
+)
+
+__all__ = [
+    "CLOSE",
+    "FALSE",
+    "LABELS",
+    "THINK_CLOSE",
+    "THINK_OPEN",
+    "TRUE",
+    "PairPrompt",
+    "check_labels",
+    "close_tokens",
+    "completion",
+    "cut_at_sentence",
+    "cut_chain",
+    "encode_closed",
+    "encode_example",
+    "encode_pair",
+    "encode_template",
+    "encode_text",
+    "label_score",
+    "pair_text",
+    "prompt_query",
+    "prompt_template",
+    "rank_judgments",
+    "score_pair",
+    "score_query",
+    "with_prompt_text",
+]
