@@ -164,7 +164,7 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
     """Run a job where it is to run, or print its plan, and exit with its code."""
     from limrank.cluster import default_address
     from limrank.config import dump_config
-    from limrank.uris import without_credentials
+    from limrank.parsing import without_credentials
 
     address = without_credentials(address, "--address") or default_address()
     if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
@@ -357,9 +357,9 @@ def failures(
 @app.command()
 def version() -> None:
     """The version of limrank."""
-    import limrank
+    from limrank.version import __version__
 
-    print(limrank.__version__)
+    print(__version__)
 
 
 def main(arguments: list[str] | None = None) -> int:

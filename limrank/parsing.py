@@ -20,7 +20,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from limrank.errors import UserError, first_line
-from limrank.uris import redacted
+from limrank.uris import credentials_in, redacted
 
 DEEPEST = 100
 """Levels of lists and mappings in one another. What reads and writes values (json, pydantic, yaml)
@@ -384,3 +384,11 @@ def whole_number(text: str, where: str) -> int:
     if not re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text, re.ASCII):
         raise UserError(f"{where} {brief(text)} is not a whole number")
     return int(text)
+
+
+def without_credentials(value: str | None, name: str) -> str | None:
+    """The value of an option or a variable, as it is. Raises UserError by its name where it holds
+    credentials."""
+    if value and (found := credentials_in(value)):
+        raise UserError(f"{name}: holds credentials ({found}), which would be shown; take them out")
+    return value

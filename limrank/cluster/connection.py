@@ -16,7 +16,7 @@ from limrank import signals
 from limrank.cluster.addresses import check_ray
 from limrank.config import is_uri
 from limrank.errors import UserError
-from limrank.uris import without_credentials
+from limrank.parsing import without_credentials
 
 MIN_LOGICAL_CPUS = 4
 """Logical CPUs may exceed the cores: an engine takes what it needs of the cores itself,

@@ -4,26 +4,15 @@ would wait for ever, without a word."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from limrank.config import WorkersConfig
+from limrank.engines.base import Claimant
 from limrank.errors import EngineError, UserError
 
 _ANY_NUMBER = 1_000_000
 _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
 _OF_ENGINES = "model.id, engine.kv_cache_gib: one replica's weights and key-value cache"
-
-
-class Claimant(Protocol):
-    """What stands in a replica: an engine that is not open yet, or a worker of training."""
-
-    @property
-    def holds_model(self) -> bool:
-        """Whether the model lives in the replica, which then takes its resources."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """Main memory that it needs there, as far as is known before; without a GPU."""
 
 
 def claim(

@@ -12,16 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import limrank
 from limrank.cluster.addresses import CALL_S, check_dashboard, within
 from limrank.cluster.connection import prepare_environment
 from limrank.errors import EngineError, UserError, first_line
+from limrank.parsing import without_credentials
 from limrank.printable import PAGE, printable
 from limrank.progress import open_progress, parse_json_line
-from limrank.uris import without_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
+
+_PACKAGE = Path(__file__).parents[1]
 
 _NO_ANSWER = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 """What Ray's job client raises where a dashboard refuses, breaks off, or answers something else."""
@@ -48,7 +49,7 @@ def submit(command: str, recipe: str, address: str, *, flags: Iterable[str] = ()
             entrypoint=shlex.join(["python", f"jobs/{command}.py", "recipe.yaml", *flags]),
             runtime_env={
                 "working_dir": folder,
-                "py_modules": [str(Path(limrank.__file__).parent)],
+                "py_modules": [str(_PACKAGE)],
                 "env_vars": {"LIMRANK_PROGRESS": "json"},
             },
             metadata={"limrank": command},
@@ -144,8 +145,7 @@ def job_call(address: str, job_id: str, method: str) -> Any:
 
 
 def _entry_point(command: str) -> Path:
-    package = Path(limrank.__file__).parent
-    for folder in (package.parent / "jobs", package / "_jobs"):
+    for folder in (_PACKAGE.parent / "jobs", _PACKAGE / "_jobs"):
         if (folder / f"{command}.py").is_file():
             return folder / f"{command}.py"
     raise UserError(f"jobs/{command}.py is neither beside the limrank package nor in it; install limrank again")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from limrank import models
-from limrank.cluster.resources import Claimant
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
+from limrank.engines.base import Claimant, Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
 
 __all__ = [

@@ -62,6 +62,18 @@ class Limits:
     in_flight: int
 
 
+class Claimant(Protocol):
+    """What stands in a replica: an engine that is not open yet, or a worker of training."""
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether the model lives in the replica, which then takes its resources."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Main memory that it needs there, as far as is known before; without a GPU."""
+
+
 class Elsewhere:
     """What a source says (see ``EngineSource``) whose engine runs elsewhere: opening it makes
     a client, which takes next to nothing of the worker's."""

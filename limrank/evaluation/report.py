@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from limrank import __version__, html
+from limrank import html
 from limrank.evaluation.metrics import Scores
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
 from limrank.storage import Storage
+from limrank.version import __version__
 
 QUERIES_SHOWN = 20
 """Rows of the per-query table; the rest are in ``per_query.parquet``."""

@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from limrank import __version__
 from limrank.engines.base import Usage, meter
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
@@ -32,6 +31,7 @@ from limrank.serving.types import (
     rerank_response,
     score_response,
 )
+from limrank.version import __version__
 
 
 class Backend(Protocol):

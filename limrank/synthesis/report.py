@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from limrank import __version__, html
+from limrank import html
 from limrank.synthesis.costs import notes, with_total
 from limrank.synthesis.select import Row
+from limrank.version import __version__
 
 DOMAINS_SHOWN = 15
 QUERIES_SHOWN = 3

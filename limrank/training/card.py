@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from limrank import __version__
 from limrank.config import TrainJob, is_uri
 from limrank.printable import as_markdown
+from limrank.version import __version__
 
 _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
