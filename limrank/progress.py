@@ -77,6 +77,16 @@ def open_progress(stream: IO[str] | None = None) -> Progress:
     return Progress(BarRenderer() if stream.isatty() else LineRenderer(stream))
 
 
+class SilentRenderer:
+    """Shows nothing: for a script that has not asked for progress."""
+
+    def show(self, event: Event) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
 class JsonRenderer:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

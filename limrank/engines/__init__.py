@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from limrank import models
+from limrank import loops, models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
@@ -74,8 +74,6 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
     if engine.kind == "vllm":
         models.resolve(model.id, weights=False)
     elif engine.kind == "openai":
-        import asyncio
-
         from limrank.engines.openai import OpenAIEngine
 
         async def ask() -> None:
@@ -83,7 +81,7 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
             await endpoint.check()
             await endpoint.aclose()
 
-        asyncio.run(ask())
+        loops.run(ask())
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
