@@ -22,28 +22,83 @@ if TYPE_CHECKING:
         synthesize,
         train,
     )
+    from limrank.config import (
+        DataConfig,
+        DevConfig,
+        EngineConfig,
+        EvaluateJob,
+        EvaluationConfig,
+        FirstStageConfig,
+        ModelConfig,
+        PipelineJob,
+        RerankJob,
+        ScoringConfig,
+        ServeJob,
+        ServingConfig,
+        SynthesisConfig,
+        SynthesisPrompts,
+        SynthesizeJob,
+        TokenPrices,
+        TrainingConfig,
+        TrainJob,
+        WorkersConfig,
+    )
     from limrank.engines import open_engine
+    from limrank.errors import EngineError, LimrankError, UserError
     from limrank.recipe import load_config
+    from limrank.records import Document
     from limrank.reranking import RankedDocument, Reranker
 
 _API = (
     *("synthesize", "train", "rerank", "evaluate", "serve"),
     *("SynthesisResult", "TrainingResult", "RerankResult", "EvaluationResult"),
 )
+_CONFIGS = (
+    *("SynthesizeJob", "TrainJob", "RerankJob", "EvaluateJob", "ServeJob", "PipelineJob"),
+    *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FirstStageConfig", "ModelConfig"),
+    *("ScoringConfig", "ServingConfig", "SynthesisConfig", "SynthesisPrompts", "TokenPrices"),
+    *("TrainingConfig", "WorkersConfig"),
+)
 _PUBLIC = {
     **dict.fromkeys(_API, "limrank.api"),
+    **dict.fromkeys(_CONFIGS, "limrank.config"),
+    **dict.fromkeys(("LimrankError", "UserError", "EngineError"), "limrank.errors"),
+    "Document": "limrank.records",
     **dict.fromkeys(("Reranker", "RankedDocument"), "limrank.reranking"),
     "open_engine": "limrank.engines",
     "load_config": "limrank.recipe",
 }
 
 __all__ = [
+    "DataConfig",
+    "DevConfig",
+    "Document",
+    "EngineConfig",
+    "EngineError",
+    "EvaluateJob",
+    "EvaluationConfig",
     "EvaluationResult",
+    "FirstStageConfig",
+    "LimrankError",
+    "ModelConfig",
+    "PipelineJob",
     "RankedDocument",
+    "RerankJob",
     "RerankResult",
     "Reranker",
+    "ScoringConfig",
+    "ServeJob",
+    "ServingConfig",
+    "SynthesisConfig",
+    "SynthesisPrompts",
     "SynthesisResult",
+    "SynthesizeJob",
+    "TokenPrices",
+    "TrainJob",
+    "TrainingConfig",
     "TrainingResult",
+    "UserError",
+    "WorkersConfig",
     "__version__",
     "evaluate",
     "load_config",
