@@ -113,7 +113,7 @@ def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *,
 
         return OpenAIEngine(model, engine)
     if engine.kind == "serve":
-        raise UserError("engine.kind serve: only a rerank job sends its work to a served reranker")
+        raise UserError("engine.kind serve: only a rerank job and Reranker send their work to a served reranker")
     from limrank.engines.fake import FakeEngine
 
     return FakeEngine(model, engine)
