@@ -15,7 +15,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
@@ -42,6 +42,7 @@ from limrank.config import (
     is_uri,
 )
 from limrank.errors import UserError
+from limrank.optional import extras_explained
 from limrank.parsing import brief, parse_json
 from limrank.progress import Progress, SilentRenderer, open_progress
 from limrank.recipe import checked, keyword_config
@@ -247,6 +248,7 @@ class EvaluationResult:
 # ---- jobs ----------------------------------------------------------------------------
 
 
+@extras_explained()
 def synthesize(
     config: SynthesizeJob | None = None,
     /,
@@ -281,6 +283,7 @@ def synthesize(
     return SynthesisResult(job_config.run_dir, done.failed, done.warnings)
 
 
+@extras_explained()
 def train(
     config: TrainJob | None = None,
     /,
@@ -323,6 +326,7 @@ def train(
     )
 
 
+@extras_explained()
 def rerank(
     config: RerankJob | None = None,
     /,
@@ -372,6 +376,7 @@ def evaluate(
 ) -> EvaluationResult: ...
 
 
+@extras_explained()
 def evaluate(
     run: Run | PathLike | EvaluateJob,
     qrels: Qrels | PathLike | None = None,
@@ -440,11 +445,16 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
         EngineError: an engine did not come up.
     """
     from limrank import cluster
-    from limrank.serving.job import serving
 
     # A recipe of any job names a run_dir, and this one does not use it.
     job_config = keyword_config(ServeJob, config, keys if config else {"run_dir": "runs/serve", **keys})
-    with signals.stopping(), cluster.connect(_address(address)), serving(job_config) as url:
+    with ExitStack() as stack:
+        with extras_explained():
+            from limrank.serving.job import serving
+
+            stack.enter_context(signals.stopping())
+            stack.enter_context(cluster.connect(_address(address)))
+            url = stack.enter_context(serving(job_config))
         yield url
 
 

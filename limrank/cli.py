@@ -11,6 +11,7 @@ import typer
 
 from limrank import signals
 from limrank.errors import LimrankError, UnavailableError, UserError
+from limrank.optional import extras_explained
 from limrank.printable import PAGE, printable
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        with signals.stopping():
+        with signals.stopping(), extras_explained():
             code = app(arguments, standalone_mode=False, prog_name="limrank")
     except UserError as error:
         _complain(f"limrank: {error}")

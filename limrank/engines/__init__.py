@@ -10,6 +10,7 @@ from limrank import loops, models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
+from limrank.optional import extras_explained
 from limrank.resources import Claimant
 
 __all__ = [
@@ -94,12 +95,13 @@ def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
     return models.tokenizer(model.id)
 
 
+@extras_explained()
 def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:
     """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
 
     Raises:
-        UserError: the model is unknown, the settings cannot work for it, or
-            ``engine.kind`` is serve, which is no engine.
+        UserError: the model is unknown, the settings cannot work for it, the engine is not installed,
+            or ``engine.kind`` is serve, which is no engine.
         EngineError: the engine did not come up.
     """
     model = ModelConfig(id=model) if isinstance(model, str) else model
