@@ -175,30 +175,30 @@ Rewriting = Literal["gpt4_reason", "claude-3-opus_reason", "Gemini-1.0_reason", 
 class DataConfig(Section):
     format: Literal["beir", "pydocs", "hub", "pairs"] = "pydocs"
     path: PathStr | None = Field(
-        None,
+        default=None,
         description="for beir: a folder with corpus.jsonl, queries.jsonl, qrels/<split>.tsv; for pairs: "
         "Parquet (a file, a folder) or a saved dataset of query_id, query, doc_id, text",
     )
-    name: str | None = Field(None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
+    name: str | None = Field(default=None, description="hub benchmark, e.g. bright/biology, followir/core17, litsearch")
     revision: str | None = Field(
-        None,
+        default=None,
         description="git revision of the hub's data set; mteb: the one that mteb pins for the benchmark; "
         "null: the newest",
     )
     first_stage_queries: Rewriting | PathStr | None = Field(
-        None,
+        default=None,
         description="rewritten queries, which BM25 is asked in place of the benchmark's: a config of BRIGHT's, or a "
         "JSONL file of _id, text; the reranker sees the benchmark's. null: BM25 is asked these too",
     )
     split: str = "test"
     query_template: str | None = Field(
-        None,
+        default=None,
         description="the sentence that the reranker finds a query in, with the place {{ query }}: its text, a file, or "
         "the name of a prompt in limrank/prompts; the first stage asks the query alone. null: the benchmark's own "
         "(BRIGHT's subsets have one), '{{ query }}' none",
     )
     max_queries: PositiveInt | None = Field(
-        None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
+        default=None, description="select this many queries: evenly over a benchmark's, the first ones of pairs"
     )
 
     @model_validator(mode="after")
@@ -312,28 +312,29 @@ def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
 
 class FirstStageConfig(Section):
     kind: Literal["bm25", "run", "published"] = Field(
-        "bm25", description="run: of a file; published: the candidates that the benchmark itself gives (followir/…)"
+        default="bm25",
+        description="run: of a file; published: the candidates that the benchmark itself gives (followir/…)",
     )
-    path: PathStr | None = Field(None, description="a TREC or JSON run, for kind=run")
-    depth: PositiveInt = Field(100, description="candidates a query")
+    path: PathStr | None = Field(default=None, description="a TREC or JSON run, for kind=run")
+    depth: PositiveInt = Field(default=100, description="candidates a query")
     k1: NonNegativeFloat = 0.9
     b: Unit = 0.4
     query_weights: Literal["count", "bm25"] = Field(
-        "count",
+        default="count",
         description="what a word of a query weighs. count: how often it is there, as Lucene has it; bm25: its BM25 weight "
         "in the query, as BRIGHT's own BM25 has it, which suits queries of several sentences",
     )
     language: Annotated[str, _one_of(LANGUAGES | {"auto"}, "language")] = Field(
-        "english",
+        default="english",
         description="of the documents: whose stemmer and stop words BM25 takes; none: neither; auto: what a sample of "
         "the documents is written in, english where that cannot be told. Text without blanks between "
         "words (Chinese, Japanese, Thai, …) is told by its script, and cut into pairs of characters",
     )
     stemmer: Annotated[str, _one_of(STEMMERS, "stemmer")] | None = Field(
-        None, description="PyStemmer's, or none; null: the language's"
+        default=None, description="PyStemmer's, or none; null: the language's"
     )
     stopwords: Annotated[str, _one_of(STOPWORDS, "list of stop words")] | None = Field(
-        None, description="bm25s's list, or none; null: the language's"
+        default=None, description="bm25s's list, or none; null: the language's"
     )
 
     @property
@@ -358,12 +359,12 @@ class FirstStageConfig(Section):
 
 class ModelConfig(Section):
     id: str = Field(
-        "smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
+        default="smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the processor has instructions for it, else float32"
+        default="auto", description="auto: bfloat16 where the processor has instructions for it, else float32"
     )
-    max_model_len: PositiveInt | None = Field(None, description="context in tokens; null: the model's own")
+    max_model_len: PositiveInt | None = Field(default=None, description="context in tokens; null: the model's own")
     trust_remote_code: Literal[False] = False
 
 
@@ -393,32 +394,32 @@ def _is_http(url: str) -> bool:
 class EngineConfig(Section):
     kind: Literal["vllm", "openai", "serve", "fake"] = "vllm"
     base_url: str | None = Field(
-        None,
+        default=None,
         description="for openai: the endpoint, ending in /v1; for serve: the URL of a running `limrank serve`, "
         "null: the one on this Ray cluster",
     )
     api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key"
+        default="OPENAI_API_KEY", description="environment variable that holds the key"
     )
     request_timeout_s: Seconds = Field(
-        600.0, description="openai: of one request; serve: how long the server may be without an engine"
+        default=600.0, description="openai: of one request; serve: how long the server may be without an engine"
     )
-    startup_timeout_s: Seconds = Field(1800.0, description="until the first engine has to be up")
+    startup_timeout_s: Seconds = Field(default=1800.0, description="until the first engine has to be up")
     max_in_flight: PositiveInt | None = Field(
-        None, description="requests in the engine at a time; null: as many as the engine runs at once"
+        default=None, description="requests in the engine at a time; null: as many as the engine runs at once"
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    kv_cache_gib: PositiveInt = Field(2, description="key-value cache on a CPU")
-    enforce_eager: bool | None = Field(None, description="null: eager on a CPU, CUDA graphs on a GPU")
-    latency_ms: NonNegativeFloat = Field(0.0, description="fake engine: time a request takes")
-    fail_rate: Unit = Field(0.0, description="fake engine: share of prompts that raise a RowError")
-    poison: str | None = Field(None, description="fake engine: a prompt that holds this text kills the engine")
+    kv_cache_gib: PositiveInt = Field(default=2, description="key-value cache on a CPU")
+    enforce_eager: bool | None = Field(default=None, description="null: eager on a CPU, CUDA graphs on a GPU")
+    latency_ms: NonNegativeFloat = Field(default=0.0, description="fake engine: time a request takes")
+    fail_rate: Unit = Field(default=0.0, description="fake engine: share of prompts that raise a RowError")
+    poison: str | None = Field(default=None, description="fake engine: a prompt that holds this text kills the engine")
     own_process: bool = Field(
-        False,
+        default=False,
         description="fake engine: keep a process beside it, as vLLM does; its death is the engine's",
     )
-    start_s: NonNegativeFloat = Field(0.0, description="fake engine: time it takes to start")
-    fail_start: bool = Field(False, description="fake engine: start, and fail at the end of it")
+    start_s: NonNegativeFloat = Field(default=0.0, description="fake engine: time it takes to start")
+    fail_start: bool = Field(default=False, description="fake engine: start, and fail at the end of it")
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
@@ -436,26 +437,28 @@ Compatibility = Literal["rank1"]
 class ScoringConfig(Section):
     mode: Literal["none", "direct", "think", "budget", "cascade"] = "direct"
     max_think_tokens: PositiveInt | None = Field(
-        None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
+        default=None, description="longest chain; null: 8192 for think (the paper's), 256 for budget and cascade"
     )
     min_think_tokens: NonNegativeInt | None = Field(
-        None,
+        default=None,
         description="of the context what a chain is kept at least, where a prompt is long: a longer one loses the end "
         "of its passage; null: half of the context; 0: nothing, the chain gets what the prompt leaves (the paper's)",
     )
     compatibility: Compatibility | None = Field(
-        None,
+        default=None,
         description="rank1: a chain that did not close is cut as the reference cuts it, at the last of .!?, also "
         "inside a number; null: at its last sentence end",
     )
-    prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, a file, or the text itself")
-    cutoff: PositiveInt = Field(10, description="cascade: the rank that the order matters down to")
+    prompt: str = Field(
+        default="relevance", description="name of a prompt in limrank/prompts, a file, or the text itself"
+    )
+    cutoff: PositiveInt = Field(default=10, description="cascade: the rank that the order matters down to")
     band: NonNegativeFloat = Field(
-        0.5,
+        default=0.5,
         description="cascade: direct scores this near are in doubt, in standard deviations of their query's log-odds",
     )
     token_budget: PositiveInt | None = Field(
-        None, description="cascade: generated tokens that the whole run may take; null: no limit"
+        default=None, description="cascade: generated tokens that the whole run may take; null: no limit"
     )
 
     @property
@@ -469,16 +472,16 @@ class ScoringConfig(Section):
 
 class WorkersConfig(Section):
     replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        1,
+        default=1,
         description="engines; [min, max] lets a pool grow and shrink between the two; training, whose number is fixed, takes min",
     )
     tensor_parallel: PositiveInt = 1
-    cpus: NonNegativeFloat = Field(1.0, description="logical CPUs that one replica takes")
+    cpus: NonNegativeFloat = Field(default=1.0, description="logical CPUs that one replica takes")
     gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs a replica; null: tensor_parallel where there are GPUs"
+        default=None, description="GPUs a replica; null: tensor_parallel where there are GPUs"
     )
     accelerator: str | None = Field(
-        None, description="only nodes with this accelerator, in Ray's names: H100, A100, L4"
+        default=None, description="only nodes with this accelerator, in Ray's names: H100, A100, L4"
     )
 
     @model_validator(mode="after")
@@ -502,10 +505,11 @@ class SynthesisPrompts(Section):
     query: str = "synth_query"
     chain: str = "synth_chain"
     describe: str = Field(
-        "synth_describe", description="without chains, of which it has none to fill in, synth_describe_unreasoned"
+        default="synth_describe",
+        description="without chains, of which it has none to fill in, synth_describe_unreasoned",
     )
     passage: str = "synth_passage"
-    judge: str = Field("synth_judge", description="for judge_by: answer; by label tokens it is scoring.prompt")
+    judge: str = Field(default="synth_judge", description="for judge_by: answer; by label tokens it is scoring.prompt")
 
 
 class TokenPrices(Section):
@@ -513,7 +517,7 @@ class TokenPrices(Section):
 
     prompt: NonNegativeFloat
     generated: NonNegativeFloat
-    cached_prompt: NonNegativeFloat | None = Field(None, description="null: as prompt")
+    cached_prompt: NonNegativeFloat | None = Field(default=None, description="null: as prompt")
 
 
 Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
@@ -522,81 +526,89 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 
 class SynthesisConfig(Section):
     seeds: PathStr | Literal["pydocs"] = Field(
-        "pydocs",
+        default="pydocs",
         description="a BEIR folder, a JSONL/Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or pydocs",
     )
     personas: PathStr | None = Field(
-        None, description="one a line, JSONL, or hub://OWNER/NAME/CONFIG; null: the built-in list"
+        default=None, description="one a line, JSONL, or hub://OWNER/NAME/CONFIG; null: the built-in list"
     )
     max_seeds: PositiveInt | None = None
-    license: str | None = Field(None, description="of the seeds, for DATASET.md")
+    license: str | None = Field(default=None, description="of the seeds, for DATASET.md")
     kinds: tuple[Literal["daily", "expert"], ...] = Field(
-        ("daily", "expert"), min_length=1, description="a query of each, a persona"
+        default=("daily", "expert"), min_length=1, description="a query of each, a persona"
     )
     personas_per_seed: PositiveInt = 1
     difficulties: Shares = Field(
-        {"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
+        default={"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
     )
-    domains: Shares = Field({}, description="domain → share of the queries; empty: the writer names each one's")
+    domains: Shares = Field(default={}, description="domain → share of the queries; empty: the writer names each one's")
     instruction_rate: Unit = Field(
-        0.0, description="share of the queries that come with an instruction that narrows what is relevant"
+        default=0.0, description="share of the queries that come with an instruction that narrows what is relevant"
     )
     chains: bool = Field(
-        True,
+        default=True,
         description="the writer reasons about what would and would not answer a query before it describes passages; "
         "false: the paper's ablation, the step is not asked. The judge's chains stay",
     )
     prompts: SynthesisPrompts = SynthesisPrompts()
-    constrained: bool = Field(True, description="structured steps are held to their JSON schema by the engine")
-    negatives: NonNegativeInt = Field(1, description="hard negatives written a query")
+    constrained: bool = Field(default=True, description="structured steps are held to their JSON schema by the engine")
+    negatives: NonNegativeInt = Field(default=1, description="hard negatives written a query")
     mined_negatives: NonNegativeInt = Field(
-        0,
+        default=0,
         description="passages of the corpus a query, judged like the rest: the seed's BM25 neighbours, "
         "or of mine_depth of them those that the reranker ranks highest for the query",
     )
-    mine_depth: PositiveInt = Field(20, description="BM25 neighbours that the reranker takes the mined negatives from")
-    max_tokens: PositiveInt | None = Field(
-        None, description="tokens, prompts' too, that the run may take; then it stops cleanly, and goes on once raised"
+    mine_depth: PositiveInt = Field(
+        default=20, description="BM25 neighbours that the reranker takes the mined negatives from"
     )
-    prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field({}, description="for the cost by step")
+    max_tokens: PositiveInt | None = Field(
+        default=None,
+        description="tokens, prompts' too, that the run may take; then it stops cleanly, and goes on once raised",
+    )
+    prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field(
+        default={}, description="for the cost by step"
+    )
     decontaminate: tuple[PathStr, ...] = Field(
-        (),
+        default=(),
         description="BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; of the hub's also "
         "NAME?revision=…): what repeats their queries or relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
-        0.8, description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words"
+        default=0.8,
+        description="similarity (Jaccard of four characters) from which two queries are one; 1: the same words",
     )
-    size: PositiveInt | None = Field(None, description="how many of the kept examples are exported; null: all")
+    size: PositiveInt | None = Field(default=None, description="how many of the kept examples are exported; null: all")
     oversample: Annotated[float, Field(ge=1)] | None = Field(
-        None,
+        default=None,
         description="times size: so many examples that are kept are enough to choose from, and no seed more is written "
         "for; raised, the same command goes on; null: all seeds are written for",
     )
-    select: Literal["coverage", "random"] = Field("coverage", description="how those are chosen")
+    select: Literal["coverage", "random"] = Field(default="coverage", description="how those are chosen")
     embedder: str | None = Field(
-        None,
+        default=None,
         description="coverage: a sentence-embedding model (a directory or a hub id), by whose vectors queries are far "
         "apart; null: by their words",
     )
     query_tokens: PositiveInt = 160
-    chain_tokens: PositiveInt = Field(256, description="of the chain before the passages, and of their descriptions")
+    chain_tokens: PositiveInt = Field(
+        default=256, description="of the chain before the passages, and of their descriptions"
+    )
     passage_tokens: PositiveInt = 256
     judge_tokens: PositiveInt = 256
     temperature: NonNegativeFloat = 0.8
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     judge_by: Literal["label_tokens", "answer"] = Field(
-        "label_tokens",
+        default="label_tokens",
         description="label_tokens: p(true) of the answer token; answer: the true or false that the judge writes in "
         "a chat, without a probability, for endpoints that give no log-probabilities",
     )
     agreement: Literal["verdict", "ranking"] = Field(
-        "verdict",
+        default="verdict",
         description="verdict: the judge's own true or false must be the intended label (the paper's); "
         "ranking: it must score a query's positive above the negative, for judges too weak to be calibrated",
     )
     judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.1, description="agreement by verdict: p(true) this near to one half is unsure, and rejected"
+        default=0.1, description="agreement by verdict: p(true) this near to one half is unsure, and rejected"
     )
 
     @property
@@ -662,62 +674,67 @@ Objective = Literal["label", "binary", "softmax", "ranknet"]
 
 
 class TrainingConfig(Section):
-    train_file: PathStr | None = Field(None, description="train.jsonl, alpaca or pairs: JSON, Parquet, a saved dataset")
+    train_file: PathStr | None = Field(
+        default=None, description="train.jsonl, alpaca or pairs: JSON, Parquet, a saved dataset"
+    )
     method: Literal["lora", "full"] = "lora"
     target: Literal["direct", "think", "mixed"] = Field(
-        "think", description="what the model learns to write: the label alone, chain + label, or both"
+        default="think", description="what the model learns to write: the label alone, chain + label, or both"
     )
     objective: Objective = Field(
-        "label",
+        default="label",
         description="label: cross-entropy of what is to be written (the paper's); for target=direct, by the log-odds of "
         "the label: binary, one passage at a time; softmax, ranknet: a query's relevant passage above its others. They "
         "do not make labels likely among all tokens, as an endpoint that tells only its likeliest needs them",
     )
     max_examples: PositiveInt | None = None
     epochs: PositiveInt = 7
-    learning_rate: float = Field(3e-5, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=3e-5, gt=0, allow_inf_nan=False)
     warmup_ratio: Unit = 0.03
     batch_size: PositiveInt = Field(
-        4, description="sequences of a forward pass; with softmax or ranknet queries, with all their passages"
+        default=4, description="sequences of a forward pass; with softmax or ranknet queries, with all their passages"
     )
     gradient_accumulation: PositiveInt = 8
     cutoff_tokens: PositiveInt = 2500
     sharding: Literal["none", "full"] = Field(
-        "none",
+        default="none",
         description="full: each worker holds a part of the weights, their gradients and the optimizer (FSDP2), for "
         "models that are too large for one; none: each holds all",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute a layer's activations again in the backward pass: less memory, a third more time"
+        default=False,
+        description="compute a layer's activations again in the backward pass: less memory, a third more time",
     )
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
     lora_targets: tuple[str, ...] = Field(
-        (), description="the linear layers that get an adapter, by the last part of their names (q_proj, …); empty: all"
+        default=(),
+        description="the linear layers that get an adapter, by the last part of their names (q_proj, …); empty: all",
     )
     lora_embeddings: Literal["added", "all"] = Field(
-        "added",
+        default="added",
         description="of the embeddings, what is trained beside an adapter: the rows of the think tokens, where they are "
         "added, or all of them (the paper's)",
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     save_steps: PositiveInt = 250
     keep_checkpoints: PositiveInt = Field(
-        1,
+        default=1,
         description="of the checkpoints the best ones, beside the last; where nothing is held out, the ones before it",
     )
     eval_steps: PositiveInt | None = Field(
-        None, description="steps between looks at the held-out data; null: at the end of each epoch"
+        default=None, description="steps between looks at the held-out data; null: at the end of each epoch"
     )
     patience: PositiveInt | None = Field(
-        None, description="looks in a row that find nothing better, after which training stops; null: it never does"
+        default=None,
+        description="looks in a row that find nothing better, after which training stops; null: it never does",
     )
     export: Literal["best", "last"] = Field(
-        "best",
+        default="best",
         description="which weights become the model: of the best look at the held-out data, or of the last step (the "
         "paper's, which never looks)",
     )
-    tensorboard: bool = Field(False, description="write the metrics to tensorboard/ too")
+    tensorboard: bool = Field(default=False, description="write the metrics to tensorboard/ too")
 
     @model_validator(mode="after")
     def _log_odds_are_direct(self) -> TrainingConfig:
@@ -770,16 +787,17 @@ def _queue(places: int) -> int:
 class ServingConfig(Section):
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(256, ge=-1, description="-1: no limit")
+    max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(default=256, ge=-1, description="-1: no limit")
 
 
 class EvaluationConfig(Section):
-    run: PathStr | None = Field(None, description="a TREC or JSON run, instead of a rerank job's run_dir")
+    run: PathStr | None = Field(default=None, description="a TREC or JSON run, instead of a rerank job's run_dir")
     compare: tuple[PathStr, ...] = Field(
-        (), description="run_dirs of rerank jobs: quality against generated tokens, instead of one run's evaluation"
+        default=(),
+        description="run_dirs of rerank jobs: quality against generated tokens, instead of one run's evaluation",
     )
     measures: tuple[str, ...] = ("nDCG@10", "AP", "RR", "R@20", "P@5")
-    bootstrap_samples: PositiveInt = Field(2000, le=1_000_000)
+    bootstrap_samples: PositiveInt = Field(default=2000, le=1_000_000)
 
 
 def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
@@ -797,9 +815,9 @@ class Job(Section):
 
     job: str
     run_dir: PathStr
-    seed: int = Field(12345, ge=0, le=2**53)
+    seed: int = Field(default=12345, ge=0, le=2**53)
     allow_failures: bool = False
-    notes: tuple[str, ...] = Field((), description="sentences for whoever reads the recipe, or its --dry-run")
+    notes: tuple[str, ...] = Field(default=(), description="sentences for whoever reads the recipe, or its --dry-run")
 
 
 class Role(NamedTuple):
@@ -813,21 +831,21 @@ class Role(NamedTuple):
 class SynthesizeJob(Job):
     job: Literal["synthesize"] = "synthesize"
     model: ModelConfig = ModelConfig()
-    judge: ModelConfig | None = Field(None, description="a second model that judges; null: the writer")
+    judge: ModelConfig | None = Field(default=None, description="a second model that judges; null: the writer")
     engine: EngineConfig = EngineConfig()
     judge_engine: EngineConfig | None = None
     workers: WorkersConfig = WorkersConfig()
     judge_workers: WorkersConfig | None = Field(
-        None,
+        default=None,
         description="the pool of a judge that is a model of its own, of a range the lower bound; null: as workers",
     )
     reranker: ModelConfig | None = Field(
-        None,
+        default=None,
         description="the reranker that is to be bettered: it picks mined negatives and says what is hard; "
         "null: BM25 picks, and the judge's score says",
     )
-    reranker_engine: EngineConfig | None = Field(None, description="null: as engine")
-    reranker_workers: WorkersConfig | None = Field(None, description="as judge_workers")
+    reranker_engine: EngineConfig | None = Field(default=None, description="null: as engine")
+    reranker_workers: WorkersConfig | None = Field(default=None, description="as judge_workers")
     scoring: ScoringConfig = ScoringConfig(mode="budget")
     synthesis: SynthesisConfig = SynthesisConfig()
 
@@ -873,7 +891,9 @@ class TrainJob(Job):
     model: ModelConfig = ModelConfig()
     workers: WorkersConfig = WorkersConfig()
     training: TrainingConfig
-    dev: DevConfig | None = Field(None, description="a small benchmark, apart from the examples and from the test")
+    dev: DevConfig | None = Field(
+        default=None, description="a small benchmark, apart from the examples and from the test"
+    )
 
     @model_validator(mode="after")
     def _file_given(self) -> TrainJob:
