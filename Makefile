@@ -45,6 +45,7 @@ faults: model
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf runs build dist .pytest_cache .ruff_cache
+	rm -rf runs build dist .pytest_cache .ruff_cache .mypy_cache

@@ -414,12 +414,14 @@ def evaluate(
     if qrels is None:
         raise UserError("evaluate(): qrels is needed: a dictionary or a file of judgements")
     scores = _numbers(run, "run", float) if isinstance(run, Mapping) else trec.read_run(os.fspath(run))
-    grades = _numbers(qrels, "qrels", operator.index) if isinstance(qrels, Mapping) else trec.read_qrels(qrels)
+    grades = (
+        _numbers(qrels, "qrels", operator.index) if isinstance(qrels, Mapping) else trec.read_qrels(os.fspath(qrels))
+    )
     if grades and grades.keys().isdisjoint(scores):
         some = brief(next(iter(scores), ""))
         raise UserError(f"evaluate(): the run (query {some}, …) shares no query with the judgements")
-    settings = {"measures": [measures] if isinstance(measures, str) else list(measures)}
-    settings |= {"bootstrap_samples": bootstrap_samples}
+    names = [measures] if isinstance(measures, str) else list(measures)
+    settings = {"measures": names, "bootstrap_samples": bootstrap_samples}
     asked = checked(EvaluateJob, {"run_dir": ".", "seed": seed, "evaluation": settings}, "evaluate()")
     found = evaluate_run(scores, grades, asked.evaluation.measures, asked.evaluation.bootstrap_samples, asked.seed)
     return _evaluation(found, [])

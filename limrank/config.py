@@ -82,6 +82,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None  # a field's validator
         annotation = cls.model_fields[info.field_name].annotation
         if not _sections(annotation):  # which look at their own keys
             _check_value(value, takes_bool=_takes_bool(annotation) or is_text(annotation))
@@ -423,9 +424,11 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
-        if self.kind == "openai" and not self.base_url:
+        if self.kind != "openai":
+            return self
+        if not self.base_url:
             raise ValueError("engine.base_url is needed for engine.kind=openai")
-        if self.kind == "openai" and not _is_http(self.base_url):
+        if not _is_http(self.base_url):
             # Not shown: whatever else it may be, it may hold a password.
             raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
         return self
@@ -487,7 +490,9 @@ class WorkersConfig(Section):
     @model_validator(mode="after")
     def _range_in_order(self) -> WorkersConfig:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"workers.replicas: [min, max] with min above max: {list(self.replicas)}")
+            raise ValueError(
+                f"workers.replicas: [min, max] with min above max: {[self.min_replicas, self.max_replicas]}"
+            )
         return self
 
     @property
@@ -614,7 +619,7 @@ class SynthesisConfig(Section):
     @property
     def enough(self) -> int | None:
         """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
-        return None if self.oversample is None else math.ceil(self.oversample * self.size)
+        return None if self.oversample is None or self.size is None else math.ceil(self.oversample * self.size)
 
     def prompt_names(self) -> dict[str, str]:
         """The prompt of each step that is asked."""

@@ -11,11 +11,14 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from limrank.errors import UserError
 from limrank.parsing import parse_json
 from limrank.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 JSON_PREFIX = "@limrank-progress "
 _LINE_EVERY_S = 5.0
@@ -139,7 +142,7 @@ class BarRenderer:
             TimeElapsedColumn(),
         )
         self._bars = Bars(*columns, console=Console(stderr=True))
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._bars.start()
 
     def show(self, event: Event) -> None:

@@ -121,7 +121,7 @@ def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> 
 
 def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[str, ...]]:
     """Every local path in a config: ``{"data.path": "/…"}``; a key of several has a tuple."""
-    found = {}
+    found: dict[str, str | tuple[str, ...]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -209,9 +209,12 @@ def _value(config: BaseModel, key: str) -> Any:
 
 
 def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def absolute(path: str) -> str:
+        return os.path.abspath(os.path.expanduser(path))
+
     if isinstance(path, tuple):
-        return tuple(each if is_uri(each) else _absolute(each) for each in path)
-    return os.path.abspath(os.path.expanduser(path))
+        return tuple(each if is_uri(each) else absolute(each) for each in path)
+    return absolute(path)
 
 
 def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -> AJob:

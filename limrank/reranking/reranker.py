@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, open_engine
@@ -15,6 +15,8 @@ from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import check_labels, rank_judgments, score_query
 
 Value = TypeVar("Value")
+
+Mode = Literal["direct", "think", "budget", "cascade"]
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,27 @@ class Reranker:
         self,
         model: str | ModelConfig = "smollm2-135m-instruct",
         *,
-        mode: str = "direct",
+        mode: Mode = "direct",
         max_think_tokens: int | None = None,
         engine: EngineConfig | Engine | Judge | None = None,
     ) -> None:
-        if mode not in ("direct", "think", "budget", "cascade"):
-            raise UserError(f"mode {mode!r}: is none of direct, think, budget, cascade")
+        if mode not in get_args(Mode):
+            raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
         self._scoring = ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
         self._loop = asyncio.new_event_loop()
         # The engine keeps one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
         self._thread.start()
-        self._owned = engine is None or isinstance(engine, EngineConfig)
-        self._engine: Engine | Judge | None = None if self._owned else engine
+        self._opened: Engine | Judge | None = None
         try:
-            if self._owned:
-                self._engine = self._call(_open(model, engine, self._scoring))
-            if not isinstance(self._engine, Judge):
-                check_labels(self._engine.tokenizer)
+            if engine is None or isinstance(engine, EngineConfig):
+                engine = self._opened = self._call(_open(model, engine, self._scoring))
+            if not isinstance(engine, Judge):
+                check_labels(engine.tokenizer)
         except BaseException:
             self.close()
             raise
+        self._engine = engine
 
     def rank(
         self,
@@ -171,8 +173,8 @@ class Reranker:
         """End the engine, if it was opened here; a second call does nothing."""
         if self._loop.is_closed():
             return
-        if self._owned and self._engine is not None:
-            self._call(self._engine.aclose())
+        if self._opened is not None:
+            self._call(self._opened.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -250,10 +252,6 @@ async def _open(model: str | ModelConfig, engine: EngineConfig | None, scoring: 
 
     if not engine.base_url:
         raise UserError("engine.base_url is needed: the URL of a running `limrank serve`")
-    served = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring).open()
-    try:
-        await served.check()
-    except BaseException:
-        await served.aclose()
-        raise
-    return served
+    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring)
+    await asyncio.to_thread(source.check)
+    return source.open()
