@@ -7,8 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tiny_model import make_tiny
 
-from limrank import evaluate, rerank, serve, synthesize
+from limrank import evaluate, rerank, serve, synthesize, train
 
 FAKE = {"kind": "fake"}
 PAIRS = {"data": {"format": "pydocs", "max_queries": 2}, "first_stage": {"depth": 2}}
@@ -50,6 +51,24 @@ def test_synthesize(local_ray, tmp_path):
     selected = [row for row in result.rows.to_pylist() if row["selected"]]
     lines = Path(result.train_file).read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"prompt", "completion"}] * len(selected)
+
+
+def test_train(local_ray, tmp_path):
+    model = make_tiny(tmp_path / "tiny", tied=True)
+    lines = [
+        {"prompt": f"Query: {word}\nPassage: a {word}\n<think>", "completion": f"\n</think> {label}"}
+        for word, label in (("cat", "true"), ("dog", "false"), ("roof", "true"), ("park", "false"))
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"epochs": 2, "batch_size": 2, "gradient_accumulation": 1, "lora_rank": 4, "target": "direct"}
+    training = settings | {"train_file": tmp_path / "train.jsonl", "validation_share": 0}
+    result = train(run_dir=tmp_path / "run", model={"id": model, "dtype": "float32"}, training=training)
+    assert [line["step"] for line in result.metrics] == [1, 2, 3, 4]
+    assert result.final_loss == pytest.approx(result.metrics[-1]["loss"])
+    assert (result.best_step, result.exported_step, result.validation_loss) == (None, 4, None)
+    assert (Path(result.model_dir) / "config.json").is_file()
+    assert (Path(result.adapter_dir) / "adapter_config.json").is_file()
+    assert result.stats["counts"]["rows"] == 4
 
 
 def test_progress_is_shown_where_it_is_asked_for(local_ray, tmp_path, capfd):
