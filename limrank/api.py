@@ -248,7 +248,7 @@ class EvaluationResult:
 # ---- jobs ----------------------------------------------------------------------------
 
 
-@extras_explained()
+@extras_explained("synthesize")
 def synthesize(
     config: SynthesizeJob | None = None,
     /,
@@ -283,7 +283,7 @@ def synthesize(
     return SynthesisResult(job_config.run_dir, done.failed, done.warnings)
 
 
-@extras_explained()
+@extras_explained("train")
 def train(
     config: TrainJob | None = None,
     /,
@@ -326,7 +326,7 @@ def train(
     )
 
 
-@extras_explained()
+@extras_explained("rerank")
 def rerank(
     config: RerankJob | None = None,
     /,
@@ -376,7 +376,7 @@ def evaluate(
 ) -> EvaluationResult: ...
 
 
-@extras_explained()
+@extras_explained("evaluate")
 def evaluate(
     run: Run | PathLike | EvaluateJob,
     qrels: Qrels | PathLike | None = None,
@@ -451,7 +451,7 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
     # A recipe of any job names a run_dir, and this one does not use it.
     job_config = keyword_config(ServeJob, config, keys if config else {"run_dir": "runs/serve", **keys})
     with ExitStack() as stack:
-        with extras_explained():
+        with extras_explained("serve"):
             from limrank.serving.job import serving
 
             stack.enter_context(signals.stopping())

@@ -11,6 +11,7 @@ import pytest
 
 import limrank
 from limrank import cli, optional
+from limrank.config import JOBS
 from limrank.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,15 +58,22 @@ def imported():
 @pytest.mark.parametrize("name", sorted(imported().keys() - UNDECLARED))
 def test_an_import_is_declared_in_the_core_or_in_its_extra(name):
     distribution = DISTRIBUTION.get(name, name.lower().replace("_", "-"))
+    named = {extra for extra, packages in optional.EXTRAS.items() if name in packages}
     if distribution in CORE:
-        assert name not in optional.EXTRAS
+        assert not named
     else:
-        assert distribution in extra(optional.EXTRAS[name]), f"{imported()[name]} imports {name}"
+        assert named, f"{imported()[name]} imports {name}"
+        assert named == {each for each in optional.EXTRAS if distribution in extra(each)}
 
 
 def test_no_extra_is_named_for_what_nobody_imports():
     # transformers loads with accelerate, and reads GGUF files with gguf.
-    assert optional.EXTRAS.keys() == imported().keys() & optional.EXTRAS.keys() | {"accelerate", "gguf"}
+    assert optional.EXTRAS["all"] - imported().keys() == {"accelerate", "gguf"}
+
+
+def test_every_job_has_an_extra():
+    assert optional._EXTRA_OF_JOB.keys() == JOBS.keys()
+    assert set(optional._EXTRA_OF_JOB.values()) <= optional.EXTRAS.keys()
 
 
 def test_the_core_has_no_engine_no_cluster_and_no_tensors():
@@ -114,7 +122,24 @@ def test_a_missing_extra_is_one_line_on_the_command_line(missing, tmp_path, caps
     recipe.write_text("job: serve\nrun_dir: runs/serve\nengine: {kind: fake}\n")
     missing("ray")
     assert cli.main(["serve", str(recipe), "--address", "local"]) == cli.INPUT_AT_FAULT
-    assert capsys.readouterr().err == "limrank: ray is not installed: pip install 'limrank[batch]'\n"
+    assert capsys.readouterr().err == "limrank: ray is not installed: pip install 'limrank[serve]'\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "job", "extras"),
+    [
+        ("pyarrow", None, "'limrank[eval]'"),
+        ("pyarrow", "rerank", "'limrank[batch]'"),
+        ("ray", "train", "'limrank[train]'"),
+        ("datasets", "evaluate", "'limrank[batch]'"),  # a benchmark of the hub's
+        ("vllm", "rerank", "'limrank[vllm]'; without a GPU 'limrank[cpu]'"),
+        ("ray", "pipeline", "'limrank[all]'; without a GPU 'limrank[cpu]'"),
+    ],
+)
+def test_the_extra_is_the_job_s_where_that_brings_the_package(package, job, extras):
+    with pytest.raises(UserError) as raised, optional.extras_explained(job):
+        raise ModuleNotFoundError(name=package)
+    assert str(raised.value) == f"{package} is not installed: pip install {extras}"
 
 
 def test_another_missing_module_is_a_bug_and_stays_one(missing):
