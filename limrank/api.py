@@ -235,8 +235,9 @@ class EvaluationResult:
     """Effectiveness of one run over every judged query.
 
     ``measures`` has the mean and its 95 % bootstrap interval, and ``per_query`` the value of each
-    query, by the measure's name in ir_measures. ``missing`` are the judged queries that the run
-    ranks nothing for: each counts 0 in every mean.
+    query, by the measure's name in ir_measures. FollowIR's ``p-MRR``, which an EvaluateJob of such data
+    adds, is by topic. ``missing`` are the judged queries that the run ranks nothing for: each counts 0
+    in every mean.
     """
 
     measures: dict[str, Interval]
