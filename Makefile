@@ -46,6 +46,7 @@ faults: model
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # CI does not build the site: tests/unit/test_docs.py checks links, commands and keys in seconds.
 docs: .venv-docs/.ready
@@ -62,4 +63,4 @@ reference: setup
 	$(BIN)/python -m limrank.reference
 
 clean:
-	rm -rf runs build dist site .pytest_cache .ruff_cache
+	rm -rf runs build dist site .pytest_cache .ruff_cache .mypy_cache

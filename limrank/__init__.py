@@ -1,4 +1,8 @@
-"""limrank: from a few real queries to a trained, evaluated, served reasoning reranker."""
+"""limrank: from a few real queries to a trained, evaluated, served reasoning reranker.
+
+``Reranker`` ranks a list of documents in this process. ``synthesize``, ``train``, ``rerank``, ``evaluate``
+and ``serve`` are the jobs; their configs are ``RerankJob`` and so on. Every name is imported on first use.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,113 @@ from typing import TYPE_CHECKING, Any
 from limrank.version import __version__
 
 if TYPE_CHECKING:
+    from limrank.api import (
+        EvaluationResult,
+        RerankResult,
+        SynthesisResult,
+        TrainingResult,
+        evaluate,
+        rerank,
+        serve,
+        synthesize,
+        train,
+    )
+    from limrank.config import (
+        DataConfig,
+        DevConfig,
+        EngineConfig,
+        EvaluateJob,
+        EvaluationConfig,
+        FirstStageConfig,
+        ModelConfig,
+        PipelineJob,
+        RerankJob,
+        ScoringConfig,
+        ServeJob,
+        ServingConfig,
+        SynthesisConfig,
+        SynthesisPrompts,
+        SynthesizeJob,
+        TokenPrices,
+        TrainingConfig,
+        TrainJob,
+        WorkersConfig,
+    )
     from limrank.engines import open_engine
+    from limrank.errors import EngineError, LimrankError, UserError
     from limrank.recipe import load_config
-    from limrank.reranking import Reranker
+    from limrank.records import Document
+    from limrank.reranking import RankedDocument, Reranker
 
-_PUBLIC = {"Reranker": "limrank.reranking", "open_engine": "limrank.engines", "load_config": "limrank.recipe"}
+_API = (
+    *("synthesize", "train", "rerank", "evaluate", "serve"),
+    *("SynthesisResult", "TrainingResult", "RerankResult", "EvaluationResult"),
+)
+_CONFIGS = (
+    *("SynthesizeJob", "TrainJob", "RerankJob", "EvaluateJob", "ServeJob", "PipelineJob"),
+    *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FirstStageConfig", "ModelConfig"),
+    *("ScoringConfig", "ServingConfig", "SynthesisConfig", "SynthesisPrompts", "TokenPrices"),
+    *("TrainingConfig", "WorkersConfig"),
+)
+_PUBLIC = {
+    **dict.fromkeys(_API, "limrank.api"),
+    **dict.fromkeys(_CONFIGS, "limrank.config"),
+    **dict.fromkeys(("LimrankError", "UserError", "EngineError"), "limrank.errors"),
+    "Document": "limrank.records",
+    **dict.fromkeys(("Reranker", "RankedDocument"), "limrank.reranking"),
+    "open_engine": "limrank.engines",
+    "load_config": "limrank.recipe",
+}
 
-__all__ = ["Reranker", "__version__", "load_config", "open_engine"]
+__all__ = [
+    "DataConfig",
+    "DevConfig",
+    "Document",
+    "EngineConfig",
+    "EngineError",
+    "EvaluateJob",
+    "EvaluationConfig",
+    "EvaluationResult",
+    "FirstStageConfig",
+    "LimrankError",
+    "ModelConfig",
+    "PipelineJob",
+    "RankedDocument",
+    "RerankJob",
+    "RerankResult",
+    "Reranker",
+    "ScoringConfig",
+    "ServeJob",
+    "ServingConfig",
+    "SynthesisConfig",
+    "SynthesisPrompts",
+    "SynthesisResult",
+    "SynthesizeJob",
+    "TokenPrices",
+    "TrainJob",
+    "TrainingConfig",
+    "TrainingResult",
+    "UserError",
+    "WorkersConfig",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "open_engine",
+    "rerank",
+    "serve",
+    "synthesize",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `import limrank` stays instant.
+    # `import limrank` stays instant.
     if name in _PUBLIC:
         from importlib import import_module
 
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'limrank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ import typer
 
 from limrank import signals
 from limrank.errors import LimrankError, UnavailableError, UserError
+from limrank.optional import extras_explained
 from limrank.printable import PAGE, printable
 
 if TYPE_CHECKING:
@@ -169,14 +170,15 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
     address = without_credentials(address, "--address") or default_address()
     if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
-    if dry_run:
-        _print_plan(config)
-    elif address.startswith("http"):
-        from limrank.cluster import submit
+    with extras_explained(name):
+        if dry_run:
+            _print_plan(config)
+        elif address.startswith("http"):
+            from limrank.cluster import submit
 
-        raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
-    else:
-        raise typer.Exit(_run(name, config, address, overwrite))
+            raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
+        else:
+            raise typer.Exit(_run(name, config, address, overwrite))
 
 
 def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
@@ -365,7 +367,7 @@ def version() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        with signals.stopping():
+        with signals.stopping(), extras_explained():
             code = app(arguments, standalone_mode=False, prog_name="limrank")
     except UserError as error:
         _complain(f"limrank: {error}")

@@ -82,6 +82,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None  # a field's validator
         annotation = cls.model_fields[info.field_name].annotation
         if not _sections(annotation):  # which look at their own keys
             _check_value(value, takes_bool=_takes_bool(annotation) or is_text(annotation))
@@ -174,40 +175,40 @@ Rewriting = Literal["gpt4_reason", "claude-3-opus_reason", "Gemini-1.0_reason", 
 
 class DataConfig(Section):
     format: Literal["beir", "pydocs", "hub", "pairs"] = Field(
-        "pydocs",
+        default="pydocs",
         description="where the queries come from. beir: a folder; pydocs: the built-in benchmark; hub: a "
         "benchmark of the Hugging Face hub; pairs: pairs of your own, without judgements",
     )
     path: PathStr | None = Field(
-        None,
+        default=None,
         description="beir: a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv. pairs: a Parquet "
         "file, a folder of them or a saved dataset, with the columns query_id, query, doc_id and "
         "text. hub: a local copy, read in place of the hub",
     )
-    name: str | None = Field(None, description="the hub benchmark: bright/biology, followir/core17, litsearch")
+    name: str | None = Field(default=None, description="the hub benchmark: bright/biology, followir/core17, litsearch")
     revision: str | None = Field(
-        None,
+        default=None,
         description="git revision of the hub's data set. mteb: the revision that mteb pins for the benchmark; "
         "null: the newest",
     )
     first_stage_queries: Rewriting | PathStr | None = Field(
-        None,
+        default=None,
         description="rewritten queries for BM25: the name of one of BRIGHT's configs, or a JSONL file of _id and "
         "text. The reranker still sees the benchmark's queries. null: BM25 gets these too",
     )
     split: str = Field(
-        "test",
+        default="test",
         description="the split whose queries and judgements are used. pydocs has dev and test; the hub's "
         "benchmarks have test",
     )
     query_template: str | None = Field(
-        None,
+        default=None,
         description="a sentence around each query for the reranker, with the placeholder {{ query }}: its text, a "
         "file, or the name of a prompt in limrank/prompts. The first stage gets the query alone. "
         "null: the benchmark's own sentence (BRIGHT's subsets have one); '{{ query }}': none",
     )
     max_queries: PositiveInt | None = Field(
-        None,
+        default=None,
         description="use this many queries: evenly spread over a benchmark's queries, or the first ones of pairs. "
         "null: all",
     )
@@ -323,31 +324,31 @@ def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
 
 class FirstStageConfig(Section):
     kind: Literal["bm25", "run", "published"] = Field(
-        "bm25",
+        default="bm25",
         description="bm25: our BM25. run: the run in path. published: the candidates that the benchmark itself "
         "gives (followir/…)",
     )
-    path: PathStr | None = Field(None, description="for kind=run: a run in TREC or JSON form")
-    depth: PositiveInt = Field(100, description="candidates a query")
-    k1: NonNegativeFloat = Field(0.9, description="BM25's k1: how fast repeated words saturate")
-    b: Unit = Field(0.4, description="BM25's b: how much a document's length counts")
+    path: PathStr | None = Field(default=None, description="for kind=run: a run in TREC or JSON form")
+    depth: PositiveInt = Field(default=100, description="candidates a query")
+    k1: NonNegativeFloat = Field(default=0.9, description="BM25's k1: how fast repeated words saturate")
+    b: Unit = Field(default=0.4, description="BM25's b: how much a document's length counts")
     query_weights: Literal["count", "bm25"] = Field(
-        "count",
+        default="count",
         description="how a query's words weigh. count: by their number in the query, as in Lucene. bm25: by their "
         "BM25 weight in the query, as in BRIGHT's own BM25, which suits queries of several sentences",
     )
     language: Annotated[str, _one_of(LANGUAGES | {"auto"}, "language")] = Field(
-        "english",
+        default="english",
         description="language of the documents: BM25 takes its stemmer and stop words. none: neither. auto: "
         "detected from a sample of the documents, english where that fails. Text without blanks "
         "between words (Chinese, Japanese, Thai, …) is recognised by its script and split into pairs "
         "of characters",
     )
     stemmer: Annotated[str, _one_of(STEMMERS, "stemmer")] | None = Field(
-        None, description="one of PyStemmer's stemmers, or none. null: the language's"
+        default=None, description="one of PyStemmer's stemmers, or none. null: the language's"
     )
     stopwords: Annotated[str, _one_of(STOPWORDS, "list of stop words")] | None = Field(
-        None, description="one of bm25s's lists of stop words, or none. null: the language's"
+        default=None, description="one of bm25s's lists of stop words, or none. null: the language's"
     )
 
     @property
@@ -372,16 +373,16 @@ class FirstStageConfig(Section):
 
 class ModelConfig(Section):
     id: str = Field(
-        "smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
+        default="smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
+        default="auto",
         description="what the model computes in. auto: bfloat16 where the processor has instructions for it, else "
         "float32",
     )
-    max_model_len: PositiveInt | None = Field(None, description="context in tokens. null: the model's own")
+    max_model_len: PositiveInt | None = Field(default=None, description="context in tokens. null: the model's own")
     trust_remote_code: Literal[False] = Field(
-        False, description="only false is accepted: limrank runs no code from a model's repository"
+        default=False, description="only false is accepted: limrank runs no code from a model's repository"
     )
 
 
@@ -410,48 +411,54 @@ def _is_http(url: str) -> bool:
 
 class EngineConfig(Section):
     kind: Literal["vllm", "openai", "serve", "fake"] = Field(
-        "vllm",
+        default="vllm",
         description="vllm: vLLM in the worker. openai: an OpenAI-compatible endpoint. serve: a running `limrank "
         "serve`, for rerank jobs. fake: a deterministic engine for tests, without a model",
     )
     base_url: str | None = Field(
-        None,
+        default=None,
         description="openai: the endpoint, ending in /v1. serve: the URL of a running `limrank serve`; null: the "
         "one on this Ray cluster",
     )
     api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
-        "OPENAI_API_KEY", description="openai: name of the environment variable that holds the API key"
+        default="OPENAI_API_KEY", description="openai: name of the environment variable that holds the API key"
     )
     request_timeout_s: Seconds = Field(
-        600.0,
+        default=600.0,
         description="openai: time limit of one request, in seconds. serve: how long the server may be without an "
         "engine",
     )
-    startup_timeout_s: Seconds = Field(1800.0, description="time until the first engine has to be up, in seconds")
+    startup_timeout_s: Seconds = Field(
+        default=1800.0, description="time until the first engine has to be up, in seconds"
+    )
     max_in_flight: PositiveInt | None = Field(
-        None, description="requests in the engine at a time. null: as many as the engine runs at once"
+        default=None, description="requests in the engine at a time. null: as many as the engine runs at once"
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.9, description="vllm: share of a GPU's memory that the engine takes"
+        default=0.9, description="vllm: share of a GPU's memory that the engine takes"
     )
-    kv_cache_gib: PositiveInt = Field(2, description="vllm: key-value cache on a CPU, in GiB")
+    kv_cache_gib: PositiveInt = Field(default=2, description="vllm: key-value cache on a CPU, in GiB")
     enforce_eager: bool | None = Field(
-        None, description="vllm: run without CUDA graphs. null: eager on a CPU, CUDA graphs on a GPU"
+        default=None, description="vllm: run without CUDA graphs. null: eager on a CPU, CUDA graphs on a GPU"
     )
-    latency_ms: NonNegativeFloat = Field(0.0, description="fake engine: time that a request takes, in milliseconds")
-    fail_rate: Unit = Field(0.0, description="fake engine: share of prompts that raise a RowError")
-    poison: str | None = Field(None, description="fake engine: a prompt that holds this text kills the engine")
+    latency_ms: NonNegativeFloat = Field(
+        default=0.0, description="fake engine: time that a request takes, in milliseconds"
+    )
+    fail_rate: Unit = Field(default=0.0, description="fake engine: share of prompts that raise a RowError")
+    poison: str | None = Field(default=None, description="fake engine: a prompt that holds this text kills the engine")
     own_process: bool = Field(
-        False, description="fake engine: keep a second process, as vLLM does; the engine dies with it"
+        default=False, description="fake engine: keep a second process, as vLLM does; the engine dies with it"
     )
-    start_s: NonNegativeFloat = Field(0.0, description="fake engine: time that the start takes, in seconds")
-    fail_start: bool = Field(False, description="fake engine: fail at the end of the start")
+    start_s: NonNegativeFloat = Field(default=0.0, description="fake engine: time that the start takes, in seconds")
+    fail_start: bool = Field(default=False, description="fake engine: fail at the end of the start")
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
-        if self.kind == "openai" and not self.base_url:
+        if self.kind != "openai":
+            return self
+        if not self.base_url:
             raise ValueError("engine.base_url is needed for engine.kind=openai")
-        if self.kind == "openai" and not _is_http(self.base_url):
+        if not _is_http(self.base_url):
             # Not shown: whatever else it may be, it may hold a password.
             raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
         return self
@@ -462,34 +469,37 @@ Compatibility = Literal["rank1"]
 
 class ScoringConfig(Section):
     mode: Literal["none", "direct", "think", "budget", "cascade"] = Field(
-        "direct",
+        default="direct",
         description="what the model writes before its answer. none: no model, the first stage's order. direct: "
         "nothing. think: a chain. budget: a short chain. cascade: a chain only where the order near "
         "the cut-off is in doubt",
     )
     max_think_tokens: PositiveInt | None = Field(
-        None, description="longest chain in tokens. null: 8192 for think (the paper's), 256 for budget and cascade"
+        default=None,
+        description="longest chain in tokens. null: 8192 for think (the paper's), 256 for budget and cascade",
     )
     min_think_tokens: NonNegativeInt | None = Field(
-        None,
+        default=None,
         description="tokens that are kept for a chain where a prompt is long, which then loses the end of its passage; "
         "null: half of the context, or max_think_tokens where that is less; 0: none, the prompt keeps its length and "
         "the chain gets what it leaves (the paper's)",
     )
     compatibility: Compatibility | None = Field(
-        None,
+        default=None,
         description="rank1: an unfinished chain is cut as the reference cuts it, at its last . ! or ?, also "
         "inside a number. null: at its last sentence end",
     )
-    prompt: str = Field("relevance", description="name of a prompt in limrank/prompts, a file, or the prompt's text")
-    cutoff: PositiveInt = Field(10, description="cascade: the order matters down to this rank")
+    prompt: str = Field(
+        default="relevance", description="name of a prompt in limrank/prompts, a file, or the prompt's text"
+    )
+    cutoff: PositiveInt = Field(default=10, description="cascade: the order matters down to this rank")
     band: NonNegativeFloat = Field(
-        0.5,
+        default=0.5,
         description="cascade: two direct scores this near are in doubt, in standard deviations of their query's "
         "log-odds",
     )
     token_budget: PositiveInt | None = Field(
-        None, description="cascade: generated tokens that the whole run may take. null: no limit"
+        default=None, description="cascade: generated tokens that the whole run may take. null: no limit"
     )
 
     @property
@@ -503,23 +513,27 @@ class ScoringConfig(Section):
 
 class WorkersConfig(Section):
     replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        1,
+        default=1,
         description="number of engines. [min, max]: the pool grows and shrinks between the two. Training has a "
         "fixed number of workers and takes min",
     )
-    tensor_parallel: PositiveInt = Field(1, description="GPUs that one engine is spread over (tensor parallelism)")
-    cpus: NonNegativeFloat = Field(1.0, description="logical CPUs that one replica takes")
+    tensor_parallel: PositiveInt = Field(
+        default=1, description="GPUs that one engine is spread over (tensor parallelism)"
+    )
+    cpus: NonNegativeFloat = Field(default=1.0, description="logical CPUs that one replica takes")
     gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs that one replica takes. null: tensor_parallel where the cluster has GPUs"
+        default=None, description="GPUs that one replica takes. null: tensor_parallel where the cluster has GPUs"
     )
     accelerator: str | None = Field(
-        None, description="use only nodes with this accelerator, by Ray's names: H100, A100, L4"
+        default=None, description="use only nodes with this accelerator, by Ray's names: H100, A100, L4"
     )
 
     @model_validator(mode="after")
     def _range_in_order(self) -> WorkersConfig:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"workers.replicas: [min, max] with min above max: {list(self.replicas)}")
+            raise ValueError(
+                f"workers.replicas: [min, max] with min above max: {[self.min_replicas, self.max_replicas]}"
+            )
         return self
 
     @property
@@ -534,16 +548,17 @@ class WorkersConfig(Section):
 class SynthesisPrompts(Section):
     """Each is the name of a prompt in limrank/prompts, a file, or the text itself."""
 
-    query: str = Field("synth_query", description="asks for a query, from a seed and a persona")
-    chain: str = Field("synth_chain", description="asks for the reasoning before the passages")
+    query: str = Field(default="synth_query", description="asks for a query, from a seed and a persona")
+    chain: str = Field(default="synth_chain", description="asks for the reasoning before the passages")
     describe: str = Field(
-        "synth_describe",
+        default="synth_describe",
         description="asks for a description of each passage. With chains: false the default is "
         "synth_describe_unreasoned",
     )
-    passage: str = Field("synth_passage", description="asks for one passage by its description")
+    passage: str = Field(default="synth_passage", description="asks for one passage by its description")
     judge: str = Field(
-        "synth_judge", description="asks the judge, for judge_by: answer. By label tokens the judge gets scoring.prompt"
+        default="synth_judge",
+        description="asks the judge, for judge_by: answer. By label tokens the judge gets scoring.prompt",
     )
 
 
@@ -553,7 +568,7 @@ class TokenPrices(Section):
     prompt: NonNegativeFloat = Field(description="price of a million prompt tokens")
     generated: NonNegativeFloat = Field(description="price of a million generated tokens")
     cached_prompt: NonNegativeFloat | None = Field(
-        None, description="price of a million prompt tokens from the prefix cache. null: as prompt"
+        default=None, description="price of a million prompt tokens from the prefix cache. null: as prompt"
     )
 
 
@@ -563,113 +578,116 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 
 class SynthesisConfig(Section):
     seeds: PathStr | Literal["pydocs"] = Field(
-        "pydocs",
+        default="pydocs",
         description="a BEIR folder, a JSONL or Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or "
         "pydocs",
     )
     personas: PathStr | None = Field(
-        None, description="a file with one persona a line, JSONL, or hub://OWNER/NAME/CONFIG. null: the built-in list"
+        default=None,
+        description="a file with one persona a line, JSONL, or hub://OWNER/NAME/CONFIG. null: the built-in list",
     )
     max_seeds: PositiveInt | None = Field(
-        None, description="use at most this many seeds, drawn by the run's seed. null: all"
+        default=None, description="use at most this many seeds, drawn by the run's seed. null: all"
     )
-    license: str | None = Field(None, description="license of the seeds, for DATASET.md")
+    license: str | None = Field(default=None, description="license of the seeds, for DATASET.md")
     kinds: tuple[Literal["daily", "expert"], ...] = Field(
-        ("daily", "expert"), min_length=1, description="kinds of query; each persona asks one of each kind"
+        default=("daily", "expert"), min_length=1, description="kinds of query; each persona asks one of each kind"
     )
-    personas_per_seed: PositiveInt = Field(1, description="personas for each seed")
+    personas_per_seed: PositiveInt = Field(default=1, description="personas for each seed")
     difficulties: Shares = Field(
-        {"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
+        default={"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
     )
     domains: Shares = Field(
-        {}, description="domain → share of the queries. Empty: the writer names each query's domain"
+        default={}, description="domain → share of the queries. Empty: the writer names each query's domain"
     )
     instruction_rate: Unit = Field(
-        0.0, description="share of the queries with an instruction that narrows what is relevant"
+        default=0.0, description="share of the queries with an instruction that narrows what is relevant"
     )
     chains: bool = Field(
-        True,
+        default=True,
         description="the writer reasons about what would and would not answer a query before it describes "
         "passages. false: this step is left out (the paper's ablation); the judge still writes chains",
     )
-    prompts: SynthesisPrompts = Field(SynthesisPrompts(), description="the prompts of the steps")
-    constrained: bool = Field(True, description="the engine holds structured steps to their JSON schema")
-    negatives: NonNegativeInt = Field(1, description="hard negatives that are written for each query")
+    prompts: SynthesisPrompts = Field(default=SynthesisPrompts(), description="the prompts of the steps")
+    constrained: bool = Field(default=True, description="the engine holds structured steps to their JSON schema")
+    negatives: NonNegativeInt = Field(default=1, description="hard negatives that are written for each query")
     mined_negatives: NonNegativeInt = Field(
-        0,
+        default=0,
         description="passages of the corpus for each query, judged like the rest: the seed's BM25 neighbours, or "
         "with a reranker the ones that it ranks highest among mine_depth of them",
     )
     mine_depth: PositiveInt = Field(
-        20, description="number of BM25 neighbours that the reranker chooses the mined negatives from"
+        default=20, description="number of BM25 neighbours that the reranker chooses the mined negatives from"
     )
     max_tokens: PositiveInt | None = Field(
-        None,
+        default=None,
         description="tokens that the run may take, prompts included. The run stops there and continues once the "
         "limit is raised. null: no limit",
     )
     prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field(
-        {}, description="prices of writer, judge and reranker, for the cost by step"
+        default={}, description="prices of writer, judge and reranker, for the cost by step"
     )
     decontaminate: tuple[PathStr, ...] = Field(
-        (),
+        default=(),
         description="benchmarks: BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; hub benchmarks "
         "also with ?revision=…). What repeats one of their queries or relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
-        0.8,
+        default=0.8,
         description="similarity from which two queries count as one (Jaccard of four-character shingles). 1: only "
         "the same words",
     )
-    size: PositiveInt | None = Field(None, description="number of kept examples to export. null: all")
+    size: PositiveInt | None = Field(default=None, description="number of kept examples to export. null: all")
     oversample: Annotated[float, Field(ge=1)] | None = Field(
-        None,
+        default=None,
         description="the run ends once oversample × size examples are kept. Raise it and the same command "
         "continues. null: every seed is used",
     )
     select: Literal["coverage", "random"] = Field(
-        "coverage",
+        default="coverage",
         description="how the exported examples are chosen. coverage: spread over kind, difficulty and domain, "
         "hard ones first; random: at random",
     )
     embedder: str | None = Field(
-        None,
+        default=None,
         description="coverage: a sentence-embedding model (a directory or a hub id) that measures how far apart "
         "queries are. null: by their words",
     )
     query_tokens: PositiveInt = Field(
-        160, description="length of a written query and of its instruction, in tokens of about four characters"
+        default=160, description="length of a written query and of its instruction, in tokens of about four characters"
     )
     chain_tokens: PositiveInt = Field(
-        256, description="length in tokens of the writer's chain, and of the descriptions of passages"
+        default=256, description="length in tokens of the writer's chain, and of the descriptions of passages"
     )
-    passage_tokens: PositiveInt = Field(256, description="longest passage in tokens")
+    passage_tokens: PositiveInt = Field(default=256, description="longest passage in tokens")
     judge_tokens: PositiveInt = Field(
-        256, description="longest chain of the judge in tokens, where scoring.max_think_tokens is not set"
+        default=256, description="longest chain of the judge in tokens, where scoring.max_think_tokens is not set"
     )
-    temperature: NonNegativeFloat = Field(0.8, description="the writer's sampling temperature")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="the writer's nucleus sampling threshold")
+    temperature: NonNegativeFloat = Field(default=0.8, description="the writer's sampling temperature")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.95, description="the writer's nucleus sampling threshold"
+    )
     judge_by: Literal["label_tokens", "answer"] = Field(
-        "label_tokens",
+        default="label_tokens",
         description="how the judge's verdict is read. label_tokens: p(true) of the answer token. answer: the true "
         "or false that the judge writes in a chat, without a probability, for endpoints that give no "
         "log-probabilities",
     )
     agreement: Literal["verdict", "ranking"] = Field(
-        "verdict",
+        default="verdict",
         description="what the judge has to agree with. verdict: its own true or false is the intended label (the "
         "paper's). ranking: it scores a query's positive above the negative, for judges too weak to "
         "be calibrated",
     )
     judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.1,
+        default=0.1,
         description="for agreement by verdict: a p(true) this near to one half is unsure, and the example is rejected",
     )
 
     @property
     def enough(self) -> int | None:
         """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
-        return None if self.oversample is None else math.ceil(self.oversample * self.size)
+        return None if self.oversample is None or self.size is None else math.ceil(self.oversample * self.size)
 
     def prompt_names(self) -> dict[str, str]:
         """The prompt of each step that is asked."""
@@ -730,78 +748,81 @@ Objective = Literal["label", "binary", "softmax", "ranknet"]
 
 class TrainingConfig(Section):
     train_file: PathStr | None = Field(
-        None,
+        default=None,
         description="training examples: prompt and completion, alpaca or pairs, as JSON, Parquet or a saved dataset",
     )
     method: Literal["lora", "full"] = Field(
-        "lora", description="lora: train an adapter and merge it. full: train all weights"
+        default="lora", description="lora: train an adapter and merge it. full: train all weights"
     )
     target: Literal["direct", "think", "mixed"] = Field(
-        "think",
+        default="think",
         description="what the model learns to write. direct: the label; think: a chain and the label; mixed: half "
         "of each",
     )
     objective: Objective = Field(
-        "label",
+        default="label",
         description="label: cross-entropy of what the model is to write (the paper's). The others need "
         "target=direct and compare the log-odds of the label. binary: one passage at a time; softmax, "
         "ranknet: a query's relevant passage above its others. They do not make labels likely among "
         "all tokens, which an endpoint that returns only its likeliest tokens needs",
     )
     max_examples: PositiveInt | None = Field(
-        None,
+        default=None,
         description="use at most this many examples, drawn by the run's seed, half of each label where there are "
         "enough. null: all",
     )
-    epochs: PositiveInt = Field(7, description="passes over the examples")
-    learning_rate: float = Field(3e-5, gt=0, allow_inf_nan=False, description="highest learning rate")
-    warmup_ratio: Unit = Field(0.03, description="share of the steps in which the learning rate rises")
+    epochs: PositiveInt = Field(default=7, description="passes over the examples")
+    learning_rate: float = Field(default=3e-5, gt=0, allow_inf_nan=False, description="highest learning rate")
+    warmup_ratio: Unit = Field(default=0.03, description="share of the steps in which the learning rate rises")
     batch_size: PositiveInt = Field(
-        4, description="sequences in a forward pass. With softmax or ranknet: queries, with all their passages"
+        default=4, description="sequences in a forward pass. With softmax or ranknet: queries, with all their passages"
     )
-    gradient_accumulation: PositiveInt = Field(8, description="forward passes in a step")
+    gradient_accumulation: PositiveInt = Field(default=8, description="forward passes in a step")
     cutoff_tokens: PositiveInt = Field(
-        2500, description="longest example in tokens. A longer one loses the end of its chain, then of its passage"
+        default=2500,
+        description="longest example in tokens. A longer one loses the end of its chain, then of its passage",
     )
     sharding: Literal["none", "full"] = Field(
-        "none",
+        default="none",
         description="full: each worker holds a part of the weights, gradients and optimizer state (FSDP2), for "
         "models that are too large for one worker. none: each worker holds all",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, a third more time"
+        default=False, description="compute activations again in the backward pass: less memory, a third more time"
     )
-    lora_rank: PositiveInt = Field(32, description="rank of the adapter")
-    lora_alpha: PositiveInt = Field(64, description="the adapter's scale (alpha)")
+    lora_rank: PositiveInt = Field(default=32, description="rank of the adapter")
+    lora_alpha: PositiveInt = Field(default=64, description="the adapter's scale (alpha)")
     lora_targets: tuple[str, ...] = Field(
-        (), description="linear layers that get an adapter, by the last part of their names (q_proj, …). Empty: all"
+        default=(),
+        description="linear layers that get an adapter, by the last part of their names (q_proj, …). Empty: all",
     )
     lora_embeddings: Literal["added", "all"] = Field(
-        "added",
+        default="added",
         description="embeddings that are trained with the adapter. added: the rows of the think tokens, where "
         "these are added. all: the whole matrices (the paper's)",
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.01, description="share of the examples that is held out, in whole queries"
+        default=0.01, description="share of the examples that is held out, in whole queries"
     )
-    save_steps: PositiveInt = Field(250, description="steps between checkpoints")
+    save_steps: PositiveInt = Field(default=250, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(
-        1,
+        default=1,
         description="number of best checkpoints that are kept with the last one. Without held-out data: the "
         "checkpoints before the last one",
     )
     eval_steps: PositiveInt | None = Field(
-        None, description="steps between evaluations on held-out data. null: at the end of each epoch"
+        default=None, description="steps between evaluations on held-out data. null: at the end of each epoch"
     )
     patience: PositiveInt | None = Field(
-        None, description="training stops after this many evaluations in a row without an improvement. null: never"
+        default=None,
+        description="training stops after this many evaluations in a row without an improvement. null: never",
     )
     export: Literal["best", "last"] = Field(
-        "best",
+        default="best",
         description="which weights become the model. best: those of the best evaluation on held-out data; last: "
         "those of the last step (the paper's)",
     )
-    tensorboard: bool = Field(False, description="also write the metrics to tensorboard/")
+    tensorboard: bool = Field(default=False, description="also write the metrics to tensorboard/")
 
     @model_validator(mode="after")
     def _log_odds_are_direct(self) -> TrainingConfig:
@@ -828,7 +849,7 @@ class DevConfig(Section):
     """What a model in training is tried on: it reranks directly, and nDCG@10 is measured."""
 
     data: DataConfig = Field(description="the benchmark")
-    first_stage: FirstStageConfig = Field(FirstStageConfig(depth=20), description="the candidates")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(depth=20), description="the candidates")
 
     @model_validator(mode="after")
     def _rewritten_queries_are_asked(self) -> DevConfig:
@@ -853,13 +874,13 @@ def _queue(places: int) -> int:
 
 class ServingConfig(Section):
     host: Annotated[str, AfterValidator(_host)] = Field(
-        "127.0.0.1",
+        default="127.0.0.1",
         description="address to listen on. There is no authentication: anyone who reaches the address may use the "
         "server",
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on. 0: any free port")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="port to listen on. 0: any free port")
     max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(
-        256,
+        default=256,
         ge=-1,
         description="requests that may wait, beyond those that the engines work on; one more is answered with 503 "
         "and Retry-After. -1: no limit",
@@ -867,16 +888,20 @@ class ServingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    run: PathStr | None = Field(None, description="a run in TREC or JSON form, in place of a rerank job's run_dir")
+    run: PathStr | None = Field(
+        default=None, description="a run in TREC or JSON form, in place of a rerank job's run_dir"
+    )
     compare: tuple[PathStr, ...] = Field(
-        (),
+        default=(),
         description="run directories of rerank jobs: quality against generated tokens, in place of one run's "
         "evaluation",
     )
     measures: tuple[str, ...] = Field(
-        ("nDCG@10", "AP", "RR", "R@20", "P@5"), description="measures by ir_measures' names"
+        default=("nDCG@10", "AP", "RR", "R@20", "P@5"), description="measures by ir_measures' names"
     )
-    bootstrap_samples: PositiveInt = Field(2000, le=1_000_000, description="samples for the confidence intervals")
+    bootstrap_samples: PositiveInt = Field(
+        default=2000, le=1_000_000, description="samples for the confidence intervals"
+    )
 
 
 def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
@@ -905,9 +930,9 @@ class Job(Section):
     run_dir: PathStr = Field(
         description="the run directory: new, empty, or a run of the same config. rerank and train also take s3://…"
     )
-    seed: int = Field(12345, ge=0, le=2**53, description="seed of everything that is drawn at random")
-    allow_failures: bool = Field(False, description="end with exit code 0 although rows failed")
-    notes: tuple[str, ...] = Field((), description="sentences for readers of the recipe; --dry-run prints them")
+    seed: int = Field(default=12345, ge=0, le=2**53, description="seed of everything that is drawn at random")
+    allow_failures: bool = Field(default=False, description="end with exit code 0 although rows failed")
+    notes: tuple[str, ...] = Field(default=(), description="sentences for readers of the recipe; --dry-run prints them")
 
 
 class Role(NamedTuple):
@@ -919,26 +944,28 @@ class Role(NamedTuple):
 
 
 class SynthesizeJob(Job):
-    job: Literal["synthesize"] = Field("synthesize", description="the job's name")
-    model: ModelConfig = Field(ModelConfig(), description="the writer")
-    judge: ModelConfig | None = Field(None, description="a second model that judges. null: the writer judges")
-    engine: EngineConfig = Field(EngineConfig(), description="the writer's engine")
-    judge_engine: EngineConfig | None = Field(None, description="the judge's engine. null: as engine")
-    workers: WorkersConfig = Field(WorkersConfig(), description="the writer's pool")
+    job: Literal["synthesize"] = Field(default="synthesize", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the writer")
+    judge: ModelConfig | None = Field(default=None, description="a second model that judges. null: the writer judges")
+    engine: EngineConfig = Field(default=EngineConfig(), description="the writer's engine")
+    judge_engine: EngineConfig | None = Field(default=None, description="the judge's engine. null: as engine")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the writer's pool")
     judge_workers: WorkersConfig | None = Field(
-        None,
+        default=None,
         description="the pool of a judge that is a model of its own; of a range it takes the lower bound. null: "
         "as workers",
     )
     reranker: ModelConfig | None = Field(
-        None,
+        default=None,
         description="the reranker that is to be improved. It chooses mined negatives and says which examples are "
         "hard. null: BM25 chooses, and the judge's score says",
     )
-    reranker_engine: EngineConfig | None = Field(None, description="the reranker's engine. null: as engine")
-    reranker_workers: WorkersConfig | None = Field(None, description="the reranker's pool, as judge_workers")
-    scoring: ScoringConfig = Field(ScoringConfig(mode="budget"), description="how the judge scores")
-    synthesis: SynthesisConfig = Field(SynthesisConfig(), description="what is written, judged, rejected and chosen")
+    reranker_engine: EngineConfig | None = Field(default=None, description="the reranker's engine. null: as engine")
+    reranker_workers: WorkersConfig | None = Field(default=None, description="the reranker's pool, as judge_workers")
+    scoring: ScoringConfig = Field(default=ScoringConfig(mode="budget"), description="how the judge scores")
+    synthesis: SynthesisConfig = Field(
+        default=SynthesisConfig(), description="what is written, judged, rejected and chosen"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -979,12 +1006,12 @@ class SynthesizeJob(Job):
 
 
 class TrainJob(Job):
-    job: Literal["train"] = Field("train", description="the job's name")
-    model: ModelConfig = Field(ModelConfig(), description="the model that training starts from")
-    workers: WorkersConfig = Field(WorkersConfig(), description="the training workers")
+    job: Literal["train"] = Field(default="train", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the model that training starts from")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the training workers")
     training: TrainingConfig = Field(description="examples, objective and optimizer")
     dev: DevConfig | None = Field(
-        None,
+        default=None,
         description="a small benchmark that the model in training reranks, separate from the examples and from "
         "the test",
     )
@@ -1007,13 +1034,13 @@ class TrainJob(Job):
 
 
 class RerankJob(Job):
-    job: Literal["rerank"] = Field("rerank", description="the job's name")
-    data: DataConfig = Field(DataConfig(), description="queries and documents")
-    first_stage: FirstStageConfig = Field(FirstStageConfig(), description="the candidates of each query")
-    model: ModelConfig = Field(ModelConfig(), description="the reranker")
-    engine: EngineConfig = Field(EngineConfig(), description="what runs the model")
-    scoring: ScoringConfig = Field(ScoringConfig(), description="how a pair is scored")
-    workers: WorkersConfig = Field(WorkersConfig(), description="the pool of engines")
+    job: Literal["rerank"] = Field(default="rerank", description="the job's name")
+    data: DataConfig = Field(default=DataConfig(), description="queries and documents")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
+    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
 
     @model_validator(mode="after")
     def _rewritten_queries_are_asked(self) -> RerankJob:
@@ -1031,11 +1058,12 @@ class RerankJob(Job):
 
 
 class EvaluateJob(Job):
-    job: Literal["evaluate"] = Field("evaluate", description="the job's name")
+    job: Literal["evaluate"] = Field(default="evaluate", description="the job's name")
     data: DataConfig | None = Field(
-        None, description="the benchmark with the judgements. null: the one that the rerank job's run directory holds"
+        default=None,
+        description="the benchmark with the judgements. null: the one that the rerank job's run directory holds",
     )
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the run and the measures")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="the run and the measures")
 
     @model_validator(mode="after")
     def _judged(self) -> EvaluateJob:
@@ -1045,12 +1073,12 @@ class EvaluateJob(Job):
 
 
 class ServeJob(Job):
-    job: Literal["serve"] = Field("serve", description="the job's name")
-    model: ModelConfig = Field(ModelConfig(), description="the reranker")
-    engine: EngineConfig = Field(EngineConfig(), description="what runs the model")
-    scoring: ScoringConfig = Field(ScoringConfig(), description="how a pair is scored")
-    workers: WorkersConfig = Field(WorkersConfig(), description="the pool of engines")
-    serving: ServingConfig = Field(ServingConfig(), description="address and limits of the server")
+    job: Literal["serve"] = Field(default="serve", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+    serving: ServingConfig = Field(default=ServingConfig(), description="address and limits of the server")
 
     @model_validator(mode="after")
     def _engine_of_its_own(self) -> ServeJob:
@@ -1062,22 +1090,22 @@ class ServeJob(Job):
 class PipelineJob(Job):
     """The whole line in one job; each stage has its own directory below ``run_dir``."""
 
-    job: Literal["pipeline"] = Field("pipeline", description="the job's name")
-    data: DataConfig = Field(DataConfig(), description="the benchmark that is reranked and evaluated")
-    first_stage: FirstStageConfig = Field(FirstStageConfig(), description="the candidates of each query")
+    job: Literal["pipeline"] = Field(default="pipeline", description="the job's name")
+    data: DataConfig = Field(default=DataConfig(), description="the benchmark that is reranked and evaluated")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
     model: ModelConfig = Field(
-        ModelConfig(), description="writer, judge, base reranker, and the model that training starts from"
+        default=ModelConfig(), description="writer, judge, base reranker, and the model that training starts from"
     )
-    engine: EngineConfig = Field(EngineConfig(), description="what runs the models")
-    scoring: ScoringConfig = Field(ScoringConfig(), description="how the rerankers score")
-    judge_scoring: ScoringConfig = Field(ScoringConfig(mode="budget"), description="how the judge scores")
-    workers: WorkersConfig = Field(WorkersConfig(), description="the pool of engines")
-    synthesis: SynthesisConfig = Field(SynthesisConfig(), description="as in a synthesize job")
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the models")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how the rerankers score")
+    judge_scoring: ScoringConfig = Field(default=ScoringConfig(mode="budget"), description="how the judge scores")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+    synthesis: SynthesisConfig = Field(default=SynthesisConfig(), description="as in a synthesize job")
     training: TrainingConfig = Field(
-        TrainingConfig(), description="as in a train job; train_file is the pipeline's own"
+        default=TrainingConfig(), description="as in a train job; train_file is the pipeline's own"
     )
-    serving: ServingConfig = Field(ServingConfig(), description="address and limits of the server")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the measures")
+    serving: ServingConfig = Field(default=ServingConfig(), description="address and limits of the server")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="the measures")
 
     @model_validator(mode="after")
     def _judged_and_engine_of_its_own(self) -> PipelineJob:

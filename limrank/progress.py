@@ -11,11 +11,14 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from limrank.errors import UserError
 from limrank.parsing import parse_json
 from limrank.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 JSON_PREFIX = "@limrank-progress "
 _LINE_EVERY_S = 5.0
@@ -77,6 +80,16 @@ def open_progress(stream: IO[str] | None = None) -> Progress:
     return Progress(BarRenderer() if stream.isatty() else LineRenderer(stream))
 
 
+class SilentRenderer:
+    """Shows nothing: for a script that has not asked for progress."""
+
+    def show(self, event: Event) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
 class JsonRenderer:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -129,7 +142,7 @@ class BarRenderer:
             TimeElapsedColumn(),
         )
         self._bars = Bars(*columns, console=Console(stderr=True))
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._bars.start()
 
     def show(self, event: Event) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -80,7 +80,35 @@ def _resolve(values: dict[str, Any], overrides: list[str] | tuple[str, ...], job
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Job:
     """A checked config from a plain dictionary with a ``job`` key (see load_config)."""
-    return _absolute_paths(checked(JOBS[values["job"]], values, source), source)
+    return absolute_paths(checked(JOBS[values["job"]], values, source), source)
+
+
+def keyword_config(job: type[AJob], config: AJob | None, keys: Mapping[str, Any]) -> AJob:
+    """The checked config of a call from Python: a config object, or keyword arguments in the recipe's shape.
+
+    Paths may be ``pathlib`` ones and become absolute. A None unsets its key, as ``null`` does in a recipe.
+
+    Raises:
+        UserError: as :func:`load_config`; or the config is another job's, or there are both.
+    """
+    name = job.model_fields["job"].default
+    source = f"{name}()"
+    if config is None:
+        return absolute_paths(checked(job, _plain(keys) | {"job": name}, source), source)
+    if not isinstance(config, job):
+        raise UserError(f"{source}: takes a {job.__name__} or keyword arguments (got {type(config).__name__})")
+    if keys:
+        raise UserError(f"{source}: takes a config or keyword arguments, not both (got {', '.join(sorted(keys))})")
+    return absolute_paths(config, source)
+
+
+def _plain(value: Any) -> Any:
+    """What YAML would have given: text for paths, and no key that is None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> AJob:
@@ -93,7 +121,7 @@ def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> 
 
 def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[str, ...]]:
     """Every local path in a config: ``{"data.path": "/…"}``; a key of several has a tuple."""
-    found = {}
+    found: dict[str, str | tuple[str, ...]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -162,7 +190,8 @@ def _words(field: Any) -> set[str]:
     return {word for each in literals for word in get_args(each)}
 
 
-def _absolute_paths(config: Job, source: str) -> Job:
+def absolute_paths(config: AJob, source: str = "config") -> AJob:
+    """The same config with its local paths made absolute. Raises UserError as :func:`load_config`."""
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
     for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
@@ -180,12 +209,15 @@ def _value(config: BaseModel, key: str) -> Any:
 
 
 def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def absolute(path: str) -> str:
+        return os.path.abspath(os.path.expanduser(path))
+
     if isinstance(path, tuple):
-        return tuple(each if is_uri(each) else _absolute(each) for each in path)
-    return os.path.abspath(os.path.expanduser(path))
+        return tuple(each if is_uri(each) else absolute(each) for each in path)
+    return absolute(path)
 
 
-def with_values(config: Job, updates: dict[str, Any], source: str = "config") -> Job:
+def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -> AJob:
     """A copy of a config with dotted keys set, checked again. Raises UserError as :func:`load_config`."""
     values = config.model_dump()
     for key, value in updates.items():

@@ -207,7 +207,9 @@ class Failure:
 
     @classmethod
     def of(cls, unit_id: str, step: str, error: BaseException, attempts: int | None = None) -> Failure:
-        return cls(unit_id, step, type(error).__name__, redacted(str(error)), attempts or getattr(error, "attempts", 1))
+        return cls(
+            unit_id, step, type(error).__name__, redacted(str(error)), attempts or int(getattr(error, "attempts", 1))
+        )
 
 
 # ---- Arrow schemas -------------------------------------------------------------------

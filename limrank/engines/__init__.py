@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from limrank import models
+from limrank import loops, models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import Claimant, Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
 from limrank.errors import UserError
+from limrank.optional import extras_explained
 
 __all__ = [
     "Engine",
@@ -73,8 +74,6 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
     if engine.kind == "vllm":
         models.resolve(model.id, weights=False)
     elif engine.kind == "openai":
-        import asyncio
-
         from limrank.engines.openai import OpenAIEngine
 
         async def ask() -> None:
@@ -82,7 +81,7 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
             await endpoint.check()
             await endpoint.aclose()
 
-        asyncio.run(ask())
+        loops.run(ask())
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
@@ -95,12 +94,13 @@ def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
     return models.tokenizer(model.id)
 
 
+@extras_explained()
 def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:
     """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
 
     Raises:
-        UserError: the model is unknown, the settings cannot work for it, or
-            ``engine.kind`` is serve, which is no engine.
+        UserError: the model is unknown, the settings cannot work for it, the engine is not installed,
+            or ``engine.kind`` is serve, which is no engine.
         EngineError: the engine did not come up.
     """
     model = ModelConfig(id=model) if isinstance(model, str) else model
@@ -114,7 +114,7 @@ def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *,
 
         return OpenAIEngine(model, engine)
     if engine.kind == "serve":
-        raise UserError("engine.kind serve: only a rerank job sends its work to a served reranker")
+        raise UserError("engine.kind serve: only a rerank job and Reranker send their work to a served reranker")
     from limrank.engines.fake import FakeEngine
 
     return FakeEngine(model, engine)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, models, prompts
+from limrank import cluster, loops, models, prompts
 from limrank.batch.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.batch.plan import Plan, Unit, read_plan, write_plan
@@ -305,5 +304,5 @@ def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
         for chunk in unfinished(run_dir, planned):
             await runner.run(await runner.open(chunk.number), alone=False)
 
-    asyncio.run(run_all())
+    loops.run(run_all())
     return finish(run_dir, planned, task, "pairs")

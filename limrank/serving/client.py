@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from limrank import loops
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Elsewhere, Judge, Limits, Traffic, Usage, record_usage
 from limrank.engines.openai_answers import count_of, fault_of, tokens_of, told
@@ -67,7 +68,7 @@ class ServedReranker(Elsewhere):
             finally:
                 await client.aclose()
 
-        asyncio.run(ask())
+        loops.run(ask())
 
 
 class _PassingError(Exception):

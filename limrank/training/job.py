@@ -26,6 +26,16 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
     """Train into ``config.run_dir``; the same call again goes on from the last checkpoint.
 
     Raises:
+        UserError, EngineError: see :func:`train_job`.
+    """
+    result = train_job(config, address=address, progress=progress, overwrite=overwrite)
+    return JobResult(0, [], _shown(config, result))
+
+
+def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> TrainResult:
+    """Train as :func:`run` does, and say what came of it.
+
+    Raises:
         UserError: the file, the model, the dtype or the number of workers does not do.
         EngineError: as :func:`~limrank.training.fit.fit`.
     """
@@ -57,7 +67,7 @@ def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool =
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")
-    return JobResult(0, [], _shown(config, result))
+    return result
 
 
 def plan(config: TrainJob) -> dict[str, Any]:

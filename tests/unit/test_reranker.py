@@ -1,12 +1,13 @@
 import asyncio
 import threading
+import time
 
 import pytest
 from helpers import fake_engine
 
 import limrank
 from limrank.config import EngineConfig
-from limrank.errors import UserError
+from limrank.errors import EngineError, UserError
 from limrank.records import Document, ScoreStatus
 from limrank.reranking import Reranker
 from limrank.scoring import score_pair
@@ -61,6 +62,93 @@ def test_a_document_s_title_is_read_with_its_text(reranker):
     (plain,) = reranker.rank("cat", ["the cat sleeps"])
     assert titled.score == plain.score
     assert titled.document == Document("d", "sleeps", title="the cat")
+
+
+def test_ids_stay_with_their_documents(reranker):
+    hits = reranker.rank("cat", TEXTS, doc_ids=["a", "b", "c", "d"])
+    assert [hit.doc_id for hit in hits] == ["abcd"[hit.index] for hit in hits]
+    (own,) = reranker.rank("cat", [Document("d7", "the cat")])
+    assert own.doc_id == "d7"
+    (given,) = reranker.rank("cat", [Document("d7", "the cat")], doc_ids=["other"])
+    assert given.doc_id == "other"
+    assert [hit.doc_id for hit in reranker.rank("cat", TEXTS)] == [None] * 4
+
+
+def test_many_queries_are_ranked_as_one_by_one(reranker):
+    queries, documents = ["cat", "dog", "cat"], [TEXTS, TEXTS[:2], []]
+    expected = [reranker.rank(query, texts, top_n=3) for query, texts in zip(queries, documents, strict=True)]
+    assert reranker.rank_many(queries, documents, top_n=3) == expected
+    assert reranker.rank_many([], []) == []
+    ids = [["a", "b", "c", "d"], ["e", "f"], []]
+    hits = reranker.rank_many(queries, documents, doc_ids=ids)
+    assert [sorted(hit.doc_id for hit in each) for each in hits] == ids
+
+
+def test_many_queries_are_in_the_engine_together():
+    with Reranker("any", engine=EngineConfig(kind="fake", latency_ms=200)) as reranker:
+        reranker.rank("cat", ["warm"])
+        began = time.monotonic()
+        reranker.rank_many(["cat", "dog"] * 10, [TEXTS] * 20)
+        # One after the other they take 20 × 0.2 s.
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda reranker: reranker.rank("cat", TEXTS, doc_ids=["a"]),
+            "doc_ids: should have one for each of the 4 documents (got 1)",
+        ),
+        (lambda reranker: reranker.rank("cat", "the cat"), "documents: should be a list of texts, not one text"),
+        (
+            lambda reranker: reranker.rank_many(["cat"], [TEXTS, TEXTS]),
+            "documents: should have one for each of the 1 queries (got 2)",
+        ),
+        (
+            lambda reranker: reranker.rank_many(["cat", "dog"], [TEXTS, TEXTS], doc_ids=[["a"]]),
+            "doc_ids: should have one for each of the 2 queries (got 1)",
+        ),
+        (
+            lambda reranker: reranker.rank_many(["cat"], [TEXTS], doc_ids=[["a"]]),
+            "doc_ids: should have one for each of the 4 documents (got 1)",
+        ),
+        (lambda reranker: reranker.rank_many("c", [TEXTS]), "queries: should be a list of texts, not one text"),
+    ],
+)
+def test_wrong_lengths_are_a_mistake_in_one_line(reranker, call, message):
+    with pytest.raises(UserError) as raised:
+        call(reranker)
+    assert str(raised.value) == message
+
+
+def test_a_dead_engine_ends_many_queries_with_its_error():
+    engine = EngineConfig(kind="fake", poison="poison")
+    with Reranker("any", engine=engine) as reranker, pytest.raises(EngineError, match="the fake engine was poisoned"):
+        reranker.rank_many(["cat", "dog"], [TEXTS, ["poison"]])
+
+
+def test_a_coroutine_ranks_on_any_loop_and_beside_others(reranker):
+    expected = reranker.rank("cat", TEXTS, doc_ids=["a", "b", "c", "d"])
+
+    async def two():
+        one = reranker.arank("cat", TEXTS, doc_ids=["a", "b", "c", "d"])
+        return await asyncio.gather(one, reranker.arank("dog", TEXTS, top_n=1))
+
+    assert asyncio.run(two()) == [expected, reranker.rank("dog", TEXTS, top_n=1)]
+    assert asyncio.run(two())[0] == expected  # of another loop
+
+
+def test_a_cancelled_coroutine_leaves_the_engine_free():
+    with Reranker("any", engine=EngineConfig(kind="fake", latency_ms=60_000)) as reranker:
+
+        async def impatient():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reranker.arank("cat", TEXTS), 0.2)
+            await asyncio.sleep(0.1)
+
+        asyncio.run(impatient())
+        assert reranker._engine.traffic.requests == 0
 
 
 def test_chains_are_shown():

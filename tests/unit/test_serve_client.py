@@ -501,6 +501,25 @@ def test_a_runs_budget_cannot_be_kept_by_a_server():
     assert parse_config(values | {"scoring": {"mode": "cascade"}})
 
 
-def test_the_library_has_no_such_engine():
-    with pytest.raises(UserError, match="engine.kind serve: only a rerank job"):
-        Reranker(engine=EngineConfig(kind="serve"))
+def test_it_is_no_engine():
+    with pytest.raises(UserError, match="engine.kind serve: only a rerank job and Reranker"):
+        open_engine(MODEL, EngineConfig(kind="serve"))
+
+
+def test_a_reranker_asks_a_server():
+    texts = ["heapq.merge", "sorted", "bisect"]
+    with served(Backend(ScoringConfig())) as url:
+        settings = EngineConfig(kind="serve", base_url=url)
+        with Reranker(MODEL, engine=settings) as reranker, Reranker("any", engine=EngineConfig(kind="fake")) as own:
+            hits = reranker.rank("merge sorted feeds", texts, doc_ids=["a", "b", "c"])
+            assert hits == own.rank("merge sorted feeds", texts, doc_ids=["a", "b", "c"])
+            assert reranker.rank_many(["merge"], [texts]) == own.rank_many(["merge"], [texts])
+        with pytest.raises(UserError, match="its scoring.mode is direct, the recipe's budget"):
+            Reranker(MODEL, mode="budget", engine=settings)
+
+
+def test_a_reranker_needs_the_server_s_url():
+    with pytest.raises(UserError, match="engine.base_url is needed: the URL of a running `limrank serve`"):
+        Reranker(MODEL, engine=EngineConfig(kind="serve"))
+    with nobody() as url, pytest.raises(UserError, match="cannot be reached"):
+        Reranker(MODEL, engine=EngineConfig(kind="serve", base_url=url))

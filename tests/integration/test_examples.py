@@ -1,0 +1,36 @@
+"""Every script in examples/ runs, quickly, with the fake engine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FAKE = ("--engine", "fake")
+RUNS = {
+    "rerank_documents.py": (FAKE, "best for 'order a list': "),
+    "rerank_a_benchmark.py": ((*FAKE, "--max-queries", "2"), "20 pairs, 0 failed"),
+    "evaluate_a_run.py": ((), "one   RR      0.6667 (0.0000 to 1.0000)"),
+    "synthesize_examples.py": ((*FAKE, "--max-seeds", "2"), "examples to train on"),
+    "serve_and_ask.py": (FAKE, "best:"),
+}
+
+
+def test_each_example_is_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_runs_and_says_what_it_found(name, tmp_path):
+    options, said = RUNS[name]
+    command = [sys.executable, str(EXAMPLES / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert said in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) <= 40
