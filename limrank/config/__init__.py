@@ -1,0 +1,98 @@
+"""Every recipe key, its type, its default, its description, and the hash of a job's rows: one file a section's owner.
+
+All can be checked, and hashed, without importing Ray, torch or vLLM.
+"""
+
+from limrank.config.base import (
+    FAULT,
+    LONGEST_TEXT,
+    PathMark,
+    PathStr,
+    Seconds,
+    Section,
+    Unit,
+    element_types,
+    fault,
+    is_prompt_text,
+    is_text,
+    known_fields,
+)
+from limrank.config.data import (
+    LANGUAGE_CODES,
+    LANGUAGES,
+    STEMMERS,
+    STOPWORDS,
+    UNSPACED,
+    DataConfig,
+    FirstStageConfig,
+    Rewriting,
+)
+from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
+from limrank.config.evaluation import EvaluationConfig
+from limrank.config.jobs import (
+    JOBS,
+    EvaluateJob,
+    Job,
+    PipelineJob,
+    RerankJob,
+    Role,
+    ServeJob,
+    SynthesizeJob,
+    TrainJob,
+    config_hash,
+    dump_config,
+)
+from limrank.config.scoring import Compatibility, ScoringConfig
+from limrank.config.serving import ServingConfig
+from limrank.config.synthesis import Shares, SynthesisConfig, SynthesisPrompts, TokenPrices
+from limrank.config.training import DevConfig, Objective, TrainingConfig
+from limrank.uris import is_uri
+
+__all__ = [
+    "Compatibility",
+    "DataConfig",
+    "DevConfig",
+    "EngineConfig",
+    "EvaluateJob",
+    "EvaluationConfig",
+    "FAULT",
+    "FirstStageConfig",
+    "JOBS",
+    "Job",
+    "LANGUAGES",
+    "LANGUAGE_CODES",
+    "LONGEST_TEXT",
+    "ModelConfig",
+    "Objective",
+    "PathMark",
+    "PathStr",
+    "PipelineJob",
+    "RerankJob",
+    "Rewriting",
+    "Role",
+    "STEMMERS",
+    "STOPWORDS",
+    "ScoringConfig",
+    "Seconds",
+    "Section",
+    "ServeJob",
+    "ServingConfig",
+    "Shares",
+    "SynthesisConfig",
+    "SynthesisPrompts",
+    "SynthesizeJob",
+    "TokenPrices",
+    "TrainJob",
+    "TrainingConfig",
+    "UNSPACED",
+    "Unit",
+    "WorkersConfig",
+    "config_hash",
+    "dump_config",
+    "element_types",
+    "fault",
+    "is_prompt_text",
+    "is_text",
+    "is_uri",
+    "known_fields",
+]

@@ -1,0 +1,149 @@
+"""``model``, ``engine`` and ``workers``: what computes, and how many of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from limrank.config.base import (
+    Seconds,
+    Section,
+    Unit,
+    fault,
+)
+
+
+class ModelConfig(Section):
+    id: str = Field(
+        default="smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="what the model computes in. auto: bfloat16 where the processor has instructions for it, else "
+        "float32",
+    )
+    max_model_len: PositiveInt | None = Field(default=None, description="context in tokens. null: the model's own")
+    trust_remote_code: Literal[False] = Field(
+        default=False, description="only false is accepted: limrank runs no code from a model's repository"
+    )
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Not shown: it may be the key itself.
+        raise fault("should be the name of an environment variable (letters, digits and _)")
+    return name
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # brackets that are no IPv6 address, or a port out of range
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and port != 0
+        and "#" not in url
+        and "\\" not in url
+        and url.split() == [url]
+    )
+
+
+class EngineConfig(Section):
+    kind: Literal["vllm", "openai", "serve", "fake"] = Field(
+        default="vllm",
+        description="vllm: vLLM in the worker. openai: an OpenAI-compatible endpoint. serve: a running `limrank "
+        "serve`, for rerank jobs. fake: a deterministic engine for tests, without a model",
+    )
+    base_url: str | None = Field(
+        default=None,
+        description="openai: the endpoint, ending in /v1. serve: the URL of a running `limrank serve`; null: the "
+        "one on this Ray cluster",
+    )
+    api_key_env: Annotated[str, AfterValidator(_variable)] = Field(
+        default="OPENAI_API_KEY", description="openai: name of the environment variable that holds the API key"
+    )
+    request_timeout_s: Seconds = Field(
+        default=600.0,
+        description="openai: time limit of one request, in seconds. serve: how long the server may be without an "
+        "engine",
+    )
+    startup_timeout_s: Seconds = Field(
+        default=1800.0, description="time until the first engine has to be up, in seconds"
+    )
+    max_in_flight: PositiveInt | None = Field(
+        default=None, description="requests in the engine at a time. null: as many as the engine runs at once"
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.9, description="vllm: share of a GPU's memory that the engine takes"
+    )
+    kv_cache_gib: PositiveInt = Field(default=2, description="vllm: key-value cache on a CPU, in GiB")
+    enforce_eager: bool | None = Field(
+        default=None, description="vllm: run without CUDA graphs. null: eager on a CPU, CUDA graphs on a GPU"
+    )
+    latency_ms: NonNegativeFloat = Field(
+        default=0.0, description="fake engine: time that a request takes, in milliseconds"
+    )
+    fail_rate: Unit = Field(default=0.0, description="fake engine: share of prompts that raise a RowError")
+    poison: str | None = Field(default=None, description="fake engine: a prompt that holds this text kills the engine")
+    own_process: bool = Field(
+        default=False, description="fake engine: keep a second process, as vLLM does; the engine dies with it"
+    )
+    start_s: NonNegativeFloat = Field(default=0.0, description="fake engine: time that the start takes, in seconds")
+    fail_start: bool = Field(default=False, description="fake engine: fail at the end of the start")
+
+    @model_validator(mode="after")
+    def _endpoint_given(self) -> EngineConfig:
+        if self.kind != "openai":
+            return self
+        if not self.base_url:
+            raise ValueError("engine.base_url is needed for engine.kind=openai")
+        if not _is_http(self.base_url):
+            # Not shown: whatever else it may be, it may hold a password.
+            raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
+        return self
+
+
+class WorkersConfig(Section):
+    replicas: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=1,
+        description="number of engines. [min, max]: the pool grows and shrinks between the two. Training has a "
+        "fixed number of workers and takes min",
+    )
+    tensor_parallel: PositiveInt = Field(
+        default=1, description="GPUs that one engine is spread over (tensor parallelism)"
+    )
+    cpus: NonNegativeFloat = Field(default=1.0, description="logical CPUs that one replica takes")
+    gpus: NonNegativeFloat | None = Field(
+        default=None, description="GPUs that one replica takes. null: tensor_parallel where the cluster has GPUs"
+    )
+    accelerator: str | None = Field(
+        default=None, description="use only nodes with this accelerator, by Ray's names: H100, A100, L4"
+    )
+
+    @model_validator(mode="after")
+    def _range_in_order(self) -> WorkersConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"workers.replicas: [min, max] with min above max: {[self.min_replicas, self.max_replicas]}"
+            )
+        return self
+
+    @property
+    def min_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[0]
+
+    @property
+    def max_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas[1]

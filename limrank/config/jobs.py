@@ -1,0 +1,256 @@
+"""The jobs, each of the sections that it has, and the hash of what changes their rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from limrank.config.base import (
+    PathStr,
+    Section,
+)
+from limrank.config.data import (
+    DataConfig,
+    FirstStageConfig,
+    ask_rewritten,
+    need_benchmark,
+)
+from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
+from limrank.config.evaluation import EvaluationConfig
+from limrank.config.scoring import ScoringConfig, chain_fits
+from limrank.config.serving import ServingConfig
+from limrank.config.synthesis import SynthesisConfig
+from limrank.config.training import DevConfig, TrainingConfig
+from limrank.uris import is_uri
+
+
+def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
+    return Role(model or default.model, engine or default.engine, workers or default.workers)
+
+
+def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
+    """Raises ValueError for an engine that is a served reranker: it judges, and writes nothing."""
+    if engine is not None and engine.kind == "serve":
+        raise ValueError(f"{key}.kind=serve: only a rerank job sends its work to a served reranker")
+
+
+class Job(Section):
+    """What every job has."""
+
+    job: str = Field(description="the job's name")
+    run_dir: PathStr = Field(
+        description="the run directory: new, empty, or a run of the same config. rerank and train also take s3://…"
+    )
+    seed: int = Field(default=12345, ge=0, le=2**53, description="seed of everything that is drawn at random")
+    allow_failures: bool = Field(default=False, description="end with exit code 0 although rows failed")
+    notes: tuple[str, ...] = Field(default=(), description="sentences for readers of the recipe; --dry-run prints them")
+
+
+class Role(NamedTuple):
+    """A model at work: what runs it, and in which pool."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    workers: WorkersConfig
+
+
+class SynthesizeJob(Job):
+    job: Literal["synthesize"] = Field(default="synthesize", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the writer")
+    judge: ModelConfig | None = Field(default=None, description="a second model that judges. null: the writer judges")
+    engine: EngineConfig = Field(default=EngineConfig(), description="the writer's engine")
+    judge_engine: EngineConfig | None = Field(default=None, description="the judge's engine. null: as engine")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the writer's pool")
+    judge_workers: WorkersConfig | None = Field(
+        default=None,
+        description="the pool of a judge that is a model of its own; of a range it takes the lower bound. null: "
+        "as workers",
+    )
+    reranker: ModelConfig | None = Field(
+        default=None,
+        description="the reranker that is to be improved. It chooses mined negatives and says which examples are "
+        "hard. null: BM25 chooses, and the judge's score says",
+    )
+    reranker_engine: EngineConfig | None = Field(default=None, description="the reranker's engine. null: as engine")
+    reranker_workers: WorkersConfig | None = Field(default=None, description="the reranker's pool, as judge_workers")
+    scoring: ScoringConfig = Field(default=ScoringConfig(mode="budget"), description="how the judge scores")
+    synthesis: SynthesisConfig = Field(
+        default=SynthesisConfig(), description="what is written, judged, rejected and chosen"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model_is_one_engine(cls, values: Any) -> Any:
+        """A judge or reranker that is the writer's model is all of it where the recipe does not say."""
+        model = values.get("model", {}) if isinstance(values, dict) else None
+        if not isinstance(model, dict):
+            return values
+        same = {
+            role: model | given
+            for role in ("judge", "reranker")
+            if isinstance(given := values.get(role), dict) and given.get("id", model.get("id")) == model.get("id")
+        }
+        return values | same
+
+    @model_validator(mode="after")
+    def _engines_of_its_own(self) -> SynthesizeJob:
+        _own_engine(self.engine)
+        _own_engine(self.judge_engine, "judge_engine")
+        _own_engine(self.reranker_engine, "reranker_engine")
+        if self.reranker is None and (self.reranker_engine or self.reranker_workers):
+            raise ValueError("reranker_engine and reranker_workers need a model: reranker.id")
+        roles = self.roles()
+        chain_fits(roles["judge"].model, self.scoring)
+        for name in ("judge", "reranker"):
+            if getattr(self, f"{name}_workers") and roles[name][:2] == roles["writer"][:2]:
+                raise ValueError(f"{name}_workers: the {name} is the writer's own model, and works in its pool")
+        return self
+
+    def roles(self) -> dict[str, Role]:
+        """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What it does not
+        say of these is as it is of the writer."""
+        writer = Role(self.model, self.engine, self.workers)
+        roles = {"writer": writer, "judge": _role(writer, self.judge, self.judge_engine, self.judge_workers)}
+        if self.reranker:
+            roles["reranker"] = _role(writer, self.reranker, self.reranker_engine, self.reranker_workers)
+        return roles
+
+
+class TrainJob(Job):
+    job: Literal["train"] = Field(default="train", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the model that training starts from")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the training workers")
+    training: TrainingConfig = Field(description="examples, objective and optimizer")
+    dev: DevConfig | None = Field(
+        default=None,
+        description="a small benchmark that the model in training reranks, separate from the examples and from "
+        "the test",
+    )
+
+    @model_validator(mode="after")
+    def _file_given(self) -> TrainJob:
+        if not self.training.train_file:
+            raise ValueError("training.train_file is needed")
+        if self.training.patience and not (self.dev or self.training.validation_share):
+            raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
+        if self.dev:
+            need_benchmark(self.dev.data)
+        if self.training.tensorboard and is_uri(self.run_dir):
+            raise ValueError(f"training.tensorboard: its files need a local run_dir, which {self.run_dir} is not")
+        if self.workers.tensor_parallel > 1:
+            raise ValueError(
+                "workers.tensor_parallel is for engines; training takes workers.replicas and training.sharding"
+            )
+        return self
+
+
+class RerankJob(Job):
+    job: Literal["rerank"] = Field(default="rerank", description="the job's name")
+    data: DataConfig = Field(default=DataConfig(), description="queries and documents")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
+    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+
+    @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> RerankJob:
+        ask_rewritten(self.data, self.first_stage)
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> RerankJob:
+        chain_fits(self.model, self.scoring)
+        if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
+            raise ValueError(
+                "scoring.token_budget is a whole run's, which a server (engine.kind=serve) knows nothing of"
+            )
+        return self
+
+
+class EvaluateJob(Job):
+    job: Literal["evaluate"] = Field(default="evaluate", description="the job's name")
+    data: DataConfig | None = Field(
+        default=None,
+        description="the benchmark with the judgements. null: the one that the rerank job's run directory holds",
+    )
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="the run and the measures")
+
+    @model_validator(mode="after")
+    def _judged(self) -> EvaluateJob:
+        if self.data is not None:
+            need_benchmark(self.data)
+        return self
+
+
+class ServeJob(Job):
+    job: Literal["serve"] = Field(default="serve", description="the job's name")
+    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+    serving: ServingConfig = Field(default=ServingConfig(), description="address and limits of the server")
+
+    @model_validator(mode="after")
+    def _engine_of_its_own(self) -> ServeJob:
+        _own_engine(self.engine)
+        chain_fits(self.model, self.scoring)
+        return self
+
+
+class PipelineJob(Job):
+    """The whole line in one job; each stage has its own directory below ``run_dir``."""
+
+    job: Literal["pipeline"] = Field(default="pipeline", description="the job's name")
+    data: DataConfig = Field(default=DataConfig(), description="the benchmark that is reranked and evaluated")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
+    model: ModelConfig = Field(
+        default=ModelConfig(), description="writer, judge, base reranker, and the model that training starts from"
+    )
+    engine: EngineConfig = Field(default=EngineConfig(), description="what runs the models")
+    scoring: ScoringConfig = Field(default=ScoringConfig(), description="how the rerankers score")
+    judge_scoring: ScoringConfig = Field(default=ScoringConfig(mode="budget"), description="how the judge scores")
+    workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+    synthesis: SynthesisConfig = Field(default=SynthesisConfig(), description="as in a synthesize job")
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="as in a train job; train_file is the pipeline's own"
+    )
+    serving: ServingConfig = Field(default=ServingConfig(), description="address and limits of the server")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="the measures")
+
+    @model_validator(mode="after")
+    def _judged_and_engine_of_its_own(self) -> PipelineJob:
+        need_benchmark(self.data)
+        ask_rewritten(self.data, self.first_stage)
+        _own_engine(self.engine)
+        chain_fits(self.model, self.scoring)
+        chain_fits(self.model, self.judge_scoring, "judge_scoring")
+        return self
+
+
+JOBS: dict[str, type[Job]] = {
+    "synthesize": SynthesizeJob,
+    "train": TrainJob,
+    "rerank": RerankJob,
+    "evaluate": EvaluateJob,
+    "serve": ServeJob,
+    "pipeline": PipelineJob,
+}
+
+
+def dump_config(config: Job) -> str:
+    """The resolved config as YAML, in the order of the classes above."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(parts: dict[str, Any]) -> str:
+    """A short hash of everything that changes a job's rows, as the job lists it."""
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""``synthesis``: how training examples are written, judged and chosen."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from limrank.config.base import (
+    PathStr,
+    Section,
+    Unit,
+)
+
+
+class SynthesisPrompts(Section):
+    """Each is the name of a prompt in limrank/prompts, a file, or the text itself."""
+
+    query: str = Field(default="synth_query", description="asks for a query, from a seed and a persona")
+    chain: str = Field(default="synth_chain", description="asks for the reasoning before the passages")
+    describe: str = Field(
+        default="synth_describe",
+        description="asks for a description of each passage. With chains: false the default is "
+        "synth_describe_unreasoned",
+    )
+    passage: str = Field(default="synth_passage", description="asks for one passage by its description")
+    judge: str = Field(
+        default="synth_judge",
+        description="asks the judge, for judge_by: answer. By label tokens the judge gets scoring.prompt",
+    )
+
+
+class TokenPrices(Section):
+    """In any one currency, a million tokens."""
+
+    prompt: NonNegativeFloat = Field(description="price of a million prompt tokens")
+    generated: NonNegativeFloat = Field(description="price of a million generated tokens")
+    cached_prompt: NonNegativeFloat | None = Field(
+        default=None, description="price of a million prompt tokens from the prefix cache. null: as prompt"
+    )
+
+
+Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+"""Value → weight; the weights need not add up to 1."""
+
+
+class SynthesisConfig(Section):
+    seeds: PathStr | Literal["pydocs"] = Field(
+        default="pydocs",
+        description="a BEIR folder, a JSONL or Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or "
+        "pydocs",
+    )
+    personas: PathStr | None = Field(
+        default=None,
+        description="a file with one persona a line, JSONL, or hub://OWNER/NAME/CONFIG. null: the built-in list",
+    )
+    max_seeds: PositiveInt | None = Field(
+        default=None, description="use at most this many seeds, drawn by the run's seed. null: all"
+    )
+    license: str | None = Field(default=None, description="license of the seeds, for DATASET.md")
+    kinds: tuple[Literal["daily", "expert"], ...] = Field(
+        default=("daily", "expert"), min_length=1, description="kinds of query; each persona asks one of each kind"
+    )
+    personas_per_seed: PositiveInt = Field(default=1, description="personas for each seed")
+    difficulties: Shares = Field(
+        default={"direct": 1.0, "indirect": 1.0, "multi_hop": 1.0}, description="difficulty → share of the queries"
+    )
+    domains: Shares = Field(
+        default={}, description="domain → share of the queries. Empty: the writer names each query's domain"
+    )
+    instruction_rate: Unit = Field(
+        default=0.0, description="share of the queries with an instruction that narrows what is relevant"
+    )
+    chains: bool = Field(
+        default=True,
+        description="the writer reasons about what would and would not answer a query before it describes "
+        "passages. false: this step is left out (the paper's ablation); the judge still writes chains",
+    )
+    prompts: SynthesisPrompts = Field(default=SynthesisPrompts(), description="the prompts of the steps")
+    constrained: bool = Field(default=True, description="the engine holds structured steps to their JSON schema")
+    negatives: NonNegativeInt = Field(default=1, description="hard negatives that are written for each query")
+    mined_negatives: NonNegativeInt = Field(
+        default=0,
+        description="passages of the corpus for each query, judged like the rest: the seed's BM25 neighbours, or "
+        "with a reranker the ones that it ranks highest among mine_depth of them",
+    )
+    mine_depth: PositiveInt = Field(
+        default=20, description="number of BM25 neighbours that the reranker chooses the mined negatives from"
+    )
+    max_tokens: PositiveInt | None = Field(
+        default=None,
+        description="tokens that the run may take, prompts included. The run stops there and continues once the "
+        "limit is raised. null: no limit",
+    )
+    prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field(
+        default={}, description="prices of writer, judge and reranker, for the cost by step"
+    )
+    decontaminate: tuple[PathStr, ...] = Field(
+        default=(),
+        description="benchmarks: BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; hub benchmarks "
+        "also with ?revision=…). What repeats one of their queries or relevant documents is rejected",
+    )
+    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
+        default=0.8,
+        description="similarity from which two queries count as one (Jaccard of four-character shingles). 1: only "
+        "the same words",
+    )
+    size: PositiveInt | None = Field(default=None, description="number of kept examples to export. null: all")
+    oversample: Annotated[float, Field(ge=1)] | None = Field(
+        default=None,
+        description="the run ends once oversample × size examples are kept. Raise it and the same command "
+        "continues. null: every seed is used",
+    )
+    select: Literal["coverage", "random"] = Field(
+        default="coverage",
+        description="how the exported examples are chosen. coverage: spread over kind, difficulty and domain, "
+        "hard ones first; random: at random",
+    )
+    embedder: str | None = Field(
+        default=None,
+        description="coverage: a sentence-embedding model (a directory or a hub id) that measures how far apart "
+        "queries are. null: by their words",
+    )
+    query_tokens: PositiveInt = Field(
+        default=160, description="length of a written query and of its instruction, in tokens of about four characters"
+    )
+    chain_tokens: PositiveInt = Field(
+        default=256, description="length in tokens of the writer's chain, and of the descriptions of passages"
+    )
+    passage_tokens: PositiveInt = Field(default=256, description="longest passage in tokens")
+    judge_tokens: PositiveInt = Field(
+        default=256, description="longest chain of the judge in tokens, where scoring.max_think_tokens is not set"
+    )
+    temperature: NonNegativeFloat = Field(default=0.8, description="the writer's sampling temperature")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.95, description="the writer's nucleus sampling threshold"
+    )
+    judge_by: Literal["label_tokens", "answer"] = Field(
+        default="label_tokens",
+        description="how the judge's verdict is read. label_tokens: p(true) of the answer token. answer: the true "
+        "or false that the judge writes in a chat, without a probability, for endpoints that give no "
+        "log-probabilities",
+    )
+    agreement: Literal["verdict", "ranking"] = Field(
+        default="verdict",
+        description="what the judge has to agree with. verdict: its own true or false is the intended label (the "
+        "paper's). ranking: it scores a query's positive above the negative, for judges too weak to "
+        "be calibrated",
+    )
+    judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.1,
+        description="for agreement by verdict: a p(true) this near to one half is unsure, and the example is rejected",
+    )
+
+    @property
+    def enough(self) -> int | None:
+        """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
+        return None if self.oversample is None or self.size is None else math.ceil(self.oversample * self.size)
+
+    def prompt_names(self) -> dict[str, str]:
+        """The prompt of each step that is asked."""
+        names = self.prompts.model_dump()
+        if not self.chains:
+            del names["chain"]
+            if names["describe"] == SynthesisPrompts.model_fields["describe"].default:
+                names["describe"] = "synth_describe_unreasoned"
+        return names
+
+    def hashed(self, exclude: set[str]) -> dict[str, Any]:
+        """The keys that rows depend on, for :func:`config_hash`. One that came after run directories
+        were there is left out at its default: their hash stays as it was."""
+        newer = {"oversample", "chains"}
+        values = self.model_dump(exclude=exclude)
+        return {
+            key: value
+            for key, value in values.items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
+
+    @property
+    def chooses_by_embedding(self) -> bool:
+        return self.size is not None and self.select == "coverage"
+
+    @model_validator(mode="after")
+    def _shares_can_be_kept(self) -> SynthesisConfig:
+        if unknown := set(self.difficulties) - {"direct", "indirect", "multi_hop"}:
+            raise ValueError(f"synthesis.difficulties: {', '.join(sorted(unknown))}: not direct, indirect or multi_hop")
+        for key in ("difficulties", "domains"):
+            if (shares := getattr(self, key)) and not sum(shares.values()):
+                raise ValueError(f"synthesis.{key}: every share is 0")
+        if not self.difficulties:
+            raise ValueError("synthesis.difficulties is empty")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("synthesis.kinds: one is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_of_something(self) -> SynthesisConfig:
+        if self.oversample is not None and self.size is None:
+            raise ValueError("synthesis.oversample is times synthesis.size, which is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _ranking_has_negatives(self) -> SynthesisConfig:
+        if self.agreement == "ranking" and not self.negatives + self.mined_negatives:
+            raise ValueError(
+                "synthesis.agreement=ranking compares with negatives: negatives or mined_negatives above 0"
+            )
+        if self.agreement == "ranking" and self.judge_by == "answer":
+            raise ValueError("synthesis.agreement=ranking needs probabilities: judge_by=label_tokens")
+        return self

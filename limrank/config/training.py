@@ -1,0 +1,135 @@
+"""``training`` and ``dev``: how a reranker is trained and watched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from limrank.config.base import (
+    PathStr,
+    Section,
+    Unit,
+)
+from limrank.config.data import (
+    DataConfig,
+    FirstStageConfig,
+    ask_rewritten,
+)
+
+Objective = Literal["label", "binary", "softmax", "ranknet"]
+
+
+class TrainingConfig(Section):
+    train_file: PathStr | None = Field(
+        default=None,
+        description="training examples: prompt and completion, alpaca or pairs, as JSON, Parquet or a saved dataset",
+    )
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="lora: train an adapter and merge it. full: train all weights"
+    )
+    target: Literal["direct", "think", "mixed"] = Field(
+        default="think",
+        description="what the model learns to write. direct: the label; think: a chain and the label; mixed: half "
+        "of each",
+    )
+    objective: Objective = Field(
+        default="label",
+        description="label: cross-entropy of what the model is to write (the paper's). The others need "
+        "target=direct and compare the log-odds of the label. binary: one passage at a time; softmax, "
+        "ranknet: a query's relevant passage above its others. They do not make labels likely among "
+        "all tokens, which an endpoint that returns only its likeliest tokens needs",
+    )
+    max_examples: PositiveInt | None = Field(
+        default=None,
+        description="use at most this many examples, drawn by the run's seed, half of each label where there are "
+        "enough. null: all",
+    )
+    epochs: PositiveInt = Field(default=7, description="passes over the examples")
+    learning_rate: float = Field(default=3e-5, gt=0, allow_inf_nan=False, description="highest learning rate")
+    warmup_ratio: Unit = Field(default=0.03, description="share of the steps in which the learning rate rises")
+    batch_size: PositiveInt = Field(
+        default=4, description="sequences in a forward pass. With softmax or ranknet: queries, with all their passages"
+    )
+    gradient_accumulation: PositiveInt = Field(default=8, description="forward passes in a step")
+    cutoff_tokens: PositiveInt = Field(
+        default=2500,
+        description="longest example in tokens. A longer one loses the end of its chain, then of its passage",
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: each worker holds a part of the weights, gradients and optimizer state (FSDP2), for "
+        "models that are too large for one worker. none: each worker holds all",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
+    lora_rank: PositiveInt = Field(default=32, description="rank of the adapter")
+    lora_alpha: PositiveInt = Field(default=64, description="the adapter's scale (alpha)")
+    lora_targets: tuple[str, ...] = Field(
+        default=(),
+        description="linear layers that get an adapter, by the last part of their names (q_proj, …). Empty: all",
+    )
+    lora_embeddings: Literal["added", "all"] = Field(
+        default="added",
+        description="embeddings that are trained with the adapter. added: the rows of the think tokens, where "
+        "these are added. all: the whole matrices (the paper's)",
+    )
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="share of the examples that is held out, in whole queries"
+    )
+    save_steps: PositiveInt = Field(default=250, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(
+        default=1,
+        description="number of best checkpoints that are kept with the last one. Without held-out data: the "
+        "checkpoints before the last one",
+    )
+    eval_steps: PositiveInt | None = Field(
+        default=None, description="steps between evaluations on held-out data. null: at the end of each epoch"
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="training stops after this many evaluations in a row without an improvement. null: never",
+    )
+    export: Literal["best", "last"] = Field(
+        default="best",
+        description="which weights become the model. best: those of the best evaluation on held-out data; last: "
+        "those of the last step (the paper's)",
+    )
+    tensorboard: bool = Field(default=False, description="also write the metrics to tensorboard/")
+
+    @model_validator(mode="after")
+    def _log_odds_are_direct(self) -> TrainingConfig:
+        if self.objective != "label" and self.target != "direct":
+            raise ValueError(
+                f"training.objective={self.objective} looks at labels that no chain gives away: training.target=direct"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_of_lora(self) -> TrainingConfig:
+        if self.lora_targets and self.method != "lora":
+            raise ValueError(
+                f"training.lora_targets names layers for an adapter: training.method={self.method} has none"
+            )
+        if self.lora_embeddings == "all" and self.method != "lora":
+            raise ValueError(
+                f"training.lora_embeddings is said of an adapter: training.method={self.method} trains all"
+            )
+        return self
+
+
+class DevConfig(Section):
+    """What a model in training is tried on: it reranks directly, and nDCG@10 is measured."""
+
+    data: DataConfig = Field(description="the benchmark")
+    first_stage: FirstStageConfig = Field(default=FirstStageConfig(depth=20), description="the candidates")
+
+    @model_validator(mode="after")
+    def _rewritten_queries_are_asked(self) -> DevConfig:
+        ask_rewritten(self.data, self.first_stage, "dev.")
+        return self
