@@ -1,5 +1,6 @@
 # make demo   the whole line on this machine, from nothing
-# make test   every test, with one kill of each kind
+# make check  lint, types and unit tests, in a few minutes: before a commit
+# make test   the same, then real engines, real clusters, and one kill of each kind
 # make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
 # make docs   the documentation as a site, in site/
@@ -13,7 +14,10 @@ EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu
 SEEDS         ?= ../shared/data/msmarco_seed_instructir
 DECONTAMINATE ?= ../shared/data/scifact, ../shared/data/cranfield, ../shared/data/bright_pony_tutorial
 
-.PHONY: setup model demo synthesis test faults lint docs reference clean
+# Processes of the unit tests.
+JOBS          ?= 2
+
+.PHONY: setup model demo synthesis check test faults lint docs reference clean
 
 setup: $(VENV)/.ready
 
@@ -37,8 +41,12 @@ synthesis: model
 	$(BIN)/limrank synthesize jobs/recipes/synthesize-200.yaml --address local \
 		-s synthesis.seeds=$(SEEDS) -s 'synthesis.decontaminate=[$(DECONTAMINATE)]'
 
-test: model
-	$(BIN)/python -m pytest -m "not faults"
+check: model lint
+	$(BIN)/python -m pytest tests/unit -n $(JOBS)
+
+# What fails fast comes first. Engines and clusters fill a machine by themselves: one test at a time.
+test: check
+	$(BIN)/python -m pytest -m "not faults" tests/integration tests/faults
 
 faults: model
 	$(BIN)/python -m pytest tests/faults
@@ -60,7 +68,7 @@ docs: .venv-docs/.ready
 	touch $@
 
 reference: setup
-	$(BIN)/python -m limrank.reference
+	$(BIN)/python -m limrank.config.reference
 
 clean:
 	rm -rf runs build dist site .pytest_cache .ruff_cache .mypy_cache

@@ -31,12 +31,12 @@ from pathlib import Path
 
 from limrank import cluster, retrieval
 from limrank.config import DataConfig, EngineConfig, FirstStageConfig, ModelConfig, ScoringConfig
+from limrank.config.recipe import parse_config
 from limrank.data import benchmarks
 from limrank.engines import EngineSpec
 from limrank.engines.actor import EngineHost, HostedEngineSource
 from limrank.engines.vllm import engine_arguments
 from limrank.progress import Progress
-from limrank.recipe import parse_config
 from limrank.records import Candidate, Query
 from limrank.reranking import job as reranking
 from limrank.scoring import CLOSE, LABELS, cut_at_sentence, encode_pair, encode_template, prompt_template

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
         TrainJob,
         WorkersConfig,
     )
+    from limrank.config.recipe import load_config
     from limrank.engines import open_engine
     from limrank.errors import EngineError, LimrankError, UserError
-    from limrank.recipe import load_config
     from limrank.records import Document
     from limrank.reranking import RankedDocument, Reranker
 
@@ -66,7 +66,7 @@ _PUBLIC = {
     "Document": "limrank.records",
     **dict.fromkeys(("Reranker", "RankedDocument"), "limrank.reranking"),
     "open_engine": "limrank.engines",
-    "load_config": "limrank.recipe",
+    "load_config": "limrank.config.recipe",
 }
 
 __all__ = [

@@ -41,11 +41,11 @@ from limrank.config import (
     WorkersConfig,
     is_uri,
 )
+from limrank.config.recipe import checked, keyword_config
 from limrank.errors import UserError
 from limrank.optional import extras_explained
 from limrank.parsing import brief, parse_json
 from limrank.progress import Progress, SilentRenderer, open_progress
-from limrank.recipe import checked, keyword_config
 from limrank.records import Qrels, Run
 from limrank.storage import Storage
 

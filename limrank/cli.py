@@ -95,7 +95,7 @@ def _job_command(name: str) -> Callable[..., None]:
         dry_run: DryRun = False,
         overwrite: Overwrite = False,
     ) -> None:
-        from limrank.recipe import load_config
+        from limrank.config.recipe import load_config
 
         _start(name, load_config(recipe, overrides or (), job=name), address, dry_run, overwrite)
 
@@ -110,7 +110,7 @@ def _evaluate(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    from limrank.recipe import compare_config, load_config
+    from limrank.config.recipe import compare_config, load_config
 
     if not compare and len(paths) > 1:
         raise UserError(f"evaluate takes one recipe (got {len(paths)}); several run directories go with --compare")
@@ -126,7 +126,7 @@ def _synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    from limrank.recipe import load_config
+    from limrank.config.recipe import load_config
 
     if preview is not None:
         _check_preview(address, dry_run, overwrite)
@@ -317,7 +317,7 @@ def config_keys(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
 ) -> None:
     """The recipe keys of a job: value, default and description of each."""
-    from limrank import reference
+    from limrank.config import reference
 
     if job not in _ROOMS:
         raise UserError(f"config {job}: is none of {', '.join(_ROOMS)}")

@@ -30,6 +30,7 @@ from limrank.config import (
     dump_config,
     is_uri,
 )
+from limrank.config.recipe import checked, input_paths
 from limrank.data import beir, benchmarks, trec
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
@@ -37,7 +38,6 @@ from limrank.evaluation.report import System, write_report
 from limrank.evaluation.system import Evaluation, evaluate_run
 from limrank.parsing import parse_json
 from limrank.progress import Event, Progress
-from limrank.recipe import checked, input_paths
 from limrank.records import Query
 from limrank.result import JobResult
 from limrank.scoring import check_labels, prompt_query

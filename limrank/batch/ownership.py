@@ -11,10 +11,10 @@ from typing import Any
 from limrank.batch.places import INSTEAD, check_place
 from limrank.batch.plan import read_plan
 from limrank.config import JOBS, EvaluateJob, Job, is_uri
+from limrank.config.recipe import input_paths
 from limrank.errors import StorageError, UserError
 from limrank.outputs import EVALUATION, is_folder, is_litter, is_written, stages
 from limrank.parsing import brief, clipped, parse_json
-from limrank.recipe import input_paths
 from limrank.storage import Storage
 
 SCHEMA_VERSION = 1

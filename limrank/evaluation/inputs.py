@@ -15,12 +15,12 @@ import yaml
 from limrank.batch.manifest import parse_manifest
 from limrank.batch.receipts import is_chunk_file
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
+from limrank.config.recipe import checked
 from limrank.data import beir, benchmarks, hub, trec
 from limrank.data.fitting import fit_queries, fit_run, strange_documents
 from limrank.errors import UnavailableError, UserError
 from limrank.files import is_file, kind_of, listed, opened
 from limrank.parsing import parse_yaml
-from limrank.recipe import checked
 from limrank.records import Benchmark, Qrels, Query, Run
 
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)

@@ -14,11 +14,11 @@ from limrank.batch.plan import Plan, Unit, read_plan, write_plan
 from limrank.batch.receipts import Summary
 from limrank.batch.rundir import RunDir, open_run
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
+from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UnavailableError, UserError
 from limrank.progress import Progress
-from limrank.recipe import input_paths
 from limrank.records import (
     Candidate,
     Failure,

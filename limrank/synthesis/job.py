@@ -16,11 +16,11 @@ from limrank.batch.receipts import Summary
 from limrank.batch.rundir import open_run
 from limrank.cluster.resources import beside, claim, nodes_alive
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
+from limrank.config.recipe import input_paths
 from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
 from limrank.progress import Progress
-from limrank.recipe import input_paths
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
 from limrank.result import JobResult
 from limrank.scoring import check_labels, prompt_template

@@ -9,10 +9,10 @@ from typing import Any
 from limrank import cluster, models, prompts
 from limrank.batch.rundir import open_run
 from limrank.config import TrainJob, config_hash, dump_config
+from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
 from limrank.printable import printable
 from limrank.progress import Event, Progress
-from limrank.recipe import input_paths
 from limrank.result import JobResult
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit

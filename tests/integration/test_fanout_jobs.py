@@ -6,9 +6,9 @@ import pytest
 from rundirs import rows_of
 
 from limrank.batch.receipts import read_receipts
+from limrank.config.recipe import parse_config
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
-from limrank.recipe import parse_config
 from limrank.reranking import job as reranking
 from limrank.storage import Storage
 from limrank.synthesis import job as synthesis

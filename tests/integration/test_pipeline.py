@@ -6,9 +6,9 @@ import pytest
 from test_fanout_jobs import Recorder
 
 from limrank import pipeline
+from limrank.config.recipe import parse_config
 from limrank.errors import UserError
 from limrank.progress import Progress
-from limrank.recipe import parse_config
 
 
 def config(run_dir, **training):

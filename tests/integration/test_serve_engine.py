@@ -9,8 +9,8 @@ from rundirs import rows_of
 from test_fanout_jobs import rerank, rerank_config, write_beir
 
 from limrank.config import ServeJob
+from limrank.config.recipe import with_values
 from limrank.errors import UserError
-from limrank.recipe import with_values
 from limrank.serving.job import serving
 from limrank.serving.protocol import APP, SCORER
 from limrank.storage import Storage

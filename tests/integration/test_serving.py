@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from limrank.config import ServeJob
+from limrank.config.recipe import with_values
 from limrank.engines import open_engine
 from limrank.errors import UserError
 from limrank.progress import open_progress
-from limrank.recipe import with_values
 from limrank.records import Query
 from limrank.scoring import rank_judgments, score_query
 from limrank.serving import job

@@ -11,9 +11,9 @@ import pytest
 from limrank import pipeline
 from limrank.batch import fanout
 from limrank.batch.receipts import read_receipts
+from limrank.config.recipe import parse_config
 from limrank.engines import actor as served
 from limrank.progress import Progress
-from limrank.recipe import parse_config
 from limrank.storage import Storage
 from limrank.synthesis import job
 

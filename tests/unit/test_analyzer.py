@@ -6,8 +6,8 @@ import Stemmer
 from bm25s.tokenization import _infer_stopwords
 
 from limrank.config import STEMMERS, STOPWORDS, FirstStageConfig
+from limrank.config.recipe import parse_config
 from limrank.errors import UserError
-from limrank.recipe import parse_config
 from limrank.records import Document, Query
 from limrank.retrieval import bm25
 from limrank.text.analyzer import Analyzer, words

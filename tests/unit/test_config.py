@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, config_hash, dump_config, is_uri
+from limrank.config.recipe import input_paths, load_config, parse_config, path_values, with_values
 from limrank.errors import UserError
-from limrank.recipe import input_paths, load_config, parse_config, path_values, with_values
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 
 from limrank.cli import app
 from limrank.config import JOBS, known_fields
-from limrank.recipe import load_config
+from limrank.config.recipe import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from limrank.config.recipe import load_config
 from limrank.errors import UserError
 from limrank.files import is_file, is_folder, kind_of, listed, opened, shown
-from limrank.recipe import load_config
 
 RECIPE = "job: rerank\nrun_dir: out\nseed: 7\n"
 

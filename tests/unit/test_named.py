@@ -7,11 +7,11 @@ import pytest
 from helpers import repository, write_beir
 
 from limrank.cli import main
+from limrank.config.recipe import input_paths, parse_config
 from limrank.data import seeds as seed_data
 from limrank.data.named import Repository
 from limrank.data.seeds import load_corpus, load_personas, load_seeds
 from limrank.errors import UnavailableError, UserError
-from limrank.recipe import input_paths, parse_config
 from limrank.records import Document, Persona, Seed
 
 pytestmark = pytest.mark.usefixtures("private_cache")

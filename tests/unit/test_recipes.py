@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from limrank.cli import main
-from limrank.recipe import load_config
+from limrank.config.recipe import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml"))

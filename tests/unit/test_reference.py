@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from limrank.config import JOBS, PathStr, ServingConfig, known_fields
-from limrank.reference import generated_files, job_keys, type_in_words
+from limrank.config.reference import generated_files, job_keys, type_in_words
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml"))
@@ -18,7 +18,7 @@ RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", generated_files())
 def test_a_generated_file_is_current(name):
-    assert (REPOSITORY / name).read_text() == generated_files()[name], "run: python -m limrank.reference"
+    assert (REPOSITORY / name).read_text() == generated_files()[name], "run: python -m limrank.config.reference"
 
 
 @pytest.mark.parametrize("job", JOBS)

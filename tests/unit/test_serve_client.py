@@ -15,10 +15,10 @@ from test_openai_engine import Endpoint
 from test_serving_api import EngineBackend
 
 from limrank.config import EngineConfig, ModelConfig, RerankJob, ScoringConfig
+from limrank.config.recipe import parse_config
 from limrank.engines import meter, open_engine, retries
 from limrank.engines.base import Judge
 from limrank.errors import EndpointError, RowError, UserError
-from limrank.recipe import parse_config
 from limrank.records import Candidate, Query, ScoreStatus
 from limrank.reranking.job import run
 from limrank.reranking.reranker import Reranker

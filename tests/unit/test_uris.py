@@ -8,8 +8,8 @@ import yaml
 from limrank.batch.rundir import open_run
 from limrank.cli import main
 from limrank.config import EngineConfig, ModelConfig
+from limrank.config.recipe import load_config, parse_config
 from limrank.errors import EngineError, RowError, StorageError, UserError, first_line
-from limrank.recipe import load_config, parse_config
 from limrank.records import Failure
 from limrank.storage import Storage, filesystem
 from limrank.uris import credentials_in, is_secret_name, redacted, split_query

@@ -1,8 +1,8 @@
 """The configuration reference, made from the config classes: for a terminal, for the docs, for editors.
 
-``python -m limrank.reference`` writes the generated files of the repository:
+``python -m limrank.config.reference`` writes the generated files of the repository:
 ``docs/configuration.md`` and ``jobs/recipes/schema/<job>.json``. A unit test holds them
-to the classes in ``config.py``.
+to the classes beside it.
 """
 
 from __future__ import annotations
@@ -162,10 +162,10 @@ def type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is Literal:
         return _listed([_plain(word) for word in get_args(annotation)])
     if get_origin(annotation) is tuple:
-        kinds = [kind for kind in get_args(annotation) if kind is not Ellipsis]
+        elements = [kind for kind in get_args(annotation) if kind is not Ellipsis]
         if Ellipsis in get_args(annotation):
-            return f"list of {_in_a_list(kinds[0])}"
-        return f"[{', '.join(map(type_in_words, kinds))}]"
+            return f"list of {_in_a_list(elements[0])}"
+        return f"[{', '.join(map(type_in_words, elements))}]"
     if get_origin(annotation) is dict:
         key, value = get_args(annotation)
         return f"mapping of {_in_a_list(key)} to {type_in_words(value)}"
@@ -265,7 +265,7 @@ def markdown() -> str:
 
 
 _HEAD = """\
-<!-- Made by `python -m limrank.reference` from limrank/config.py: edit the descriptions there. -->
+<!-- Made by `python -m limrank.config.reference` from limrank/config/: edit the descriptions there. -->
 
 # Configuration reference
 
@@ -350,4 +350,4 @@ def write(repository: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(__file__).parents[1])
+    write(Path(__file__).parents[2])
