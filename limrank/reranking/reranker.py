@@ -49,13 +49,14 @@ class Reranker:
     Args:
         model: a packaged model, a directory, or a hub id.
         mode: direct, think, budget or cascade (see ``limrank.scoring``).
-        max_think_tokens: longest chain, for think and budget.
+        max_think_tokens: longest chain, for think, budget and cascade.
+        scoring: all of the scoring keys, in place of these two.
         engine: settings, or an open engine, which the caller then closes. With ``kind="openai"`` an
             endpoint computes, and with ``kind="serve"`` a running ``limrank serve`` judges; its model and
             mode must be the same.
 
     Raises:
-        UserError: the model or the mode is unknown, the model lacks the label tokens, or the server
+        UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the label tokens, or the server
             cannot be reached or scores otherwise.
         EngineError: the engine did not come up.
     """
@@ -66,11 +67,16 @@ class Reranker:
         *,
         mode: Mode = "direct",
         max_think_tokens: int | None = None,
+        scoring: ScoringConfig | None = None,
         engine: EngineConfig | Engine | Judge | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
-        self._scoring = ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
+        if scoring is not None and (mode != "direct" or max_think_tokens is not None):
+            raise UserError("scoring has the mode and max_think_tokens: give scoring alone")
+        if scoring is not None and scoring.mode == "none":
+            raise UserError("scoring: mode none judges nothing")
+        self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
         self._loop = asyncio.new_event_loop()
         # The engine keeps one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")

@@ -6,7 +6,7 @@ import pytest
 from helpers import fake_engine
 
 import limrank
-from limrank.config import EngineConfig
+from limrank.config import EngineConfig, ScoringConfig
 from limrank.errors import EngineError, UserError
 from limrank.records import Document, ScoreStatus
 from limrank.reranking import Reranker
@@ -247,3 +247,20 @@ def test_it_scores_as_the_job_does(reranker):
         score_pair(Query("q", "cat"), Candidate("d", "the cat", 1, 0.0), fake_engine(), ScoringConfig())
     )
     assert hit.score == judgment.score
+
+
+def test_all_scoring_keys_in_place_of_a_mode():
+    scoring = ScoringConfig(mode="budget", max_think_tokens=30, compatibility="rank1")
+    with Reranker("any-name", scoring=scoring, engine=FAKE) as opened:
+        hits = opened.rank("cat", TEXTS)
+    with Reranker("any-name", mode="budget", max_think_tokens=30, engine=FAKE) as opened:
+        ours = opened.rank("cat", TEXTS)
+    assert {hit.status for hit in hits} == {ScoreStatus.COMPLETE} and hits == ours
+
+
+@pytest.mark.parametrize(
+    "more", [{"mode": "think"}, {"max_think_tokens": 5}, {"scoring": ScoringConfig(mode="none")}], ids=str
+)
+def test_scoring_keys_stand_alone(more):
+    with pytest.raises(UserError, match="scoring"):
+        Reranker("any-name", engine=FAKE, **({"scoring": ScoringConfig(mode="budget")} | more))
