@@ -465,11 +465,10 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
 
 
 def _run(job: Callable[..., Any], config: Job, address: str | None, overwrite: bool, progress: bool) -> Any:
-    from limrank.batch.ownership import check_run_dir
+    from limrank.batch.ownership import check_run_dir_first
 
     where = _address(address)
-    if not is_uri(config.run_dir):
-        check_run_dir(config)  # before anything is read or fetched
+    check_run_dir_first(config)
     shown = open_progress() if progress else Progress(SilentRenderer())
     try:
         with signals.stopping():

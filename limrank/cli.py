@@ -24,8 +24,8 @@ INTERRUPTED = 130
 _LONGEST_OF_PLAN = 1000
 """Characters of a line of a plan."""
 
-# The room of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
-_ROOMS = {
+# The module of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
+_JOB_MODULES = {
     "synthesize": ("limrank.synthesis.job", "Seeds and personas → judged training examples."),
     "train": ("limrank.training.job", "Examples → a fine-tuned reranker."),
     "rerank": ("limrank.reranking.job", "A benchmark's candidates → a ranking."),
@@ -155,7 +155,7 @@ def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:
 _OWN = {"synthesize": _synthesize, "evaluate": _evaluate}
 """The commands that take more than a recipe and what every job takes."""
 
-for _name, (_, _summary) in _ROOMS.items():
+for _name, (_, _summary) in _JOB_MODULES.items():
     _command = _OWN.get(_name) or _job_command(_name)
     _command.__doc__ = _summary
     app.command(_name)(_command)
@@ -182,12 +182,15 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
 
 
 def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
+    from limrank.batch.ownership import check_run_dir_first
     from limrank.progress import open_progress
 
-    _check_run_dir(config)
+    check_run_dir_first(config)
     progress = open_progress()
     try:
-        result = import_module(_ROOMS[name][0]).run(config, address=address, progress=progress, overwrite=overwrite)
+        result = import_module(_JOB_MODULES[name][0]).run(
+            config, address=address, progress=progress, overwrite=overwrite
+        )
     finally:
         progress.close()
     _print_result(result)
@@ -197,23 +200,13 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
     return DONE
 
 
-def _check_run_dir(config: Job) -> None:
-    """Before anything is read or fetched: what is a person's is refused."""
-    from limrank.batch.ownership import check_run_dir
-    from limrank.config import is_uri
-
-    # `serve` writes none, `evaluate` looks once it has read what it is to evaluate, and a store is asked
-    # once, when the run is opened.
-    if config.job not in ("serve", "evaluate") and not is_uri(config.run_dir):
-        check_run_dir(config)
-
-
 def _print_plan(config: Job) -> None:
+    from limrank.batch.ownership import check_run_dir_first
     from limrank.config import dump_config
 
-    _check_run_dir(config)
+    check_run_dir_first(config)
     try:
-        plan = import_module(_ROOMS[config.job][0]).plan(config)
+        plan = import_module(_JOB_MODULES[config.job][0]).plan(config)
     except UnavailableError as error:
         plan = {"not known on this machine": str(error)}
     prompt = plan.pop("first_prompt", None)
@@ -313,14 +306,14 @@ def models_fetch(
 
 @app.command("config")
 def config_keys(
-    job: Annotated[str, typer.Argument(metavar="JOB", help=f"One of {', '.join(_ROOMS)}.", show_default=False)],
+    job: Annotated[str, typer.Argument(metavar="JOB", help=f"One of {', '.join(_JOB_MODULES)}.", show_default=False)],
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
 ) -> None:
     """The recipe keys of a job: value, default and description of each."""
     from limrank.config import reference
 
-    if job not in _ROOMS:
-        raise UserError(f"config {job}: is none of {', '.join(_ROOMS)}")
+    if job not in _JOB_MODULES:
+        raise UserError(f"config {job}: is none of {', '.join(_JOB_MODULES)}")
     if schema:
         print(reference.schema(job), end="")
     elif sys.stdout.isatty():

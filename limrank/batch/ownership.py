@@ -128,6 +128,19 @@ def check_run_dir(config: Job) -> None:
         raise UserError(f"run_dir {storage.root}: holds a {manifest['job']} run; {INSTEAD}")
 
 
+def check_run_dir_first(config: Job) -> None:
+    """Refuse what is a person's before anything is read or fetched.
+
+    ``serve`` writes no directory, ``evaluate`` looks once it has read what it is to evaluate, and a store
+    is asked once, when the run is opened.
+
+    Raises:
+        UserError: as :func:`check_run_dir`.
+    """
+    if config.job not in ("serve", "evaluate") and not is_uri(config.run_dir):
+        check_run_dir(config)
+
+
 def open_outputs(config: EvaluateJob) -> Storage:
     """The directory that ``limrank evaluate`` writes into: a rerank job's, or one of its own.
 

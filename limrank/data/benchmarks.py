@@ -46,7 +46,8 @@ def load(data: DataConfig) -> Benchmark:
 
 
 def query_template(data: DataConfig) -> str:
-    """The text that a reranker finds a query in, with its place; empty: the query alone.
+    """The text that a reranker finds a query in, with its place; empty: the query alone, as where the
+    recipe's template is nothing but the place.
 
     Raises:
         UserError: there is no such prompt, or it has no place for the query, or another place.
@@ -65,7 +66,7 @@ def query_template(data: DataConfig) -> str:
         raise UserError("data.query_template: has no {{ query }}: every query would be the same")
     if unknown := sorted(places - {"query"}):
         raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no place of it; {{{{ query }}}} is")
-    return template
+    return "" if _PLACE.fullmatch(template) else template
 
 
 _PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)

@@ -92,11 +92,7 @@ class _Repository:
         yield from next(iter(splits.values()))
 
     def _load(self, config: str) -> dict[str, Any]:
-        """The splits of a config, by name."""
-        import datasets
-
-        with told("data.name", f"{config!r} of {self}"):
-            return datasets.load_dataset(self.path or self.name, config, revision=self.revision)
+        return load_splits(self.path or self.name, config, key="data.name", revision=self.revision)
 
 
 def load(name: str, split: str = "test", path: str | None = None, revision: str | None = None) -> Benchmark:
@@ -262,20 +258,22 @@ def _id(row: dict[str, Any]) -> str:
     return str(row["_id"] if "_id" in row else row["id"])
 
 
-def load_splits(source: str, config: str | None, *, key: str) -> dict[str, Any]:
+def load_splits(source: str, config: str | None, *, key: str, revision: str | None = None) -> dict[str, Any]:
     """The splits of a repository's config, by name; config None is the only one, or the default.
 
     Args:
         source: a repository of the hub, or a local directory of its layout.
         key: the recipe's, for a person.
+        revision: of the hub's; None: the newest.
 
     Raises:
         UserError: it cannot be loaded.
     """
     import datasets
 
-    with told(key, repr(config) + f" of {source}" if config else source):
-        return datasets.load_dataset(source, config)
+    named = f"{source} at {revision}" if revision else source
+    with told(key, f"{config!r} of {named}" if config else named):
+        return datasets.load_dataset(source, config, revision=revision)
 
 
 @contextmanager

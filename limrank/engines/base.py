@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -251,6 +251,20 @@ def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
         name = current_step()
         steps = {name: Usage(1, prompt, cached_prompt, generated)} if name else {}
         usage.add(Usage(1, prompt, cached_prompt, generated, steps))
+
+
+def told_stop(told: str | int | None, stop: Sequence[str], added: Callable[[], Mapping[str, int]]) -> str | None:
+    """The stop string that a server names as what ended its model: by itself, or by the id of its token.
+    None for anything else: the model's own end, of which it may have several.
+
+    Args:
+        stop: what was asked to end it.
+        added: the added tokens of the model's tokenizer, which is read for an id alone.
+    """
+    if isinstance(told, int) and stop:
+        ids = added()
+        return next((text for text in stop if ids.get(text) == told), None)
+    return told if told in stop else None
 
 
 def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:

@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import retries
-from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Tokenizer, Traffic, record_usage
+from limrank.engines.base import (
+    DEFAULT_IN_FLIGHT,
+    Generation,
+    Limits,
+    Prompt,
+    Tokenizer,
+    Traffic,
+    record_usage,
+    told_stop,
+)
 from limrank.engines.openai_answers import (
     NOT_TOLD,
     FaultError,
@@ -112,8 +121,11 @@ class OpenAIEngine:
         # An endpoint may quote the key in an answer too.
         text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
         reason = "stop" if stopped_by else answer.finish_reason
-        if stopped_by is None and reason == "stop" and stop:
-            stopped_by = self._told_stop(answer.stopped_by, stop)
+        if stopped_by is None and reason == "stop" and answer.stopped_by != NOT_TOLD:
+            stopped_by = told_stop(answer.stopped_by, stop, lambda: self.tokenizer.get_added_vocab())
+        elif stopped_by is None and reason == "stop" and len(stop) == 1:
+            # Most tell nothing, and cannot be told from ones whose model ended by itself.
+            stopped_by = stop[0]
         return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning, stopped_by)
 
     async def stream(
@@ -182,16 +194,6 @@ class OpenAIEngine:
 
     async def aclose(self) -> None:
         await self._client.close()
-
-    def _told_stop(self, told: str | int | None, stop: Sequence[str]) -> str | None:
-        """The stop that the endpoint cut off, by what it tells. Most tell nothing, and cannot be told
-        from ones whose model ended by itself."""
-        if told == NOT_TOLD:
-            return stop[0] if len(stop) == 1 else None
-        if isinstance(told, int):
-            added = self.tokenizer.get_added_vocab()
-            return next((text for text in stop if added.get(text) == told), None)
-        return told if told in stop else None
 
     def _stops_at_special(self, stop: Sequence[str]) -> bool:
         return bool(stop) and not self.tokenizer.get_added_vocab().keys().isdisjoint(stop)

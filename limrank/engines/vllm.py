@@ -15,7 +15,16 @@ from typing import Any
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
 from limrank.dtypes import auto_dtype
-from limrank.engines.base import Generation, Limits, Prompt, Tokenizer, Traffic, label_token_ids, record_usage
+from limrank.engines.base import (
+    Generation,
+    Limits,
+    Prompt,
+    Tokenizer,
+    Traffic,
+    label_token_ids,
+    record_usage,
+    told_stop,
+)
 from limrank.engines.reaper import reap_with_parent
 from limrank.engines.spawning import without_main
 from limrank.engines.tokens import encode_chat, tokens_before
@@ -90,7 +99,7 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             generated_tokens=len(completion.token_ids),
-            stop=self._stopped_by(completion.stop_reason),
+            stop=told_stop(completion.stop_reason, stop, self.tokenizer.get_added_vocab),
             ids=tuple(completion.token_ids),
         )
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
@@ -148,12 +157,6 @@ class VllmEngine:
             "stop_token_ids": [added[text] for text in stop if text in added],
             "skip_special_tokens": False,
         }
-
-    def _stopped_by(self, reason: str | int | None) -> str | None:
-        """The stop string of what vLLM says: itself, or the id of its token; None: the model's own end."""
-        if not isinstance(reason, int):
-            return reason
-        return next((text for text, an_id in self.tokenizer.get_added_vocab().items() if an_id == reason), None)
 
     async def _last(self, prompt: Prompt, params: Any) -> Any:
         last = None

@@ -56,8 +56,8 @@ class Reranker:
             mode must be the same.
 
     Raises:
-        UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the label tokens, or the server
-            cannot be reached or scores otherwise.
+        UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the
+            label tokens, or the server cannot be reached or scores otherwise.
         EngineError: the engine did not come up.
     """
 

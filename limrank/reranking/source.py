@@ -117,7 +117,6 @@ class PairsSource:
 
     def __init__(self, config: RerankJob, pairs: Pairs) -> None:
         self._config = config
-        self._max_queries = config.data.max_queries
         self._template = benchmarks.query_template(config.data)
         self._pairs = pairs
         self.warnings = [*pairs.warnings]
@@ -129,12 +128,12 @@ class PairsSource:
             pass
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
-        for query, candidates in self._pairs.queries(self._max_queries):
+        for query, candidates in self._pairs.queries(self._config.data.max_queries):
             yield replace(query, template=self._template), candidates
 
     def hash_parts(self) -> dict[str, Any]:
         return {
-            "data": ["pairs", self._pairs.fingerprints, self._max_queries],
+            "data": ["pairs", self._pairs.fingerprints, self._config.data.max_queries],
             "query_template": asked_in(self._config),
         }
 

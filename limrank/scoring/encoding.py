@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from limrank.engines.base import Tokenizer
 from limrank.engines.tokens import characters_of, encode_template, encode_text, tokens_before
@@ -108,12 +109,10 @@ def encode_closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str) -> list[
 
     Chain and line end are one stretch: a token may span them (Qwen's ``.\\n``).
     """
-    stretch, mark = f"{prompt.tail}{chain}\n", tokenizer.get_added_vocab().get(THINK_CLOSE)
-    if mark is None:
-        return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch + THINK_CLOSE)]
-    return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch), mark]
+    return _through_close(tokenizer, prompt, f"{chain}\n")
 
 
+@lru_cache(maxsize=8)
 def close_tokens(tokenizer: Tokenizer) -> int:
     """How many tokens the close of a chain takes, at most."""
     return len(encode_closed(tokenizer, PairPrompt([], truncated=False, head=0, tail=""), ""))
@@ -132,10 +131,15 @@ def encode_written(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, written
         return [*prompt.ids, *written[: written.index(mark) + 1]]
     if mark is None and written and tokenizer.decode(written).endswith(THINK_CLOSE):
         return [*prompt.ids, *written]
+    return _through_close(tokenizer, prompt, chain)
+
+
+def _through_close(tokenizer: Tokenizer, prompt: PairPrompt, text: str) -> list[int]:
+    """A prompt, what follows it, and ``</think>``: a token where the tokenizer has one, else text."""
+    stretch, mark = prompt.tail + text, tokenizer.get_added_vocab().get(THINK_CLOSE)
     if mark is None:
-        return [*prompt.ids[: prompt.head], *encode_text(tokenizer, prompt.tail + chain + THINK_CLOSE)]
-    thought = encode_text(tokenizer, prompt.tail + chain) if prompt.tail + chain else []
-    return [*prompt.ids[: prompt.head], *thought, mark]
+        return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch + THINK_CLOSE)]
+    return [*prompt.ids[: prompt.head], *(encode_text(tokenizer, stretch) if stretch else []), mark]
 
 
 def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> PairPrompt:

@@ -182,9 +182,11 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
         chain = written.text if closed else cut_chain(written.text, scoring.compatibility)
     most = engine.limits.context - 1
-    asked = encode_written(tokenizer, prompt, chain, written.ids) if status == ScoreStatus.COMPLETE else []
-    if not asked or len(asked) > most:  # encoded again, an endpoint's text may have more tokens than it wrote
-        status = ScoreStatus.FORCED if chain is not None else status
+    if status == ScoreStatus.COMPLETE:
+        asked = encode_written(tokenizer, prompt, chain, written.ids)
+        if len(asked) > most:  # encoded again, an endpoint's text may have more tokens than it wrote
+            status = ScoreStatus.FORCED
+    if status != ScoreStatus.COMPLETE:
         asked, shorter = _closed(tokenizer, prompt, chain or "", most)
         chain = chain and shorter
     try:

@@ -144,7 +144,6 @@ class _Client(ABC):
                 await asyncio.wait({sent, looking}, return_when=asyncio.FIRST_COMPLETED)
                 if not sent.done() and not looking.result():
                     raise EndpointError(f"{self._where}: was not well for {self._patience_s:g} s")
-                looking.cancel()
             return sent.result()
         finally:
             sent.cancel()

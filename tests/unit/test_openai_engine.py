@@ -13,6 +13,7 @@ import pytest
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import meter, retries
+from limrank.engines.base import told_stop
 from limrank.engines.openai import OpenAIEngine
 from limrank.errors import EndpointError, RowError, UserError
 
@@ -351,6 +352,20 @@ def test_which_stop_ended_an_answer(endpoint, text, fields, stops, told):
     answer = asked(endpoint.url, call)
     assert answer.stop == told
     assert answer.text == ("One" if text.startswith("One") else "A chain.")
+
+
+def test_another_end_of_the_model_s_is_no_stop_and_nothing_is_looked_up_without_need():
+    added = {"</think>": 7, "<|endoftext|>": 9}
+    assert told_stop(7, ["</think>"], lambda: added) == "</think>"
+    assert told_stop(9, ["</think>"], lambda: added) is None
+
+    def unread():
+        raise AssertionError("the tokenizer was read")
+
+    assert [told_stop(told, stop, unread) for told, stop in ((9, ()), (None, ["x"]), ("eos", ["x"]), ("x", ["x"]))] == [
+        *(None, None, None),
+        "x",
+    ]
 
 
 class MarkedTokenizer:
