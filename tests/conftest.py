@@ -22,6 +22,12 @@ MODEL = "smollm2-135m-instruct"
 CONTEXT = 2048
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named by their argument: a name of their content (gzip's has the second in it) would differ
+    between the processes of one run."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 class LiveEngine:
     """An engine on an event loop of its own, in a thread, for tests that are not coroutines."""
 
