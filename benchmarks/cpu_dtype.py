@@ -43,7 +43,7 @@ def tokens_per_second(dtype: str, train_file: Path, steps: int) -> float:
     from limrank.config import TrainingConfig
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS, encode_example
-    from limrank.training.examples import aim, encode_examples
+    from limrank.training.examples import encode_examples, set_target
     from limrank.training.loop import train
     from limrank.training.model import load_for_training
     from limrank.training.sources import read_examples
@@ -52,7 +52,7 @@ def tokens_per_second(dtype: str, train_file: Path, steps: int) -> float:
     training = TrainingConfig(target="direct", epochs=1, learning_rate=1e-4, batch_size=4, gradient_accumulation=2)
     torch.manual_seed(1)
     model, tokenizer = load_for_training(models.resolve(MODEL), training, getattr(torch, dtype))
-    chosen = aim(read_examples(train_file), "direct")[: 8 * steps]
+    chosen = set_target(read_examples(train_file), "direct")[: 8 * steps]
     examples = encode_examples(
         chosen, partial(encode_example, tokenizer), tokenizer.eos_token_id, 2500, str(train_file)
     )

@@ -94,7 +94,7 @@ def measure(rows: int, candidates: int) -> str:
             WorkersConfig(),
             progress=Progress(watch, every_s=0.5),
             stage="",
-            weighed_in="pairs",
+            progress_unit="pairs",
         )
         ended = time.monotonic()
         assert (summary.rows, summary.failed) == (rows, 0)

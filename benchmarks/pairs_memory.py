@@ -77,7 +77,7 @@ def step(name: str, folder: str) -> str:
     plan = write_plan(
         Storage(settings.run_dir), units(source, settings.scoring), rerank_unit_schema(), chunk_cost=600_000
     )
-    return f"{plan.units} queries, {plan.weight} pairs in {len(plan.chunks)} chunks"
+    return f"{plan.units} queries, {plan.size} pairs in {len(plan.chunks)} chunks"
 
 
 def peak_mib() -> float:

@@ -69,9 +69,9 @@ class Work:
     def prompts(self, tokenizer, think_tokens: int) -> list[list[int]]:
         """Token ids of every pair's prompt, as the scorer cuts them."""
         template = prompt_template(ScoringConfig())
-        room = MODEL.max_model_len - len(encode_template(tokenizer, CLOSE)) - 1 - think_tokens
+        max_tokens = MODEL.max_model_len - len(encode_template(tokenizer, CLOSE)) - 1 - think_tokens
         return [
-            encode_pair(tokenizer, template, query, candidate.text, room=room).ids
+            encode_pair(tokenizer, template, query, candidate.text, max_tokens=max_tokens).ids
             for query, candidates in self.found
             for candidate in candidates
         ]

@@ -29,7 +29,7 @@ from limrank.config import TrainingConfig
 from limrank.engines.base import label_token_ids
 from limrank.scoring import LABELS, encode_example
 from limrank.training.batches import epoch_steps, single_units
-from limrank.training.examples import EncodedExample, aim, encode_examples
+from limrank.training.examples import EncodedExample, encode_examples, set_target
 from limrank.training.loop import train
 from limrank.training.model import load_for_training
 from limrank.training.sources import read_examples
@@ -137,7 +137,9 @@ def main() -> None:
     tokenizer = load_for_training(model_dir, training, torch.float32)[1]
     chosen = read_examples(given.train_file)[: given.steps * given.batch * given.accumulation]
     encoding = partial(encode_example, tokenizer)
-    examples = encode_examples(aim(chosen, given.target), encoding, tokenizer.eos_token_id, 2500, given.train_file)
+    examples = encode_examples(
+        set_target(chosen, given.target), encoding, tokenizer.eos_token_id, 2500, given.train_file
+    )
     lengths = [len(each.ids) for each in examples]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
     print(

@@ -141,7 +141,7 @@ class JobRun:
         return Storage(self.run_dir)
 
     def _json(self, name: str) -> dict[str, Any]:
-        return parse_json(self._storage.read_bytes(name), self._storage.shown(name), expect=dict)
+        return parse_json(self._storage.read_bytes(name), self._storage.display_path(name), expect=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class SynthesisResult(JobRun):
     @property
     def train_file(self) -> str:
         """The selected examples as prompts and completions: ``training.train_file`` of a train job."""
-        return self._storage.shown("train.jsonl")
+        return self._storage.display_path("train.jsonl")
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def train(
     return TrainingResult(
         job_config.run_dir,
         model_dir=done.model_dir,
-        adapter_dir=storage.shown("adapter") if job_config.training.method == "lora" else None,
+        adapter_dir=storage.display_path("adapter") if job_config.training.method == "lora" else None,
         best_step=done.best_step,
         exported_step=done.exported_step,
         final_loss=done.final_loss,

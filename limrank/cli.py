@@ -227,7 +227,7 @@ def _print_result(result: JobResult) -> None:
     for warning in result.warnings:
         _complain(f"warning: {warning}")
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    for part in result.shown:
+    for part in result.messages:
         console.print(printable(part, PAGE, lines=True) if isinstance(part, str) else part, markup=False)
 
 

@@ -46,7 +46,7 @@ def kind_of(path: str | Path) -> Kind:
         return "file"
     if stat.S_ISDIR(mode):
         return "folder"
-    raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file or a folder")
+    raise UserError(f"{printable_path(path)}: cannot be read: {_other_kind(mode)}, not a file or a folder")
 
 
 def is_file(path: str | Path) -> bool:
@@ -96,13 +96,13 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
         # Without waiting for the other end of a pipe: what has none reads as empty.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise UserError(f"{shown(path)}: no such {what}") from None
+        raise UserError(f"{printable_path(path)}: no such {what}") from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
         os.close(descriptor)
-        raise UserError(f"{shown(path)}: cannot be read: {_other_kind(mode)}, not a file")
+        raise UserError(f"{printable_path(path)}: cannot be read: {_other_kind(mode)}, not a file")
     os.set_blocking(descriptor, True)
     try:
         with open(descriptor, "rb") as file:
@@ -120,10 +120,10 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
 def unreadable(path: str | Path, error: Exception) -> UserError:
     """What to raise for an OSError of a path, or the ValueError of a text that is none."""
     reason = getattr(error, "strerror", None) or first_line(error)
-    return UserError(f"{shown(path)}: cannot be read: {reason}")
+    return UserError(f"{printable_path(path)}: cannot be read: {reason}")
 
 
-def shown(path: str | Path) -> str:
+def printable_path(path: str | Path) -> str:
     """A path for a message, on one line: of a long one the beginning and the end."""
     text = redacted(str(path))
     text = text if text.isprintable() else repr(text)[1:-1]

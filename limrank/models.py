@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of, shown
+from limrank.files import is_folder, kind_of, printable_path
 from limrank.parsing import clipped
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
@@ -83,7 +83,7 @@ def resolve(name: str, *, weights: bool = True) -> Path:
         return fetch(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"model {shown(name)}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
+            f"model {printable_path(name)}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
         )
     return _from_hub(name, weights)
 
@@ -188,7 +188,9 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
             with safe_open(file, framework="numpy") as tensors:
                 found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise UserError(f"model {shown(name)}: {file.name} cannot be read: {clipped(first_line(error))}") from None
+            raise UserError(
+                f"model {printable_path(name)}: {file.name} cannot be read: {clipped(first_line(error))}"
+            ) from None
     return found
 
 
@@ -205,7 +207,9 @@ def text_config(name: str) -> PretrainedConfig:
     except UserError:
         raise
     except Exception as error:  # what transformers raises depends on what is damaged
-        raise UserError(f"model {shown(name)}: its config cannot be read: {clipped(first_line(error))}") from error
+        raise UserError(
+            f"model {printable_path(name)}: its config cannot be read: {clipped(first_line(error))}"
+        ) from error
 
 
 def tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -220,7 +224,9 @@ def tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
-        raise UserError(f"model {shown(name)}: its tokenizer cannot be read: {clipped(first_line(error))}") from error
+        raise UserError(
+            f"model {printable_path(name)}: its tokenizer cannot be read: {clipped(first_line(error))}"
+        ) from error
 
 
 def served_name(name: str) -> str:
@@ -286,7 +292,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError as error:
         raise UserError(
-            f"model {shown(name)}: no such directory, and no hub id: {clipped(first_line(error))}"
+            f"model {printable_path(name)}: no such directory, and no hub id: {clipped(first_line(error))}"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from limrank import cluster, models
 from limrank.batch.manifest import parse_manifest
 from limrank.batch.rundir import open_run, versions
-from limrank.cluster.resources import claim
+from limrank.cluster.resources import reserve
 from limrank.config import (
     ModelConfig,
     PipelineJob,
@@ -84,7 +84,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
             if _status(stages["synthesize"].run_dir) == "stopped":  # at its budget: nobody trains on a part
                 run_dir.finish("stopped")
-                return _result(results, results[-1].shown[1:])
+                return _result(results, results[-1].messages[1:])
             results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
         results.append(training.run(stages["train"], **common))
         tuned = stages["rerank_tuned"].model
@@ -114,7 +114,7 @@ def _result(stages: Sequence[JobResult], shown: Sequence[Any]) -> JobResult:
     return JobResult(
         sum(result.failed for result in stages),
         list(dict.fromkeys(warning for result in stages for warning in result.warnings)),
-        [*(result.shown[0] for result in stages if result.shown), *shown],
+        [*(result.messages[0] for result in stages if result.messages), *shown],
     )
 
 
@@ -255,7 +255,7 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
         yield None
         return
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
-    wanted = claim([spec], config.workers, 1)
+    wanted = reserve([spec], config.workers, 1)
     stage = f"engine, {Path(model.id).name}"
     progress.update(Event(stage, 0, 1, "started"))
     with host_engine(spec, wanted) as source:

@@ -137,8 +137,8 @@ def _published(benchmark: Benchmark) -> Run:
 
 def _fitting(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
     """The run's lists for the benchmark's queries, of documents that it has."""
-    lists, told = fit_run(run, benchmark, where)
+    lists, warning = fit_run(run, benchmark, where)
     if strange := strange_documents(lists, benchmark):
         raise UserError(f"{where}: {strange}")
-    warnings += told
+    warnings += warning
     return lists

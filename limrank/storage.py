@@ -281,7 +281,7 @@ class Storage:
         with file.open("rb") as source, files.open_output_stream(path) as target:
             shutil.copyfileobj(source, target, COPIED_AT_ONCE)
 
-    def shown(self, name: str) -> str:
+    def display_path(self, name: str) -> str:
         """A file's path or URI for a person, without the store's settings."""
         return f"{self.root.partition('?')[0].rstrip('/') if is_uri(self.root) else self.root}/{name}"
 

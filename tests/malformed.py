@@ -168,8 +168,8 @@ def attempt(case: Case) -> Outcome:
             _writable(folder)
     if case.reads_back:
         # Warnings, and what another command prints first, are not the point.
-        told = [line for line in err.getvalue().splitlines() if not line.startswith("warning: ")]
-        return _outcome(2 if code == 1 else code, "", "\n".join(told))
+        message = [line for line in err.getvalue().splitlines() if not line.startswith("warning: ")]
+        return _outcome(2 if code == 1 else code, "", "\n".join(message))
     return _outcome(code, out.getvalue(), err.getvalue())
 
 

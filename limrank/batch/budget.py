@@ -167,7 +167,7 @@ class Budget:
         self._begun = 0
         for receipt in committed:
             self._count(receipt)
-        self._told: dict[str, Any] | None = None
+        self._written: dict[str, Any] | None = None
         self._allow()
 
     @property
@@ -193,10 +193,10 @@ class Budget:
             for limit in self._limits:
                 limit.begin(chunk)
             self._begun += 1
-        told = {"begin": self._begun, "closed": self.is_spent}
-        if told != self._told:
-            self._storage.write_text(_FILE, json.dumps(told))
-            self._told = told
+        state = {"begin": self._begun, "closed": self.is_spent}
+        if state != self._written:
+            self._storage.write_text(_FILE, json.dumps(state))
+            self._written = state
 
 
 class Allowance:
@@ -208,14 +208,14 @@ class Allowance:
         self._seen: dict[str, int | bool] = {"begin": 0, "closed": False}
         self._looked = float("-inf")
 
-    async def may_begin(self, place: int) -> bool:
-        """Returns once the chunk at this place of the queue may begin, or never will."""
+    async def may_begin(self, position: int) -> bool:
+        """Returns once the chunk at this position of the queue may begin, or never will."""
         while True:
             async with self._lock:  # all that wait look once
-                if place >= self._seen["begin"] and time.monotonic() - self._looked >= _LOOK_S:
+                if position >= self._seen["begin"] and time.monotonic() - self._looked >= _LOOK_S:
                     self._seen = json.loads(await asyncio.to_thread(self._storage.read_text, _FILE))
                     self._looked = time.monotonic()
-            if place < self._seen["begin"]:
+            if position < self._seen["begin"]:
                 return True
             if self._seen["closed"]:
                 return False

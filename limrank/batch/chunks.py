@@ -32,8 +32,8 @@ from limrank.uris import redacted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DEATHS_BEFORE_ALONE = 2
-DEATHS_ALONE = 2
+CRASHES_BEFORE_ISOLATION = 2
+CRASHES_IN_ISOLATION = 2
 
 Engines = Mapping[str, Engine]
 Rows = list[dict[str, Any]]
@@ -51,14 +51,14 @@ class Task(Protocol):
     """The work on one unit: a pure async function, with the shapes around it. Picklable.
 
     ``unit_column`` is the column that says which unit a row is of; ``row_key`` are the
-    columns that together name a row, over the whole run. ``again_key`` are those that name
+    columns that together name a row, over the whole run. ``retry_key`` are those that name
     what a second try does as one: all its earlier rows give way to the new ones.
     """
 
     step: str
     unit_column: str
     row_key: tuple[str, ...]
-    again_key: tuple[str, ...]
+    retry_key: tuple[str, ...]
 
     @property
     def row_schema(self) -> pa.Schema: ...
@@ -66,7 +66,7 @@ class Task(Protocol):
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         """Raises RowError where nothing of the unit could be done."""
 
-    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         """Try what failed of a unit once more; ``rows`` are what it became before."""
 
     def failed_rows(self, unit: Unit) -> Rows:
@@ -113,9 +113,9 @@ class ChunkRunner:
         self._engines = engines
         self._worker = worker
 
-    async def deaths(self, number: int) -> int:
+    async def crashes(self, number: int) -> int:
         """How often a worker died over this chunk while its driver lived on."""
-        return await asyncio.to_thread(self._deaths, _attempts(number))
+        return await asyncio.to_thread(self._crashes, _attempts(number))
 
     async def open(self, number: int) -> Opened | Receipt:
         """Put an attempt on record and read the chunk's units; its receipt where this
@@ -126,7 +126,7 @@ class ChunkRunner:
         """
         return await asyncio.to_thread(self._open, number)
 
-    async def run(self, chunk: Opened, *, alone: bool) -> Receipt:
+    async def run(self, chunk: Opened, *, isolated: bool) -> Receipt:
         """Run and commit a chunk.
 
         Raises:
@@ -134,23 +134,23 @@ class ChunkRunner:
             OSError: its files could not be written.
         """
         with meter() as usage:
-            outcomes = await (self._alone(chunk) if alone else self._together(chunk))
+            outcomes = await (self._isolated(chunk) if isolated else self._together(chunk))
         return await asyncio.to_thread(self._commit, chunk, outcomes, usage)
 
     async def _together(self, chunk: Opened) -> list[Outcome]:
         return list(await asyncio.gather(*(self._unit(unit, chunk.earlier) for unit in chunk.units)))
 
-    async def _alone(self, chunk: Opened) -> list[Outcome]:
+    async def _isolated(self, chunk: Opened) -> list[Outcome]:
         outcomes = []
         for index, unit in enumerate(chunk.units):
             folder = f"{_attempts(chunk.number)}/unit-{index:03d}"
-            deaths = await asyncio.to_thread(self._deaths, folder)
-            if deaths >= DEATHS_ALONE:
-                error = EngineError(f"the engine died {deaths} times while it worked on this unit alone")
+            crashes = await asyncio.to_thread(self._crashes, folder)
+            if crashes >= CRASHES_IN_ISOLATION:
+                error = EngineError(f"the engine died {crashes} times while it worked on this unit alone")
                 if chunk.earlier:
                     outcomes.append(_still_failed(unit, chunk.earlier, error))
                 else:
-                    outcomes.append(unit_failed(self._task, unit, error, attempts=DEATHS_BEFORE_ALONE + deaths))
+                    outcomes.append(unit_failed(self._task, unit, error, attempts=CRASHES_BEFORE_ISOLATION + crashes))
                 continue
             mark = await asyncio.to_thread(self._mark, folder)
             outcomes.append(await self._unit(unit, chunk.earlier))
@@ -165,7 +165,7 @@ class ChunkRunner:
         if not failures:
             return Outcome(rows)
         try:
-            outcome = await self._task.again(unit, rows, self._engines)
+            outcome = await self._task.retry(unit, rows, self._engines)
         except (EngineError, UserError):
             raise
         except Exception as error:
@@ -180,7 +180,7 @@ class ChunkRunner:
         """Rows of a second try; one that it lost is as it was before."""
 
         def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-            return tuple(row[column] for column in self._task.again_key)
+            return tuple(row[column] for column in self._task.retry_key)
 
         there = {key(row) for row in rows}
         return [*rows, *(row for row in earlier if key(row) not in there)]
@@ -219,7 +219,7 @@ class ChunkRunner:
         self._storage.write_text(name, "")
         return name
 
-    def _deaths(self, folder: str) -> int:
+    def _crashes(self, folder: str) -> int:
         attempts = Counter(name.partition(".")[0] for name in self._storage.names(folder))
         # An earlier session's last attempt may have been cut short by that session's end.
         return sum(count - (session != self._worker.session) for session, count in attempts.items())
@@ -267,7 +267,7 @@ class ChunkRunner:
             ready=worker.ready,
             startup_seconds=worker.startup_seconds,
             engines=len(engines),
-            busy_seconds=sum(engine.traffic.busy_seconds for engine in engines),
+            busy_seconds=sum(engine.limiter.busy_seconds for engine in engines),
             dtypes={role: dtype for role, engine in self._engines.items() if (dtype := getattr(engine, "dtype", None))},
         )
 

@@ -22,7 +22,7 @@ from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
 from limrank.batch.rundir import RunDir
 from limrank.batch.worker import ChunkWorker
-from limrank.cluster.resources import claim, wait_for_room
+from limrank.cluster.resources import reserve, wait_for_resources
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
@@ -49,7 +49,7 @@ def fanout(
     *,
     progress: Progress,
     stage: str,
-    weighed_in: str,
+    progress_unit: str,
     bounds: Bounds = NO_BOUNDS,
 ) -> Summary:
     """Run every chunk of the plan that is not committed yet, and try what failed in the
@@ -68,10 +68,10 @@ def fanout(
         StorageError: the run directory cannot be written.
     """
     pending, budget = _to_do(run, plan, bounds)
-    session = _Session(plan, pending, progress, stage, weighed_in)
+    session = _Session(plan, pending, progress, stage, progress_unit)
     if pending and not (budget and budget.is_spent):
         _dispatch(run.storage, pending, task, engines, workers, session, budget)
-    summary = finish(run, plan, task, weighed_in, partly=budget is not None and budget.is_spent)
+    summary = finish(run, plan, task, progress_unit, partly=budget is not None and budget.is_spent)
     session.show(finished=True)
     return summary
 
@@ -128,16 +128,16 @@ def _dispatch(
     # the engine would do so while another one's suspects run alone.
     clients = not any(source.holds_model for source in engines.values())
     fewest, most = (1, 1) if clients else (workers.min_replicas, workers.max_replicas)
-    wanted = claim(engines.values(), workers, fewest)
+    wanted = reserve(engines.values(), workers, fewest)
     timeout_s = max(source.startup_timeout_s for source in engines.values())
-    wait_for_room(wanted, timeout_s)
+    wait_for_resources(wanted, timeout_s)
     prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     at_once = _at_once(pending, most)
     receipts = (
         # A block each, so that chunks are handed out one by one.
         ray.data.from_arrow(
-            [pa.table({"chunk": [chunk.number], "place": [place]}) for place, chunk in enumerate(pending)]
+            [pa.table({"chunk": [chunk.number], "position": [position]}) for position, chunk in enumerate(pending)]
         ).map_batches(
             ChunkWorker,
             fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s, budget is not None),
@@ -173,21 +173,21 @@ def _at_once(pending: Sequence[Chunk], replicas: int) -> int:
     """Chunks that a worker is handed at a time. Its engine decides how many of them are at
     work (``worker.Admission``); these are enough to fill any engine, and at the end of a
     run not so many that one worker sits on what another could do."""
-    weight = sum(chunk.weight for chunk in pending) / len(pending)
+    size = sum(chunk.size for chunk in pending) / len(pending)
     share = math.ceil(len(pending) / (4 * replicas)) if replicas > 1 else _MOST_AT_ONCE
-    return max(2, min(_MOST_AT_ONCE, share, math.ceil(_MANY_REQUESTS / max(weight, 1)) + 1))
+    return max(2, min(_MOST_AT_ONCE, share, math.ceil(_MANY_REQUESTS / max(size, 1)) + 1))
 
 
 class _Session:
     """What this driver sees of the work, for progress and rates."""
 
-    def __init__(self, plan: Plan, pending: list[Chunk], progress: Progress, stage: str, weighed_in: str) -> None:
-        self._weights = {chunk.number: chunk.weight for chunk in pending}
-        self._total = plan.weight
-        self._already = plan.weight - sum(self._weights.values())
+    def __init__(self, plan: Plan, pending: list[Chunk], progress: Progress, stage: str, progress_unit: str) -> None:
+        self._sizes = {chunk.number: chunk.size for chunk in pending}
+        self._total = plan.size
+        self._already = plan.size - sum(self._sizes.values())
         self._progress = progress
         self._stage = stage
-        self._weighed_in = weighed_in
+        self._progress_unit = progress_unit
         self.done_weight = 0
         self.tokens = 0
         self.failed = 0
@@ -207,7 +207,7 @@ class _Session:
             return None
         receipt = Receipt.from_json(row["receipt"])
         # A chunk that ran twice (its first actor died after the commit) counts once.
-        self.done_weight += self._weights.pop(receipt.chunk, 0)
+        self.done_weight += self._sizes.pop(receipt.chunk, 0)
         self.tokens += receipt.prompt_tokens + receipt.generated_tokens
         self.failed += receipt.failed
         began, ended = receipt.work[-1].began, receipt.work[-1].ended
@@ -223,7 +223,7 @@ class _Session:
                 self._stage,
                 self._already + self.done_weight,
                 self._total,
-                self._weighed_in,
+                self._progress_unit,
                 failed=self.failed,
                 rate=self.done_weight / seconds if seconds else None,
                 tokens_per_second=self.tokens / seconds if seconds else None,
@@ -232,7 +232,7 @@ class _Session:
         )
 
 
-def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str, *, partly: bool = False) -> Summary:
+def finish(run: RunDir, plan: Plan, task: Task, progress_unit: str, *, partly: bool = False) -> Summary:
     """Check that every chunk is committed, once, and put the totals into the manifest.
     ``partly``: some may be left for a later call."""
     receipts = read_receipts(run.storage)
@@ -241,8 +241,8 @@ def finish(run: RunDir, plan: Plan, task: Task, weighed_in: str, *, partly: bool
         raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
     check_unique(run.storage, task.row_key)
     done = {receipt.chunk for receipt in receipts}
-    summary = summarize(receipts, sum(chunk.weight for chunk in plan.chunks if chunk.number in done))
-    run.note(**manifest_parts(summary, weighed_in))
+    summary = summarize(receipts, sum(chunk.size for chunk in plan.chunks if chunk.number in done))
+    run.note(**manifest_parts(summary, progress_unit))
     return summary
 
 

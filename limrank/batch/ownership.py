@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from limrank.batch.places import INSTEAD, check_place
+from limrank.batch.locations import INSTEAD, check_location
 from limrank.batch.plan import read_plan
 from limrank.config import JOBS, EvaluateJob, Job, is_uri
 from limrank.config.recipe import input_paths
@@ -27,7 +27,7 @@ _NAMED = 3
 """How many files a message names."""
 
 
-def look(storage: Storage, *, evaluation: bool = False) -> dict[str, Any] | None:
+def existing_manifest(storage: Storage, *, evaluation: bool = False) -> dict[str, Any] | None:
     """The manifest of the run that a directory holds; None where it is new or empty. Nothing is touched.
 
     Args:
@@ -113,17 +113,17 @@ def check_run_dir(config: Job) -> None:
     """
     storage = Storage(config.run_dir)
     if not isinstance(config, EvaluateJob):
-        check_place(config.run_dir, input_paths(config))
+        check_location(config.run_dir, input_paths(config))
         with usable(config.run_dir):
-            look(storage)
+            existing_manifest(storage)
         return
-    check_place(config.run_dir)
+    check_location(config.run_dir)
     if not config.evaluation.run and not config.evaluation.compare:
         return  # the rerank job's directory: whoever evaluates it reads its run, queries and judgements
     with usable(config.run_dir):
-        manifest = look(storage, evaluation=True)
+        manifest = existing_manifest(storage, evaluation=True)
     if manifest is None:
-        check_place(config.run_dir, input_paths(config))
+        check_location(config.run_dir, input_paths(config))
     elif manifest["job"] != "rerank":
         raise UserError(f"run_dir {storage.root}: holds a {manifest['job']} run; {INSTEAD}")
 

@@ -37,12 +37,12 @@ _WINDOW = 8192
 
 @dataclass(frozen=True)
 class Chunk:
-    """``weight`` counts what a person sees progress in: pairs, seeds."""
+    """``size`` counts what a person sees progress in: pairs, seeds."""
 
     number: int
     units: int
     cost: int
-    weight: int
+    size: int
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ class Plan:
         return sum(chunk.units for chunk in self.chunks)
 
     @property
-    def weight(self) -> int:
-        return sum(chunk.weight for chunk in self.chunks)
+    def size(self) -> int:
+        return sum(chunk.size for chunk in self.chunks)
 
 
 def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.Schema, *, chunk_cost: int) -> Plan:
@@ -95,11 +95,11 @@ def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.S
                     stream = part.enter_context(storage.open_output(_part(len(chunks))))
                     writer = part.enter_context(pq.ParquetWriter(stream, schema, compression="zstd"))
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
-            cost, weight = sum(unit["cost"] for unit in rows), sum(weight for _, weight in members)
-            chunks.append(Chunk(len(chunks), len(rows), cost, weight))
+            cost, size = sum(unit["cost"] for unit in rows), sum(size for _, size in members)
+            chunks.append(Chunk(len(chunks), len(rows), cost, size))
         with storage.writing():
             part.close()
-    listed = [[chunk.units, chunk.cost, chunk.weight] for chunk in chunks]
+    listed = [[chunk.units, chunk.cost, chunk.size] for chunk in chunks]
     storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
 
@@ -157,13 +157,13 @@ def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tu
 
 def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int]]]:
     window: list[tuple[Unit, int]] = []
-    weight = 0
+    size = 0
     for member in units:
         window.append(member)
-        weight += max(member[1], 1)
-        if weight >= _WINDOW:
+        size += max(member[1], 1)
+        if size >= _WINDOW:
             yield window
-            window, weight = [], 0
+            window, size = [], 0
     if window:
         yield window
 

@@ -293,8 +293,8 @@ class Summary:
         return self.prompt_tokens + self.generated_tokens
 
 
-def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
-    """Sum receipts up; pure. ``weight`` is the whole plan's."""
+def summarize(receipts: Sequence[Receipt], size: int) -> Summary:
+    """Sum receipts up; pure. ``size`` is the whole plan's."""
     work = [each for receipt in receipts for each in receipt.work]
     seconds = _covered([(each.began, each.ended) for each in work])
     last: dict[str, Work] = {}
@@ -321,7 +321,7 @@ def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
         startup_seconds=max((each.startup_seconds for each in work), default=0.0),
         busy_seconds=busy,
         idle_seconds=max(0.0, up - busy),
-        rate=weight / seconds if seconds else None,
+        rate=size / seconds if seconds else None,
         steps=usage.steps,
         dtypes={
             role: sorted({each.dtypes[role] for each in work if role in each.dtypes})
@@ -331,7 +331,7 @@ def summarize(receipts: Sequence[Receipt], weight: int) -> Summary:
     )
 
 
-def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any]]:
+def manifest_parts(summary: Summary, progress_unit: str) -> dict[str, dict[str, Any]]:
     """The totals as a run's manifest has them."""
     return {
         "counts": {"units": summary.units, "rows": summary.rows, "failed": summary.failed}
@@ -349,7 +349,7 @@ def manifest_parts(summary: Summary, weighed_in: str) -> dict[str, dict[str, Any
         }
         | ({"by_step": {name: step_tokens(usage) for name, usage in summary.steps.items()}} if summary.steps else {}),
         "rates": {
-            f"{weighed_in}_per_second": round(summary.rate, 3),
+            f"{progress_unit}_per_second": round(summary.rate, 3),
             "tokens_per_second": round(summary.tokens / summary.seconds, 1),
         }
         if summary.rate

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from limrank import signals
-from limrank.batch.ownership import EMPTIED, SCHEMA_VERSION, clear, listed, look, make, read_lock, usable
-from limrank.batch.places import check_place
+from limrank.batch.locations import check_location
+from limrank.batch.ownership import EMPTIED, SCHEMA_VERSION, clear, existing_manifest, listed, make, read_lock, usable
 from limrank.config import is_uri
 from limrank.errors import UserError
 from limrank.printable import printable
@@ -67,7 +67,7 @@ def open_run(
     overwrite: bool = False,
     inputs: Sequence[tuple[str, str]] = (),
 ) -> Iterator[RunDir]:
-    """Take a run directory: look whether it may be one, lock it, check whose rows it holds, write
+    """Take a run directory: check whether it may be one, lock it, check whose rows it holds, write
     manifest and config. It is new, empty, or a run of limrank's; any other stays as it is.
 
     Args:
@@ -75,14 +75,14 @@ def open_run(
         inputs: what the job reads, as ``recipe.input_paths`` gives it.
 
     Raises:
-        UserError: it may not be a run's (see ``places.py``), another driver holds it, it cannot be
+        UserError: it may not be a run's (see ``locations.py``), another driver holds it, it cannot be
             written, or it holds something else, or another config's rows and ``overwrite`` is not set.
     """
     storage = Storage(path)
-    check_place(path, inputs)
+    check_location(path, inputs)
     with contextlib.ExitStack() as held:
         with usable(path):
-            look(storage)
+            existing_manifest(storage)
         with usable(path):
             make(path)
             held.enter_context(_lock(storage))
@@ -126,7 +126,7 @@ def versions() -> dict[str, str]:
 
 def _belongs(storage: Storage, job: str, config_hash: str, overwrite: bool) -> bool:
     """Whether the directory holds this config's run; ``overwrite`` empties it first."""
-    known = look(storage)
+    known = existing_manifest(storage)
     if known is None:
         return False
     if overwrite:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from limrank.batch.budget import Allowance
-from limrank.batch.chunks import DEATHS_BEFORE_ALONE, ChunkRunner, Engines, Task, Worker
+from limrank.batch.chunks import CRASHES_BEFORE_ISOLATION, ChunkRunner, Engines, Task, Worker
 from limrank.batch.receipts import Receipt
 from limrank.engines import EngineSource
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError
@@ -69,14 +69,14 @@ class ChunkWorker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        answers = [self._answer(row["chunk"], row["place"]) for row in batch.to_pylist()]
+        answers = [self._answer(row["chunk"], row["position"]) for row in batch.to_pylist()]
         return pa.Table.from_pylist(answers, schema=_wire())
 
-    def _answer(self, number: int, place: int) -> dict[str, Any]:
+    def _answer(self, number: int, position: int) -> dict[str, Any]:
         if self._fatal is not None:
             return _fatal(self._fatal)
         try:
-            receipt = self._wait(self._run(number, place))
+            receipt = self._wait(self._run(number, position))
             return {"receipt": receipt.to_json() if receipt else None}
         except EndpointError as error:
             return _fatal(error)
@@ -93,19 +93,19 @@ class ChunkWorker:
         except Exception as error:
             return _fatal(error)
 
-    async def _run(self, number: int, place: int) -> Receipt | None:
+    async def _run(self, number: int, position: int) -> Receipt | None:
         # Outside of the door: what a chunk waits for may be the end of one that comes after it.
-        if self._allowance and not await self._allowance.may_begin(place):
+        if self._allowance and not await self._allowance.may_begin(position):
             return None
-        if await self._runner.deaths(number) >= DEATHS_BEFORE_ALONE:
-            async with self._admission.alone():
+        if await self._runner.crashes(number) >= CRASHES_BEFORE_ISOLATION:
+            async with self._admission.isolated():
                 chunk = await self._runner.open(number)
-                return chunk if isinstance(chunk, Receipt) else await self._runner.run(chunk, alone=True)
+                return chunk if isinstance(chunk, Receipt) else await self._runner.run(chunk, isolated=True)
         async with self._admission.shared() as under_way:
             chunk = await self._runner.open(number)
             if isinstance(chunk, Receipt):
                 return chunk
-            running = asyncio.ensure_future(self._runner.run(chunk, alone=False))
+            running = asyncio.ensure_future(self._runner.run(chunk, isolated=False))
             for _ in range(_STEPS_TO_ENGINE):
                 await asyncio.sleep(0)
             under_way()
@@ -134,7 +134,7 @@ class Admission:
     """
 
     def __init__(self, engines: Engines) -> None:
-        self._engines = [(engine.traffic, engine.limits.in_flight) for engine in set(engines.values())]
+        self._engines = [(engine.limiter, engine.limits.in_flight) for engine in set(engines.values())]
         self._door = asyncio.Lock()
         self._running = 0
 
@@ -152,7 +152,7 @@ class Admission:
                 self._door.release()
 
         try:
-            while self._running and not self._has_room():
+            while self._running and not self._has_capacity():
                 await asyncio.sleep(_LOOK_S)
             self._running += 1
             try:
@@ -163,14 +163,14 @@ class Admission:
             under_way()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def isolated(self) -> AsyncIterator[None]:
         async with self._door:
             while self._running:
                 await asyncio.sleep(_LOOK_S)
             yield
 
-    def _has_room(self) -> bool:
-        return all(traffic.requests < runs for traffic, runs in self._engines)
+    def _has_capacity(self) -> bool:
+        return all(limiter.requests < runs for limiter, runs in self._engines)
 
 
 def _wire() -> pa.Schema:

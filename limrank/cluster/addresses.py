@@ -102,10 +102,10 @@ def check_dashboard(address: str) -> None:
 
 def _is_version(answer) -> bool:
     try:
-        told = answer.json()
+        payload = answer.json()
     except ValueError:
         return False
-    return answer.status_code == 200 and isinstance(told, dict) and "ray_version" in told
+    return answer.status_code == 200 and isinstance(payload, dict) and "ray_version" in payload
 
 
 def _of_auto() -> tuple[str | None, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limrank.config import WorkersConfig
-from limrank.engines.base import Claimant
+from limrank.engines.base import ResourceRequest
 from limrank.errors import EngineError, UserError
 
 _ANY_NUMBER = 1_000_000
@@ -15,8 +15,8 @@ _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
 _OF_ENGINES = "model.id, engine.kv_cache_gib: one replica's weights and key-value cache"
 
 
-def claim(
-    claimants: Iterable[Claimant],
+def reserve(
+    requests: Iterable[ResourceRequest],
     workers: WorkersConfig,
     replicas: int,
     *,
@@ -34,12 +34,12 @@ def claim(
     Raises:
         UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
     """
-    claimants, whole = list(claimants), nodes_alive()
-    wanted = resources(claimants, workers, sum(node.get("GPU", 0.0) for node in whole))
+    requests, whole = list(requests), nodes_alive()
+    wanted = resources(requests, workers, sum(node.get("GPU", 0.0) for node in whole))
     left = whole if nodes is None else nodes
     check_resources(wanted, replicas, left, spare_cpus)
     if not wanted["num_gpus"]:
-        check_memory(sum(claimant.memory_bytes for claimant in set(claimants)), left, memory_of)
+        check_memory(sum(request.memory_bytes for request in set(requests)), left, memory_of)
     return wanted
 
 
@@ -50,9 +50,9 @@ def nodes_alive() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def resources(claimants: Iterable[Claimant], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
+def resources(requests: Iterable[ResourceRequest], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
     """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
-    if not any(claimant.holds_model for claimant in claimants):
+    if not any(request.holds_model for request in requests):
         return {"num_cpus": 0.1, "num_gpus": 0.0}
     gpus = workers.gpus
     if gpus is None:
@@ -74,9 +74,9 @@ def check_resources(
             raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
     if fitting(wanted, nodes, spare_cpus) < replicas:
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
-        beside = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
+        spare = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
         raise UserError(
-            f"workers: {replicas} replicas of {needed} each{beside} do not fit into the cluster's nodes (not yet "
+            f"workers: {replicas} replicas of {needed} each{spare} do not fit into the cluster's nodes (not yet "
             f"taken by this job: {have}): lower workers.replicas, workers.cpus or workers.gpus"
         )
 
@@ -100,7 +100,7 @@ def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spa
     return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in able)))
 
 
-def beside(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+def remaining(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """What the nodes have left when they hold so many replicas, each on the node that has
     room for the most."""
     left = [dict(node) for node in nodes]
@@ -111,7 +111,7 @@ def beside(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str
     return left
 
 
-def wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:
+def wait_for_resources(wanted: Mapping[str, Any], timeout_s: float) -> None:
     """Wait until the cluster has room for one replica; others' jobs may hold all of it.
 
     Raises:
@@ -120,11 +120,11 @@ def wait_for_room(wanted: Mapping[str, Any], timeout_s: float) -> None:
     import ray
     from ray.exceptions import GetTimeoutError
 
-    room = ray.remote(_nothing).options(**wanted).remote()
+    probe = ray.remote(_nothing).options(**wanted).remote()
     try:
-        ray.get(room, timeout=timeout_s)
+        ray.get(probe, timeout=timeout_s)
     except GetTimeoutError:
-        ray.cancel(room, force=True)
+        ray.cancel(probe, force=True)
         raise EngineError(
             f"the cluster had no room for one worker ({dict(wanted)}) within {timeout_s:g} s "
             "(engine.startup_timeout_s): other work holds it"

@@ -27,7 +27,7 @@ from limrank.config import (
     known_fields,
 )
 from limrank.errors import UserError
-from limrank.files import is_file, is_folder, opened, shown
+from limrank.files import is_file, is_folder, opened, printable_path
 from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse_yaml
 
 AJob = TypeVar("AJob", bound=Job)
@@ -246,11 +246,11 @@ def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
-    source = f"-s {shown(override)}"
+    source = f"-s {printable_path(override)}"
     if not equals or not key:
         raise UserError(f"{source}: should be key=value")
     if not text.strip():
-        raise UserError(f"{source}: has no value; {shown(key)}=null unsets the key")
+        raise UserError(f"{source}: has no value; {printable_path(key)}=null unsets the key")
     keys = key.split(".")
     _set(values, keys, _override_value(keys, text, source), source)
 
@@ -296,7 +296,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") 
         if below is None:
             below = values[parent] = {}
         if not isinstance(below, dict):
-            raise UserError(f"{source}: {shown(parent)} is not a section")
+            raise UserError(f"{source}: {printable_path(parent)} is not a section")
         values = below
     if value is None:
         values.pop(last, None)
@@ -335,7 +335,7 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
 def _key(location: tuple[int | str, ...]) -> str:
     """A fault's place as the recipe's key; pydantic also names the branch of a union."""
     parts = [str(part) for part in location]
-    return shown(
+    return printable_path(
         ".".join(
             part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
         )

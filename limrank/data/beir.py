@@ -58,14 +58,16 @@ def judged_benchmark(name: str, documents: list[Document], queries: list[Query],
     if lost := len(qrels) - len(kept):
         warnings.append(f"{name}: the judgements of {lost} queries that the collection lacks are left out")
     if absent := sum(doc_id not in known_documents for grades in kept.values() for doc_id in grades):
-        told = f"{name}: {absent} judgements name documents that the collection lacks; they stay in the ideal"
+        warning = f"{name}: {absent} judgements name documents that the collection lacks; they stay in the ideal"
         if absent == sum(len(grades) for grades in kept.values()):
-            told = f"{name}: all {absent} judgements name documents that the collection lacks: are their ids its own?"
-        warnings.append(told)
+            warning = (
+                f"{name}: all {absent} judgements name documents that the collection lacks: are their ids its own?"
+            )
+        warnings.append(warning)
     asked = [query for query in queries if query.query_id in kept]
     unselected = frozenset(known_queries - kept.keys())
-    told = warnings + _of_exclusions(name, documents, asked)
-    return Benchmark(name, documents, asked, kept, told, unselected=unselected)
+    noted = warnings + _of_exclusions(name, documents, asked)
+    return Benchmark(name, documents, asked, kept, noted, unselected=unselected)
 
 
 def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -> list[str]:

@@ -15,7 +15,7 @@ from limrank import prompts
 from limrank.config import DataConfig, Rewriting
 from limrank.data import beir, hub
 from limrank.errors import UserError
-from limrank.files import kind_of, opened, shown
+from limrank.files import kind_of, opened, printable_path
 from limrank.parsing import brief
 from limrank.records import Benchmark
 from limrank.text.analyzer import words
@@ -95,7 +95,7 @@ def _rewritten(data: DataConfig) -> dict[str, str]:
         return hub.rewritten(data.name, source, data.path, data.revision)
     if kind_of(source) != "file":
         raise UserError(
-            f"data.first_stage_queries: {shown(source)}: no such file, and BRIGHT's are {', '.join(get_args(Rewriting))}"
+            f"data.first_stage_queries: {printable_path(source)}: no such file, and BRIGHT's are {', '.join(get_args(Rewriting))}"
         )
     return {query.query_id: query.text for query in beir.read_queries(source)}
 
@@ -121,8 +121,8 @@ def without_themselves(benchmark: Benchmark) -> Benchmark:
         replace(query, excluded=query.excluded | {query.query_id}) if query.query_id in own else query
         for query in benchmark.queries
     ]
-    told = f"{len(own)} queries are in the corpus themselves, by id and text: they are no candidates of their own"
-    return replace(benchmark, queries=queries, warnings=[*benchmark.warnings, told])
+    warning = f"{len(own)} queries are in the corpus themselves, by id and text: they are no candidates of their own"
+    return replace(benchmark, queries=queries, warnings=[*benchmark.warnings, warning])
 
 
 _SAME = 0.8

@@ -64,13 +64,13 @@ def strange_documents(run: Run, benchmark: Benchmark) -> str:
     unknown = [doc_id for doc_id in ranked if doc_id not in known]
     if not unknown:
         return ""
-    told = (
+    warning = (
         f"the corpus lacks {len(unknown)} of the {len(ranked)} documents that it ranks, such as "
         f"{brief(unknown[0])} of query {brief(ranked[unknown[0]])}"
     )
     if len(unknown) == len(ranked):
-        told += f": its ids seem to be of another layout; the corpus has {brief(benchmark.documents[0].doc_id)}"
-    return told
+        warning += f": its ids seem to be of another layout; the corpus has {brief(benchmark.documents[0].doc_id)}"
+    return warning
 
 
 def _without_letters(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:

@@ -218,10 +218,12 @@ def _followir(name: str, repository: _Repository) -> Benchmark:
     without = [query.query_id for query in queries if not query.instruction]
     if not without:
         return benchmark
-    told = f"{name}: {len(without)} of {len(queries)} queries have no instruction, such as {brief(without[0])}"
+    warning = f"{name}: {len(without)} of {len(queries)} queries have no instruction, such as {brief(without[0])}"
     if len(without) == len(queries):
-        raise UserError(f"data: {told}; 'instruction' is for {', '.join(map(brief, list(instructions)[:3])) or 'none'}")
-    return replace(benchmark, warnings=[*benchmark.warnings, told])
+        raise UserError(
+            f"data: {warning}; 'instruction' is for {', '.join(map(brief, list(instructions)[:3])) or 'none'}"
+        )
+    return replace(benchmark, warnings=[*benchmark.warnings, warning])
 
 
 def _repository(name: str, path: str | None, revision: str | None) -> _Repository:
@@ -272,12 +274,12 @@ def load_splits(source: str, config: str | None, *, key: str, revision: str | No
     import datasets
 
     named = f"{source} at {revision}" if revision else source
-    with told(key, f"{config!r} of {named}" if config else named):
+    with one_line_errors(key, f"{config!r} of {named}" if config else named):
         return datasets.load_dataset(source, config, revision=revision)
 
 
 @contextmanager
-def told(key: str, what: str) -> Iterator[None]:
+def one_line_errors(key: str, what: str) -> Iterator[None]:
     """What ``datasets`` raises for a repository, in one line."""
     import datasets
 

@@ -69,7 +69,7 @@ class Repository:
         """Raises UserError: the hub cannot be reached, or has no such repository."""
         import datasets
 
-        with hub.told(self.key, self.source):
+        with hub.one_line_errors(self.key, self.source):
             return datasets.get_dataset_config_names(self.source)
 
     def is_retrieval(self) -> bool:

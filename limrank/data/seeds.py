@@ -30,7 +30,7 @@ from limrank.data import beir, tables
 from limrank.data.named import NAMED, Repository
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of, shown
+from limrank.files import is_folder, kind_of, printable_path
 from limrank.parsing import brief, clipped
 from limrank.records import Document, Persona, Qrels, Query, Seed
 
@@ -230,7 +230,7 @@ def _seed_rows(path: str) -> _Rows:
         return _dataset_rows(Path(path))
     if kind == "missing":
         raise UnavailableError(
-            f"{shown(path)}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
+            f"{printable_path(path)}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
             "a saved dataset, or hub://OWNER/NAME"
         )
     if _is_jsonl(path):

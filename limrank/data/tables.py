@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from limrank.config import is_uri
 from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError, first_line
-from limrank.files import is_file, kind_of, shown
+from limrank.files import is_file, kind_of, printable_path
 from limrank.parsing import clipped
 from limrank.storage import filesystem
 
@@ -141,4 +141,4 @@ def load_saved_dataset(folder: Path, split: str, key: str) -> tuple[Dataset, Pat
 
 def unreadable(name: str, error: Exception) -> UserError:
     """What to raise where a Parquet file cannot be read."""
-    return UserError(f"{shown(name)}: cannot be read as Parquet: {clipped(first_line(error))}")
+    return UserError(f"{printable_path(name)}: cannot be read as Parquet: {clipped(first_line(error))}")

@@ -20,17 +20,17 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """``mend`` is what to type where ``broken`` (or worth doing)."""
+    """``fix`` is what to type where ``broken`` (or worth doing)."""
 
     name: str
     state: str
     broken: bool = False
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         mark = "missing" if self.broken else "ok"
-        mend = f"  →  {self.mend}" if self.mend else ""
-        return f"{mark:<8} {self.name:<12} {self.state}{mend}"
+        fix = f"  →  {self.fix}" if self.fix else ""
+        return f"{mark:<8} {self.name:<12} {self.state}{fix}"
 
 
 def examine() -> list[Finding]:
@@ -86,7 +86,7 @@ def _model() -> Finding:
     name = "smollm2-135m-instruct"
     if models.is_cached(name):
         return Finding("small model", f"{name} is fetched")
-    return Finding("small model", f"{name} is not fetched yet", mend=f"limrank models fetch {name}")
+    return Finding("small model", f"{name} is not fetched yet", fix=f"limrank models fetch {name}")
 
 
 def _memory() -> Finding:
@@ -111,13 +111,13 @@ def _cluster() -> Finding:
         return Finding("cluster", f"RAY_ADDRESS={address}: jobs attach to it")
     marker = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     if marker.is_file():
-        return Finding("cluster", f"one seems to run at {marker.read_text().strip()}", mend="--address auto uses it")
+        return Finding("cluster", f"one seems to run at {marker.read_text().strip()}", fix="--address auto uses it")
     return Finding("cluster", "none is running: each job starts its own")
 
 
-def _package(name: str, mend: str) -> Finding:
+def _package(name: str, fix: str) -> Finding:
     found = _version(name)
-    return Finding(name, found or "not installed", found is None, "" if found else mend)
+    return Finding(name, found or "not installed", found is None, "" if found else fix)
 
 
 def _version(name: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from limrank import loops, models
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import Claimant, Engine, Generation, Judge, Limits, Prompt, Tokenizer, Usage, meter
+from limrank.engines.base import Engine, Generation, Judge, Limits, Prompt, ResourceRequest, Tokenizer, Usage, meter
 from limrank.errors import UserError
 from limrank.optional import extras_explained
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class EngineSource(Claimant, Protocol):
+class EngineSource(ResourceRequest, Protocol):
     """Something that can be sent to another process and opened there as an engine."""
 
     @property

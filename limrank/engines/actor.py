@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from limrank.engines import EngineSpec
-from limrank.engines.base import Elsewhere, Generation, Limits, Prompt, Tokenizer, Traffic, Usage, meter, record_usage
+from limrank.engines.base import (
+    Generation,
+    Limits,
+    Prompt,
+    RemoteSource,
+    RequestLimiter,
+    Tokenizer,
+    Usage,
+    meter,
+    record_usage,
+)
 from limrank.errors import EngineError, LimrankError, first_line
 
 _LOOK_S = 1.0
@@ -69,7 +79,7 @@ class EngineHost:
 
 
 @dataclass(frozen=True)
-class HostedEngineSource(Elsewhere):
+class HostedEngineSource(RemoteSource):
     """Opens as a client of running hosts. ``limits`` are those of one."""
 
     hosts: tuple[Any, ...]
@@ -93,7 +103,7 @@ class HostedEngine:
         for host in hosts:
             _, self.tokenizer, self.dtype = _wait_until_ready(host, startup_timeout_s, restarts=True)
         self.limits = Limits(limits.context, len(hosts) * limits.in_flight)
-        self.traffic = Traffic(2 * self.limits.in_flight)
+        self.limiter = RequestLimiter(2 * self.limits.in_flight)
 
     async def generate(
         self,
@@ -135,7 +145,7 @@ class HostedEngine:
         """Nothing: the host belongs to whoever started it."""
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        async with self.traffic:
+        async with self.limiter:
             with self._host() as first:
                 try:
                     return await _call(first, method, *arguments)

@@ -62,7 +62,7 @@ class Limits:
     in_flight: int
 
 
-class Claimant(Protocol):
+class ResourceRequest(Protocol):
     """What stands in a replica: an engine that is not open yet, or a worker of training."""
 
     @property
@@ -74,7 +74,7 @@ class Claimant(Protocol):
         """Main memory that it needs there, as far as is known before; without a GPU."""
 
 
-class Elsewhere:
+class RemoteSource:
     """What a source says (see ``EngineSource``) whose engine runs elsewhere: opening it makes
     a client, which takes next to nothing of the worker's."""
 
@@ -87,8 +87,8 @@ DEFAULT_IN_FLIGHT = 256
 """Requests at a time, where neither the recipe nor the engine says how many."""
 
 
-class Traffic:
-    """The requests that an engine has: ``async with traffic`` around each one lets so many
+class RequestLimiter:
+    """The requests that an engine has: ``async with limiter`` around each one lets so many
     run at a time and the others wait.
 
     ``requests`` counts both; ``busy_seconds`` is the time in which at least one ran.
@@ -143,7 +143,7 @@ class Engine(Protocol):
     def limits(self) -> Limits: ...
 
     @property
-    def traffic(self) -> Traffic: ...
+    def limiter(self) -> RequestLimiter: ...
 
     async def generate(
         self,
@@ -181,7 +181,7 @@ class Judge(Protocol):
     def limits(self) -> Limits: ...
 
     @property
-    def traffic(self) -> Traffic: ...
+    def limiter(self) -> RequestLimiter: ...
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
         """One judgment a text, in their order; its ``doc_id`` is empty.
@@ -253,7 +253,9 @@ def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
         usage.add(Usage(1, prompt, cached_prompt, generated, steps))
 
 
-def told_stop(told: str | int | None, stop: Sequence[str], added: Callable[[], Mapping[str, int]]) -> str | None:
+def matched_stop(
+    stop_reason: str | int | None, stop: Sequence[str], added: Callable[[], Mapping[str, int]]
+) -> str | None:
     """The stop string that a server names as what ended its model: by itself, or by the id of its token.
     None for anything else: the model's own end, of which it may have several.
 
@@ -261,10 +263,10 @@ def told_stop(told: str | int | None, stop: Sequence[str], added: Callable[[], M
         stop: what was asked to end it.
         added: the added tokens of the model's tokenizer, which is read for an id alone.
     """
-    if isinstance(told, int) and stop:
+    if isinstance(stop_reason, int) and stop:
         ids = added()
-        return next((text for text in stop if ids.get(text) == told), None)
-    return told if told in stop else None
+        return next((text for text in stop if ids.get(text) == stop_reason), None)
+    return stop_reason if stop_reason in stop else None
 
 
 def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:

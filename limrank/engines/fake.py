@@ -20,7 +20,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from limrank.config import EngineConfig, ModelConfig
-from limrank.engines.base import DEFAULT_IN_FLIGHT, Generation, Limits, Prompt, Traffic, label_token_ids, record_usage
+from limrank.engines.base import (
+    DEFAULT_IN_FLIGHT,
+    Generation,
+    Limits,
+    Prompt,
+    RequestLimiter,
+    label_token_ids,
+    record_usage,
+)
 from limrank.errors import EngineError, RowError
 
 _WORDS = [
@@ -68,7 +76,7 @@ class FakeEngine:
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self._config = engine
-        self.traffic = Traffic(self.limits.in_flight)
+        self.limiter = RequestLimiter(self.limits.in_flight)
         self._process = _EngineProcess() if engine.own_process else None
         time.sleep(engine.start_s)
         if engine.fail_start:
@@ -129,7 +137,7 @@ class FakeEngine:
         length = len(prompt) if prompt and isinstance(prompt[0], int) else len(text.encode())
         if length + max_tokens > self.limits.context:
             raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
-        async with self.traffic:
+        async with self.limiter:
             if self._process is not None:
                 await self._process.work(self._config.latency_ms / 1000)
             elif self._config.latency_ms:

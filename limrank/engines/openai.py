@@ -24,10 +24,10 @@ from limrank.engines.base import (
     Generation,
     Limits,
     Prompt,
+    RequestLimiter,
     Tokenizer,
-    Traffic,
+    matched_stop,
     record_usage,
-    told_stop,
 )
 from limrank.engines.openai_answers import (
     NOT_TOLD,
@@ -38,8 +38,8 @@ from limrank.engines.openai_answers import (
     fault_of,
     model_ids,
     piece_of,
+    quoted,
     tokens_of,
-    told,
     top_logprobs,
 )
 from limrank.engines.openai_parameters import Parameters, cut_at
@@ -83,7 +83,7 @@ class OpenAIEngine:
             http_client=DefaultAsyncHttpxClient(params=query),  # each request's, such as api-version
         )
         self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
-        self.traffic = Traffic(self._limits.in_flight)
+        self.limiter = RequestLimiter(self._limits.in_flight)
         self._patience_s = engine.request_timeout_s
         self._pace = Pace()
         self._parameters = Parameters()
@@ -122,7 +122,7 @@ class OpenAIEngine:
         text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
         reason = "stop" if stopped_by else answer.finish_reason
         if stopped_by is None and reason == "stop" and answer.stopped_by != NOT_TOLD:
-            stopped_by = told_stop(answer.stopped_by, stop, lambda: self.tokenizer.get_added_vocab())
+            stopped_by = matched_stop(answer.stopped_by, stop, lambda: self.tokenizer.get_added_vocab())
         elif stopped_by is None and reason == "stop" and len(stop) == 1:
             # Most tell nothing, and cannot be told from ones whose model ended by itself.
             stopped_by = stop[0]
@@ -134,7 +134,7 @@ class OpenAIEngine:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         options = _sampling(max_tokens, temperature, top_p, stop) | streamed
         tokens = Tokens()
-        async with self.traffic, contextlib.AsyncExitStack() as stack:
+        async with self.limiter, contextlib.AsyncExitStack() as stack:
             response = await self._send(prompt, options, lambda sent: self._opened(prompt, sent, stack))
             try:
                 async for event in _events(response):
@@ -171,7 +171,7 @@ class OpenAIEngine:
         try:
             response = await self._client.models.with_raw_response.list(timeout=_CHECK_S)
         except (APIConnectionError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise UserError(f"{where}: cannot be reached: {told(first_line(error.__cause__ or error))}") from error
+            raise UserError(f"{where}: cannot be reached: {quoted(first_line(error.__cause__ or error))}") from error
         except APIStatusError as error:
             if error.status_code in (404, 405, 501):  # a server without a model list may still serve
                 return
@@ -181,7 +181,7 @@ class OpenAIEngine:
         except UserError:
             body = None
         if not isinstance(body, dict | list):
-            shown = told(response.content[:5000].decode(errors="replace"), 80)
+            shown = quoted(response.content[:5000].decode(errors="replace"), 80)
             raise UserError(f"{where}: does not answer as an OpenAI endpoint: {shown!r}")
         listed = model_ids(body)
         if not listed and isinstance(body, dict) and body.get("error"):
@@ -215,7 +215,7 @@ class OpenAIEngine:
             fault.headers = {**response.headers, **fault.headers}
             raise fault
 
-        async with self.traffic:
+        async with self.limiter:
             value, tokens = await self._send(prompt, options, send)
         record_usage(tokens.prompt, tokens.cached, tokens.generated)
         return value, tokens
@@ -238,7 +238,7 @@ class OpenAIEngine:
         try:
             return parse_json(content.decode(errors="replace"), "the answer", finite=False)
         except UserError:
-            shown = told(content[:5000].decode(errors="replace"), 80)
+            shown = quoted(content[:5000].decode(errors="replace"), 80)
             raise EndpointError(f"{self._where} does not answer as an OpenAI endpoint: {shown!r}") from None
 
     async def _send(
@@ -316,7 +316,7 @@ class OpenAIEngine:
             return FaultError("Request timed out.", 504), None
         if isinstance(error, APIConnectionError | httpx2.HTTPError | httpx2.InvalidURL):
             cause = error.__cause__ or error
-            return None, told(first_line(cause))  # its type, where it says nothing
+            return None, quoted(first_line(cause))  # its type, where it says nothing
         raise error
 
 
@@ -334,7 +334,7 @@ async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
         try:
             line = await anext(lines, None)
         except Exception as error:  # of the client's, or of the HTTP library below it
-            raise FaultError(told(str(error) or type(error).__name__), 500) from None
+            raise FaultError(quoted(str(error) or type(error).__name__), 500) from None
         if line and line.startswith("data:"):
             data.append(line.removeprefix("data:").strip())
         elif line and line.startswith("{"):  # an error without a frame, or an answer in one piece

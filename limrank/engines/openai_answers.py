@@ -89,7 +89,7 @@ class Tokens:
 # ---- errors --------------------------------------------------------------------------
 
 
-def told(text: str, limit: int = _WORDS) -> str:
+def quoted(text: str, limit: int = _WORDS) -> str:
     """Somebody else's words, on one line, without credentials, and short."""
     return clipped(" ".join(redacted(text[: limit * 20]).split()), limit)
 
@@ -109,7 +109,7 @@ def fault_of(body: Any, status: int) -> FaultError:
     metadata = fields.get("metadata")
     headers = metadata.get("headers") if isinstance(metadata, dict) else None
     return FaultError(
-        told(_words(source)) or f"status {status}, without a word",
+        quoted(_words(source)) or f"status {status}, without a word",
         _status(fields, kinds, status),
         param=param if isinstance(param, str) else None,
         code=code.lower() if isinstance(code, str) else kinds,
@@ -163,7 +163,7 @@ def check_answer(body: Any) -> dict[str, Any]:
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
     if not isinstance(body, dict):
-        raise FaultError(f"an answer that is no JSON object: {told(str(body)[:_WORDS], 80)!r}", 500)
+        raise FaultError(f"an answer that is no JSON object: {quoted(str(body)[:_WORDS], 80)!r}", 500)
     if body.get("error") or body.get("object") == "error":
         raise fault_of(body, 200)
     if "choices" not in body and any(body.get(key) for key in ("detail", "message", "errors")):
@@ -205,7 +205,7 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
     content, reasoning = message.get("content"), _reasoning(message)
     refusal = message.get("refusal") or _parts(content, "refusal")
     if refusal and not _parts(content, "text"):
-        raise FaultError(f"the model refused: {told(str(refusal))}", 400)
+        raise FaultError(f"the model refused: {quoted(str(refusal))}", 400)
     if content is None and reasoning:
         content = ""
     return Answer(_text(content, "content"), _finish(reason), reasoning, _stopped_by(choice))

@@ -65,7 +65,7 @@ def characters_of(tokenizer: Tokenizer, tokens: int) -> int:
     return (max(tokens, 0) + _SPARE_TOKENS) * longest_token(tokenizer)
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, room: int) -> list[int]:
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, max_tokens: int) -> list[int]:
     """Token ids of a chat: the template's marks are tokens, what the messages say is characters.
 
     Text without any special token is encoded as the tokenizer's own ``apply_chat_template`` does.
@@ -77,9 +77,9 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, roo
     Raises:
         RowError: it is too long, or the template does not say each message once, as it is.
     """
-    length, most = sum(len(message["content"]) for message in messages), characters_of(tokenizer, room)
+    length, most = sum(len(message["content"]) for message in messages), characters_of(tokenizer, max_tokens)
     if length > most:
-        raise RowError(f"a prompt of {length} characters: more than {room} tokens, which fit, can hold")
+        raise RowError(f"a prompt of {length} characters: more than {max_tokens} tokens, which fit, can hold")
     special = _special_pattern(tuple(tokenizer.get_added_vocab()))
     if special is None or not any(special.search(message["content"]) for message in messages):
         whole = _rendered(tokenizer, messages)

@@ -19,11 +19,11 @@ from limrank.engines.base import (
     Generation,
     Limits,
     Prompt,
+    RequestLimiter,
     Tokenizer,
-    Traffic,
     label_token_ids,
+    matched_stop,
     record_usage,
-    told_stop,
 )
 from limrank.engines.reaper import reap_with_parent
 from limrank.engines.spawning import without_main
@@ -58,7 +58,7 @@ class VllmEngine:
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._limits = Limits(self._llm.model_config.max_model_len, runs)
         # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
-        self.traffic = Traffic(2 * runs)
+        self.limiter = RequestLimiter(2 * runs)
         self._requests = 0
 
     @cached_property
@@ -99,7 +99,7 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             generated_tokens=len(completion.token_ids),
-            stop=told_stop(completion.stop_reason, stop, self.tokenizer.get_added_vocab),
+            stop=matched_stop(completion.stop_reason, stop, self.tokenizer.get_added_vocab),
             ids=tuple(completion.token_ids),
         )
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
@@ -171,7 +171,7 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        async with self.traffic:
+        async with self.limiter:
             self._requests += 1
             try:
                 prompt = TokensPrompt(prompt_token_ids=self._encoded(prompt, params.max_tokens))
@@ -189,7 +189,7 @@ class VllmEngine:
         if isinstance(prompt, str):
             ids = [*tokens_before(self.tokenizer), *self.tokenizer.encode(prompt, add_special_tokens=False)]
         elif prompt and isinstance(prompt[0], dict):
-            ids = encode_chat(self.tokenizer, prompt, room=self._limits.context - max_tokens)
+            ids = encode_chat(self.tokenizer, prompt, max_tokens=self._limits.context - max_tokens)
         else:
             ids = list(prompt)
         # vLLM would write less than it was asked for, and say nothing.

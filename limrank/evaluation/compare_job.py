@@ -48,7 +48,7 @@ def run(config: EvaluateJob) -> JobResult:
     _write_outputs(config, comparison, inputs, sentences)
     return JobResult(
         warnings=_warnings(inputs, comparison),
-        shown=[console_table(comparison), *sentences, f"report: {config.run_dir}/report.html"],
+        messages=[console_table(comparison), *sentences, f"report: {config.run_dir}/report.html"],
     )
 
 

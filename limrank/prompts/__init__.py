@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from limrank.config import is_prompt_text
 from limrank.errors import UserError, first_line
-from limrank.files import kind_of, opened, shown
+from limrank.files import kind_of, opened, printable_path
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,15 +46,15 @@ def load(name: str) -> str:
     if name in names:
         return (resources.files(__name__) / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
     if kind_of(name) != "file":
-        raise UserError(f"prompt {shown(name)}: no such file, and not one of {', '.join(names)}")
+        raise UserError(f"prompt {printable_path(name)}: no such file, and not one of {', '.join(names)}")
     with opened(name, unpack=False) as file:
         data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
-        raise UserError(f"prompt {shown(name)}: longer than {LONGEST >> 20} MiB, which is no prompt")
+        raise UserError(f"prompt {printable_path(name)}: longer than {LONGEST >> 20} MiB, which is no prompt")
     try:
         return data.decode("utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"prompt {shown(name)}: cannot be read: {first_line(error)}") from None
+        raise UserError(f"prompt {printable_path(name)}: cannot be read: {first_line(error)}") from None
 
 
 def render(name: str, **fields: object) -> str:

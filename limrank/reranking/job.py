@@ -51,16 +51,16 @@ class RerankTask:
     step: str = "score"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
-    again_key: tuple[str, ...] = ("query_id", "doc_id")
+    retry_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:
         return rerank_row_schema()
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        return await self.again(unit, [], engines)
+        return await self.retry(unit, [], engines)
 
-    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         query, candidates = unit_query(unit), unit_candidates(unit)
         allowance = None if self.tokens_a_pair is None else int(self.tokens_a_pair * len(candidates))
         known = {row["doc_id"]: row_judgment(row) for row in rows}
@@ -85,7 +85,7 @@ class FirstStageTask:
     step: str = "first_stage"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
-    again_key: tuple[str, ...] = ("query_id", "doc_id")
+    retry_key: tuple[str, ...] = ("query_id", "doc_id")
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -94,7 +94,7 @@ class FirstStageTask:
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         return Outcome(_unscored(unit, ScoreStatus.SKIPPED))
 
-    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         return await self.run(unit, engines)
 
     def failed_rows(self, unit: Unit) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def run(
                     config.workers,
                     progress=progress,
                     stage=stage,
-                    weighed_in="pairs",
+                    progress_unit="pairs",
                 )
         write_runs(run_dir.storage)
         run_dir.finish("done")
@@ -161,7 +161,7 @@ def run(
     if config.scoring.mode != "none" and summary.rate:
         cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens a pair"
     done = f"{summary.units} queries, {summary.rows} pairs, {summary.failed} failed{cost}"
-    return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.shown('run.trec')}"])
+    return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.display_path('run.trec')}"])
 
 
 def plan(config: RerankJob) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def plan(config: RerankJob) -> dict[str, Any]:
     source.check()
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
-    for unit, weight in units(source, config.scoring):
-        queries, pairs, cost = queries + 1, pairs + weight, cost + unit["cost"]
+    for unit, size in units(source, config.scoring):
+        queries, pairs, cost = queries + 1, pairs + size, cost + unit["cost"]
         longest = max(longest, unit, key=lambda each: len(each["candidates"]))
     prompt = None
     if longest["candidates"] and config.scoring.mode != "none":
@@ -282,13 +282,13 @@ def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
 def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
     """A run's token budget, shared out evenly: what a query may take then hangs on nothing
     that runs beside it, and a resumed run keeps the same budget."""
-    if scoring.token_budget is None or not planned.weight:
+    if scoring.token_budget is None or not planned.size:
         return None
-    if scoring.token_budget < planned.weight:
+    if scoring.token_budget < planned.size:
         raise UserError(
-            f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.weight} pairs alone take more"
+            f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.size} pairs alone take more"
         )
-    return scoring.token_budget / planned.weight
+    return scoring.token_budget / planned.size
 
 
 def _unscored(unit: Unit, status: ScoreStatus) -> Rows:
@@ -302,7 +302,7 @@ def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
 
     async def run_all() -> None:
         for chunk in unfinished(run_dir, planned):
-            await runner.run(await runner.open(chunk.number), alone=False)
+            await runner.run(await runner.open(chunk.number), isolated=False)
 
     loops.run(run_all())
     return finish(run_dir, planned, task, "pairs")

@@ -68,8 +68,8 @@ def encode_example(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids + (encode_template(tokenizer, trail) if trail else [])
 
 
-def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str, *, room: int) -> PairPrompt:
-    """The prompt of a pair as token ids, at most ``room`` of them.
+def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str, *, max_tokens: int) -> PairPrompt:
+    """The prompt of a pair as token ids, at most ``max_tokens`` of them.
 
     A pair that is too long loses the end of its passage, never the query, the
     instruction or the template.
@@ -77,30 +77,30 @@ def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str,
     Raises:
         RowError: not even an empty passage fits.
     """
-    most = characters_of(tokenizer, room)
+    most = characters_of(tokenizer, max_tokens)
     if len(prompt_query(query)) > most:
         raise RowError(
-            f"the query alone has {len(prompt_query(query))} characters, more than {room} tokens can hold: "
+            f"the query alone has {len(prompt_query(query))} characters, more than {max_tokens} tokens can hold: "
             "raise model.max_model_len"
         )
     passage = passage[:most]
     prompt = _fill(tokenizer, template, query, passage)
-    if len(prompt.ids) <= room:
+    if len(prompt.ids) <= max_tokens:
         return prompt
     bare = len(_fill(tokenizer, template, query, "").ids)
-    if bare > room:
-        raise RowError(f"the query alone takes {bare} tokens, and {room} fit: raise model.max_model_len")
+    if bare > max_tokens:
+        raise RowError(f"the query alone takes {bare} tokens, and {max_tokens} fit: raise model.max_model_len")
     words = encode_text(tokenizer, passage)
-    keep = room - bare
+    keep = max_tokens - bare
     while True:
         # Text that is cut between two tokens may encode to one token more; then cut more.
         # The decoded text only tells how many characters that is: it may be normalised, or
         # end in half a character.
         shorter = passage[: len(tokenizer.decode(words[:keep]))] if keep > 0 else ""
         prompt = _fill(tokenizer, template, query, shorter)
-        if len(prompt.ids) <= room:
+        if len(prompt.ids) <= max_tokens:
             return replace(prompt, truncated=True)
-        keep -= max(1, len(prompt.ids) - room)
+        keep -= max(1, len(prompt.ids) - max_tokens)
 
 
 def encode_closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str) -> list[int]:

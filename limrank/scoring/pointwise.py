@@ -167,10 +167,10 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
     # Beside prompt and chain there is room for the close, and one more token for the label.
     context = engine.limits.context - close_tokens(tokenizer) - 1
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
-    room = context - min(scoring.think_tokens, kept)
-    if room <= 0:
+    max_tokens = context - min(scoring.think_tokens, kept)
+    if max_tokens <= 0:
         raise RowError(f"scoring.min_think_tokens {kept} leaves no room for a prompt in a context of {context}")
-    prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, room=room)
+    prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, max_tokens=max_tokens)
     chain, status, generated = None, ScoreStatus.DIRECT, 0
     if scoring.think_tokens:
         # The chain may have all that the prompt leaves.

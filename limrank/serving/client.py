@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from limrank import loops
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
-from limrank.engines.base import Elsewhere, Judge, Limits, Traffic, Usage, record_usage
-from limrank.engines.openai_answers import count_of, fault_of, tokens_of, told
+from limrank.engines.base import Judge, Limits, RemoteSource, RequestLimiter, Usage, record_usage
+from limrank.engines.openai_answers import count_of, fault_of, quoted, tokens_of
 from limrank.engines.retries import Pace, retrying, told_wait
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.parsing import parse_json
@@ -42,7 +42,7 @@ _CHECK_S = 10.0
 
 
 @dataclass(frozen=True)
-class ServedReranker(Elsewhere):
+class ServedReranker(RemoteSource):
     """An engine source: opens as a client of a server that runs already."""
 
     model: ModelConfig
@@ -88,7 +88,7 @@ class _Client(ABC):
 
     def __init__(self, recipe: Served, engine: EngineConfig, where: str, most: int | None) -> None:
         self.limits = Limits(recipe.max_model_len or 32768, engine.max_in_flight or _IN_FLIGHT)
-        self.traffic = Traffic(self.limits.in_flight)
+        self.limiter = RequestLimiter(self.limits.in_flight)
         self._recipe = recipe
         self._where = where
         self._most = most
@@ -103,7 +103,7 @@ class _Client(ABC):
         for start in range(0, len(texts), most):
             part = texts[start : start + most]
             try:
-                async with self.traffic:
+                async with self.limiter:
                     judged, usage = await self._ask(query, part)
             except RowError as error:
                 judged, usage = [Judgment("", None, ScoreStatus.FAILED, error=error) for _ in part], Usage()
@@ -226,7 +226,7 @@ class HttpClient(_Client):
         try:
             return _judgments(_body(response), len(texts))
         except (ValueError, UserError, KeyError, TypeError) as error:
-            shown = told(response.text[:5000], 80)
+            shown = quoted(response.text[:5000], 80)
             raise EndpointError(f"{self._where}: does not answer as `limrank serve`: {shown!r}") from error
 
     async def _is_well(self) -> bool:
@@ -365,7 +365,7 @@ def _message(response: httpx.Response) -> str:
     try:
         return fault_of(_body(response), response.status_code).words
     except UserError:
-        return told(response.text, 80)
+        return quoted(response.text, 80)
 
 
 def _keepalive() -> list[tuple[int, int, int]]:

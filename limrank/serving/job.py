@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from limrank import cluster, prompts, signals
-from limrank.cluster.resources import claim
+from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.engines.base import DEFAULT_IN_FLIGHT
@@ -80,7 +80,7 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
     _check(config)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
-    wanted = claim([source], config.workers, config.workers.min_replicas)
+    wanted = reserve([source], config.workers, config.workers.min_replicas)
     host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
@@ -117,7 +117,7 @@ def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool =
             print(printable(f"serving {name} at {url}"), flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
-        return JobResult(shown=[f"{name} is no longer served"])
+        return JobResult(messages=[f"{name} is no longer served"])
 
 
 def _check(config: ServeJob) -> None:

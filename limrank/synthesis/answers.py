@@ -40,7 +40,7 @@ _END = 200
 """Characters of a text's end in which its formula is looked for: a chain may be of thousands."""
 
 
-def apart(generation: Generation) -> tuple[str | None, str]:
+def split_reasoning(generation: Generation) -> tuple[str | None, str]:
     """A model's thought, None where it told none, and its answer.
 
     A thought is what the endpoint gives apart, or what ends in ``</think>``; its ``<think>``
@@ -63,7 +63,7 @@ def read_verdict(generation: Generation) -> tuple[bool | None, str | None]:
     What was cut off has no verdict, whatever its last word is: where a chat template opens the
     thought, nothing in the text tells a thought from an answer.
     """
-    thought, answer = apart(generation)
+    thought, answer = split_reasoning(generation)
     found = _verdict(answer)
     if found is not None:
         answer = _before_verdict(answer[: found.start()])[0]

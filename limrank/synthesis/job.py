@@ -14,7 +14,7 @@ from limrank.batch.fanout import chunk_cost, fanout, is_needed
 from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.receipts import Summary
 from limrank.batch.rundir import open_run
-from limrank.cluster.resources import beside, claim, nodes_alive
+from limrank.cluster.resources import nodes_alive, remaining, reserve
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import seeds as seed_data
@@ -38,7 +38,7 @@ from limrank.synthesis.plan import (
     units,
     unwritten,
 )
-from limrank.synthesis.pool import settle
+from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.preview import preview as show_steps
 from limrank.synthesis.prompting import check_prompts, query_prompt
 from limrank.synthesis.synthesizer import SynthesisInputs, contaminated_example, synthesize_seed
@@ -55,16 +55,16 @@ class SynthesisTask:
     step: str = "synthesize"
     unit_column: str = "seed_id"
     row_key: tuple[str, ...] = ("example_id",)
-    again_key: tuple[str, ...] = ("seed_id", "query_kind", "persona_id")
+    retry_key: tuple[str, ...] = ("seed_id", "query_kind", "persona_id")
 
     @property
     def row_schema(self) -> pa.Schema:
         return synthesis_row_schema()
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        return await self.again(unit, [], engines)
+        return await self.retry(unit, [], engines)
 
-    async def again(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         """A query's steps hang on one another: one of which anything failed is written anew."""
         seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
         if unit["contaminated"]:
@@ -126,10 +126,10 @@ def run(
                 config.workers,
                 progress=progress,
                 stage="synthesize",
-                weighed_in="seeds",
+                progress_unit="seeds",
                 bounds=bounds,
             )
-        pool = settle(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
+        pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
         enough = bounds.kept is not None and (summary.kept or 0) >= bounds.kept
@@ -245,27 +245,27 @@ def _pools(
     """A model that is not the writer gets a pool of its own, which the writers' workers
     call: a row flows on as soon as its step ends. One that judges and reranks has one pool."""
     writer = engines["writer"]
-    apart = {
+    separate = {
         engines[name]: role.workers
         for name, role in reversed(config.roles().items())  # where two are one, the judge's pool
         if engines[name] != writer and engines[name].holds_model
     }
-    if not apart or not needed:
+    if not separate or not needed:
         yield engines
         return
     from limrank.engines.actor import host_engine
 
     # All are looked at before any is started.
     left, wanted = nodes_alive(), {}
-    for source, workers in apart.items():
-        wanted[source] = claim([source], workers, workers.min_replicas, nodes=left)
-        left = beside(wanted[source], workers.min_replicas, left)
+    for source, workers in separate.items():
+        wanted[source] = reserve([source], workers, workers.min_replicas, nodes=left)
+        left = remaining(wanted[source], workers.min_replicas, left)
     if writer.holds_model:
-        claim([writer], config.workers, config.workers.min_replicas, nodes=left)
+        reserve([writer], config.workers, config.workers.min_replicas, nodes=left)
     with ExitStack() as stack:
         hosted = {
             source: stack.enter_context(host_engine(source, wanted[source], workers.min_replicas))
-            for source, workers in apart.items()
+            for source, workers in separate.items()
         }
         yield {name: hosted.get(source, source) for name, source in engines.items()}
 

@@ -41,7 +41,7 @@ class Pool:
             yield row
 
 
-def settle(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
+def dedupe_and_select(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
     """Look over the kept rows of a run: ``contaminated`` ones and those of a
     ``duplicate_query`` go; and ``settings.size`` of the others are selected.
 

@@ -47,8 +47,8 @@ class Traced:
         return self.engine.limits
 
     @property
-    def traffic(self):
-        return self.engine.traffic
+    def limiter(self):
+        return self.engine.limiter
 
     async def generate(self, prompt: Prompt, **options: Any) -> Generation:
         with self._kept_if_it_fails(prompt):

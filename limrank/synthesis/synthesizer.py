@@ -28,7 +28,7 @@ from limrank.records import (
     SynthesisExample,
 )
 from limrank.scoring import cut_at_sentence
-from limrank.synthesis.answers import apart
+from limrank.synthesis.answers import split_reasoning
 from limrank.synthesis.filters import query_fault, rejected_before_judging
 from limrank.synthesis.judging import add_base_scores, judge_examples, mine
 from limrank.synthesis.prompting import (
@@ -135,8 +135,8 @@ async def _one_query(
     if written is None:
         return SeedOutcome([replace(blank, reject_reason="unparsable")], [])
     blank = replace(blank, domain=written.domain, query=written.text, instruction=written.instruction)
-    told = inputs.synthesis.prompts
-    if fault := query_fault(written.text, written.instruction, seed, prompts.load(told.query), brief.persona.text):
+    templates = inputs.synthesis.prompts
+    if fault := query_fault(written.text, written.instruction, seed, prompts.load(templates.query), brief.persona.text):
         return SeedOutcome([replace(blank, reject_reason=fault)], [])
     chain = await write_chain(writer, written) if inputs.synthesis.chains else None
     descriptions = await describe_passages(writer, written, chain)
@@ -164,7 +164,7 @@ async def _one_query(
         for number, (role, passage) in enumerate(pairs)
     ]
     examples, unjudged = await judge_examples(
-        rejected_before_judging(examples, seed, prompts.load(told.passage)),
+        rejected_before_judging(examples, seed, prompts.load(templates.passage)),
         seed,
         engines["judge"],
         inputs.judging,
@@ -260,7 +260,7 @@ class Writer:
                 seed=self.request_seed(step),
                 schema=schema if self.settings.constrained else None,
             )
-        return replace(generation, text=apart(generation)[1])
+        return replace(generation, text=split_reasoning(generation)[1])
 
 
 def _text(value: Any) -> str | None:

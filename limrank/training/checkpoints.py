@@ -92,7 +92,9 @@ def of_step(storage: Storage, step: int) -> dict[str, Any]:
     for saved in _found(storage):
         if saved["progress"]["step"] == step:
             return saved
-    raise EngineError(f"the checkpoint of step {step}, whose weights are the best, is not in {storage.shown(FOLDER)}")
+    raise EngineError(
+        f"the checkpoint of step {step}, whose weights are the best, is not in {storage.display_path(FOLDER)}"
+    )
 
 
 def drop_broken_index(storage: Storage) -> None:
@@ -107,7 +109,7 @@ def drop_broken_index(storage: Storage) -> None:
         index = None
     listed = index.get("checkpoint_results") if isinstance(index, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        _log.warning("%s was half written when its driver died: made anew", storage.shown(_INDEX))
+        _log.warning("%s was half written when its driver died: made anew", storage.display_path(_INDEX))
         storage.remove(_INDEX)
 
 
@@ -134,6 +136,6 @@ def _whole(checkpoint: Checkpoint, storage: Storage) -> dict[str, Any] | None:
             raise ValueError("it holds no state of a training")
     except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError) as error:
         name = f"{FOLDER}/{Path(checkpoint.path).name}"
-        _log.warning("%s is passed over: %s", storage.shown(name), first_line(error))
+        _log.warning("%s is passed over: %s", storage.display_path(name), first_line(error))
         return None
     return saved

@@ -64,7 +64,7 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
     for query, candidates in retrieval.candidates(benchmark, dev.first_stage, warnings):
         for candidate in candidates:
             try:
-                prompt = encode_pair(tokenizer, template, query, candidate.text, room=cutoff - close - 1)
+                prompt = encode_pair(tokenizer, template, query, candidate.text, max_tokens=cutoff - close - 1)
             except RowError:
                 raise UserError(
                     f"dev: query {query.query_id} does not fit in training.cutoff_tokens={cutoff}"

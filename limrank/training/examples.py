@@ -46,7 +46,7 @@ class EncodedExample:
         return len(self.ids) - self.prompt_tokens
 
 
-def aim(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]) -> list[Example]:
+def set_target(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]) -> list[Example]:
     """The examples with what the model shall learn to write.
 
     ``think`` keeps the chain where there is one, ``direct`` drops it, ``mixed`` alternates: one model then
@@ -159,8 +159,8 @@ def _encode(
                 "with 'Passage: ' nothing of it can be cut: raise the cut-off, or remove the line"
             )
         prompt = _drop_end(prompt, over, keep_last=encode(tail))
-        room = cutoff - len(chain) - len(answer) - (not direct)
-        if not len(before) + len(encode(head)) + len(encode(tail)) <= len(prompt) <= room:
+        max_tokens = cutoff - len(chain) - len(answer) - (not direct)
+        if not len(before) + len(encode(head)) + len(encode(tail)) <= len(prompt) <= max_tokens:
             raise UserError(
                 f"{source}:{example.line}: instruction, query and label do not fit in "
                 f"training.cutoff_tokens={cutoff}: raise it, or remove the line"

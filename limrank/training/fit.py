@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank.cluster.resources import claim
+from limrank.cluster.resources import reserve
 from limrank.config import TrainJob, is_uri
 from limrank.errors import EngineError, LimrankError
 from limrank.storage import Storage, filesystem
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEATHS_BORNE = 3
+CRASHES_TOLERATED = 3
 """A worker that dies is replaced, and all go on from the last checkpoint; so often without coming further."""
 
 MINUTES_WAITED = 10
@@ -108,7 +108,7 @@ def fit(
         best_step=progress["best_step"],
         exported_step=(progress["best_step"] if config.training.export == "best" else None) or progress["step"],
         cut=planned["cut"],
-        model_dir=storage.shown("model"),
+        model_dir=storage.display_path("model"),
         dtype=dtype,
     )
 
@@ -121,7 +121,7 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[st
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    furthest, deaths = _steps(storage), 0
+    furthest, crashes = _steps(storage), 0
     while True:
         try:
             ended = trainer().fit().return_value
@@ -132,8 +132,8 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[st
                     "work holds it; the same command goes on from the last checkpoint"
                 ) from error
             cause, reached = _cause(error), _steps(storage)
-            furthest, deaths = max(furthest, reached), 1 if reached > furthest else deaths + 1
-            if deaths > DEATHS_BORNE:
+            furthest, crashes = max(furthest, reached), 1 if reached > furthest else crashes + 1
+            if crashes > CRASHES_TOLERATED:
                 raise cause from error
             _log.warning("training died after step %d, and goes on from its last checkpoint: %s", reached, cause)
         else:
@@ -200,7 +200,7 @@ class _Worker:
 def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
     from ray.train import ScalingConfig
 
-    wanted = claim(
+    wanted = reserve(
         [_Worker(needed)],
         config.workers,
         config.workers.min_replicas,

@@ -87,8 +87,8 @@ def train(
     look_every = training.eval_steps or in_epoch
 
     def is_over() -> bool:
-        tired = training.patience is not None and progress.looks_since_best >= training.patience
-        return tired or progress.step == state.total_steps
+        out_of_patience = training.patience is not None and progress.evals_since_best >= training.patience
+        return out_of_patience or progress.step == state.total_steps
 
     state.model.train()
     for epoch in range(progress.step // in_epoch, training.epochs):
@@ -125,7 +125,7 @@ def train(
                     odds = direct_log_odds(state.model, dev.pairs, labels, training.batch_size, device, mixed_precision)
                     _finite(progress.step, "sum of the dev set's log-odds", sum(odds))
                     measured["ndcg"] = dev.ndcg(odds)
-                progress.look(measured.get("validation_loss"), measured.get("ndcg"))
+                progress.record_evaluation(measured.get("validation_loss"), measured.get("ndcg"))
                 metrics |= measured
             on_step(metrics, is_over())
     return progress
@@ -153,10 +153,10 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
     norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters.values(), MAX_GRADIENT_NORM))
     if not torch.isfinite(norm):
         # So it is in every process, and all of them stop here; one that knows more says so.
-        told = [each for each in gathered(found) if each] or [
+        errors = [each for each in gathered(found) if each] or [
             ("gradient", norm.item(), _lines(of_units(examples, step)))
         ]
-        raise EngineError(_diverged(state.progress.step + 1, *told[0]))
+        raise EngineError(_diverged(state.progress.step + 1, *errors[0]))
     state.optimizer.step()
     state.schedule.step()
     state.optimizer.zero_grad(set_to_none=True)

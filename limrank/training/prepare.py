@@ -12,7 +12,7 @@ from limrank.errors import UserError
 from limrank.training.attention import check_length
 from limrank.training.dev import DevSet, read_dev_set
 from limrank.training.encoding import encode_here
-from limrank.training.examples import EncodedExample, aim, balanced
+from limrank.training.examples import EncodedExample, balanced, set_target
 from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
 from limrank.training.memory import largest_row, training_bytes
@@ -72,7 +72,7 @@ def choose(config: TrainJob) -> Chosen:
         warnings.append(f"dev: {without} of {len(dev.qrels)} queries have no candidate: they count 0")
     if dev and training.target == "think":
         warnings.append("dev: the model is tried directly, which training.target=think does not teach it")
-    kept, held_out = split(aim(examples, training.target), training.validation_share, config.seed)
+    kept, held_out = split(set_target(examples, training.target), training.validation_share, config.seed)
     units = len(training_units(kept, training.objective))
     if units < config.workers.min_replicas:
         raise UserError(

@@ -20,7 +20,7 @@ class Progress:
 
     ``loss`` is the mean over the completion tokens (or units, see ``objectives``) of the last
     step, ``tokens`` counts prompts and completions, ``seconds`` is time spent in steps.
-    ``validation_loss`` is of the last look at held-out data, ``best_score`` of the best one: an
+    ``validation_loss`` is of the last evaluation on held-out data, ``best_score`` of the best one: an
     nDCG, or a loss with its sign turned.
     """
 
@@ -32,16 +32,20 @@ class Progress:
     validation_loss: float | None = None
     best_step: int | None = None
     best_score: float | None = None
-    looks_since_best: int = 0
+    evals_since_best: int = 0
 
-    def look(self, validation_loss: float | None, ndcg: float | None) -> None:
+    def record_evaluation(self, validation_loss: float | None, ndcg: float | None) -> None:
         """Take in what was measured on held-out data: the nDCG says what is best, or where
         there is none the loss."""
         self.validation_loss = validation_loss
         score = ndcg if ndcg is not None else -validation_loss
-        self.looks_since_best += 1
+        self.evals_since_best += 1
         if self.best_score is None or score > self.best_score:
-            self.best_step, self.best_score, self.looks_since_best = self.step, score, 0
+            self.best_step, self.best_score, self.evals_since_best = self.step, score, 0
+
+
+_RENAMED = {"looks_since_best": "evals_since_best"}
+"""Names of :class:`Progress` in checkpoints of limrank 0.1, and what they are called now."""
 
 
 class TrainState:
@@ -93,7 +97,7 @@ class TrainState:
         }
         self.optimizer.load_state_dict(optimizer | {"state": parts})
         self.schedule.load_state_dict(state["schedule"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress(**{_RENAMED.get(name, name): value for name, value in state["progress"].items()})
 
     def load_parameters(self, values: dict[str, torch.Tensor]) -> None:
         import torch

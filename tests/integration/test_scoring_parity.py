@@ -58,8 +58,8 @@ def judge(live, pairs, scoring_config):
 def asked_ids(engine, query, text, chain=None, budget=0):
     """The ids after which the label was asked for, rebuilt from what a row tells."""
     close = scoring.encode_template(engine.tokenizer, scoring.CLOSE)
-    room = engine.limits.context - budget - len(close) - 1
-    prompt = scoring.encode_pair(engine.tokenizer, prompts.load("relevance"), query, text, room=room)
+    max_tokens = engine.limits.context - budget - len(close) - 1
+    prompt = scoring.encode_pair(engine.tokenizer, prompts.load("relevance"), query, text, max_tokens=max_tokens)
     thought = scoring.encode_text(engine.tokenizer, chain) if chain else []
     return [*prompt.ids, *thought[:budget], *close]
 

@@ -138,7 +138,7 @@ def test_a_budget_stops_the_run_and_goes_on_once_raised(local_ray, seeds, tmp_pa
     assert 0.6 * spent / 4 < sum(stats["tokens"].values()) < 1.1 * spent / 4
     assert 0 < stats["seeds"] < SEEDS and stats["queries"] == 2 * stats["seeds"]
     assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
-    assert any("raise it, and the same command goes on" in line for line in result.shown)
+    assert any("raise it, and the same command goes on" in line for line in result.messages)
     before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
     _, stats = synthesize(seeds, run, judge="another", max_tokens=spent // 4)  # nothing is left to spend
     assert {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()} == before
@@ -156,7 +156,7 @@ def test_a_run_ends_when_enough_is_kept_and_goes_on_once_more_is_asked_for(local
     assert 6 <= manifest["counts"]["kept"] < whole["kept"] and stats["seeds"] < SEEDS
     # It is what was asked for, and not a part of it.
     assert manifest["status"] == "done" and stats["selected"]["examples"] == 4
-    assert any(f"enough after {stats['seeds']} of {SEEDS} seeds" in line for line in result.shown)
+    assert any(f"enough after {stats['seeds']} of {SEEDS} seeds" in line for line in result.messages)
     before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
     chosen = in_order(run)
     synthesize(seeds, run, size=4, oversample=1.5)  # enough is there
@@ -276,8 +276,8 @@ def test_a_judge_behind_an_endpoint_is_read_by_its_answer(local_ray, vllm_server
     assert result.failed == 0 and asked
     for row in asked:
         agrees = row["verdict"] == row["label"]
-        told = ["unparsable"] if row["verdict"] is None else [None, "bad_chain"] if agrees else ["judge_disagrees"]
-        assert row["judge_score"] is None and row["reject_reason"] in told
+        message = ["unparsable"] if row["verdict"] is None else [None, "bad_chain"] if agrees else ["judge_disagrees"]
+        assert row["judge_score"] is None and row["reject_reason"] in message
     stats = json.loads((run / "stats.json").read_text())
     assert stats["judged"] == sum(row["verdict"] is not None for row in asked)
 
@@ -298,6 +298,6 @@ def test_a_pipeline_trains_on_no_part_of_its_examples(local_ray, seeds, tmp_path
     result = pipeline.run(config(1), address="local", progress=Progress(Silent(), every_s=0))
     manifest = json.loads((tmp_path / "line" / "manifest.json").read_text())
     assert manifest["status"] == "stopped" and not (tmp_path / "line" / "train").exists()
-    assert any("stopped at synthesis.max_tokens" in str(line) for line in result.shown)
+    assert any("stopped at synthesis.max_tokens" in str(line) for line in result.messages)
     # A larger budget is the same run: it is not refused, and stops later.
     pipeline.run(config(2), address="local", progress=Progress(Silent(), every_s=0))

@@ -16,7 +16,7 @@ from limrank.storage import Storage
 from limrank.training import encoding, fit, job, memory
 from limrank.training.attention import check_packing
 from limrank.training.batches import pack
-from limrank.training.examples import aim, encode_examples
+from limrank.training.examples import encode_examples, set_target
 from limrank.training.forward import mean_loss, row_loss
 from limrank.training.loop import total_steps, train
 from limrank.training.memory import Row, training_bytes
@@ -64,7 +64,7 @@ def settings(**changes):
 
 def encode(train_file, tokenizer, cutoff=2500):
     return encode_examples(
-        aim(read_examples(train_file), "think"),
+        set_target(read_examples(train_file), "think"),
         lambda text: tokenizer.encode(text, add_special_tokens=False),
         tokenizer.eos_token_id,
         cutoff,
@@ -568,14 +568,14 @@ def dying(storage, reached):
 
 def test_deaths_are_borne_as_long_as_training_comes_further(tmp_path):
     """Four between which no step is reached that had not been; each makes some steps again."""
-    for reached, told in (
+    for reached, message in (
         ([2, 2, 3, 1, 2, 3], "training worker 0 failed: RuntimeError: lost in call 6"),
         ([2, 2, 1, 2], "training failed: RuntimeError: lost in call 4"),
         ([1, 3, 3, 2, 5, 4, 5, 3], "training failed: ActorDiedError: The actor died"),
     ):
         storage = Storage(str(tmp_path / str(len(reached))))
         trainer, calls = dying(storage, [*reached, 9])
-        with pytest.raises(EngineError, match=told):
+        with pytest.raises(EngineError, match=message):
             fit._fit(trainer, storage)
         assert calls == reached
 

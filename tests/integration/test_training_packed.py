@@ -20,7 +20,7 @@ from limrank.training import fit
 from limrank.training.attention import PACKED, check_length, check_packing, register
 from limrank.training.batches import epoch_steps, pack, single_units
 from limrank.training.dev import read_dev_set
-from limrank.training.examples import aim, encode_examples
+from limrank.training.examples import encode_examples, set_target
 from limrank.training.forward import direct_log_odds, packed_logits
 from limrank.training.loop import total_steps, train
 from limrank.training.metrics import read_metrics
@@ -59,7 +59,7 @@ def loaded(model_dir):
 
 
 def direct(train_file, tokenizer):
-    examples = aim(read_examples(train_file), "direct")
+    examples = set_target(read_examples(train_file), "direct")
     encoding = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     return encode_examples(examples, encoding, tokenizer.eos_token_id, 2500, str(train_file))
 
@@ -207,7 +207,7 @@ def test_ten_steps_are_those_of_a_plain_loop(model_dir, train_file, target):
         torch.manual_seed(0)
         model, tokenizer = load_for_training(model_dir, training, torch.float32)
         examples = encode_examples(
-            aim(read_examples(train_file), target),
+            set_target(read_examples(train_file), target),
             lambda text: tokenizer.encode(text, add_special_tokens=False),
             tokenizer.eos_token_id,
             2500,
@@ -302,10 +302,10 @@ def test_held_out_data_that_is_no_number_stops_the_training(model_dir, train_fil
     model, tokenizer = load_for_training(model_dir, training, torch.float32)
     examples = direct(train_file, tokenizer)
     dev = read_dev_set(DEV, tokenizer, "{{ query }} {{ passage }}", 300)
-    for held_out, told in (({"validation": examples[:4]}, "held-out loss"), ({"dev": dev}, "dev set's log-odds")):
+    for held_out, message in (({"validation": examples[:4]}, "held-out loss"), ({"dev": dev}, "dev set's log-odds")):
         state = TrainState(model, training, 3)
         state.optimizer.register_step_post_hook(break_weights)
-        with pytest.raises(EngineError, match=f"step 1: the .*{told} is nan; lower training.learning_rate"):
+        with pytest.raises(EngineError, match=f"step 1: the .*{message} is nan; lower training.learning_rate"):
             train(state, examples, training, seed=1, labels=TRUE_FALSE, **held_out)
         assert state.progress.best_step is None
         model, _ = load_for_training(model_dir, training, torch.float32)

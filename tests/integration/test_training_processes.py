@@ -75,10 +75,10 @@ def failing(who, rank):
 
 
 @pytest.mark.parametrize(
-    ("who", "told"), [({1}, "no model on 1"), ({1, 2}, "no model on 2"), ({0, 1}, "no model on 0")]
+    ("who", "message"), [({1}, "no model on 1"), ({1, 2}, "no model on 2"), ({0, 1}, "no model on 0")]
 )
-def test_the_error_of_one_is_raised_by_all(tmp_path, who, told):
-    assert together(tmp_path, partial(failing, who)) == [told] * 3
+def test_the_error_of_one_is_raised_by_all(tmp_path, who, message):
+    assert together(tmp_path, partial(failing, who)) == [message] * 3
 
 
 BROKEN = 9

@@ -133,7 +133,7 @@ class EchoTask:
     step: str = "echo"
     unit_column: str = "unit_id"
     row_key: tuple = ("unit_id",)
-    again_key: tuple = ("unit_id",)
+    retry_key: tuple = ("unit_id",)
     calls: list = field(default_factory=list)
 
     @property
@@ -153,7 +153,7 @@ class EchoTask:
             await engines["engine"].generate(name, max_tokens=4)
         return Outcome([{"unit_id": name, "answer": name.upper() + self.suffix}])
 
-    async def again(self, unit, rows, engines):
+    async def retry(self, unit, rows, engines):
         return await self.run(unit, engines)
 
     def failed_rows(self, unit):
@@ -166,13 +166,13 @@ class Runner:
     def __init__(self, chunks):
         self.chunks = chunks
 
-    def deaths(self, number):
-        return asyncio.run(self.chunks.deaths(number))
+    def crashes(self, number):
+        return asyncio.run(self.chunks.crashes(number))
 
-    def run(self, number, *, alone):
+    def run(self, number, *, isolated):
         async def opened_and_run():
             chunk = await self.chunks.open(number)
-            return chunk if isinstance(chunk, Receipt) else await self.chunks.run(chunk, alone=alone)
+            return chunk if isinstance(chunk, Receipt) else await self.chunks.run(chunk, isolated=isolated)
 
         return asyncio.run(opened_and_run())
 

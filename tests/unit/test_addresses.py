@@ -165,9 +165,9 @@ def test_a_signal_ends_the_wait(name, silent, tmp_path):
     assert program.poll() is None
     asked = time.monotonic()
     program.send_signal(getattr(signal, name))
-    _, told = program.communicate(timeout=10)
+    _, message = program.communicate(timeout=10)
     assert program.returncode in (130, 143)
-    assert time.monotonic() - asked < 3 and b"Traceback" not in told
+    assert time.monotonic() - asked < 3 and b"Traceback" not in message
 
 
 def recipe(tmp_path):

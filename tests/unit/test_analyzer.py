@@ -127,8 +127,8 @@ def test_the_lists_are_those_of_the_libraries():
     ],
 )
 def test_auto_is_what_the_documents_are_written_in(text, language):
-    told = with_language(FirstStageConfig(language="auto"), [Document("d", text)] * 3)
-    assert told.language == language
+    message = with_language(FirstStageConfig(language="auto"), [Document("d", text)] * 3)
+    assert message.language == language
     assert with_language(FirstStageConfig(language="auto"), []).language == "english"
 
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from limrank.engines.base import Generation
-from limrank.synthesis.answers import apart, read_verdict, without_formula
+from limrank.synthesis.answers import read_verdict, split_reasoning, without_formula
 
 
 def wrote(text, reasoning=None, end="stop"):
@@ -24,7 +24,7 @@ def wrote(text, reasoning=None, end="stop"):
     ],
 )  # fmt: skip
 def test_a_thought_is_told_apart(generation, thought, answer):
-    assert apart(generation) == (thought, answer)
+    assert split_reasoning(generation) == (thought, answer)
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_a_query_is_no_candidate_of_its_own(argument, capsys):
     config = recipe(argument)
     ((_, found),) = open_source(config).queries()
     assert [each.doc_id for each in found] == ["against", "other"]
-    told = "1 queries are in the corpus themselves, by id and text: they are no candidates of their own"
-    assert told in job.plan(config)["warnings"]
+    message = "1 queries are in the corpus themselves, by id and text: they are no candidates of their own"
+    assert message in job.plan(config)["warnings"]
     path = argument.parent / "recipe.yaml"
     path.write_text(json.dumps(config.model_dump(mode="json")))
     assert cli.main(["rerank", str(path)]) == 0
@@ -121,8 +121,8 @@ def test_a_shared_number_or_a_judgement_keeps_a_document(tmp_path):
 
 def test_queries_without_a_candidate_are_counted_before_anything_runs(tmp_path):
     folder = beir(tmp_path / "b", {"d": "merge feeds"}, {"q": "feeds", "r": "zebra"}, [("q", "d", 1), ("r", "d", 1)])
-    told = "1 of 2 queries have no candidate by BM25, such as 'r': they count 0 in evaluation"
-    assert told in job.plan(recipe(folder))["warnings"]
+    message = "1 of 2 queries have no candidate by BM25, such as 'r': they count 0 in evaluation"
+    assert message in job.plan(recipe(folder))["warnings"]
 
 
 def test_a_job_without_any_candidate_is_refused(tmp_path, capsys):

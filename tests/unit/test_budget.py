@@ -34,54 +34,54 @@ def budget(storage):
 
 
 @pytest.fixture
-def told(storage):
+def allowance(storage):
     return lambda: json.loads(storage.read_text("allowance.json"))
 
 
-def test_so_many_begin_as_are_expected_to_fit(budget, told):
+def test_so_many_begin_as_are_expected_to_fit(budget, allowance):
     made = budget(250)
-    assert told() == {"begin": 2, "closed": False}
+    assert allowance() == {"begin": 2, "closed": False}
     made.take(receipt(0, 25))  # a quarter of what was expected, and one is known: by halves, 225 are room for four
-    assert told() == {"begin": 5, "closed": False}
+    assert allowance() == {"begin": 5, "closed": False}
     made.take(receipt(1, 25))  # by thirds, 200 are room for six
-    assert told() == {"begin": 8, "closed": False}
+    assert allowance() == {"begin": 8, "closed": False}
     made.take(receipt(2, 25))  # by quarters, as they really are, 175 are room for seven
-    assert told() == {"begin": 10, "closed": False}
+    assert allowance() == {"begin": 10, "closed": False}
 
 
-def test_a_chunk_that_spent_nothing_does_not_let_all_begin(budget, told):
+def test_a_chunk_that_spent_nothing_does_not_let_all_begin(budget, allowance):
     """An endpoint that refuses at first: what comes later is not free."""
     made = budget(300, chunks=50)
-    assert told()["begin"] == 3
+    assert allowance()["begin"] == 3
     made.take(receipt(0, 0))
-    assert told()["begin"] == 7
+    assert allowance()["begin"] == 7
     for number in (1, 2):
         made.take(receipt(number, 100))
-    assert told()["begin"] == 7  # two of them took 200, and four are at work
+    assert allowance()["begin"] == 7  # two of them took 200, and four are at work
 
 
-def test_what_is_spent_is_never_more_than_the_budget_where_chunks_take_alike(budget, told):
+def test_what_is_spent_is_never_more_than_the_budget_where_chunks_take_alike(budget, allowance):
     made = budget(250)
     spent = 0
     for number in range(10):
-        if number < told()["begin"]:
+        if number < allowance()["begin"]:
             spent += 40
             made.take(receipt(number, 40))
-    assert spent == 240 and made.is_spent and told() == {"begin": 6, "closed": True}
+    assert spent == 240 and made.is_spent and allowance() == {"begin": 6, "closed": True}
 
 
-def test_the_first_chunk_begins_whatever_it_costs(budget, told):
+def test_the_first_chunk_begins_whatever_it_costs(budget, allowance):
     made = budget(5)
-    assert told() == {"begin": 1, "closed": False} and not made.is_spent
+    assert allowance() == {"begin": 1, "closed": False} and not made.is_spent
     made.take(receipt(0, 50))
-    assert told() == {"begin": 1, "closed": True} and made.is_spent
+    assert allowance() == {"begin": 1, "closed": True} and made.is_spent
 
 
-def test_what_was_spent_before_counts(budget, told):
+def test_what_was_spent_before_counts(budget, allowance):
     assert budget(100, [receipt(0, 60)]).is_spent
-    assert told() == {"begin": 0, "closed": True}
+    assert allowance() == {"begin": 0, "closed": True}
     assert not budget(121, [receipt(0, 60)]).is_spent
-    assert told() == {"begin": 1, "closed": False}
+    assert allowance() == {"begin": 1, "closed": False}
 
 
 def test_a_chunk_s_second_try_counts_once(budget):
@@ -92,9 +92,9 @@ def test_a_chunk_s_second_try_counts_once(budget):
     assert made.is_spent
 
 
-def test_a_budget_that_is_large_enough_is_never_spent(budget, told):
+def test_a_budget_that_is_large_enough_is_never_spent(budget, allowance):
     made = budget(10_000)
-    assert told() == {"begin": 10, "closed": False}
+    assert allowance() == {"begin": 10, "closed": False}
     for number in range(10):
         made.take(receipt(number, 500))
     assert not made.is_spent
@@ -140,49 +140,49 @@ def enough(storage):
     return made
 
 
-def test_so_many_begin_as_are_expected_to_be_needed(enough, told):
+def test_so_many_begin_as_are_expected_to_be_needed(enough, allowance):
     made = enough(40)
-    assert told() == {"begin": 3, "closed": False}  # if all were kept: 16, 32, 48
+    assert allowance() == {"begin": 3, "closed": False}  # if all were kept: 16, 32, 48
     made.take(receipt(0, 0, kept=4))  # a quarter of them; one is known, so by halves: 4 and 8 each, up to 44
-    assert told() == {"begin": 6, "closed": False}
+    assert allowance() == {"begin": 6, "closed": False}
     made.take(receipt(1, 0, kept=4))  # by thirds of 16, 8 and six at work
-    assert told() == {"begin": 8, "closed": False}
+    assert allowance() == {"begin": 8, "closed": False}
     for number in range(2, 8):
         made.take(receipt(number, 0, kept=4))
-    assert told() == {"begin": 10, "closed": False}  # by quarters, as they really are: 32 and two at work
+    assert allowance() == {"begin": 10, "closed": False}  # by quarters, as they really are: 32 and two at work
     for number in range(8, 10):
         made.take(receipt(number, 0, kept=4))
-    assert told() == {"begin": 10, "closed": True} and made.is_spent
+    assert allowance() == {"begin": 10, "closed": True} and made.is_spent
 
 
-def test_chunks_that_keep_nothing_do_not_let_all_begin_at_once(enough, told):
+def test_chunks_that_keep_nothing_do_not_let_all_begin_at_once(enough, allowance):
     made = enough(40)
     for number in range(3):
         made.take(receipt(number, 0, kept=0))
-    assert told()["begin"] == 13  # at least a fourth of 16 is expected of each
+    assert allowance()["begin"] == 13  # at least a fourth of 16 is expected of each
 
 
-def test_what_was_kept_before_counts_and_a_larger_number_goes_on(enough, told):
+def test_what_was_kept_before_counts_and_a_larger_number_goes_on(enough, allowance):
     before = [receipt(number, 0, kept=8) for number in range(5)]
     assert enough(40, before).is_spent
-    assert told() == {"begin": 0, "closed": True}
+    assert allowance() == {"begin": 0, "closed": True}
     assert not enough(48, before).is_spent
-    assert told() == {"begin": 1, "closed": False}
+    assert allowance() == {"begin": 1, "closed": False}
 
 
-def test_what_failed_is_tried_again_however_much_is_kept(enough, told):
+def test_what_failed_is_tried_again_however_much_is_kept(enough, allowance):
     before = [receipt(0, 0, kept=40, failed=1), receipt(1, 0, kept=8)]
     made = enough(40, before, again=[0])
-    assert told() == {"begin": 1, "closed": False}
+    assert allowance() == {"begin": 1, "closed": False}
     made.take(receipt(0, 0, kept=41))
     assert made.is_spent
 
 
-def test_of_two_bounds_the_nearer_one_holds(enough, told):
+def test_of_two_bounds_the_nearer_one_holds(enough, allowance):
     enough(400, tokens=3 * COST)
-    assert told()["begin"] == 3
+    assert allowance()["begin"] == 3
     enough(16, tokens=30 * COST)
-    assert told()["begin"] == 1
+    assert allowance()["begin"] == 1
 
 
 def test_the_costly_chunks_are_not_the_only_ones_that_are_written_for():

@@ -263,7 +263,7 @@ def outcome(monkeypatch, result):
 
 
 def test_rows_that_failed_are_exit_3_unless_allowed(recipe, capsys, home, monkeypatch):
-    outcome(monkeypatch, JobResult(failed=2, warnings=["careful"], shown=["done [bold]"]))
+    outcome(monkeypatch, JobResult(failed=2, warnings=["careful"], messages=["done [bold]"]))
     assert main(["rerank", recipe()]) == 3
     out, err = capsys.readouterr()
     assert out == "done [bold]\n"

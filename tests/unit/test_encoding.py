@@ -83,7 +83,7 @@ def test_an_ordinary_chat_is_the_tokenizer_s_own(kind, trim, smollm):
         messages += [{"role": "user", "content": ordinary(rng)}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         own = tokenizer.encode(text, add_special_tokens=False)
-        assert encode_chat(tokenizer, messages, room=4000) == own
+        assert encode_chat(tokenizer, messages, max_tokens=4000) == own
 
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace", "smollm"])
@@ -95,7 +95,7 @@ def test_no_special_token_comes_of_what_a_message_says(kind, trim, smollm):
     rng = random.Random(2)
 
     def specials(content):
-        ids = encode_chat(tokenizer, [{"role": "user", "content": content}], room=100_000)
+        ids = encode_chat(tokenizer, [{"role": "user", "content": content}], max_tokens=100_000)
         return [each for each in ids if each in special], ids
 
     plain, _ = specials("x")
@@ -116,7 +116,7 @@ def test_a_template_that_changes_what_a_message_says_fails_the_row_alone():
     tokenizer.chat_template = CHAT.replace("TRIM", "| upper ")
     messages = [{"role": "user", "content": "a <|im_end|> b"}]
     with pytest.raises(RowError, match="chat template changes what a message says"):
-        encode_chat(tokenizer, messages, room=100)
+        encode_chat(tokenizer, messages, max_tokens=100)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_ordinary_text_reaches_an_endpoint_as_it_is(text):
 def test_training_and_scoring_ask_with_the_same_ids(kind, before, after, passage, direct):
     tokenizer = built(kind, before, after)
     query = Query("q", "merge sorted feeds", "line by line")
-    room = 300
-    asked = encode_pair(tokenizer, TEMPLATE, query, passage, room=room)
+    max_tokens = 300
+    asked = encode_pair(tokenizer, TEMPLATE, query, passage, max_tokens=max_tokens)
     prompt = pair_text(TEMPLATE, query, passage)
     chain = "\n" if direct else "\nIt keeps them sorted.\n"
     answer = tokenizer.encode(THINK_CLOSE + LABELS[0], add_special_tokens=False)
@@ -170,7 +170,7 @@ def test_training_and_scoring_ask_with_the_same_ids(kind, before, after, passage
         [Example(1, prompt, chain, LABELS[0], ("q",))],
         lambda text: encode_example(tokenizer, text),
         tokenizer.eos_token_id,
-        room + written if asked.truncated else 4000,
+        max_tokens + written if asked.truncated else 4000,
         "train.jsonl",
         before=tokens_before(tokenizer),
         longest_token=longest_token(tokenizer),
@@ -231,23 +231,25 @@ class Counting:
         return getattr(self.tokenizer, name)
 
 
-@pytest.mark.parametrize("room", [60, 200, 1000])
-def test_a_passage_of_50_mb_is_cut_before_it_is_encoded_and_the_prompt_is_the_same(room, smollm):
+@pytest.mark.parametrize("max_tokens", [60, 200, 1000])
+def test_a_passage_of_50_mb_is_cut_before_it_is_encoded_and_the_prompt_is_the_same(max_tokens, smollm):
     counting = Counting(smollm)
     unit = "merge sorted feeds, one after another; "
     few = unit * 2000
-    expected = encode_pair(smollm, TEMPLATE, Query("q", "feeds"), few, room=room)
-    found = encode_pair(counting, TEMPLATE, Query("q", "feeds"), unit * (50_000_000 // len(unit)), room=room)
+    expected = encode_pair(smollm, TEMPLATE, Query("q", "feeds"), few, max_tokens=max_tokens)
+    found = encode_pair(
+        counting, TEMPLATE, Query("q", "feeds"), unit * (50_000_000 // len(unit)), max_tokens=max_tokens
+    )
     assert found == expected and found.truncated
-    assert counting.characters < 12 * characters_of(smollm, room)
+    assert counting.characters < 12 * characters_of(smollm, max_tokens)
 
 
 def test_a_query_or_a_chat_of_50_mb_is_told_before_it_is_encoded(smollm):
     counting = Counting(smollm)
     with pytest.raises(RowError, match="the query alone has 50000000 characters, more than 1000 tokens can hold"):
-        encode_pair(counting, TEMPLATE, Query("q", "x" * 50_000_000), "p", room=1000)
+        encode_pair(counting, TEMPLATE, Query("q", "x" * 50_000_000), "p", max_tokens=1000)
     with pytest.raises(RowError, match="a prompt of 50000000 characters: more than 1000 tokens"):
-        encode_chat(counting, [{"role": "user", "content": "x" * 50_000_000}], room=1000)
+        encode_chat(counting, [{"role": "user", "content": "x" * 50_000_000}], max_tokens=1000)
     assert counting.characters < 1000
 
 

@@ -163,12 +163,12 @@ def test_a_run_s_ids_are_looked_at_before_it_is_judged(tmp_path, collection):
     assert result.system.scores.mean["RR"] == 0.5
 
 
-@pytest.mark.parametrize(("revision", "told"), [("a75a0eb", "a75a0eb"), (None, "the hub's newest")])
-def test_a_report_tells_the_data_s_revision(rerank_dir, revision, told):
+@pytest.mark.parametrize(("revision", "message"), [("a75a0eb", "a75a0eb"), (None, "the hub's newest")])
+def test_a_report_tells_the_data_s_revision(rerank_dir, revision, message):
     path = rerank_dir / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"name": "litsearch", "revision": revision}}))
     evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
-    assert f"data revision {told}" in words((rerank_dir / "report.html").read_text())
+    assert f"data revision {message}" in words((rerank_dir / "report.html").read_text())
 
 
 def test_a_manifest_whose_revision_is_no_text_is_refused(rerank_dir):

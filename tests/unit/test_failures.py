@@ -27,7 +27,7 @@ def too_long(pair, tokens):
     return (pair, "score", "RowError", f"{tokens} prompt tokens and 1 more exceed the context of 2048", 1)
 
 
-def told(capsys, *arguments):
+def printed(capsys, *arguments):
     assert main(["failures", *arguments]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -43,7 +43,7 @@ def test_failures_of_one_kind_are_one_group_over_all_files(tmp_path, capsys):
         [("q8", *died[1:4], 5)],
         counts={"units": 40, "rows": 400, "failed": 5},
     )
-    lines = told(capsys, root)
+    lines = printed(capsys, root)
     assert lines[:5] == [
         f"{root} (rerank, done): 5 failures among 40 units and 400 rows",
         "      3 (0.8% of rows)  score: RowError, 1 attempt",
@@ -71,7 +71,7 @@ def test_ids_numbers_and_quoted_words_do_not_tell_kinds_apart(message, kind):
 def test_the_rest_of_many_groups_is_counted(tmp_path, capsys):
     names = "abcdefghijklmno"
     many = [(f"q{i}", "score", "RowError", f"trouble {name}", 1) for i, name in enumerate(names)]
-    lines = told(capsys, run_dir(tmp_path / "run", many, [many[14]]))
+    lines = printed(capsys, run_dir(tmp_path / "run", many, [many[14]]))
     assert lines[1] == "      2  score: RowError, 1 attempt"
     assert lines[2].endswith("q14: trouble o")
     assert sum("e.g." in line for line in lines) == 12
@@ -90,14 +90,14 @@ def test_kinds_beyond_what_is_held_are_counted_together(monkeypatch):
 
 def test_long_messages_are_cut_to_the_screen(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    line = told(capsys, run_dir(tmp_path / "run", [("q1", "score", "RowError", "so\nlong " * 40, 1)]))[2]
+    line = printed(capsys, run_dir(tmp_path / "run", [("q1", "score", "RowError", "so\nlong " * 40, 1)]))[2]
     assert line.startswith("        e.g. q1: so long so long") and len(line) == 60 and line.endswith("…")
 
 
 def test_what_the_manifest_does_not_count_has_no_share(tmp_path, capsys):
     rows = [("s1/daily", "write", "RowError", "no answer", 1), ("s1/daily/0", "judge", "RowError", "no answer", 1)]
     root = run_dir(tmp_path / "run", rows, job="synthesize", counts={"units": 10, "rows": 50, "failed": 2})
-    assert told(capsys, root)[1::2][:2] == [
+    assert printed(capsys, root)[1::2][:2] == [
         "      1  write: RowError, 1 attempt",
         "      1 (2.0% of rows)  judge: RowError, 1 attempt",
     ]
@@ -108,16 +108,16 @@ def test_a_pipeline_s_stages_are_told_apart(tmp_path, capsys):
     run_dir(tmp_path / "line" / "rerank-base", [too_long("q1\td3", 2301)], counts={"units": 4, "rows": 40})
     run_dir(tmp_path / "line" / "train", job="train")
     (tmp_path / "line" / "serve").mkdir()
-    lines = told(capsys, root)
+    lines = printed(capsys, root)
     assert lines[0] == f"{root}/rerank-base (rerank, done): 1 failures among 4 units and 40 rows"
     assert "train" not in "".join(lines)
 
 
 def test_no_failures(tmp_path, capsys):
     root = run_dir(tmp_path / "run", status="running")
-    assert told(capsys, root) == [f"{root} (rerank, running): nothing failed"]
+    assert printed(capsys, root) == [f"{root} (rerank, running): nothing failed"]
     line = run_dir(tmp_path / "line", job="pipeline")
-    assert told(capsys, line) == [f"{line} (pipeline, done): nothing failed"]
+    assert printed(capsys, line) == [f"{line} (pipeline, done): nothing failed"]
 
 
 @pytest.mark.parametrize(

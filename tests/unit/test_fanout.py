@@ -6,7 +6,7 @@ from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Work
 from limrank.batch.rundir import open_run
 from limrank.batch.worker import _fatal
-from limrank.cluster.resources import beside, check_memory, check_resources, fitting, resources
+from limrank.cluster.resources import check_memory, check_resources, fitting, remaining, resources
 from limrank.config import EngineConfig, ModelConfig, WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import EndpointError, EngineError, LimrankError, StorageError, UserError
@@ -77,8 +77,8 @@ def test_a_model_that_no_node_has_the_memory_for_is_refused():
 
 def test_a_chunk_that_is_not_committed_is_told(tmp_path):
     _, plan = planned(tmp_path, ["a"])
-    told = pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again")
-    with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, told:
+    message = pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again")
+    with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, message:
         finish(run, plan, EchoTask(), "pairs")
 
 
@@ -150,8 +150,8 @@ def test_an_accelerator_that_no_node_has_is_refused():
 def test_only_unfinished_chunks_and_those_with_failures_are_left(tmp_path):
     names = [f"u{number:03d}" for number in range(130)]
     storage, plan = planned(tmp_path, names)
-    runner(storage, EchoTask()).run(0, alone=False)
-    runner(storage, EchoTask(row_error={"u100"})).run(1, alone=False)
+    runner(storage, EchoTask()).run(0, isolated=False)
+    runner(storage, EchoTask(row_error={"u100"})).run(1, isolated=False)
     with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run:
         assert [chunk.number for chunk in unfinished(run, plan)] == [1, 2]
 
@@ -159,7 +159,7 @@ def test_only_unfinished_chunks_and_those_with_failures_are_left(tmp_path):
 def test_what_two_pools_leave_each_other():
     one = {"num_cpus": 1, "num_gpus": 1}
     nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}]
-    left = beside(one, 2, nodes)
+    left = remaining(one, 2, nodes)
     assert sum(node["GPU"] for node in left) == 1 and sum(node["CPU"] for node in left) == 6
     check_resources(one, 1, left)
     with pytest.raises(UserError, match="2 replicas"):

@@ -10,7 +10,7 @@ import pytest
 
 from limrank.config.recipe import load_config
 from limrank.errors import UserError
-from limrank.files import is_file, is_folder, kind_of, listed, opened, shown
+from limrank.files import is_file, is_folder, kind_of, listed, opened, printable_path
 
 RECIPE = "job: rerank\nrun_dir: out\nseed: 7\n"
 
@@ -104,6 +104,6 @@ def test_a_pipe_that_nobody_writes_to_is_an_empty_recipe(tmp_path):
 
 
 def test_a_long_path_is_shown_by_its_ends():
-    assert shown("/a/b") == "/a/b"
-    assert shown("x" * 5000) == "x" * 100 + "…" + "x" * 100
-    assert shown("a\nb\x1b") == r"a\nb\x1b"
+    assert printable_path("/a/b") == "/a/b"
+    assert printable_path("x" * 5000) == "x" * 100 + "…" + "x" * 100
+    assert printable_path("a\nb\x1b") == r"a\nb\x1b"

@@ -46,13 +46,13 @@ def test_a_run_of_other_queries_is_refused():
 
 def test_ids_of_mteb_s_litsearch_are_read_as_litsearch_s():
     run = {"q1": {"d6": 2.0, "d5": 1.0}, "q0": {"d5": 1.0}}
-    fitted, (told,) = fit_run(run, benchmark(), "r.json")
+    fitted, (warning,) = fit_run(run, benchmark(), "r.json")
     assert fitted == {"1": {"6": 2.0, "5": 1.0}, "0": {"5": 1.0}}
     assert list(fitted["1"]) == ["6", "5"]
-    assert told.startswith("r.json: its ids are as mteb writes them, and read as litsearch's: 'q1' for '1', 'd")
+    assert warning.startswith("r.json: its ids are as mteb writes them, and read as litsearch's: 'q1' for '1', 'd")
     # Of a selection only the left-out queries may be there to tell.
-    lists, told = fit_run({"q7": {"d5": 1.0}, "q0": {"d5": 1.0}}, benchmark(unselected=frozenset("7")), "r.json")
-    assert (lists, len(told)) == ({"0": {"5": 1.0}}, 1)
+    lists, warning = fit_run({"q7": {"d5": 1.0}, "q0": {"d5": 1.0}}, benchmark(unselected=frozenset("7")), "r.json")
+    assert (lists, len(warning)) == ({"0": {"5": 1.0}}, 1)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_letters_are_dropped_where_that_helps_alone(name, run):
 
 def test_letters_stay_where_an_id_is_known_with_them():
     run = {"q0": {"d5": 1.0}, "0": {"5": 1.0}}
-    lists, (told,) = fit_run(run, benchmark(), "r.trec")
+    lists, (warning,) = fit_run(run, benchmark(), "r.trec")
     assert lists == {"0": {"5": 1.0}}
-    assert "1 of its 2 lists are for queries that litsearch does not have, such as 'q0'" in told
+    assert "1 of its 2 lists are for queries that litsearch does not have, such as 'q0'" in warning
 
 
 def test_documents_that_the_corpus_lacks_are_counted():

@@ -90,15 +90,15 @@ def test_a_run_with_mteb_s_ids_of_litsearch(tmp_path, name):
     trec = [f"{query} Q0 {doc} 1 {score} x\n" for query, scores in lists.items() for doc, score in scores.items()]
     run.write_text(json.dumps(lists) if name.endswith("json") else "".join(trec))
     data = {"format": "hub", "name": "litsearch", "path": path}
-    told = f"{run}: its ids are as mteb writes them, and read as litsearch's: 'q0' for '0', "
+    message = f"{run}: its ids are as mteb writes them, and read as litsearch's: 'q0' for '0', "
     source = open_source(RerankJob(run_dir="x", data=data, first_stage={"kind": "run", "path": str(run)}))
     found = {query.query_id: [each.doc_id for each in ranked] for query, ranked in source.queries()}
     assert found == {"0": ["9", "7"], "1": ["7"]}
-    assert [warning.startswith(told) for warning in source.warnings] == [True]
+    assert [warning.startswith(message) for warning in source.warnings] == [True]
     evaluation = {"run": str(run), "measures": ["RR"], "bootstrap_samples": 10}
     result = evaluate_job(EvaluateJob(run_dir=str(tmp_path / "out"), data=data, evaluation=evaluation))
     assert result.system.scores.per_query == {"RR": {"0": 0.5, "1": 1.0}}
-    assert [warning.startswith(told) for warning in result.warnings] == [True]
+    assert [warning.startswith(message) for warning in result.warnings] == [True]
 
 
 @pytest.fixture
@@ -152,8 +152,8 @@ def test_instructions_that_are_of_no_query_are_refused(core17):
     """Without them the two queries of a topic are one, and p-MRR is 0."""
     file = Path(core17) / "instruction" / "instruction.jsonl"
     file.write_text(file.read_text().replace("310-", "311-"))
-    told = "2 of 2 queries have no instruction, such as '310-og'; 'instruction' is for '311-og', '311-changed'"
-    with pytest.raises(UserError, match=told):
+    message = "2 of 2 queries have no instruction, such as '310-og'; 'instruction' is for '311-og', '311-changed'"
+    with pytest.raises(UserError, match=message):
         hub.load("followir/core17", path=core17)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import meter, retries
-from limrank.engines.base import told_stop
+from limrank.engines.base import matched_stop
 from limrank.engines.openai import OpenAIEngine
 from limrank.errors import EndpointError, RowError, UserError
 
@@ -321,7 +321,7 @@ def test_an_endpoint_without_logprobs_is_no_number(endpoint):
 
 
 @pytest.mark.parametrize(
-    ("text", "fields", "stops", "told"),
+    ("text", "fields", "stops", "message"),
     [
         ("A chain.", {}, ["</think>"], "</think>"),  # most endpoints do not say what stopped them
         ("A chain.", {"stop_reason": "</think>"}, ["</think>"], "</think>"),
@@ -341,7 +341,7 @@ def test_an_endpoint_without_logprobs_is_no_number(endpoint):
         ("One", {}, [], None),
     ],
 )
-def test_which_stop_ended_an_answer(endpoint, text, fields, stops, told):
+def test_which_stop_ended_an_answer(endpoint, text, fields, stops, message):
     choice = {"index": 0, "text": text, "finish_reason": "stop"} | fields
     endpoint.answers = [(200, {"choices": [choice], "usage": USAGE})]
 
@@ -350,19 +350,21 @@ def test_which_stop_ended_an_answer(endpoint, text, fields, stops, told):
         return await engine.generate("hi", max_tokens=9, stop=stops)
 
     answer = asked(endpoint.url, call)
-    assert answer.stop == told
+    assert answer.stop == message
     assert answer.text == ("One" if text.startswith("One") else "A chain.")
 
 
 def test_another_end_of_the_model_s_is_no_stop_and_nothing_is_looked_up_without_need():
     added = {"</think>": 7, "<|endoftext|>": 9}
-    assert told_stop(7, ["</think>"], lambda: added) == "</think>"
-    assert told_stop(9, ["</think>"], lambda: added) is None
+    assert matched_stop(7, ["</think>"], lambda: added) == "</think>"
+    assert matched_stop(9, ["</think>"], lambda: added) is None
 
     def unread():
         raise AssertionError("the tokenizer was read")
 
-    assert [told_stop(told, stop, unread) for told, stop in ((9, ()), (None, ["x"]), ("eos", ["x"]), ("x", ["x"]))] == [
+    assert [
+        matched_stop(message, stop, unread) for message, stop in ((9, ()), (None, ["x"]), ("eos", ["x"]), ("x", ["x"]))
+    ] == [
         *(None, None, None),
         "x",
     ]
@@ -451,10 +453,10 @@ def test_a_quoted_key_is_told_by_nobody(endpoint, monkeypatch, status):
     answer = {"choices": [{"index": 0, "text": said, "finish_reason": "stop"}], "usage": USAGE}
     endpoint.answers = [(status, answer if status == 200 else {"error": {"message": said}})]
     try:
-        told = asked(endpoint.url, lambda engine: engine.generate("x", max_tokens=1), api_key_env="MY_VARIABLE").text
+        message = asked(endpoint.url, lambda engine: engine.generate("x", max_tokens=1), api_key_env="MY_VARIABLE").text
     except (EndpointError, RowError) as error:
-        told = "".join(traceback.format_exception(error))
-    assert "you sent" in told and "canary" not in told
+        message = "".join(traceback.format_exception(error))
+    assert "you sent" in message and "canary" not in message
 
 
 def test_a_connection_that_is_lost_without_a_word_is_told_as_one(endpoint):

@@ -274,7 +274,7 @@ def test_the_job_keeps_the_given_order_and_writes_no_judgements(tmp_path):
         ("d2", 2, 0.5),
         ("d3", 1, 0.75),
     }
-    assert result.shown[0] == "2 queries, 3 pairs, 0 failed"
+    assert result.messages[0] == "2 queries, 3 pairs, 0 failed"
     assert result.warnings == []
     assert not storage.exists("qrels.tsv") and not storage.exists("queries.jsonl")
 
@@ -282,7 +282,7 @@ def test_the_job_keeps_the_given_order_and_writes_no_judgements(tmp_path):
 def test_the_first_stage_has_no_say(tmp_path):
     path = write(tmp_path / "p.parquet")
     result = run(config(path, tmp_path, first_stage={"depth": 1}))
-    assert result.shown[0] == "2 queries, 3 pairs, 0 failed"
+    assert result.messages[0] == "2 queries, 3 pairs, 0 failed"
     assert result.warnings == [
         "first_stage: has no say over data.format=pairs: every pair that is given is scored",
     ]
@@ -294,8 +294,8 @@ def test_a_fault_in_the_last_row_leaves_no_run_directory(tmp_path):
         run(config(path, tmp_path))
     assert not (tmp_path / "run").exists()
     write(path, many(50))
-    assert run(config(path, tmp_path)).shown[0] == "50 queries, 150 pairs, 0 failed"
-    assert read_plan(Storage(str(tmp_path / "run"))).weight == 150
+    assert run(config(path, tmp_path)).messages[0] == "50 queries, 150 pairs, 0 failed"
+    assert read_plan(Storage(str(tmp_path / "run"))).size == 150
 
 
 def test_a_dry_run_counts_and_shows_the_first_prompt(tmp_path):
@@ -324,6 +324,6 @@ def test_the_hash_covers_contents_and_selection_and_no_place_and_no_first_stage(
 
 def test_max_queries_of_the_job(tmp_path):
     path = write(tmp_path / "p.parquet")
-    assert run(config(path, tmp_path, data={"max_queries": 1})).shown[0] == "1 queries, 2 pairs, 0 failed"
+    assert run(config(path, tmp_path, data={"max_queries": 1})).messages[0] == "1 queries, 2 pairs, 0 failed"
     lines = json.loads(Storage(str(tmp_path / "run")).read_text("run.json"))
     assert lines == {"q2": {"d2": -1.0, "d3": -2.0}}

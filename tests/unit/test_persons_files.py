@@ -7,7 +7,7 @@ import yaml
 from helpers import CORPUS
 
 from limrank import cli
-from limrank.batch.places import check_place, contains
+from limrank.batch.locations import check_location, contains
 from limrank.batch.rundir import open_run
 from limrank.errors import UserError
 from limrank.outputs import is_written
@@ -267,20 +267,20 @@ def test_what_is_around_what(directory, path, expected):
 
 def test_an_input_in_a_store_is_refused_by_its_key():
     inputs = [("data.path", "s3://b/data"), ("model.id", "s3://b/runs/tuned/model")]
-    check_place("s3://b/runs/mine", inputs)
+    check_location("s3://b/runs/mine", inputs)
     for run_dir in ("s3://b/runs", "s3://b/runs/tuned?scheme=http", "s3://b/runs/tuned/model"):
         with pytest.raises(UserError, match=r"holds model.id \(s3://b/runs/tuned/model\), which a run must not touch"):
-            check_place(run_dir, inputs)
+            check_location(run_dir, inputs)
 
 
 @pytest.mark.parametrize("run_dir", ["", " ", "a\0b"])
 def test_what_is_no_path_is_no_run_directory(run_dir):
     with pytest.raises(UserError, match="is no directory; take a directory of its own"):
-        check_place(run_dir)
+        check_location(run_dir)
 
 
 @pytest.mark.parametrize(
-    ("manifest", "told"),
+    ("manifest", "message"),
     [
         ({"job": "rerank", "config_hash": "a"}, "is not one of limrank's"),
         ({"job": "rerank", "config_hash": "a", "schema_version": 1, "versions": {}}, "is not one of limrank's"),
@@ -292,11 +292,11 @@ def test_what_is_no_path_is_no_run_directory(run_dir):
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_manifest_that_is_not_known_is_not_touched(manifest, told, overwrite, tmp_path):
+def test_a_manifest_that_is_not_known_is_not_touched(manifest, message, overwrite, tmp_path):
     storage = Storage(str(tmp_path / "run"))
     storage.write_text("manifest.json", json.dumps(manifest))
     storage.write_text("rows/chunk-00000.parquet", "precious")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=told), open_run(storage.root, **HASH, overwrite=overwrite):
+    with pytest.raises(UserError, match=message), open_run(storage.root, **HASH, overwrite=overwrite):
         pass
     assert snapshot(tmp_path) == before

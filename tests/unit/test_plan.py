@@ -61,8 +61,8 @@ def test_a_window_is_as_large_as_its_weight(tmp_path, monkeypatch):
 
 def test_weights_are_summed(tmp_path):
     _, plan, _ = write(tmp_path, [1, 1, 1], chunk_cost=2, weights=[10, 20, 5])
-    assert [chunk.weight for chunk in plan.chunks] == [30, 5]
-    assert plan.weight == 35
+    assert [chunk.size for chunk in plan.chunks] == [30, 5]
+    assert plan.size == 35
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):

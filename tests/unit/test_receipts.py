@@ -112,7 +112,7 @@ def test_ids_are_unique_over_all_chunks(tmp_path):
     names = [f"u{number:03d}" for number in range(130)]
     storage, plan = planned(tmp_path, names)
     for chunk in plan.chunks:
-        runner(storage, EchoTask()).run(chunk.number, alone=False)
+        runner(storage, EchoTask()).run(chunk.number, isolated=False)
     assert [receipt.chunk for receipt in read_receipts(storage)] == [0, 1, 2]
     check_unique(storage, ("unit_id",))
     storage.write_bytes("rows/chunk-000007.parquet", storage.read_bytes("rows/chunk-000002.parquet"))
@@ -122,7 +122,7 @@ def test_ids_are_unique_over_all_chunks(tmp_path):
 
 def test_a_key_is_all_of_its_columns(tmp_path):
     storage, _ = planned(tmp_path, ["a", "b"])
-    runner(storage, EchoTask(row_error={"a", "b"})).run(0, alone=False)
+    runner(storage, EchoTask(row_error={"a", "b"})).run(0, isolated=False)
     # Different units with the same answer (none) are different rows.
     check_unique(storage, ("unit_id", "answer"))
 
@@ -133,7 +133,7 @@ def test_ids_that_share_a_hash_are_not_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pandas.util, "hash_array", lambda ids, categorize: np.zeros(len(ids), np.uint64))
     storage, _ = planned(tmp_path, ["a", "b"])
-    runner(storage, EchoTask()).run(0, alone=False)
+    runner(storage, EchoTask()).run(0, isolated=False)
     check_unique(storage, ("unit_id",))
 
 
@@ -142,7 +142,7 @@ def test_ids_that_share_a_hash_are_not_the_same(tmp_path, monkeypatch):
 )
 def test_a_damaged_file_is_not_committed(tmp_path, damage):
     storage, _ = planned(tmp_path, ["a", "b"])
-    runner(storage, EchoTask()).run(0, alone=False)
+    runner(storage, EchoTask()).run(0, isolated=False)
     storage.write_bytes("rows/chunk-000000.parquet", damage(storage.read_bytes("rows/chunk-000000.parquet")))
     assert read_receipts(storage) == []
 

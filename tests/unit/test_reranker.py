@@ -148,7 +148,7 @@ def test_a_cancelled_coroutine_leaves_the_engine_free():
             await asyncio.sleep(0.1)
 
         asyncio.run(impatient())
-        assert reranker._engine.traffic.requests == 0
+        assert reranker._engine.limiter.requests == 0
 
 
 def test_chains_are_shown():

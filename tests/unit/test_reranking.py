@@ -152,7 +152,7 @@ def test_mode_none_is_the_first_stage_s_order(config, tmp_path):
     assert {row["score"] for row in found} == {None}
     assert all(row["rank"] == row["first_stage_rank"] for row in found)
     assert (result.failed, result.warnings) == (0, [])
-    assert result.shown == ["2 queries, 4 pairs, 0 failed", f"run: {tmp_path}/run/run.trec"]
+    assert result.messages == ["2 queries, 4 pairs, 0 failed", f"run: {tmp_path}/run/run.trec"]
     assert storage.read_text("qrels.tsv") == "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n"
     assert [json.loads(line) for line in storage.read_text("queries.jsonl").splitlines()] == [
         {"_id": "q1", "text": "cat roof"},
@@ -185,14 +185,14 @@ def test_max_queries_selects_what_evaluation_covers(config, tmp_path):
 def test_a_query_without_candidates_has_no_rows(config, tmp_path):
     write_beir(tmp_path / "data", queries=QUERIES | {"q3": "zebra"}, qrels=QRELS | {"q3": {"d4": 1}})
     result = run(config())
-    assert result.shown[0] == "3 queries, 4 pairs, 0 failed"
+    assert result.messages[0] == "3 queries, 4 pairs, 0 failed"
 
 
 def test_another_config_is_refused(config):
     run(config())
     with pytest.raises(UserError, match="another config"):
         run(config(first_stage={"depth": 1}))
-    assert run(config(first_stage={"depth": 1}), overwrite=True).shown[0] == "2 queries, 2 pairs, 0 failed"
+    assert run(config(first_stage={"depth": 1}), overwrite=True).messages[0] == "2 queries, 2 pairs, 0 failed"
 
 
 # ---- plan ----------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_a_pair_that_fails_is_a_row_and_a_failure(config, tmp_path):
     write_plan(storage, units(open_source(settings), settings.scoring), rerank_unit_schema(), chunk_cost=10_000)
     task = job.RerankTask(settings.scoring)
     # Half of all prompts fail, always the same ones.
-    receipt = runner(storage, task, {"scorer": fake_engine(fail_rate=0.5)}).run(0, alone=False)
+    receipt = runner(storage, task, {"scorer": fake_engine(fail_rate=0.5)}).run(0, isolated=False)
     found = rows(storage)
     failed = {(row["query_id"], row["doc_id"]) for row in found if row["status"] == "failed"}
     assert (receipt.units, receipt.rows) == (2, 4)

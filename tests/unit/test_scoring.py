@@ -50,8 +50,8 @@ def candidate(text, rank=1, doc_id="d"):
     return Candidate(doc_id, text, rank, 1.0)
 
 
-def encode(tokenizer, passage, query=QUERY, room=10_000):
-    return scoring.encode_pair(tokenizer, TEMPLATE, query, passage, room=room)
+def encode(tokenizer, passage, query=QUERY, max_tokens=10_000):
+    return scoring.encode_pair(tokenizer, TEMPLATE, query, passage, max_tokens=max_tokens)
 
 
 def passage_of(tokenizer, ids):
@@ -153,29 +153,29 @@ LONG = {
 
 
 @pytest.mark.parametrize("passage", LONG.values(), ids=LONG.keys())
-@pytest.mark.parametrize("room", range(90, 99))
-def test_a_pair_too_long_loses_the_end_of_its_passage(trained_tokenizer, passage, room):
-    prompt = encode(trained_tokenizer, passage, room=room)
+@pytest.mark.parametrize("max_tokens", range(90, 99))
+def test_a_pair_too_long_loses_the_end_of_its_passage(trained_tokenizer, passage, max_tokens):
+    prompt = encode(trained_tokenizer, passage, max_tokens=max_tokens)
     kept = passage_of(trained_tokenizer, prompt.ids)
     assert prompt.truncated
-    assert len(prompt.ids) <= room
+    assert len(prompt.ids) <= max_tokens
     assert kept and passage.startswith(kept)
     assert trained_tokenizer.decode(prompt.ids) == PROMPT.replace("Yeast makes gas.", kept)
     # No more is lost than has to be: a few tokens at the seams.
-    assert len(prompt.ids) >= room - 4
+    assert len(prompt.ids) >= max_tokens - 4
 
 
 def test_a_pair_that_just_fits_is_whole(tokenizer):
     length = len(encode(tokenizer, "Yeast makes gas.").ids)
-    assert not encode(tokenizer, "Yeast makes gas.", room=length).truncated
-    assert encode(tokenizer, "Yeast makes gas.", room=length - 1).truncated
+    assert not encode(tokenizer, "Yeast makes gas.", max_tokens=length).truncated
+    assert encode(tokenizer, "Yeast makes gas.", max_tokens=length - 1).truncated
 
 
 def test_a_query_too_long_alone_is_an_error(tokenizer):
     bare = len(encode(tokenizer, "").ids)
-    assert len(encode(tokenizer, "Yeast makes gas.", room=bare).ids) <= bare
+    assert len(encode(tokenizer, "Yeast makes gas.", max_tokens=bare).ids) <= bare
     with pytest.raises(RowError, match=f"the query alone takes {bare} tokens, and {bare - 1} fit"):
-        encode(tokenizer, "Yeast", room=bare - 1)
+        encode(tokenizer, "Yeast", max_tokens=bare - 1)
 
 
 # ---- labels and scores ----------------------------------------------------------------

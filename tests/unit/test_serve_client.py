@@ -178,10 +178,10 @@ def test_so_many_queries_are_in_flight():
         tasks = [asyncio.create_task(client.judge(QUERY, ["a"])) for _ in range(5)]
         while backend.waiting < 2:
             await asyncio.sleep(0.01)
-        held = (client.limits.in_flight, backend.waiting, client.traffic.requests)
+        held = (client.limits.in_flight, backend.waiting, client.limiter.requests)
         backend_loop.call_soon_threadsafe(backend.gate.set)
         await asyncio.gather(*tasks)
-        return held, client.traffic.requests
+        return held, client.limiter.requests
 
     class Gated(EngineBackend):
         async def score(self, query, texts):
@@ -431,8 +431,8 @@ def test_a_server_that_scores_otherwise_is_refused(tmp_path, scoring, model, fau
 
 @pytest.mark.parametrize(("key", "value", "found"), [("compatibility", "rank1", None), ("min_think_tokens", 0, None)])
 def test_how_chains_are_made_is_compared_where_there_are_any(key, value, found):
-    told = f"its scoring.{key} is {found}, the recipe's {value}"
-    with served(Backend()) as url, pytest.raises(UserError, match=told):
+    message = f"its scoring.{key} is {found}, the recipe's {value}"
+    with served(Backend()) as url, pytest.raises(UserError, match=message):
         source(url, BUDGET.model_copy(update={key: value})).check()
     direct = ScoringConfig(mode="direct")
     with served(Backend(direct)) as url:

@@ -13,7 +13,7 @@ from rundirs import rows
 from limrank.batch.plan import write_plan
 from limrank.batch.receipts import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
-from limrank.engines.base import Generation, Limits, Traffic, meter
+from limrank.engines.base import Generation, Limits, RequestLimiter, meter
 from limrank.engines.fake import ByteTokenizer
 from limrank.errors import EngineError, RowError, UserError
 from limrank.progress import open_progress
@@ -43,7 +43,7 @@ from limrank.synthesis.plan import (
     units,
     unwritten,
 )
-from limrank.synthesis.pool import settle
+from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.preview import Traced
 from limrank.synthesis.prompting import WrittenQuery, check_prompts, describe_prompt, with_prompt_texts
 from limrank.synthesis.select import surprise
@@ -77,7 +77,7 @@ class Writer:
     limits = Limits(32768, 256)
 
     def __init__(self, query=None, describe=None, text=None):
-        self.traffic = Traffic(256)
+        self.limiter = RequestLimiter(256)
         good_query = {"domain": "health", "query": "how do I keep my rota in order"}
         good_passages = {"positive": "one that helps", "hard_negatives": ["one", "two"]}
         self.query = json.dumps(good_query) if query is None else query
@@ -250,12 +250,12 @@ def test_a_chain_before_label_tokens_does_not_say_its_verdict_too():
 
     alone = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"negatives": 0}))
     writer = Writer(describe='{"positive": "one that helps", "hard_negatives": []}')
-    told = [
+    message = [
         (example.reasoning, example.kept, example.reject_reason)
         for _ in range(2)
         for example in synthesize(briefs=[DAILY], writer=writer, judge=Judge(), inputs=alone).examples
     ]
-    assert told == [("It says where to begin.", True, None), ("", False, "bad_chain")]
+    assert message == [("It says where to begin.", True, None), ("", False, "bad_chain")]
 
 
 def test_an_instruction_that_was_asked_for_and_is_missing_is_unparsable():
@@ -475,8 +475,8 @@ def test_a_judge_is_read_by_what_it_writes_where_there_are_no_label_tokens():
     assert all(
         "Query: how do I keep my rota in order\n" in prompt and "<think>" not in prompt for prompt in judge.prompts
     )
-    told = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
-    assert told == [
+    message = [(each.reject_reason, each.verdict, each.judge_score, each.reasoning) for each in outcome.examples]
+    assert message == [
         (None, True, None, "It tells where to begin."),
         ("unparsable", None, None, "maybe"),
         (None, False, None, "It is much too short."),
@@ -951,9 +951,9 @@ def test_what_is_exported(config, tmp_path):
     plan = write_plan(storage, weighed, synthesis_unit_schema(), chunk_cost=10**6)
     task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     engine = fake_engine()
-    receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, alone=False)
-    pool = settle(storage, config.synthesis, None, seed=1)
-    funnel = export(storage, config, summarize([receipt], plan.weight), pool, queries_a_seed=2)
+    receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, isolated=False)
+    pool = dedupe_and_select(storage, config.synthesis, None, seed=1)
+    funnel = export(storage, config, summarize([receipt], plan.size), pool, queries_a_seed=2)
 
     table = storage.read_table("rows/chunk-000000.parquet")
     assert table.schema.names == synthesis_row_schema().names
@@ -1010,11 +1010,11 @@ def test_a_second_try_writes_what_failed_and_nothing_else(config, tmp_path):
     task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     writer = Lossy(describe=json.dumps({"positive": "one that helps", "hard_negatives": ["another"]}))
     engines = {"writer": writer, "judge": fake_engine()}
-    first = runner(storage, task, engines).run(0, alone=False)
+    first = runner(storage, task, engines).run(0, isolated=False)
     before = rows(storage)
     assert (first.failed, {row["query_kind"] for row in before}) == (1, {"daily"})
     asked = len(writer.prompts)
-    second = runner(storage, task, engines, session="second").run(0, alone=False)
+    second = runner(storage, task, engines, session="second").run(0, isolated=False)
     after = rows(storage)
     assert second.failed == 0 and {row["query_kind"] for row in after} == {"daily", "expert"}
     assert [row for row in after if row["query_kind"] == "daily"] == before
@@ -1044,7 +1044,7 @@ def test_a_query_is_written_anew_where_anything_of_it_is_missing(config):
 
 
 @pytest.mark.parametrize(
-    ("step", "text", "told"),
+    ("step", "text", "message"),
     [
         ("chain", "{{ question }}", "'question' is undefined; its places are query, instruction"),
         ("describe", "{% if instruction %}{{ query }}", "Unexpected end of template"),
@@ -1054,13 +1054,13 @@ def test_a_query_is_written_anew_where_anything_of_it_is_missing(config):
         ("judge", "Is {{ passage }} relevant?", "has no {{ query }}"),
     ],
 )
-def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_asked(config, tmp_path, step, text, told):
+def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_asked(config, tmp_path, step, text, message):
     own = tmp_path / "own.txt"
     own.write_text(text)
     settings = config.synthesis.model_copy(update={"prompts": SynthesisPrompts(**{step: str(own)})})
     with pytest.raises(UserError) as caught:
         job.plan(config.model_copy(update={"synthesis": settings}))
-    assert str(caught.value).startswith(f"prompt {own}: ") and told in str(caught.value)
+    assert str(caught.value).startswith(f"prompt {own}: ") and message in str(caught.value)
 
 
 def test_a_prompt_that_is_no_text_is_refused(config, tmp_path):
@@ -1089,7 +1089,7 @@ def test_workers_are_given_the_texts_of_prompts(config, tmp_path):
 def test_nothing_kept_is_still_exported(config, tmp_path):
     storage, _ = planned(tmp_path / "run", [])
     funnel = export(
-        storage, config, summarize([], 0), settle(storage, config.synthesis, None, seed=1), queries_a_seed=2
+        storage, config, summarize([], 0), dedupe_and_select(storage, config.synthesis, None, seed=1), queries_a_seed=2
     )
     assert (funnel["examples"], funnel["kept"], funnel["rejected"]) == (0, 0, {})
     assert storage.read_text("train.jsonl") == ""
@@ -1143,7 +1143,7 @@ def test_a_preview_keeps_nothing_that_repeats_a_benchmark(config, tmp_path, repe
     inputs = SynthesisInputs(config.synthesis, job.judging(config), config.seed)
     examples = synthesize(briefs=list(map(read_brief, unit["briefs"])), inputs=inputs).examples
     kept = next(each for each in examples if each.kept)
-    told = f"{kept.example_id}: rejected: contaminated (bench, "
+    message = f"{kept.example_id}: rejected: contaminated (bench, "
     assert f"{kept.example_id}: kept" in previewed(config)
     benchmark = (
         write_benchmark(tmp_path / "bench", kept.query)
@@ -1151,7 +1151,7 @@ def test_a_preview_keeps_nothing_that_repeats_a_benchmark(config, tmp_path, repe
         else write_benchmark(tmp_path / "bench", "unlike anything", document=kept.passage)
     )
     text = previewed(with_settings(config, decontaminate=(benchmark,)))
-    assert told + ("query 7: 100%" if repeated == "query" else "document d: 100%") in text
+    assert message + ("query 7: 100%" if repeated == "query" else "document d: 100%") in text
     assert f"{kept.example_id}: kept" not in text
 
 
@@ -1241,7 +1241,7 @@ def test_the_pool_rejects_repeated_queries_and_contaminated_texts(tmp_path):
     ]
     storage = Storage(str(tmp_path))
     storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
-    pool = settle(storage, SynthesisConfig(), Benchmarks.of([benchmark]), seed=1)
+    pool = dedupe_and_select(storage, SynthesisConfig(), Benchmarks.of([benchmark]), seed=1)
     assert {each["seed_id"]: (each["reject_reason"], each["reject_detail"]) for each in pool.rows()} == {
         "s1": (None, None),
         "s2": ("duplicate_query", "s1/daily/p1"),
@@ -1263,7 +1263,7 @@ def test_of_two_queries_that_are_one_the_one_that_can_be_trained_on_stays(tmp_pa
     rows = [row("alone", False), row("whole", True), row("whole", False)]
     storage = Storage(str(tmp_path))
     storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
-    pool = settle(storage, SynthesisConfig(size=2), None, seed=1)
+    pool = dedupe_and_select(storage, SynthesisConfig(size=2), None, seed=1)
     assert [(each["seed_id"], each["reject_reason"], each["selected"]) for each in pool.rows()] == [
         ("alone", "duplicate_query", False),
         ("whole", None, True),
@@ -1285,21 +1285,21 @@ def test_an_embedder_of_the_recipe_says_which_queries_are_near(config, tmp_path)
     model = write_embedder(tmp_path / "minilm", ["heat", "warmth", "salt"], ["heat", "warmth"])
 
     def chosen(seed, embedder):
-        pool = settle(storage, SynthesisConfig(size=4, embedder=embedder), None, seed)
+        pool = dedupe_and_select(storage, SynthesisConfig(size=4, embedder=embedder), None, seed)
         return frozenset(each["query"] for each in pool.rows() if each["selected"])
 
     assert frozenset(("heat", "warmth")) in {chosen(seed, None) for seed in range(20)}
     assert {chosen(seed, model) for seed in range(20)} == {frozenset(("heat", "salt")), frozenset(("warmth", "salt"))}
 
-    def told(**changed):
+    def message(**changed):
         settings = with_settings(config, **changed)
-        pool = settle(storage, settings.synthesis, None, seed=1)
+        pool = dedupe_and_select(storage, settings.synthesis, None, seed=1)
         return export(storage, settings, summarize([], 0), pool, queries_a_seed=2).get("embedding")
 
-    assert told(size=4, embedder=model) == "minilm"
+    assert message(size=4, embedder=model) == "minilm"
     assert str(tmp_path) not in storage.read_text("DATASET.md") + storage.read_text("report.html")
-    assert told(size=4) == "by words"
-    assert told(embedder=model) is told(size=4, select="random", embedder=model) is None
+    assert message(size=4) == "by words"
+    assert message(embedder=model) is message(size=4, select="random", embedder=model) is None
 
 
 def test_an_embedder_that_is_not_there_is_told_before_anything_is_started(config, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from limrank.errors import UserError
-from limrank.training.examples import aim, encode_examples
+from limrank.training.examples import encode_examples, set_target
 from limrank.training.sources import Example
 
 END = 0
@@ -35,19 +35,19 @@ def encoded(one, cutoff=1000):
 
 def test_targets():
     examples = [example(1), example(2)]
-    assert [one.chain for one in aim(examples, "think")] == ["\nIt fits.\n"] * 2
-    assert [one.chain for one in aim(examples, "direct")] == ["\n"] * 2
+    assert [one.chain for one in set_target(examples, "think")] == ["\nIt fits.\n"] * 2
+    assert [one.chain for one in set_target(examples, "direct")] == ["\n"] * 2
     # What has no chain is learned as whoever asks directly writes it.
-    assert [one.chain for one in aim([example(chain=""), example(chain=" ")], "think")] == ["\n"] * 2
+    assert [one.chain for one in set_target([example(chain=""), example(chain=" ")], "think")] == ["\n"] * 2
 
 
 def test_a_mixed_target_does_not_follow_labels_that_alternate():
     alternating = [example(line, (" true", " false")[line % 2]) for line in range(1, 9)]
-    kinds = {(one.label, one.chain == "\n") for one in aim(alternating, "mixed")}
+    kinds = {(one.label, one.chain == "\n") for one in set_target(alternating, "mixed")}
     assert kinds == {(" true", False), (" true", True), (" false", False), (" false", True)}
     # Nor chains that do: of three the second is dropped.
     chains = [example(line, chain="" if line % 2 else "\nIt fits.\n") for line in range(1, 7)]
-    assert [one.line for one in aim(chains, "mixed") if one.chain != "\n"] == [2, 6]
+    assert [one.line for one in set_target(chains, "mixed") if one.chain != "\n"] == [2, 6]
 
 
 def test_loss_is_on_the_completion_and_the_end():
@@ -58,7 +58,7 @@ def test_loss_is_on_the_completion_and_the_end():
 
 
 def test_a_direct_example_is_prompt_close_and_label():
-    (one,) = encode_examples(aim([example(label=" false")], "direct"), encode, END, 1000, "train.jsonl")
+    (one,) = encode_examples(set_target([example(label=" false")], "direct"), encode, END, 1000, "train.jsonl")
     assert decode(one.ids).endswith("abcdefgh\n<think>\n</think> false")
     # The close is given by whoever asks: the loss is on the label alone.
     assert decode(one.ids[one.prompt_tokens :]) == " false"

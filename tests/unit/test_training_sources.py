@@ -19,7 +19,7 @@ from limrank.storage import Storage
 from limrank.synthesis import job
 from limrank.synthesis.export import export
 from limrank.synthesis.plan import Inputs, units
-from limrank.synthesis.pool import settle
+from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.synthesizer import SynthesisInputs
 from limrank.training.sources import Example, fingerprint, read_examples
 
@@ -249,9 +249,9 @@ def test_what_a_run_exports_gives_the_same_examples(synthesis):
     scoring = ScoringConfig(mode="budget", max_think_tokens=16)
     engine = fake_engine()
     task = job.SynthesisTask(SynthesisInputs(config.synthesis, scoring, config.seed))
-    receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, alone=False)
-    pool = settle(storage, config.synthesis, None, seed=1)
-    counts = export(storage, config, summarize([receipt], plan.weight), pool, queries_a_seed=2)
+    receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, isolated=False)
+    pool = dedupe_and_select(storage, config.synthesis, None, seed=1)
+    counts = export(storage, config, summarize([receipt], plan.size), pool, queries_a_seed=2)
 
     examples = read_examples(run / "train.jsonl")
     assert 0 < len(examples) == counts["kept"] < counts["examples"]
@@ -263,7 +263,9 @@ def test_what_a_run_exports_gives_the_same_examples(synthesis):
 def test_a_run_that_kept_nothing_holds_no_examples(synthesis):
     config, run = synthesis
     storage, _ = planned(run, [])
-    export(storage, config, summarize([], 0), settle(storage, config.synthesis, None, seed=1), queries_a_seed=2)
+    export(
+        storage, config, summarize([], 0), dedupe_and_select(storage, config.synthesis, None, seed=1), queries_a_seed=2
+    )
     for name in ("train.jsonl", "alpaca.json", "examples.parquet"):
         assert refusal(run / name) == f"{run / name}: holds no examples"
 

@@ -117,8 +117,14 @@ def test_no_value_of_a_recipe_holds_credentials_and_none_is_shown(job, key, valu
     recipe.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError) as raised:
         load_config(recipe)
-    told = str(raised.value)
-    assert key in told and SECRET not in told and "AKIA" not in told and "hf_a" not in told and "\n" not in told
+    message = str(raised.value)
+    assert (
+        key in message
+        and SECRET not in message
+        and "AKIA" not in message
+        and "hf_a" not in message
+        and "\n" not in message
+    )
     with pytest.raises(UserError) as raised:
         recipe.write_text(f"job: {job}\nrun_dir: {tmp_path}/run\n")
         load_config(recipe, [f"{key}={value}"])

@@ -10,7 +10,7 @@ from limrank.batch.receipts import Receipt
 from limrank.batch.worker import Admission, ChunkWorker
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import EngineSpec
-from limrank.engines.base import Limits, Traffic
+from limrank.engines.base import Limits, RequestLimiter
 from limrank.errors import EndpointError, EngineError, UserError
 
 
@@ -19,12 +19,12 @@ class Engine:
 
     def __init__(self, in_flight):
         self.limits = Limits(100, in_flight)
-        self.traffic = Traffic(2 * in_flight)
+        self.limiter = RequestLimiter(2 * in_flight)
 
 
-async def entered(admission, order, name, leave, alone=False):
-    async with admission.alone() if alone else admission.shared() as under_way:
-        if not alone:
+async def entered(admission, order, name, leave, isolated=False):
+    async with admission.isolated() if isolated else admission.shared() as under_way:
+        if not isolated:
             under_way()
         order.append(name)
         await leave.wait()
@@ -40,10 +40,10 @@ def test_chunks_enter_while_the_engine_has_room():
         admission = Admission({"scorer": engine})
         for name in "abc":
             asyncio.ensure_future(entered(admission, order, name, leave))
-        engine.traffic.requests = 2  # as many as it runs
+        engine.limiter.requests = 2  # as many as it runs
         await settle()
         assert order == ["a"]  # the first finds an empty worker, whatever is in the engine
-        engine.traffic.requests = 1
+        engine.limiter.requests = 1
         await settle()
         assert order == ["a", "b", "c"]
         leave.set()
@@ -72,7 +72,7 @@ def test_alone_waits_for_the_others_and_keeps_them_out():
         first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
         works = [
             asyncio.ensure_future(entered(admission, order, "shared", first)),
-            asyncio.ensure_future(entered(admission, order, "alone", second, alone=True)),
+            asyncio.ensure_future(entered(admission, order, "alone", second, isolated=True)),
             asyncio.ensure_future(entered(admission, order, "later", third)),
         ]
         await settle()
@@ -92,7 +92,7 @@ def test_alone_waits_for_the_others_and_keeps_them_out():
 def test_a_turn_ends_with_an_error():
     async def scenario():
         admission = Admission({"scorer": Engine(1)})
-        for turn in (admission.shared, admission.alone, admission.shared):
+        for turn in (admission.shared, admission.isolated, admission.shared):
             with pytest.raises(RuntimeError):
                 async with turn():
                     raise RuntimeError
@@ -106,7 +106,7 @@ FAKE = EngineSpec(ModelConfig(id="fake"), EngineConfig(kind="fake"))
 
 
 def answers(worker, *numbers):
-    return worker(pa.table({"chunk": list(numbers), "place": list(numbers)})).to_pylist()
+    return worker(pa.table({"chunk": list(numbers), "position": list(numbers)})).to_pylist()
 
 
 def test_a_worker_answers_with_receipts(tmp_path):
@@ -141,17 +141,17 @@ class Unopenable:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (EngineError("no memory"), ("EngineError", "no memory")),
         (UserError("no such model"), ("UserError", "no such model")),
         (ImportError("libcuda"), ("RuntimeError", "ImportError: libcuda")),
     ],
 )
-def test_an_engine_that_does_not_open_is_told_at_once(tmp_path, error, told):
+def test_an_engine_that_does_not_open_is_told_at_once(tmp_path, error, message):
     storage, _ = planned(tmp_path, ["a"])
     (row,) = answers(ChunkWorker(storage, EchoTask(), {"engine": Unopenable(error)}, "session", 10), 0)
-    assert (row["error_type"], row["error"]) == told
+    assert (row["error_type"], row["error"]) == message
     assert row["receipt"] is None
 
 

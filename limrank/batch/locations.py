@@ -13,7 +13,7 @@ from limrank.errors import UserError
 INSTEAD = "take a directory of its own, such as -s run_dir=runs/mine"
 
 
-def check_place(run_dir: str, inputs: Iterable[tuple[str, str]] = ()) -> None:
+def check_location(run_dir: str, inputs: Iterable[tuple[str, str]] = ()) -> None:
     """Look whether a run may have this directory. Nothing is touched.
 
     Args:
