@@ -56,7 +56,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# CI does not build the site: tests/unit/test_docs.py checks links, commands and keys in seconds.
+# CI does not build the site: tests/unit/project/test_docs.py checks links, commands and keys in seconds.
 docs: .venv-docs/.ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 

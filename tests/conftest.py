@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import REPOSITORY
+
 # Ray reads it when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -157,7 +159,7 @@ def local_ray():
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of real data that lies beside the repository and is no part of it."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = REPOSITORY.parent / "shared" / "data"
     path = Path(os.environ.get("LIMRANK_SHARED_DATA") or beside)
     if not path.is_dir():
         pytest.skip(f"no shared data: {path} is not there (LIMRANK_SHARED_DATA names another place)")

@@ -3,10 +3,11 @@
 import subprocess
 
 import pytest
-from clusters import load_local
-from killing import SEED
 
-from runs import Work, committed, scores, write_beir
+from helpers.beir import write_common
+from helpers.clusters import load_local
+from helpers.killing import SEED
+from helpers.runs import Work, committed, scores
 
 NODES, NODE_CPUS = 3, 3
 
@@ -16,7 +17,7 @@ REPEATED = pytest.StashKey[list]()
 @pytest.fixture(scope="session")
 def work(tmp_path_factory):
     """2,048 pairs in 16 chunks, some eight seconds of the fake engine's time."""
-    beir = write_beir(tmp_path_factory.mktemp("data") / "beir", queries=1024, documents=4)
+    beir = write_common(tmp_path_factory.mktemp("data") / "beir", queries=1024, documents=4)
     fake = {"kind": "fake", "own_process": True, "latency_ms": 30, "max_in_flight": 8}
     return Work(beir, queries=1024, depth=2, engine=fake)
 

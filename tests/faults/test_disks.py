@@ -7,7 +7,7 @@ import subprocess
 import pyarrow.parquet as pq
 import pytest
 
-from runs import Run, committed, complaint, scores, wait_until
+from helpers.runs import Run, committed, complaint, scores, wait_until
 
 
 @pytest.fixture

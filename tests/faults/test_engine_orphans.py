@@ -6,7 +6,8 @@ import textwrap
 import time
 
 import pytest
-from processes import alive, below, command_line
+
+from helpers.processes import alive, below, command_line
 
 pytestmark = pytest.mark.faults
 

@@ -9,10 +9,10 @@ import sys
 
 import psutil
 import pytest
-from killing import SEED
-from processes import below
 
-from runs import Run, committed, complaint, scores, wait_until
+from helpers.killing import SEED
+from helpers.processes import below
+from helpers.runs import Run, committed, complaint, scores, wait_until
 
 CODES = {"SIGINT": 130, "SIGTERM": 143}
 MOMENTS = 10

@@ -8,7 +8,8 @@ undisturbed run gives it, and no process is left.
 import random
 
 import pytest
-from killing import SEED, VICTIMS, Moment, moments, survive
+
+from helpers.killing import SEED, VICTIMS, Moment, moments, survive
 
 KILLS = 10
 

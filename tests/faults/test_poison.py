@@ -3,9 +3,10 @@
 import subprocess
 
 import pytest
-from rundirs import rows_of
 
-from runs import Work, write_beir
+from helpers.beir import write_common
+from helpers.rundirs import rows_of
+from helpers.runs import Work
 
 UNITS = 10_000
 POISON = "q7777"
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 def test_one_poison_unit_is_one_failure(tmp_path):
-    beir = write_beir(tmp_path / "beir", queries=UNITS, documents=1)
+    beir = write_common(tmp_path / "beir", queries=UNITS, documents=1)
     work = Work(beir, queries=UNITS, depth=1, engine={"kind": "fake", "poison": "common need 7777"})
     run_dir = tmp_path / "run"
     done = subprocess.run(work.command(run_dir), capture_output=True, text=True, check=False)

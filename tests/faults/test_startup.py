@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from runs import ACTOR, Run, complaint, named, wait_until
+from helpers.runs import ACTOR, Run, complaint, named, wait_until
 
 REFUSED_S = 20
 GIVEN_UP_S = 10

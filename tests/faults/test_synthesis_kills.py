@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 import yaml
-from killing import SEED
-from rundirs import rows_of
 
-from runs import Run, committed, wait_until
+from helpers.killing import SEED
+from helpers.rundirs import rows_of
+from helpers.runs import Run, committed, wait_until
 
 
 @pytest.mark.parametrize("seeds", [2_000, pytest.param(100_000, marks=pytest.mark.faults)])

@@ -11,14 +11,14 @@ import sys
 import pytest
 import torch
 import yaml
-from killing import SEED
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from helpers.killing import SEED
+from helpers.runs import Run, complaint, named, wait_until
 from limrank import models
 from limrank.storage import Storage
 from limrank.training.metrics import read_metrics
-from runs import Run, complaint, named, wait_until
 
 WORKER = ("RayTrainWorker",)
 STEPS = 24

@@ -4,7 +4,7 @@ import json
 import subprocess
 import time
 
-from runs import Run, committed, complaint, scores, wait_until
+from helpers.runs import Run, committed, complaint, scores, wait_until
 
 TAKEN_OVER_S = 30
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_model import make_tiny
 
+from helpers.tiny_model import make_tiny
 from limrank import evaluate, rerank, serve, synthesize, train
 
 FAKE = {"kind": "fake"}

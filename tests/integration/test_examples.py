@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from helpers import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
 FAKE = ("--engine", "fake")
 RUNS = {
     "rerank_documents.py": (FAKE, "best for 'order a list': "),

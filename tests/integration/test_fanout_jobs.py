@@ -3,65 +3,23 @@
 import json
 
 import pytest
-from rundirs import rows_of
 
+from helpers.beir import write_rare_words
+from helpers.jobs import rerank, rerank_config
+from helpers.rundirs import rows_of
+from helpers.units import Recorder
 from limrank.batch.receipts import read_receipts
 from limrank.config.recipe import parse_config
 from limrank.errors import UserError
-from limrank.progress import Event, Progress
+from limrank.progress import Progress
 from limrank.reranking import job as reranking
 from limrank.storage import Storage
 from limrank.synthesis import job as synthesis
 
 
-class Recorder:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    def show(self, event):
-        self.events.append(event)
-
-    def close(self):
-        pass
-
-
-def write_beir(folder, queries=60, documents=30, words=40):
-    """A folder in which query i shares its rare word with three documents."""
-    (folder / "qrels").mkdir(parents=True)
-    filler = " ".join(f"filler{n}" for n in range(words))
-    with (folder / "corpus.jsonl").open("w") as file:
-        for n in range(documents):
-            text = " ".join(f"rare{q}" for q in range(queries) if q % documents in (n, (n + 1) % documents))
-            file.write(json.dumps({"_id": f"d{n}", "title": f"Document {n}", "text": f"{text} {filler}"}) + "\n")
-    with (folder / "queries.jsonl").open("w") as file:
-        for q in range(queries):
-            file.write(json.dumps({"_id": f"q{q}", "text": f"rare{q}"}) + "\n")
-    judged = "".join(f"q{q}\td{q % documents}\t1\n" for q in range(queries))
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    return folder
-
-
-def rerank_config(beir, run_dir, **engine):
-    return parse_config(
-        {
-            "job": "rerank",
-            "run_dir": str(run_dir),
-            "data": {"format": "beir", "path": str(beir)},
-            "first_stage": {"depth": 10},
-            "engine": {"kind": "fake", **engine},
-        }
-    )
-
-
-def rerank(config, **options):
-    recorder = Recorder()
-    result = reranking.run(config, address="local", progress=Progress(recorder, every_s=0), **options)
-    return result, recorder.events
-
-
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory):
-    return write_beir(tmp_path_factory.mktemp("data") / "beir")
+    return write_rare_words(tmp_path_factory.mktemp("data") / "beir")
 
 
 def test_every_pair_once_and_the_manifest_counts_them(local_ray, beir, tmp_path):

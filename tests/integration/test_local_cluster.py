@@ -8,7 +8,8 @@ import sys
 import time
 
 import psutil
-from clusters import load_local
+
+from helpers.clusters import load_local
 
 ATTACH = """
 import ray

@@ -11,9 +11,9 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rundirs import rows
-from tiny_model import make_tiny
 
+from helpers.rundirs import rows
+from helpers.tiny_model import make_tiny
 from limrank import models
 from limrank.batch.rundir import open_run
 from limrank.errors import UserError

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_fanout_jobs import Recorder
 
+from helpers.units import Recorder
 from limrank import pipeline
 from limrank.config.recipe import parse_config
 from limrank.errors import UserError

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import REPOSITORY
 from limrank.config import DataConfig, FirstStageConfig
 from limrank.data import benchmarks, hub
 from limrank.data.trec import read_lines, read_qrels, read_run
@@ -19,7 +20,7 @@ from limrank.evaluation.metrics import evaluate, p_mrr
 from limrank.records import Query
 from limrank.retrieval import candidates
 
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "data"
+DEFAULT = REPOSITORY.parent / "shared" / "data"
 DATA = Path(os.environ.get("LIMRANK_SHARED_DATA", DEFAULT))
 DL19 = "msmarco_dl19_pool"
 RANK_LLM = "rank_llm_dl19/rerank_"

@@ -18,8 +18,8 @@ from itertools import count
 import httpx
 import pytest
 import torch
-from tiny_qwen import make_tiny_qwen
 
+from helpers.tiny_qwen import make_tiny_qwen
 from limrank.config import EngineConfig, FirstStageConfig, ModelConfig, ScoringConfig, ServeJob
 from limrank.data import pydocs
 from limrank.retrieval import candidates

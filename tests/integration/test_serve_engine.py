@@ -5,9 +5,10 @@ import threading
 import time
 
 import pytest
-from rundirs import rows_of
-from test_fanout_jobs import rerank, rerank_config, write_beir
 
+from helpers.beir import write_rare_words
+from helpers.jobs import rerank, rerank_config
+from helpers.rundirs import rows_of
 from limrank.config import ServeJob
 from limrank.config.recipe import with_values
 from limrank.errors import UserError
@@ -26,7 +27,7 @@ SCORING = {"scoring.mode": "budget", "scoring.max_think_tokens": 8}
 
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory):
-    return write_beir(tmp_path_factory.mktemp("data") / "beir")
+    return write_rare_words(tmp_path_factory.mktemp("data") / "beir")
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from clusters import load_local
-from processes import command_line
 
-REPOSITORY = Path(__file__).parents[2]
+from helpers import REPOSITORY
+from helpers.clusters import load_local
+from helpers.processes import command_line
 
 
 def recipe(folder, **values):

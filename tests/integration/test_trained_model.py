@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from test_training import PROMPT, encode, into, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.training import PROMPT, encode, into, settings
 from limrank.engines.base import label_token_ids
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, encode_template
 from limrank.storage import Storage

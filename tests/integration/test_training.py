@@ -6,33 +6,26 @@ import shutil
 
 import pytest
 import torch
-from tiny_model import make_tiny
 from transformers import AutoConfig
 
+from helpers.tiny_model import make_tiny
+from helpers.training import PROMPT, TRUE_FALSE, encode, into, label_loss, perturb, settings
 from limrank import models
-from limrank.config import TrainingConfig, TrainJob
+from limrank.config import TrainJob
 from limrank.errors import EngineError, UserError
 from limrank.storage import Storage
 from limrank.training import encoding, fit, job, memory
 from limrank.training.attention import check_packing
 from limrank.training.batches import pack
-from limrank.training.examples import encode_examples, set_target
-from limrank.training.forward import mean_loss, row_loss
+from limrank.training.forward import mean_loss
 from limrank.training.loop import total_steps, train
 from limrank.training.memory import Row, training_bytes
 from limrank.training.metrics import read_metrics
 from limrank.training.model import load_for_training, merge_and_save
 from limrank.training.prepare import prepare
-from limrank.training.sources import read_examples
 from limrank.training.state import TrainState
 
 REAL = "smollm2-135m-instruct"
-TRUE_FALSE = (2629, 7065)
-"""The tokens of " true" and " false" in SmolLM2's tokenizer."""
-PROMPT = (
-    "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
-    "Query: {query}\nPassage: {passage}\n<think>"
-)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -57,44 +50,12 @@ def train_file(tmp_path_factory):
     return path
 
 
-def settings(**changes):
-    small = {"epochs": 2, "batch_size": 2, "gradient_accumulation": 1, "learning_rate": 1e-2, "lora_rank": 4}
-    return TrainingConfig(**(small | {"lora_alpha": 8, "validation_share": 0} | changes))
-
-
-def encode(train_file, tokenizer, cutoff=2500):
-    return encode_examples(
-        set_target(read_examples(train_file), "think"),
-        lambda text: tokenizer.encode(text, add_special_tokens=False),
-        tokenizer.eos_token_id,
-        cutoff,
-        str(train_file),
-    )
-
-
-def label_loss(model):
-    return row_loss(model, "label", TRUE_FALSE)
-
-
-def into(lines):
-    """An ``on_step`` that keeps the metrics."""
-    return lambda metrics, over: lines.append(metrics)
-
-
 def reference_loss(model, example):
     """What transformers makes of one example without padding, given its labels."""
     ids = torch.from_numpy(example.ids.astype("int64"))[None]
     labels = ids.clone()
     labels[:, : example.prompt_tokens] = -100
     return model(input_ids=ids, labels=labels).loss.item()
-
-
-def perturb(model):
-    """An adapter starts as nothing: give it something to merge."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.02 * torch.randn_like(parameter)
 
 
 def logits(model, example):

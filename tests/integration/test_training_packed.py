@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import PROMPT, TRUE_FALSE, encode, into, label_loss, perturb, settings
-from tiny_model import make_tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
+from helpers.tiny_model import make_tiny
+from helpers.training import PROMPT, TRUE_FALSE, encode, into, label_loss, perturb, settings
 from limrank import models, prompts
 from limrank.config import DevConfig, TrainJob
 from limrank.errors import EngineError, UserError

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_tiny
 from torch import distributed
 
+from helpers.tiny_model import make_tiny
 from limrank.config import TrainingConfig
 from limrank.errors import LimrankError, UserError
 from limrank.training.examples import EncodedExample

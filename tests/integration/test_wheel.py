@@ -7,11 +7,10 @@ import sys
 import threading
 import venv
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from helpers import REPOSITORY
 
 RANK = """
 import json, sys
@@ -29,7 +28,7 @@ print(json.dumps([name for name in ("torch", "vllm", "ray", "pyarrow") if name i
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY))
     return next(folder.glob("*.whl"))
 
 

@@ -6,8 +6,8 @@ from dataclasses import FrozenInstanceError
 from typing import get_type_hints
 
 import pytest
-from helpers import QRELS, write_beir
 
+from helpers.beir import QRELS, write_beir
 from limrank import api, evaluate, rerank, serve, synthesize, train
 from limrank.config import (
     DataConfig,

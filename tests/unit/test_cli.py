@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from helpers import QRELS, write_beir, write_recipe
 
 import limrank
+from helpers.beir import QRELS, write_beir
+from helpers.units import write_recipe
 from limrank import cluster
 from limrank.cli import main
 from limrank.config import JOBS, RerankJob, known_fields

@@ -1,7 +1,7 @@
 import jinja2
 import pytest
-from helpers import words
 
+from helpers.units import words
 from limrank import html
 
 

@@ -1,8 +1,8 @@
 import io
 
 import pytest
-from helpers import Recorder, clock
 
+from helpers.units import Recorder, clock
 from limrank.progress import Event, JsonRenderer, LineRenderer, Progress, describe, open_progress, parse_json_line
 from limrank.training import job
 

@@ -1,8 +1,8 @@
 import math
 
 import pytest
-from helpers import CORPUS
 
+from helpers.beir import CORPUS
 from limrank.config import FirstStageConfig
 from limrank.errors import UserError
 from limrank.records import Benchmark, Document, Query
