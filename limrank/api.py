@@ -134,7 +134,12 @@ class JobRun:
     @cached_property
     def stats(self) -> dict[str, Any]:
         """The run's ``manifest.json``: counts, seconds, tokens, rates, versions."""
-        return self._json("manifest.json")
+        from limrank.batch.manifest import read_manifest
+
+        manifest = read_manifest(self._storage)
+        if manifest is None:
+            raise UserError(f"run_dir {self.run_dir}: there is no manifest.json in it")
+        return manifest.values()
 
     @property
     def _storage(self) -> Storage:

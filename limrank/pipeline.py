@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models
-from limrank.batch.manifest import parse_manifest
+from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rundir import open_run, versions
 from limrank.cluster.resources import reserve
 from limrank.config import (
@@ -82,7 +82,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         with _engine(config, config.model, needed, progress) as engine:
             roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
             results.append(synthesis.run(stages["synthesize"], engines=roles, **common))
-            if _status(stages["synthesize"].run_dir) == "stopped":  # at its budget: nobody trains on a part
+            if _manifest(stages["synthesize"].run_dir).status == "stopped":  # at its budget: nobody trains on a part
                 run_dir.finish("stopped")
                 return _result(results, results[-1].messages[1:])
             results.append(reranking.run(stages["rerank_base"], engines=roles, stage=f"rerank, {BASE}", **common))
@@ -264,21 +264,16 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
 
 
 def _done(run_dir: str) -> bool:
-    """Whether a stage ended well before and has nothing to try again; its own check of the
-    config comes later."""
-    return _status(run_dir) == "done" and not _manifest(run_dir).get("counts", {}).get("failed")
+    """Whether a stage ended well and left nothing to retry. Its own job checks its config."""
+    manifest = _manifest(run_dir)
+    return manifest.status == "done" and not manifest.counts.get("failed")
 
 
-def _status(run_dir: str) -> str | None:
-    return _manifest(run_dir).get("status")
-
-
-def _manifest(run_dir: str) -> dict[str, Any]:
-    """Empty where there is none; a damaged one is refused by the stage's own job."""
-    try:
-        return parse_manifest(Storage(run_dir).read_bytes("manifest.json"), "manifest.json")
-    except (OSError, UserError):
-        return {}
+def _manifest(run_dir: str) -> Manifest:
+    """An empty one where there is none; the stage's own job refuses a damaged one."""
+    with suppress(UserError):
+        return read_manifest(Storage(run_dir)) or Manifest()
+    return Manifest()
 
 
 def _best(answer: Path) -> str | None:
@@ -316,8 +311,8 @@ def _evaluate(config: PipelineJob, stages: dict[str, Any]) -> list[Evaluation]:
     evaluations = []
     for name, stage in names.items():
         directory = Path(stages[stage].run_dir)
-        manifest = parse_manifest((directory / "manifest.json").read_bytes(), str(directory / "manifest.json"))
-        spent = sum(manifest["tokens"].get(kind, 0) for kind in ("prompt", "generated"))
+        manifest = read_manifest(Storage(str(directory))) or Manifest()
+        spent = (manifest.tokens.prompt or 0) + (manifest.tokens.generated or 0)
         evaluation = evaluate_run(
             trec.read_run(directory / "run.trec"),
             qrels,
@@ -326,8 +321,8 @@ def _evaluate(config: PipelineJob, stages: dict[str, Any]) -> list[Evaluation]:
             config.seed,
             name=name,
             # The first stage's rows cost no model anything.
-            pairs_per_second=manifest["rates"].get("pairs_per_second") if spent else None,
-            tokens_per_pair=spent / manifest["counts"]["rows"] if spent else None,
+            pairs_per_second=manifest.rates.get("pairs_per_second") if spent else None,
+            tokens_per_pair=spent / manifest.counts["rows"] if spent else None,
         )
         evaluations.append(evaluation)
     return evaluations

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from limrank.batch.locations import INSTEAD, check_location
+from limrank.batch.manifest import EMPTIED, Manifest, read_manifest
 from limrank.batch.plan import read_plan
 from limrank.config import JOBS, EvaluateJob, Job, is_uri
 from limrank.config.recipe import input_paths
 from limrank.errors import StorageError, UserError
 from limrank.outputs import EVALUATION, is_folder, is_litter, is_written, stages
-from limrank.parsing import brief, clipped, parse_json
+from limrank.parsing import clipped, parse_json
 from limrank.storage import Storage
-
-SCHEMA_VERSION = 1
-"""Of what lies in a run directory."""
-
-EMPTIED = "emptied"
-"""The status of a run that --overwrite has removed, until another one begins there."""
 
 _NAMED = 3
 """How many files a message names."""
 
 
-def existing_manifest(storage: Storage, *, evaluation: bool = False) -> dict[str, Any] | None:
+def existing_manifest(storage: Storage, *, evaluation: bool = False) -> Manifest | None:
     """The manifest of the run that a directory holds; None where it is new or empty. Nothing is touched.
 
     Args:
@@ -40,7 +34,7 @@ def existing_manifest(storage: Storage, *, evaluation: bool = False) -> dict[str
     if "manifest.json" in names:
         manifest = _read_manifest(storage)
         _, folders, links = ([], [], []) if is_uri(storage.root) else storage.walk()
-        if elsewhere := [each for each in links if each in folders and is_folder(each, manifest["job"])]:
+        if elsewhere := [each for each in links if each in folders and is_folder(each, manifest.job)]:
             raise UserError(
                 f"run_dir {storage.root}: {listed(elsewhere)}: a link to another place, where limrank writes nothing"
             )
@@ -64,33 +58,20 @@ def existing_manifest(storage: Storage, *, evaluation: bool = False) -> dict[str
     return None
 
 
-def _read_manifest(storage: Storage, name: str = "manifest.json") -> dict[str, Any]:
-    """Of a run of ours, whose format is known. Not even --overwrite touches what something else wrote."""
-    where = f"run_dir {storage.root}: its {name}"
+def _read_manifest(storage: Storage, name: str = "manifest.json") -> Manifest:
+    """The manifest of a run that limrank wrote. What anything else wrote stays, with --overwrite too."""
     try:
-        manifest = parse_json(storage.read_bytes(name), where)
-    except UserError:
-        manifest = None
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}; {INSTEAD}") from None
-    if not isinstance(manifest, dict) or not _is_of_limrank(manifest):
-        raise UserError(f"{where} is not one of limrank's; {INSTEAD}")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{where} is of another version of limrank (schema {brief(manifest.get('schema_version'))}, "
-            f"this one writes {SCHEMA_VERSION}); {INSTEAD}"
-        )
+        manifest = read_manifest(storage, name)
+    except UserError as error:
+        raise UserError(f"{error}; {INSTEAD}") from None
+    if manifest is None or not _is_of_limrank(manifest):
+        raise UserError(f"run_dir {storage.root}: its {name} is not one of limrank's; {INSTEAD}")
     return manifest
 
 
-def _is_of_limrank(manifest: dict[str, Any]) -> bool:
-    versions = manifest.get("versions")
-    return (
-        isinstance(versions, dict)
-        and isinstance(versions.get("limrank"), str)
-        and isinstance(manifest.get("job"), str)
-        and manifest["job"] in JOBS
-        and isinstance(manifest.get("config_hash"), str)
+def _is_of_limrank(manifest: Manifest) -> bool:
+    return bool(
+        manifest.schema_version and manifest.job in JOBS and manifest.config_hash and "limrank" in manifest.versions
     )
 
 
@@ -124,8 +105,8 @@ def check_run_dir(config: Job) -> None:
         manifest = existing_manifest(storage, evaluation=True)
     if manifest is None:
         check_location(config.run_dir, input_paths(config))
-    elif manifest["job"] != "rerank":
-        raise UserError(f"run_dir {storage.root}: holds a {manifest['job']} run; {INSTEAD}")
+    elif manifest.job != "rerank":
+        raise UserError(f"run_dir {storage.root}: holds a {manifest.job} run; {INSTEAD}")
 
 
 def check_run_dir_first(config: Job) -> None:
@@ -153,15 +134,15 @@ def open_outputs(config: EvaluateJob) -> Storage:
     return Storage(config.run_dir)
 
 
-def clear(storage: Storage, manifest: dict[str, Any]) -> list[str]:
+def clear(storage: Storage, manifest: Manifest) -> list[str]:
     """Delete what the directory's job has written, but for the lock, and give the names of what
     stays. A manifest stays too, as that of an emptied run: killed at any moment, the directory is
     still known to be limrank's, with a stranger's files in it as well. A link is deleted itself."""
-    job = manifest["job"]
+    job = manifest.job
     names, folders, _ = storage.walk()
     for name in [each for each in names if each.rpartition("/")[2] == "manifest.json" and is_written(each, job)]:
         held = manifest if name == "manifest.json" else _read_manifest(storage, name)
-        storage.write_text(name, json.dumps(held | {"status": EMPTIED}, indent=2) + "\n")
+        held.merged(status=EMPTIED).write(storage, name)
     kept = ("lock.json", "manifest.json")
     # Rows first: without the plan they mean nothing.
     for name in sorted(names, key=lambda name: not name.startswith("rows/")):

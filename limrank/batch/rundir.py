@@ -18,12 +18,12 @@ from typing import Any
 
 from limrank import signals
 from limrank.batch.locations import check_location
-from limrank.batch.ownership import EMPTIED, SCHEMA_VERSION, clear, existing_manifest, listed, make, read_lock, usable
+from limrank.batch.manifest import EMPTIED, SCHEMA_VERSION, Manifest, Tokens
+from limrank.batch.ownership import clear, existing_manifest, listed, make, read_lock, usable
 from limrank.config import is_uri
 from limrank.errors import UserError
 from limrank.printable import printable
 from limrank.storage import Storage
-from limrank.uris import redacted_values
 from limrank.version import __version__
 
 LOCK_HEARTBEAT_S = 5.0
@@ -36,22 +36,22 @@ class RunDir:
     """An open run directory: this process holds its lock. Use :func:`open_run`."""
 
     storage: Storage
-    manifest: dict[str, Any]
-    resumed: bool
+    manifest: Manifest
     _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the directory held this config's run before."""
+        return self.manifest.resumed
 
     @property
     def root(self) -> str:
         return self.storage.root
 
-    def note(self, **parts: Any) -> None:
+    def note(self, **facts: Any) -> None:
         """Merge facts into the manifest and write it."""
-        for name, value in parts.items():
-            known = self.manifest.get(name)
-            self.manifest[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
-        self.storage.write_text(
-            "manifest.json", json.dumps(redacted_values(self.manifest), indent=2, default=str) + "\n"
-        )
+        self.manifest = self.manifest.merged(**facts)
+        self.manifest.write(self.storage)
 
     def finish(self, status: str) -> None:
         self.note(status=status, finished_at=_now(), seconds={"total": round(time.monotonic() - self._started, 3)})
@@ -86,23 +86,22 @@ def open_run(
         with usable(path):
             make(path)
             held.enter_context(_lock(storage))
-            resumed = _belongs(storage, job, config_hash, overwrite)
-            manifest = {
-                "schema_version": SCHEMA_VERSION,
-                "job": job,
-                "status": "running",
-                "config_hash": config_hash,
-                "versions": versions(),
-                "started_at": _now(),
-                "resumed": resumed,
-                "counts": {},
-                "seconds": {},
-                "tokens": {},
-                "rates": {},
-            }
-            run = RunDir(storage, manifest, resumed)
-            # First: by it the directory is known to be ours.
-            run.note()
+            manifest = Manifest(
+                schema_version=SCHEMA_VERSION,
+                job=job,
+                status="running",
+                config_hash=config_hash,
+                versions=versions(),
+                started_at=_now(),
+                resumed=_belongs(storage, job, config_hash, overwrite),
+                counts={},
+                seconds={},
+                tokens=Tokens(),
+                rates={},
+            )
+            run = RunDir(storage, manifest)
+            # First: the manifest marks the directory as limrank's.
+            manifest.write(storage)
             storage.write_text("config.yaml", config_yaml)
         try:
             yield run
@@ -136,12 +135,12 @@ def _belongs(storage: Storage, job: str, config_hash: str, overwrite: bool) -> b
                 file=sys.stderr,
             )
         return False
-    if known.get("status") == EMPTIED:
+    if known.status == EMPTIED:
         return False
-    if known["config_hash"] != config_hash or known["job"] != job:
+    if known.config_hash != config_hash or known.job != job:
         raise UserError(
-            f"run_dir {storage.root}: holds a {known['job']} run of another config "
-            f"(hash {known['config_hash']}, this one {config_hash}); take another run_dir, or --overwrite"
+            f"run_dir {storage.root}: holds a {known.job} run of another config "
+            f"(hash {known.config_hash}, this one {config_hash}); take another run_dir, or --overwrite"
         )
     return True
 

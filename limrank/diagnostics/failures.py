@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limrank.batch.manifest import check_manifest
+from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.receipts import read_rows
-from limrank.errors import StorageError, UserError, first_line
-from limrank.parsing import brief, parse_json
+from limrank.errors import StorageError, UserError
+from limrank.parsing import brief
 from limrank.printable import printable
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
@@ -55,7 +55,7 @@ class RunFailures:
     """One run directory's manifest and its failures in groups, most frequent first."""
 
     root: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     groups: list[Group] = field(default_factory=list)
 
     @property
@@ -72,7 +72,7 @@ def examine(run_dir: str) -> list[RunFailures]:
         UserError: this is no run directory.
     """
     manifest = _manifest(Storage(run_dir))
-    if manifest["job"] != "pipeline":
+    if manifest.job != "pipeline":
         return [_read(run_dir, manifest)]
     # A pipeline's directory is a local one: training writes there.
     folders = sorted(each.parent for each in Storage(run_dir).local().glob("*/manifest.json"))
@@ -113,7 +113,7 @@ def group(failures: Iterator[Failure]) -> list[Group]:
     return sorted(groups.values(), key=lambda each: -each.count)
 
 
-def _read(root: str, manifest: dict[str, Any]) -> RunFailures:
+def _read(root: str, manifest: Manifest) -> RunFailures:
     storage = Storage(root)
     columns = failure_schema().names
     rows = (row for table in read_rows(storage, "failures", columns) for row in table.to_pylist())
@@ -131,21 +131,14 @@ def _failure(row: dict[str, Any], root: str) -> Failure:
     return failure
 
 
-def _manifest(storage: Storage) -> dict[str, Any]:
-    try:
-        data = storage.read_bytes("manifest.json")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{storage.root}: not a run directory: there is no manifest.json in it") from None
-    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
-        raise UserError(f"{storage.root}: cannot be read: {first_line(error)}") from None
-    strange = f"{storage.root}: not a run directory: its manifest.json is not one of limrank's"
-    try:
-        manifest = parse_json(data, "manifest.json", expect=dict)
-    except UserError:
-        raise UserError(strange) from None
-    if not manifest.keys() >= {"job", "status"}:
-        raise UserError(strange)
-    check_manifest(manifest, f"{storage.root}: manifest.json")
+def _manifest(storage: Storage) -> Manifest:
+    manifest = read_manifest(storage)
+    if manifest is None:
+        raise UserError(f"{storage.root}: not a run directory: there is no manifest.json in it")
+    if not manifest.job or not manifest.status:
+        raise UserError(
+            f"run_dir {storage.root}: its manifest.json is not one of limrank's (it names no job and status)"
+        )
     return manifest
 
 
@@ -158,11 +151,11 @@ def _counted_in(failure: Failure) -> str | None:
 
 
 def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
-    counts = run.manifest.get("counts", {})
+    counts = run.manifest.counts
     of = " and ".join(f"{counts[name]} {name}" for name in ("units", "rows") if counts.get(name))
     yield f"{_headline(run)}: {run.count} failures" + (f" among {of}" if of else "")
     for found in run.groups[:GROUPS_SHOWN]:
-        whole = counts.get(found.counted_in)
+        whole = counts.get(found.counted_in or "")
         share = f" ({_percent(found.count / whole)} of {found.counted_in})" if whole else ""
         attempts = (
             f"{found.attempts_low}–{found.attempts_high} attempts"
@@ -178,7 +171,7 @@ def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
 
 
 def _headline(run: RunFailures) -> str:
-    return printable(f"{run.root} ({run.manifest['job']}, {run.manifest['status']})")
+    return printable(f"{run.root} ({run.manifest.job}, {run.manifest.status})")
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from limrank.batch.manifest import parse_manifest
+from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.receipts import is_chunk_file
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.config.recipe import checked
@@ -22,6 +22,7 @@ from limrank.errors import UnavailableError, UserError
 from limrank.files import is_file, kind_of, listed, opened
 from limrank.parsing import parse_yaml
 from limrank.records import Benchmark, Qrels, Query, Run
+from limrank.storage import Storage
 
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 
@@ -156,11 +157,11 @@ def _check_finished(directory: str) -> None:
         if not is_file(Path(directory) / name):
             raise UnavailableError(f"{what}: there is no {name} in it")
     manifest = _manifest(Path(directory))
-    if manifest.get("job") != "rerank":
-        raise UserError(f"{what}, but one of {manifest.get('job')!r}")
-    if manifest.get("status") != "done":
-        raise UnavailableError(f"{what}: it is {manifest.get('status')}; `limrank rerank` again goes on from there")
-    if manifest.get("tokens", {}).get("generated") is None:
+    if manifest.job != "rerank":
+        raise UserError(f"{what}, but one of {manifest.job!r}")
+    if manifest.status != "done":
+        raise UnavailableError(f"{what}: it is {manifest.status}; the same `limrank rerank` command resumes it")
+    if manifest.tokens.generated is None:
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
 
 
@@ -192,9 +193,9 @@ def _rerank_run(directory: Path) -> Inputs:
                 f"run_dir: no {name} in {directory}; run `limrank rerank` first, or give evaluation.run and data"
             )
     manifest = _manifest(directory)
-    if manifest.get("status", "done") != "done":
+    if manifest.status not in ("done", ""):
         raise UserError(
-            f"run_dir {directory}: the rerank job is {manifest['status']}; run `limrank rerank` again, it goes on from there"
+            f"run_dir {directory}: the rerank job is {manifest.status}; the same `limrank rerank` command resumes it"
         )
     queries = beir.read_queries(directory / "queries.jsonl")
     file = directory / "run.trec"
@@ -205,11 +206,10 @@ def _rerank_run(directory: Path) -> Inputs:
     warnings = of_run
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
-    if failed := manifest.get("counts", {}).get("failed"):
+    if failed := manifest.counts.get("failed"):
         warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
     pairs_per_second, tokens_per_pair = _cost(manifest)
     model, scoring = _system(recipe, directory)
-    tokens = manifest.get("tokens", {})
     return Inputs(
         name=_system_name(model, scoring) or directory.name,
         run=drop_excluded(run, queries),
@@ -219,8 +219,8 @@ def _rerank_run(directory: Path) -> Inputs:
         flipped=_flipped(_section(DataConfig, recipe, "data", directory), qrels, warnings) if "data" in recipe else {},
         pairs_per_second=pairs_per_second,
         tokens_per_pair=tokens_per_pair,
-        prompt_tokens=tokens.get("prompt"),
-        generated_tokens=tokens.get("generated"),
+        prompt_tokens=manifest.tokens.prompt,
+        generated_tokens=manifest.tokens.generated,
         model=model,
         scoring=scoring,
         facts=_recorded_facts(directory, recipe, manifest),
@@ -273,13 +273,11 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
     return both
 
 
-def _cost(manifest: dict[str, Any]) -> tuple[float | None, float | None]:
+def _cost(manifest: Manifest) -> tuple[float | None, float | None]:
     """``(pairs_per_second, tokens_per_pair)`` of a rerank job, as far as it recorded them.
     The first stage's rows cost no model anything."""
-    pairs = manifest.get("counts", {}).get("rows")
-    seconds = manifest.get("seconds", {}).get("work")
-    tokens = manifest.get("tokens", {})
-    spent = (tokens.get("prompt") or 0) + (tokens.get("generated") or 0)
+    pairs, seconds = manifest.counts.get("rows"), manifest.seconds.get("work")
+    spent = (manifest.tokens.prompt or 0) + (manifest.tokens.generated or 0)
     if not pairs or not spent:
         return None, None
     return (pairs / seconds if seconds else None), spent / pairs
@@ -305,12 +303,13 @@ def _system_name(model: str, scoring: str) -> str:
     return f"{Path(model).name}, {scoring}" if model and scoring else ""
 
 
-def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
+def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: Manifest) -> dict[str, str]:
     facts = {"run": str(directory)}
-    facts |= {name: str(manifest[name]) for name in ("status", "started_at", "config_hash") if name in manifest}
-    facts |= _revision(manifest.get("data", {}))
-    if versions := manifest.get("versions"):
-        facts["versions of the run"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    recorded = {"status": manifest.status, "started_at": manifest.started_at, "config_hash": manifest.config_hash}
+    facts |= {name: value for name, value in recorded.items() if value}
+    facts |= _revision(manifest.data.model_dump(exclude_unset=True))
+    if manifest.versions:
+        facts["versions of the run"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     if recipe:
         facts["recipe"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
     return facts
@@ -321,10 +320,9 @@ def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
     return {"data revision": data.get("revision") or "the hub's newest"} if data else {}
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
-    """What ``manifest.json`` holds; empty where it is missing, as beside a copied run."""
-    data = _bytes(directory / "manifest.json")
-    return {} if data is None else parse_manifest(data, str(directory / "manifest.json"))
+def _manifest(directory: Path) -> Manifest:
+    """The run's manifest; an empty one where it is missing, as beside a copied run."""
+    return read_manifest(Storage(str(directory))) or Manifest()
 
 
 def _recipe(directory: Path) -> dict[str, Any]:

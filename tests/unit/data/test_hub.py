@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.units import repository, silent
-from limrank.batch.manifest import parse_manifest
+from limrank.batch.manifest import Data, read_manifest
 from limrank.config import DataConfig, EvaluateJob, RerankJob
 from limrank.data import benchmarks, hub
 from limrank.errors import UserError
@@ -328,8 +328,8 @@ def test_a_manifest_tells_the_revision(asked, tmp_path):
     config = RerankJob(run_dir=str(tmp_path / "run"), data=data, scoring={"mode": "none"})
     common = {"address": "local", "progress": silent()}
     job.run(config, **common)
-    manifest = (tmp_path / "run" / "manifest.json").read_bytes()
-    assert parse_manifest(manifest, "manifest.json")["data"] == {"name": "bright/pony", "revision": BRIGHT_AT_MTEB}
+    manifest = read_manifest(Storage(str(tmp_path / "run")))
+    assert manifest.data == Data(name="bright/pony", revision=BRIGHT_AT_MTEB)
     with pytest.raises(UserError, match="another config"):
         job.run(config.model_copy(update={"data": DataConfig(**data | {"revision": None})}), **common)
 

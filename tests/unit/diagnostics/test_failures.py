@@ -123,19 +123,27 @@ def test_no_failures(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("manifest", "complaint"),
     [
-        (None, "not a run directory: there is no manifest.json in it"),
-        ("{oops", "not a run directory: its manifest.json is not one of limrank's"),
-        ('["job", "status"]', "not a run directory: its manifest.json is not one of limrank's"),
+        (None, "{0}: not a run directory: there is no manifest.json in it"),
+        (
+            "{oops",
+            "run_dir {0}: its manifest.json is not one of limrank's "
+            "(not JSON: Expecting property name enclosed in double quotes (column 2))",
+        ),
+        ('["job", "status"]', "run_dir {0}: its manifest.json is not one of limrank's (not a JSON object, but list)"),
+        ('{"job": "rerank"}', "run_dir {0}: its manifest.json is not one of limrank's (it names no job and status)"),
     ],
 )
 def test_what_is_no_run_directory_is_exit_2(tmp_path, capsys, manifest, complaint):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     assert main(["failures", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"limrank: {tmp_path}: {complaint}\n"
+    assert capsys.readouterr().err == f"limrank: {complaint.format(tmp_path)}\n"
 
 
 def test_no_such_store_is_exit_2(tmp_path, capsys):
     assert main(["failures", "oops://bucket/run"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("limrank: oops://bucket/run: cannot be read: ") and err.count("\n") == 1
+    assert (
+        err.startswith("limrank: run_dir oops://bucket/run: its manifest.json cannot be read: ")
+        and err.count("\n") == 1
+    )

@@ -259,7 +259,7 @@ def test_what_cannot_be_compared_is_exit_2(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"status": "failed"}, "it is failed; `limrank rerank` again goes on from there"),
+        ({"status": "failed"}, "it is failed; the same `limrank rerank` command resumes it"),
         ({"job": "synthesize"}, "but one of 'synthesize'"),
         ({"tokens": {}}, "its manifest.json counts no generated tokens"),
     ],

@@ -173,7 +173,7 @@ def test_a_report_tells_the_data_s_revision(rerank_dir, revision, message):
 
 def test_a_manifest_whose_revision_is_no_text_is_refused(rerank_dir):
     (rerank_dir / "manifest.json").write_text(json.dumps({"data": {"name": "litsearch", "revision": 5}}))
-    with pytest.raises(UserError, match=r"manifest.json: data.revision: .* \(got 5\)"):
+    with pytest.raises(UserError, match=r"manifest.json is not one of limrank's \(data.revision: .*, got 5\)"):
         evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
 
 
