@@ -21,7 +21,7 @@ from limrank.evaluation.compare import (
     share_first_stage,
     short_names,
 )
-from limrank.evaluation.inputs import Inputs, read_compared
+from limrank.evaluation.inputs import Inputs, query_texts, read_compared
 from limrank.evaluation.metrics import parse_measure
 from limrank.evaluation.plot import Point, draw_quality
 from limrank.evaluation.report import Plot, System, provenance, write_report
@@ -142,7 +142,7 @@ def _write_outputs(
         storage.local("report.html"),
         f"{comparison.measure} against generated tokens",
         [_system(each) for each in (comparison.reference, *comparison.compared[:-1])],
-        {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs[0].queries},
+        query_texts(inputs[0].queries),
         directories | provenance(config.evaluation.measures),
         samples=samples,
         seed=seed,

@@ -103,6 +103,11 @@ def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
     return unique
 
 
+def query_texts(queries: Sequence[Query]) -> dict[str, str]:
+    """``{query_id: text}`` for a report; a query's instruction follows its text."""
+    return {query.query_id: f"{query.text} {query.instruction}".strip() for query in queries}
+
+
 def drop_excluded(run: Run, queries: list[Query]) -> Run:
     """The run without each query's excluded documents."""
     excluded = {query.query_id: query.excluded for query in queries}

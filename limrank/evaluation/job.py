@@ -9,7 +9,7 @@ The run is either what a rerank job left in its directory (``run.trec``, ``queri
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from limrank.batch.ownership import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation import compare_job
-from limrank.evaluation.inputs import read_inputs
+from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
-from limrank.evaluation.report import System, provenance, write_report
+from limrank.evaluation.report import provenance, write_report
 from limrank.evaluation.significance import Difference, paired_bootstrap
-from limrank.evaluation.system import Evaluation, Interval, evaluate_run
+from limrank.evaluation.system import Evaluation, Interval, evaluate_inputs, report_rows
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
@@ -88,14 +88,13 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         raise UserError(f"run_dir: {config.run_dir}: evaluate reads and writes a local directory; copy it here first")
     inputs = read_inputs(config)
     storage = open_outputs(config)
-    measures, samples, seed = config.evaluation.measures, config.evaluation.bootstrap_samples, config.seed
-    common = {"name": inputs.name, "flipped": inputs.flipped}
-    cost = {"pairs_per_second": inputs.pairs_per_second, "tokens_per_pair": inputs.tokens_per_pair}
-    system = evaluate_run(inputs.run, inputs.qrels, measures, samples, seed, **common, **cost)
+    samples, seed = config.evaluation.bootstrap_samples, config.seed
+    system = evaluate_inputs(inputs, config.evaluation, seed)
     first_stage, differences = None, {}
     if inputs.first_stage is not None:
-        common["name"] = "first stage"
-        first_stage = evaluate_run(inputs.first_stage, inputs.qrels, measures, samples, seed, **common)
+        # The first stage's order cost no model anything.
+        order = replace(inputs, run=inputs.first_stage, pairs_per_second=None, tokens_per_pair=None)
+        first_stage = evaluate_inputs(order, config.evaluation, seed, "first stage")
         differences = {
             measure: paired_bootstrap(
                 list(system.values[measure].values()), list(first_stage.values[measure].values()), samples, seed=seed
@@ -108,8 +107,8 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
     if unjudged := len(inputs.run.keys() - inputs.qrels.keys()):
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
     result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
-    texts = {query.query_id: f"{query.text} {query.instruction}".strip() for query in inputs.queries}
-    write_outputs(storage, result, texts, inputs.facts | provenance(measures), samples=samples, seed=seed)
+    facts = inputs.facts | provenance(config.evaluation.measures)
+    write_outputs(storage, result, query_texts(inputs.queries), facts, samples=samples, seed=seed)
     return result
 
 
@@ -161,14 +160,14 @@ def write_outputs(
     storage.write_text("metrics.json", text + "\n")
     storage.write_table("per_query.parquet", _per_query(result.system.scores))
     evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
-    systems = [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]
     p_mrr = {
         f"p-MRR, {each.name}": "{:.4f} ({:.4f} to {:.4f})".format(*each.intervals["p-MRR"])
         for each in evaluations
         if "p-MRR" in each.intervals
     }
     title = f"Evaluation of {result.system.name}"
-    write_report(storage.local("report.html"), title, systems, queries, p_mrr | facts, samples=samples, seed=seed)
+    rows = report_rows(evaluations)
+    write_report(storage.local("report.html"), title, rows, queries, p_mrr | facts, samples=samples, seed=seed)
 
 
 def _per_query(scores: Scores) -> pa.Table:

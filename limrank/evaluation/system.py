@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from limrank.config import EvaluationConfig
+from limrank.evaluation.inputs import Inputs
 from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic
+from limrank.evaluation.report import System
 from limrank.evaluation.significance import bootstrap_interval
 from limrank.records import Qrels, Run
 
@@ -66,3 +69,23 @@ def evaluate_run(
         low, high = bootstrap_interval(list(column.values()), samples, seed=seed)
         intervals[measure] = Interval(sum(column.values()) / len(column), low, high)
     return Evaluation(name, scores, values, intervals, pairs_per_second, tokens_per_pair)
+
+
+def evaluate_inputs(inputs: Inputs, settings: EvaluationConfig, seed: int, name: str = "") -> Evaluation:
+    """Measure a run that was read, with what its ranking cost. ``name`` replaces its own."""
+    return evaluate_run(
+        inputs.run,
+        inputs.qrels,
+        settings.measures,
+        settings.bootstrap_samples,
+        seed,
+        name=name or inputs.name,
+        flipped=inputs.flipped,
+        pairs_per_second=inputs.pairs_per_second,
+        tokens_per_pair=inputs.tokens_per_pair,
+    )
+
+
+def report_rows(evaluations: Sequence[Evaluation]) -> list[System]:
+    """The evaluations as the report shows them."""
+    return [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]

@@ -7,6 +7,7 @@ import pytest
 from limrank import pipeline
 from limrank.batch.plan import read_chunk, read_plan
 from limrank.errors import StorageError
+from limrank.serving.one_query import best_document
 from limrank.storage import Storage
 from limrank.training.checkpoints import _INDEX, drop_broken_index
 from limrank.training.metrics import MetricsWriter, read_metrics
@@ -47,13 +48,13 @@ def test_a_line_of_metrics_that_is_none_is_passed_over(storage, line):
 @pytest.mark.parametrize("text", [*STRANGE, '{"results": []}', '{"results": [1]}', '{"results": [{}]}'])
 def test_a_served_answer_that_is_none_is_asked_again(tmp_path, text):
     (tmp_path / "answer.json").write_text(text)
-    assert pipeline._best(tmp_path / "answer.json") is None
+    assert best_document(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("text", [*STRANGE, '{"status": []}', '{"status": "done", "counts": 1}'])
 def test_a_stage_whose_manifest_is_damaged_is_not_done(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    assert not pipeline._done(str(tmp_path))
+    assert not pipeline._is_done(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", [*STRANGE, '{"schema_version": 1, "chunks": [[1, 2]]}', '{"chunks": [[1, 2, 3]]}'])

@@ -9,9 +9,9 @@ import pytest
 from helpers import REPOSITORY
 from helpers.beir import write_beir
 from limrank.config import PipelineJob
+from limrank.config.stages import stage_configs
 from limrank.data import beir, pydocs
 from limrank.errors import UserError
-from limrank.pipeline import stage_configs
 from limrank.synthesis.contamination import DOCUMENT_RUN, Benchmarks, Overlap
 
 SHARED = Path(os.environ.get("LIMRANK_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -170,7 +170,7 @@ def test_a_benchmark_of_the_hub_is_read_at_its_revision(monkeypatch):
 def test_a_pipeline_is_kept_apart_from_the_revision_that_it_is_evaluated_on(tmp_path, revision, source):
     data = {"format": "hub", "name": "litsearch", "revision": revision}
     stages = stage_configs(PipelineJob(run_dir=str(tmp_path / "run"), data=data, engine={"kind": "fake"}))
-    assert stages["synthesize"].synthesis.decontaminate == (f"benchmark://{source}",)
+    assert stages.synthesize.synthesis.decontaminate == (f"benchmark://{source}",)
 
 
 def test_a_title_is_part_of_a_document(folder):

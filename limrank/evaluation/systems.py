@@ -1,0 +1,76 @@
+"""A pipeline's evaluation: the first stage, the base model and the tuned model over the same candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limrank import models
+from limrank.batch.rundir import versions
+from limrank.config import PipelineJob
+from limrank.evaluation.inputs import query_texts, read_compared
+from limrank.evaluation.report import write_report
+from limrank.evaluation.system import Evaluation, evaluate_inputs, report_rows
+from limrank.result import JobResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
+    """Evaluate finished rerank runs over the same queries and write ``report.html`` into ``config.run_dir``.
+
+    Args:
+        run_dirs: system's name → its rerank run. The report compares the others with the first one.
+
+    Raises:
+        UserError: see ``inputs.read_compared``; or a measure is unknown.
+    """
+    inputs = read_compared(list(run_dirs.values()))
+    evaluations = [
+        evaluate_inputs(each, config.evaluation, config.seed, name) for name, each in zip(run_dirs, inputs, strict=True)
+    ]
+    path = Path(config.run_dir) / "report.html"
+    write_report(
+        path,
+        ", ".join(run_dirs).capitalize(),
+        report_rows(evaluations),
+        query_texts(inputs[0].queries),
+        _facts(config, len(inputs[0].queries)),
+        samples=config.evaluation.bootstrap_samples,
+        seed=config.seed,
+    )
+    return JobResult(messages=[comparison_table(evaluations), f"report: {path}"])
+
+
+def comparison_table(evaluations: Sequence[Evaluation]) -> Table:
+    """One row a system: the first measure with its 95 % interval, speed and cost."""
+    from rich.table import Table
+
+    measure = next(iter(evaluations[0].intervals))
+    table = Table(title="the same candidates in three orders")
+    for name in ("system", measure, "95 % interval", "pairs/s", "tokens a pair"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for evaluation in evaluations:
+        interval = evaluation.intervals[measure]
+        rate, tokens = evaluation.pairs_per_second, evaluation.tokens_per_pair
+        table.add_row(
+            evaluation.name,
+            f"{interval.mean:.4f}",
+            f"{interval.low:.4f}–{interval.high:.4f}",
+            "–" if rate is None else f"{rate:.1f}",
+            "–" if tokens is None else f"{tokens:.0f}",
+        )
+    return table
+
+
+def _facts(config: PipelineJob, queries: int) -> dict[str, str]:
+    data, training = config.data, config.training
+    return {
+        "benchmark": f"{data.format} {data.name or data.split}, {queries} queries, depth {config.first_stage.depth}",
+        "model": config.model.id if config.model.id in models.PACKAGED else Path(config.model.id).name,
+        "scoring": config.scoring.mode,
+        "training": f"{training.method}, {training.target}, {training.epochs} epochs",
+        **{f"{name} version": found for name, found in versions().items()},
+    }
