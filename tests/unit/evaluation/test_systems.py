@@ -1,0 +1,70 @@
+"""A pipeline's evaluation: three rerank runs written by hand, in one table and one report."""
+
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from limrank.config import PipelineJob
+from limrank.errors import UnavailableError, UserError
+from limrank.evaluation import systems
+
+QUERIES = '{"_id": "q1", "text": "why does dough rise"}\n{"_id": "q2", "text": "salt"}\n'
+QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td1\t1\n"
+
+
+def write_run(folder, order, mode, tokens, status="done"):
+    """A finished rerank run that ranks both queries in one order."""
+    folder.mkdir()
+    trec = [f"{query} Q0 {doc} {rank} {-rank} x\n" for query in ("q1", "q2") for rank, doc in enumerate(order, 1)]
+    (folder / "run.trec").write_text("".join(trec))
+    (folder / "queries.jsonl").write_text(QUERIES)
+    (folder / "qrels.tsv").write_text(QRELS)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"id": "/m"}, "scoring": {"mode": mode}}))
+    manifest = {"job": "rerank", "status": status, "counts": {"rows": 4}, "seconds": {"work": 0.5}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"tokens": {"prompt": tokens, "generated": 0}}))
+    return str(folder)
+
+
+@pytest.fixture
+def config(tmp_path):
+    data = {"format": "pydocs", "split": "dev"}
+    return PipelineJob(run_dir=str(tmp_path), data=data, evaluation={"measures": ["RR"], "bootstrap_samples": 100})
+
+
+def test_each_system_has_a_row_and_the_report_is_in_the_pipeline_s_directory(config, tmp_path):
+    result = systems.run(
+        config,
+        {
+            "first stage": write_run(tmp_path / "first-stage", ["d2", "d1"], "none", 0),
+            "base model": write_run(tmp_path / "rerank-base", ["d2", "d1"], "direct", 400),
+            "tuned model": write_run(tmp_path / "rerank-tuned", ["d1", "d2"], "direct", 380),
+        },
+    )
+    table, line = result.messages
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "│" in line]
+    # The first stage costs no model anything: no speed, no tokens.
+    assert rows == [
+        ["first", "stage", "0.5000", "0.5000–0.5000", "–", "–"],
+        ["base", "model", "0.5000", "0.5000–0.5000", "8.0", "100"],
+        ["tuned", "model", "1.0000", "1.0000–1.0000", "8.0", "95"],
+    ]
+    assert line == f"report: {tmp_path / 'report.html'}"
+    report = (tmp_path / "report.html").read_text()
+    assert "First stage, base model, tuned model" in report
+    assert "pydocs dev, 2 queries, depth 100" in report and "why does dough rise" in report
+
+
+def test_a_run_that_is_not_finished_or_of_other_queries_is_refused(config, tmp_path):
+    one = write_run(tmp_path / "one", ["d1", "d2"], "none", 0)
+    other = write_run(tmp_path / "other", ["d1", "d2"], "direct", 400, status="failed")
+    with pytest.raises(UnavailableError, match="other: not a finished rerank run: it is failed"):
+        systems.run(config, {"first stage": one, "base model": other})
+    third = write_run(tmp_path / "third", ["d1", "d2"], "direct", 400)
+    (tmp_path / "third" / "queries.jsonl").write_text(QUERIES.replace("salt", "pepper"))
+    with pytest.raises(UserError, match="third: other queries than .*one has"):
+        systems.run(config, {"first stage": one, "base model": third})
