@@ -170,7 +170,7 @@ class RerankResult(JobRun):
         """One row a pair, by :func:`limrank.records.rerank_row_schema`: scores, ranks, chains, tokens."""
         import pyarrow as pa
 
-        from limrank.batch.receipts import read_rows
+        from limrank.batch.rows import read_rows
         from limrank.records import rerank_row_schema
 
         return pa.concat_tables([rerank_row_schema().empty_table(), *read_rows(self._storage, "rows")])
@@ -470,7 +470,7 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
 
 
 def _run(job: Callable[..., Any], config: Job, address: str | None, overwrite: bool, progress: bool) -> Any:
-    from limrank.batch.ownership import check_run_dir_first
+    from limrank.batch.run_dir_checks import check_run_dir_first
 
     where = _address(address)
     check_run_dir_first(config)

@@ -182,7 +182,7 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
 
 
 def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
-    from limrank.batch.ownership import check_run_dir_first
+    from limrank.batch.run_dir_checks import check_run_dir_first
     from limrank.progress import open_progress
 
     check_run_dir_first(config)
@@ -201,7 +201,7 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
 
 
 def _print_plan(config: Job) -> None:
-    from limrank.batch.ownership import check_run_dir_first
+    from limrank.batch.run_dir_checks import check_run_dir_first
     from limrank.config import dump_config
 
     check_run_dir_first(config)

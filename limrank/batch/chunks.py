@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limrank.batch.plan import Unit, chunk_name, read_chunk
-from limrank.batch.receipts import Receipt, Work, commit_of, count_kept, read_receipt, read_whole, with_commit
+from limrank.batch.receipts import Receipt, Work, commit_of, count_kept, read_receipt, with_commit
+from limrank.batch.rows import read_if_whole
 from limrank.engines.base import Engine, Usage, meter
 from limrank.errors import EngineError, UserError
 from limrank.records import Failure, failure_schema
@@ -197,8 +198,8 @@ class ChunkRunner:
 
     def _earlier(self, name: str, receipt: Receipt, units: Sequence[Unit]) -> Earlier | None:
         """None where the two files are damaged or not of one commit: then all of it runs again."""
-        listed = read_whole(self._storage, f"failures/{name}")
-        done = read_whole(self._storage, f"rows/{name}")
+        listed = read_if_whole(self._storage, f"failures/{name}")
+        done = read_if_whole(self._storage, f"rows/{name}")
         if listed is None or done is None or commit_of(listed) != receipt.commit:
             return None
         if not (done.schema.equals(self._task.row_schema) and listed.schema.equals(failure_schema())):

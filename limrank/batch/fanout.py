@@ -19,8 +19,10 @@ from limrank import errors
 from limrank.batch.budget import CHUNKS_A_BUDGET, NO_BOUNDS, Bounds, Budget
 from limrank.batch.chunks import Task
 from limrank.batch.plan import Chunk, Plan
-from limrank.batch.receipts import Receipt, Summary, check_unique, manifest_parts, read_receipts, summarize
+from limrank.batch.receipts import Receipt, read_receipts
+from limrank.batch.rows import check_unique
 from limrank.batch.rundir import RunDir
+from limrank.batch.summary import Summary, manifest_sections, summarize
 from limrank.batch.worker import ChunkWorker
 from limrank.cluster.resources import reserve, wait_for_resources
 from limrank.config import WorkersConfig
@@ -242,7 +244,7 @@ def finish(run: RunDir, plan: Plan, task: Task, progress_unit: str, *, partly: b
     check_unique(run.storage, task.row_key)
     done = {receipt.chunk for receipt in receipts}
     summary = summarize(receipts, sum(chunk.size for chunk in plan.chunks if chunk.number in done))
-    run.note(**manifest_parts(summary, progress_unit))
+    run.note(**manifest_sections(summary, progress_unit))
     return summary
 
 

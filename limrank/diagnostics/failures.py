@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limrank.batch.manifest import Manifest, read_manifest
-from limrank.batch.receipts import read_rows
+from limrank.batch.rows import read_rows
 from limrank.errors import StorageError, UserError
 from limrank.parsing import brief
 from limrank.printable import printable

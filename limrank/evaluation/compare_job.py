@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from limrank.batch.ownership import check_run_dir, open_outputs
+from limrank.batch.run_dir_checks import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation.compare import (

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from limrank.batch.manifest import Manifest, read_manifest
-from limrank.batch.receipts import is_chunk_file
+from limrank.batch.rows import is_chunk_file
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.config.recipe import checked
 from limrank.data import beir, benchmarks, hub, trec

@@ -11,8 +11,8 @@ from limrank import cluster, loops, models, prompts
 from limrank.batch.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
 from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.batch.plan import Plan, Unit, read_plan, write_plan
-from limrank.batch.receipts import Summary
 from limrank.batch.rundir import RunDir, open_run
+from limrank.batch.summary import Summary
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks

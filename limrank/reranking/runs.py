@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from limrank.batch.receipts import read_rows
+from limrank.batch.rows import read_rows
 from limrank.data.trec import run_line, run_separator
 from limrank.storage import Storage
 

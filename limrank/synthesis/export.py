@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank import prompts
-from limrank.batch.receipts import Summary, step_tokens
+from limrank.batch.summary import Summary, step_tokens
 from limrank.config import ScoringConfig, SynthesisConfig, SynthesizeJob, TokenPrices, is_prompt_text
 from limrank.engines.base import Usage
 from limrank.records import Query, synthesis_example_schema

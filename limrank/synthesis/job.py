@@ -12,8 +12,8 @@ from limrank.batch.budget import Bounds
 from limrank.batch.chunks import Engines, Outcome, Rows
 from limrank.batch.fanout import chunk_cost, fanout, is_needed
 from limrank.batch.plan import Unit, read_plan, write_plan
-from limrank.batch.receipts import Summary
 from limrank.batch.rundir import open_run
+from limrank.batch.summary import Summary
 from limrank.cluster.resources import nodes_alive, remaining, reserve
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.config.recipe import input_paths

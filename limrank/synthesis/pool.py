@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from limrank.batch.receipts import read_rows
+from limrank.batch.rows import read_rows
 from limrank.config import SynthesisConfig
 from limrank.records import synthesis_row_schema
 from limrank.storage import Storage

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from limrank.batch.chunks import ChunkRunner, Outcome, Worker
 from limrank.batch.plan import write_plan
-from limrank.batch.receipts import Receipt
+from limrank.batch.receipts import Receipt, Work
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines import open_engine
 from limrank.errors import EngineError, RowError
@@ -22,6 +22,20 @@ from limrank.storage import Storage
 
 UNIT_SCHEMA = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
 ROW_SCHEMA = pa.schema([("unit_id", pa.string()), ("answer", pa.string())])
+
+WORK = Work("s", "one", began=100.0, ended=104.0, ready=99.0, startup_seconds=3.0, engines=1, busy_seconds=3.5)
+RECEIPT = Receipt(
+    chunk=0,
+    units=2,
+    rows=20,
+    failed=1,
+    requests=20,
+    prompt_tokens=100,
+    cached_prompt_tokens=40,
+    generated_tokens=10,
+    work=(WORK,),
+)
+"""One chunk's, of a worker with one engine."""
 
 
 def repository(folder, configs):

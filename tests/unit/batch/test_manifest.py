@@ -6,8 +6,9 @@ import pytest
 
 from limrank.batch import rundir
 from limrank.batch.manifest import Data, Manifest, read_manifest
-from limrank.batch.receipts import Receipt, Work, manifest_parts, summarize
+from limrank.batch.receipts import Receipt, Work
 from limrank.batch.rundir import open_run
+from limrank.batch.summary import manifest_sections, summarize
 from limrank.errors import UserError
 from limrank.storage import Storage
 
@@ -16,8 +17,8 @@ STEPS = {"query": (60, 20, 30), "judge": (40, 20, 20)}
 SYNTHESIZED = Receipt(0, 4, 8, 1, 8, 100, 40, 50, (WORK,), "commit", STEPS, 3)
 
 NOTED = {
-    "rerank": [{"data": {"name": "bright/pony", "revision": None}}, manifest_parts(summarize([], 0), "pairs")],
-    "synthesize": [manifest_parts(summarize([SYNTHESIZED], 4), "seeds")],
+    "rerank": [{"data": {"name": "bright/pony", "revision": None}}, manifest_sections(summarize([], 0), "pairs")],
+    "synthesize": [manifest_sections(summarize([SYNTHESIZED], 4), "seeds")],
     "train": [
         {
             "counts": {"units": 7, "rows": 7, "failed": 0, "cut": 0},

@@ -1,18 +1,11 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from limrank.batch import rundir
-from limrank.batch.rundir import LOCK_HEARTBEAT_S, LOCK_STALE_S, open_run
+from limrank.batch.rundir import open_run
 from limrank.errors import UserError
 from limrank.storage import Storage
 
@@ -39,22 +32,6 @@ def manifest(storage):
     return json.loads(storage.read_text("manifest.json"))
 
 
-def dead_pid():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
-
-
-def leave_lock(storage, *, host=None, pid=None, age=0.0):
-    holder = {
-        "token": "theirs",
-        "host": host or socket.gethostname(),
-        "pid": os.getpid() if pid is None else pid,
-        "renewed": time.time() - age,
-    }
-    storage.write_text("lock.json", json.dumps(holder))
-
-
 # ---- files ---------------------------------------------------------------------------
 
 
@@ -68,7 +45,7 @@ def test_a_file_is_read_as_it_was_written_and_a_second_writer_replaces_it(storag
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(storage, monkeypatch):
     storage.write_text("a.txt", "old")
-    monkeypatch.setattr(rundir.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         storage.write_text("a.txt", "new")
     monkeypatch.undo()
@@ -228,80 +205,3 @@ def test_a_place_that_cannot_be_written_is_the_persons_fault(tmp_path):
         with pytest.raises(UserError, match="cannot be written: ") as caught:
             taking(Storage(str(path)))
         assert str(caught.value).startswith(f"run_dir {path}: ")
-
-
-# ---- one driver ----------------------------------------------------------------------
-
-
-def test_a_second_driver_is_refused_and_the_first_goes_on(storage):
-    with open_run(storage.root, **COMMON) as run:
-        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working in it"):
-            taking(storage, overwrite=True)
-        run.finish("done")
-    assert manifest(storage)["status"] == "done"
-    assert not storage.exists("lock.json")
-
-
-def test_of_many_that_start_together_one_gets_it(storage):
-    got, refused = [], []
-    together, ended = threading.Barrier(8), threading.Barrier(8)
-
-    def start(number):
-        together.wait()
-        try:
-            with open_run(storage.root, **COMMON):
-                got.append(number)
-                ended.wait()
-        except UserError:
-            refused.append(number)
-            ended.wait()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(start, range(8)))
-    assert (len(got), len(refused)) == (1, 7)
-
-
-def test_a_dead_driver_of_this_host_is_replaced_at_once(storage):
-    leave_lock(storage, pid=dead_pid())
-    with open_run(storage.root, **COMMON):
-        assert json.loads(storage.read_text("lock.json"))["pid"] == os.getpid()
-
-
-def test_a_driver_elsewhere_is_dead_when_it_no_longer_renews(storage):
-    leave_lock(storage, host="another-host", age=LOCK_STALE_S - 5)
-    with pytest.raises(UserError, match="on another-host is working in it"):
-        taking(storage)
-    leave_lock(storage, host="another-host", age=LOCK_STALE_S + 1)
-    taking(storage)
-
-
-def test_the_contract_s_thirty_seconds():
-    # The worst case: it died just after it had renewed.
-    assert LOCK_STALE_S <= 30
-    # And a live one may miss two renewals.
-    assert 3 * LOCK_HEARTBEAT_S <= LOCK_STALE_S
-
-
-def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
-    monkeypatch.setattr(rundir, "LOCK_HEARTBEAT_S", 0.02)
-
-    def renewed():
-        return json.loads(storage.read_text("lock.json"))["renewed"]
-
-    with open_run(storage.root, **COMMON):
-        first = renewed()
-        deadline = time.monotonic() + 5
-        while renewed() == first and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert renewed() > first
-        with rundir._deciding(storage):
-            leave_lock(storage, host="another-host")
-        time.sleep(0.1)
-        assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
-    # What another driver holds is not removed either.
-    assert storage.exists("lock.json")
-
-
-def test_a_lock_that_is_not_json_is_nobodys(storage):
-    storage.write_text("lock.json", "")
-    taking(storage)

@@ -12,7 +12,7 @@ from helpers.beir import write_beir
 from helpers.rundirs import rows
 from helpers.units import fake_engine, planned, runner, write_embedder
 from limrank.batch.plan import write_plan
-from limrank.batch.receipts import summarize
+from limrank.batch.summary import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
 from limrank.engines.base import Generation, Limits, RequestLimiter, meter
 from limrank.engines.fake import ByteTokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.units import fake_engine, planned, runner
 from limrank.batch.plan import write_plan
-from limrank.batch.receipts import summarize
+from limrank.batch.summary import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesizeJob
 from limrank.data import json_array
 from limrank.data.json_array import read_array

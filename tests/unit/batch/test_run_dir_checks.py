@@ -7,7 +7,7 @@ import yaml
 
 from helpers.beir import CORPUS
 from limrank import cli
-from limrank.batch.locations import check_location, contains
+from limrank.batch.run_dir_checks import check_location, contains
 from limrank.batch.rundir import open_run
 from limrank.errors import UserError
 from limrank.outputs import is_written
@@ -203,7 +203,7 @@ def test_a_folder_of_a_run_that_leads_elsewhere_is_refused(name, flags, home, ca
     (run_dir / name).symlink_to(elsewhere)
     before = snapshot(elsewhere)
     assert rerank(home, run_dir, *flags) == 2
-    assert f"{name}: a link to another place" in capsys.readouterr().err
+    assert f"{name}: a link to another directory" in capsys.readouterr().err
     assert snapshot(elsewhere) == before
 
 

@@ -1,0 +1,121 @@
+"""One driver a run directory: who holds the lock, and when it is taken over."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from limrank.batch import lock
+from limrank.batch.lock import LOCK_HEARTBEAT_S, LOCK_STALE_S
+from limrank.batch.rundir import open_run
+from limrank.errors import UserError
+from limrank.storage import Storage
+
+COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "run"))
+
+
+def taking(storage, **options):
+    """Takes the run directory and gives it back at once."""
+    with open_run(storage.root, **(COMMON | options)) as run:
+        return run
+
+
+def dead_pid():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def leave_lock(storage, *, host=None, pid=None, age=0.0):
+    holder = {
+        "token": "theirs",
+        "host": host or socket.gethostname(),
+        "pid": os.getpid() if pid is None else pid,
+        "renewed": time.time() - age,
+    }
+    storage.write_text("lock.json", json.dumps(holder))
+
+
+def test_a_second_driver_is_refused_and_the_first_goes_on(storage):
+    with open_run(storage.root, **COMMON) as run:
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is working in it"):
+            taking(storage, overwrite=True)
+        run.finish("done")
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "done"
+    assert not storage.exists("lock.json")
+
+
+def test_of_many_that_start_together_one_gets_it(storage):
+    got, refused = [], []
+    together, ended = threading.Barrier(8), threading.Barrier(8)
+
+    def start(number):
+        together.wait()
+        try:
+            with open_run(storage.root, **COMMON):
+                got.append(number)
+                ended.wait()
+        except UserError:
+            refused.append(number)
+            ended.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(start, range(8)))
+    assert (len(got), len(refused)) == (1, 7)
+
+
+def test_a_lock_of_a_dead_process_on_this_host_is_taken_over_at_once(storage):
+    leave_lock(storage, pid=dead_pid())
+    with open_run(storage.root, **COMMON):
+        assert json.loads(storage.read_text("lock.json"))["pid"] == os.getpid()
+
+
+def test_a_lock_of_another_host_is_taken_over_when_it_is_stale(storage):
+    leave_lock(storage, host="another-host", age=LOCK_STALE_S - 5)
+    with pytest.raises(UserError, match="on another-host is working in it"):
+        taking(storage)
+    leave_lock(storage, host="another-host", age=LOCK_STALE_S + 1)
+    taking(storage)
+
+
+def test_the_contract_s_thirty_seconds():
+    # The worst case: it died just after it had renewed.
+    assert LOCK_STALE_S <= 30
+    # And a live one may miss two renewals.
+    assert 3 * LOCK_HEARTBEAT_S <= LOCK_STALE_S
+
+
+def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.02)
+
+    def renewed():
+        return json.loads(storage.read_text("lock.json"))["renewed"]
+
+    with open_run(storage.root, **COMMON):
+        first = renewed()
+        deadline = time.monotonic() + 5
+        while renewed() == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert renewed() > first
+        with lock._exclusive(storage):
+            leave_lock(storage, host="another-host")
+        time.sleep(0.1)
+        assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+    # What another driver holds is not removed either.
+    assert storage.exists("lock.json")
+
+
+def test_a_lock_that_is_not_json_is_nobodys(storage):
+    storage.write_text("lock.json", "")
+    taking(storage)
