@@ -1,6 +1,8 @@
-"""What ends a run before its plan does: its tokens are spent, or enough of its rows are kept. The
-driver says how many of the chunks, in the order they are handed out, may begin; a worker waits
-until its chunk is among them. No Ray here: what the two share is a file of the run directory.
+"""What ends a run before its plan does: a token budget, or a target of kept rows.
+
+Start a chunk if spent + expected(running) + expected(chunk) ≤ budget. The driver applies this rule to the chunks in
+queue order (:class:`ChunkScheduler`) and writes how many may start into a file of the run directory. A worker waits
+until its chunk may start (:class:`StartGate`). Neither knows Ray.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ from limrank.batch.receipts import Receipt
 from limrank.storage import Storage
 
 _FILE = "allowance.json"
-_LOOK_S = 0.5
-"""How often a worker whose chunk may not begin yet looks again."""
+_POLL_S = 0.5
+"""How often a worker whose chunk may not start yet reads the file."""
 
-CHUNKS_A_BUDGET = 40
-"""At least so many make up a budget, so that what the last ones take is little beside it."""
+CHUNKS_PER_BUDGET = 40
+"""A token budget is divided into at least so many chunks, so that the last ones overshoot it by little."""
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What ends a run, over all its sessions, before its plan does; None: that does not.
+class Budget:
+    """What ends a run, over all its sessions, before its plan does. None sets no limit.
+
+    Which chunks have started by then depends on how fast each of them was, and may differ between runs. What is
+    selected from a given set of rows does not.
 
     Args:
-        tokens: that the run may take, prompts' too.
-        kept: rows that are enough, of those that their own unit's rows let stay. A unit has at
-            most ``kept_a_unit``.
-        seed: draws the order in which chunks begin where ``kept`` may end the run. By cost, as
-            they go otherwise, the run would keep the examples of costly units alone.
-
-    Which chunks have begun by the end depends on how fast each of them was, and so may differ
-    from run to run: what is chosen of the rows that there are does not.
+        tokens: the most that the run may take, prompt tokens included.
+        kept: the number of kept rows that is enough. A row is kept if no filter within its unit rejects it.
+        kept_a_unit: the most rows that a unit can keep.
+        seed: of the order in which chunks start where ``kept`` may end the run. In order of cost, the run would
+            keep only examples of costly units.
     """
 
     tokens: int | None = None
@@ -46,13 +48,15 @@ class Bounds:
     seed: int = 0
 
     @property
-    def any(self) -> bool:
+    def is_limited(self) -> bool:
         return self.tokens is not None or self.kept is not None
 
     def order(self, pending: Sequence[Chunk], plan: Plan, committed: Sequence[Receipt]) -> list[Chunk]:
-        """The chunks in the order they are handed out: long ones first, so that no worker is left
-        with one at the end; where the run may have enough before, first those whose failures
-        are tried again, then as drawn."""
+        """The chunks in the order in which they are handed out.
+
+        Costly chunks come first, so that no worker is left with one at the end. Where ``kept`` may end the run,
+        the retries of committed chunks come first and the rest in random order.
+        """
         if self.kept is None:
             return sorted(pending, key=lambda chunk: (-chunk.cost, chunk.number))
         drawn = list(range(len(plan.chunks)))
@@ -60,101 +64,104 @@ class Bounds:
         done = {receipt.chunk for receipt in committed}
         return sorted(pending, key=lambda chunk: (chunk.number not in done, drawn[chunk.number]))
 
-    def budget(self, storage: Storage, plan: Plan, queue: Sequence[Chunk], committed: Sequence[Receipt]) -> Budget:
+    def scheduler(
+        self, storage: Storage, plan: Plan, queue: Sequence[Chunk], committed: Sequence[Receipt]
+    ) -> ChunkScheduler:
+        """The driver's side of this budget. ``queue`` is as :meth:`order` gives it."""
         limits: list[_Limit] = []
         if self.tokens is not None:
             limits.append(TokenLimit(self.tokens, {chunk.number: chunk.cost for chunk in plan.chunks}))
         if self.kept is not None:
             most = {chunk.number: chunk.units * self.kept_a_unit for chunk in plan.chunks}
-            limits.append(Enough(self.kept, most))
-        return Budget(limits, storage, queue, committed)
+            limits.append(RowTarget(self.kept, most))
+        return ChunkScheduler(limits, storage, queue, committed)
 
 
-NO_BOUNDS = Bounds()
+UNLIMITED = Budget()
 
 
 class _Limit:
-    """An amount of something, what committed chunks took of it, and what those at work are
-    expected to take: as much of their cost as the committed ones of theirs. That is known of no
-    chunk before one is committed: until then a chunk is expected to take all of its cost; after
-    the first half of that at least, after two a third, and so on: one chunk that failed at once
-    must not let all the others begin.
+    """An amount (of tokens, of kept rows), what committed chunks took of it, and what running chunks are expected to.
+
+    expected(chunk) = rate × planned(chunk), and rate = spent / planned over the committed chunks. With n committed
+    chunks the rate is at least 1 / (1 + n): one chunk that failed at once must not start all others.
 
     Args:
-        costs: of each chunk, the most that is planned for it.
+        planned: chunk → the most that it can take.
     """
 
-    def __init__(self, amount: int, costs: Mapping[int, int]) -> None:
+    def __init__(self, amount: int, planned: Mapping[int, int]) -> None:
         self.amount = amount
         self.taken: dict[int, int] = {}
-        self.at_work: dict[int, int] = {}
-        self._costs = costs
-        # Running sums: what was taken by what is committed and its cost, the cost of what is at work.
-        self.spent = self._paid = self.expected = 0
+        self.running: dict[int, int] = {}
+        self._planned = planned
+        # Running sums over `taken`, over the plan of the chunks in it, and over `running`.
+        self.spent = self._planned_of_taken = self.planned_running = 0
 
-    def of(self, receipt: Receipt) -> int:
-        """What a committed chunk took, its earlier tries included."""
+    def amount_of(self, receipt: Receipt) -> int:
+        """What a committed chunk took, its earlier attempts included."""
         raise NotImplementedError
 
     def allows(self, chunk: Chunk) -> bool:
-        """Whether a chunk may begin now."""
+        """Whether a chunk may start now."""
         raise NotImplementedError
 
-    def cost(self, chunk: Chunk) -> int:
-        return self._costs[chunk.number]
+    def planned(self, chunk: Chunk) -> int:
+        return self._planned[chunk.number]
 
     @property
     def rate(self) -> float:
-        return max(self.spent / self._paid if self._paid else 0.0, 1 / (1 + len(self.taken)))
+        measured = self.spent / self._planned_of_taken if self._planned_of_taken else 0.0
+        return max(measured, 1 / (1 + len(self.taken)))
 
-    def count(self, receipt: Receipt) -> None:
-        self.expected -= self.at_work.pop(receipt.chunk, 0)
-        # A chunk's second try counts what the first one took.
+    def commit(self, receipt: Receipt) -> None:
+        self.planned_running -= self.running.pop(receipt.chunk, 0)
+        # The receipt of a retry includes what the first attempt took.
         if receipt.chunk not in self.taken:
-            self._paid += self._costs[receipt.chunk]
-        took = self.of(receipt)
-        self.spent += took - self.taken.get(receipt.chunk, 0)
-        self.taken[receipt.chunk] = took
+            self._planned_of_taken += self._planned[receipt.chunk]
+        amount = self.amount_of(receipt)
+        self.spent += amount - self.taken.get(receipt.chunk, 0)
+        self.taken[receipt.chunk] = amount
 
-    def begin(self, chunk: Chunk) -> None:
-        self.at_work[chunk.number] = self.cost(chunk)
-        self.expected += self.at_work[chunk.number]
+    def start(self, chunk: Chunk) -> None:
+        self.running[chunk.number] = self.planned(chunk)
+        self.planned_running += self.running[chunk.number]
 
 
 class TokenLimit(_Limit):
-    """A chunk may begin when what it is expected to take fits beside what was spent and what
-    those at work are expected to take; the first begins whatever its plan says. What is spent
-    is what committed chunks took: a chunk that a crash cut short tells nothing."""
+    """Start a chunk if spent + expected(running) + expected(chunk) ≤ budget. The first chunk always starts.
 
-    def of(self, receipt: Receipt) -> int:
+    Only committed chunks count as spent: the tokens of a chunk that a crash ended are not known.
+    """
+
+    def amount_of(self, receipt: Receipt) -> int:
         return receipt.tokens
 
     def allows(self, chunk: Chunk) -> bool:
         if self.spent >= self.amount:
             return False
-        is_first = not self.taken and not self.at_work
-        return is_first or self.spent + self.rate * (self.expected + self.cost(chunk)) <= self.amount
+        is_first = not self.taken and not self.running
+        return is_first or self.spent + self.rate * (self.planned_running + self.planned(chunk)) <= self.amount
 
 
-class Enough(_Limit):
-    """A chunk may begin while what is kept, with what is expected of those at work, is not enough.
-    Of a chunk whose failures are tried again nothing more is expected, and it always may."""
+class RowTarget(_Limit):
+    """Start a chunk while kept + expected(running) < target. A retry always starts, and no more rows are expected of it."""
 
-    def of(self, receipt: Receipt) -> int:
+    def amount_of(self, receipt: Receipt) -> int:
         return receipt.kept or 0
 
     def allows(self, chunk: Chunk) -> bool:
-        return chunk.number in self.taken or self.spent + self.rate * self.expected < self.amount
+        return chunk.number in self.taken or self.spent + self.rate * self.planned_running < self.amount
 
-    def cost(self, chunk: Chunk) -> int:
-        return 0 if chunk.number in self.taken else self._costs[chunk.number]
+    def planned(self, chunk: Chunk) -> int:
+        return 0 if chunk.number in self.taken else self._planned[chunk.number]
 
 
-class Budget:
-    """The driver's side: a chunk may begin when those before it have begun and every limit allows it.
+class ChunkScheduler:
+    """The driver's side: a chunk may start when those before it have started and every limit allows it.
 
     Args:
-        queue: the chunks that are to run, in the order they are handed out.
+        queue: the chunks that are to run, in the order in which they are handed out.
     """
 
     def __init__(
@@ -163,60 +170,61 @@ class Budget:
         self._limits = limits
         self._storage = storage
         self._queue = queue
-        self._at_work: set[int] = set()
-        self._begun = 0
+        self._running: set[int] = set()
+        self._started = 0
+        self._written: dict[str, Any] | None = None
         for receipt in committed:
             self._count(receipt)
-        self._written: dict[str, Any] | None = None
-        self._allow()
+        self._start_chunks()
 
     @property
-    def is_spent(self) -> bool:
-        """Whether nothing that is left may begin."""
-        return self._begun < len(self._queue) and not self._at_work
+    def is_exhausted(self) -> bool:
+        """Whether chunks are left and none of them may start any more."""
+        return self._started < len(self._queue) and not self._running
 
-    def take(self, receipt: Receipt) -> None:
-        self._at_work.discard(receipt.chunk)
+    def commit(self, receipt: Receipt) -> None:
+        """Count a committed chunk, and start those that it leaves the budget for."""
+        self._running.discard(receipt.chunk)
         self._count(receipt)
-        self._allow()
+        self._start_chunks()
 
     def _count(self, receipt: Receipt) -> None:
         for limit in self._limits:
-            limit.count(receipt)
+            limit.commit(receipt)
 
-    def _allow(self) -> None:
-        while self._begun < len(self._queue):
-            chunk = self._queue[self._begun]
+    def _start_chunks(self) -> None:
+        while self._started < len(self._queue):
+            chunk = self._queue[self._started]
             if not all(limit.allows(chunk) for limit in self._limits):
                 break
-            self._at_work.add(chunk.number)
+            self._running.add(chunk.number)
             for limit in self._limits:
-                limit.begin(chunk)
-            self._begun += 1
-        state = {"begin": self._begun, "closed": self.is_spent}
+                limit.start(chunk)
+            self._started += 1
+        state = {"begin": self._started, "closed": self.is_exhausted}
         if state != self._written:
             self._storage.write_text(_FILE, json.dumps(state))
             self._written = state
 
 
-class Allowance:
-    """A worker's side."""
+class StartGate:
+    """The worker's side: it reads how many chunks of the queue may start."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._lock = asyncio.Lock()
-        self._seen: dict[str, int | bool] = {"begin": 0, "closed": False}
-        self._looked = float("-inf")
+        self._state: dict[str, int | bool] = {"begin": 0, "closed": False}
+        self._read_at = float("-inf")
 
-    async def may_begin(self, position: int) -> bool:
-        """Returns once the chunk at this position of the queue may begin, or never will."""
+    async def may_start(self, position: int) -> bool:
+        """Wait until the chunk at this position of the queue may start (True), or never will (False)."""
         while True:
-            async with self._lock:  # all that wait look once
-                if position >= self._seen["begin"] and time.monotonic() - self._looked >= _LOOK_S:
-                    self._seen = json.loads(await asyncio.to_thread(self._storage.read_text, _FILE))
-                    self._looked = time.monotonic()
-            if position < self._seen["begin"]:
+            async with self._lock:  # one read for all that wait
+                if position >= self._state["begin"] and time.monotonic() - self._read_at >= _POLL_S:
+                    self._state = json.loads(await asyncio.to_thread(self._storage.read_text, _FILE))
+                    self._read_at = time.monotonic()
+            if position < self._state["begin"]:
                 return True
-            if self._seen["closed"]:
+            if self._state["closed"]:
                 return False
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)

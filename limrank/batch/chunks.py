@@ -1,14 +1,15 @@
-"""What happens to one chunk on one engine: run its units, commit its rows.
+"""Runs the units of one chunk on open engines and commits their rows. No Ray here.
 
-No Ray here. A chunk is finished when ``rows/<chunk>.parquet`` is there; its failures
-are published before that, so a finished chunk has told everything. Attempts are on
-record before the work starts, because whoever restarts a dead worker does so for ever:
-after two deaths a chunk's units run alone, and a unit that dies twice alone is a
-failure, with no innocent neighbour. A driver that is killed takes its workers along:
-the attempts that this cuts short are nobody's fault, and no unit fails by them.
+A chunk is committed when ``rows/<chunk>.parquet`` exists. Its failures are written before that, so that a committed
+chunk is complete.
 
-A finished chunk that is handed out by a later session is one with failures: what failed
-is tried once more, and what did not stays as it is.
+An attempt is recorded before the work starts, because Ray restarts a crashed worker without end. After two crashes
+the units of a chunk run in isolation, one by one. A unit that crashes its engine twice in isolation becomes a
+failure, and no other unit does. When a driver ends, its workers end with it: the last attempt of a session is not
+counted as a crash.
+
+A later session is handed a committed chunk only if it has failures. It retries the failed units once and keeps the
+others as they are.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a unit became. ``failures`` are of parts of it; the rest is in ``rows``."""
+    """What a unit became: its rows, and the failures of those parts that could not be done."""
 
     rows: Rows
     failures: list[Failure] = field(default_factory=list)
 
 
 class Task(Protocol):
-    """The work on one unit: a pure async function, with the shapes around it. Picklable.
+    """The work on one unit: a pure async function, with the schema of its rows. Picklable.
 
-    ``unit_column`` is the column that says which unit a row is of; ``row_key`` are the
-    columns that together name a row, over the whole run. ``retry_key`` are those that name
-    what a second try does as one: all its earlier rows give way to the new ones.
+    ``unit_column`` is the column of rows that has the unit's id. The columns of ``row_key`` together identify a row
+    over the whole run. Those of ``retry_key`` identify what a retry does as one: its new rows replace all earlier
+    rows of the same key.
     """
 
     step: str
@@ -65,19 +66,18 @@ class Task(Protocol):
     def row_schema(self) -> pa.Schema: ...
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        """Raises RowError where nothing of the unit could be done."""
+        """Run a unit. Raises RowError where nothing of it could be done."""
 
     async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
-        """Try what failed of a unit once more; ``rows`` are what it became before."""
+        """Run the failed parts of a unit once more. ``rows`` are the unit's earlier rows."""
 
     def failed_rows(self, unit: Unit) -> Rows:
-        """The rows that stand for a unit that could not run at all; [] for none."""
+        """The rows of a unit that could not run at all; [] for none."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Who works: the driver's session, and one worker process of it, whose engines were
-    up at ``ready`` (Unix time) after ``startup_seconds``."""
+    """One worker process of a driver's session. Its engines were up at ``ready`` (Unix time) after ``startup_seconds``."""
 
     session: str
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -87,26 +87,26 @@ class Worker:
 
 @dataclass(frozen=True)
 class Opened:
-    """A chunk whose attempt is on record: its units, and what it is committed with."""
+    """A chunk whose attempt is recorded. A chunk with failures to retry has its ``earlier`` rows and its ``receipt``."""
 
     number: int
     units: list[Unit]
     earlier: Earlier | None
     began: float
-    spent: Receipt | None
+    receipt: Receipt | None
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A chunk as an earlier session committed it, with failures; both by unit."""
+    """The rows and failures that an earlier session committed, by unit id."""
 
     rows: dict[str, Rows]
     failures: dict[str, list[Failure]]
 
 
 class ChunkRunner:
-    """Runs chunks on open engines; one per worker process. Its coroutines run on the
-    engines' loop, and several chunks may be at work at a time."""
+    """Runs chunks on open engines; one for each worker process. Its coroutines run on the engines' event loop, and
+    several chunks may run at a time."""
 
     def __init__(self, storage: Storage, task: Task, engines: Engines, worker: Worker) -> None:
         self._storage = storage
@@ -115,24 +115,27 @@ class ChunkRunner:
         self._worker = worker
 
     async def crashes(self, number: int) -> int:
-        """How often a worker died over this chunk while its driver lived on."""
+        """How often a worker crashed on this chunk while its driver ran on."""
         return await asyncio.to_thread(self._crashes, _attempts(number))
 
     async def open(self, number: int) -> Opened | Receipt:
-        """Put an attempt on record and read the chunk's units; its receipt where this
-        session has committed it already (its worker died before it could say so).
+        """Record an attempt and read the chunk's units. Returns the receipt of a chunk that is committed already:
+        by this session (its worker crashed before it could answer), or without failures.
 
         Raises:
-            OSError: its files could not be read or written.
+            OSError: the chunk's files could not be read or written.
         """
         return await asyncio.to_thread(self._open, number)
 
     async def run(self, chunk: Opened, *, isolated: bool) -> Receipt:
         """Run and commit a chunk.
 
+        Args:
+            isolated: run one unit at a time.
+
         Raises:
-            EngineError: the engine died; nothing of the chunk is committed.
-            OSError: its files could not be written.
+            EngineError: the engine crashed; nothing of the chunk is committed.
+            OSError: the chunk's files could not be written.
         """
         with meter() as usage:
             outcomes = await (self._isolated(chunk) if isolated else self._together(chunk))
@@ -147,15 +150,15 @@ class ChunkRunner:
             folder = f"{_attempts(chunk.number)}/unit-{index:03d}"
             crashes = await asyncio.to_thread(self._crashes, folder)
             if crashes >= CRASHES_IN_ISOLATION:
-                error = EngineError(f"the engine died {crashes} times while it worked on this unit alone")
+                error = EngineError(f"the engine crashed {crashes} times while it ran this unit in isolation")
                 if chunk.earlier:
                     outcomes.append(_still_failed(unit, chunk.earlier, error))
                 else:
                     outcomes.append(unit_failed(self._task, unit, error, attempts=CRASHES_BEFORE_ISOLATION + crashes))
                 continue
-            mark = await asyncio.to_thread(self._mark, folder)
+            attempt = await asyncio.to_thread(self._record_attempt, folder)
             outcomes.append(await self._unit(unit, chunk.earlier))
-            await asyncio.to_thread(self._storage.remove, mark)
+            await asyncio.to_thread(self._storage.remove, attempt)
         return outcomes
 
     async def _unit(self, unit: Unit, earlier: Earlier | None) -> Outcome:
@@ -178,51 +181,52 @@ class ChunkRunner:
         )
 
     def _with_earlier(self, rows: Rows, earlier: Rows) -> Rows:
-        """Rows of a second try; one that it lost is as it was before."""
+        """The rows of a retry, and the earlier rows that it did not replace."""
 
         def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
             return tuple(row[column] for column in self._task.retry_key)
 
-        there = {key(row) for row in rows}
-        return [*rows, *(row for row in earlier if key(row) not in there)]
+        replaced = {key(row) for row in rows}
+        return [*rows, *(row for row in earlier if key(row) not in replaced)]
 
     def _open(self, number: int) -> Opened | Receipt:
         name = f"{chunk_name(number)}.parquet"
         receipt = read_receipt(self._storage, name) if self._storage.exists(f"rows/{name}") else None
         if receipt is not None and (not receipt.failed or receipt.work[-1].session == self._worker.session):
             return receipt
-        self._mark(_attempts(number))
+        self._record_attempt(_attempts(number))
         units = read_chunk(self._storage, number)
         earlier = self._earlier(name, receipt, units) if receipt else None
         return Opened(number, units, earlier, time.time(), receipt)
 
     def _earlier(self, name: str, receipt: Receipt, units: Sequence[Unit]) -> Earlier | None:
-        """None where the two files are damaged or not of one commit: then all of it runs again."""
-        listed = read_if_whole(self._storage, f"failures/{name}")
-        done = read_if_whole(self._storage, f"rows/{name}")
-        if listed is None or done is None or commit_of(listed) != receipt.commit:
+        """What was committed before. None where the two files are damaged or not of one commit: the whole chunk
+        then runs once more."""
+        failure_table = read_if_whole(self._storage, f"failures/{name}")
+        row_table = read_if_whole(self._storage, f"rows/{name}")
+        if failure_table is None or row_table is None or commit_of(failure_table) != receipt.commit:
             return None
-        if not (done.schema.equals(self._task.row_schema) and listed.schema.equals(failure_schema())):
+        if not (row_table.schema.equals(self._task.row_schema) and failure_table.schema.equals(failure_schema())):
             return None
         rows: dict[str, Rows] = {}
-        for row in done.to_pylist():
+        for row in row_table.to_pylist():
             rows.setdefault(row[self._task.unit_column], []).append(row)
         failures = {unit["unit_id"]: [] for unit in units}
-        for failure in (Failure(**each) for each in listed.to_pylist()):
+        for failure in (Failure(**each) for each in failure_table.to_pylist()):
             if (name := _unit_of(failure, failures)) is None:
                 return None
             failures[name].append(failure)
         return Earlier(rows, failures)
 
-    def _mark(self, folder: str) -> str:
-        """Put an attempt on record; the name of its file."""
+    def _record_attempt(self, folder: str) -> str:
+        """Record an attempt and return the name of its file."""
         name = f"{folder}/{self._worker.session}.{uuid.uuid4().hex}"
         self._storage.write_text(name, "")
         return name
 
     def _crashes(self, folder: str) -> int:
         attempts = Counter(name.partition(".")[0] for name in self._storage.names(folder))
-        # An earlier session's last attempt may have been cut short by that session's end.
+        # An earlier session's last attempt may have ended with that session.
         return sum(count - (session != self._worker.session) for session, count in attempts.items())
 
     def _commit(self, chunk: Opened, outcomes: Sequence[Outcome], usage: Usage) -> Receipt:
@@ -230,7 +234,7 @@ class ChunkRunner:
 
         table, outcomes = _table(self._task, chunk.units, outcomes)
         failures = [asdict(failure) for outcome in outcomes for failure in outcome.failures]
-        before = chunk.spent
+        before = chunk.receipt
         if before is not None:
             usage.add(before.usage)
         receipt = Receipt(
@@ -274,8 +278,12 @@ class ChunkRunner:
 
 
 async def run_unit(task: Task, unit: Unit, engines: Engines) -> Outcome:
-    """One unit. Whatever is its own fault, a bug in the task included, ends as its failure;
-    only a dead engine, or a fault that every unit would have, goes further."""
+    """Run one unit. Any error of its own, a bug in the task included, becomes its failure.
+
+    Raises:
+        EngineError: the engine crashed.
+        UserError: every unit would have this error.
+    """
     try:
         return await task.run(unit, engines)
     except (EngineError, UserError):
@@ -285,12 +293,12 @@ async def run_unit(task: Task, unit: Unit, engines: Engines) -> Outcome:
 
 
 def unit_failed(task: Task, unit: Unit, error: BaseException, attempts: int | None = None) -> Outcome:
+    """The outcome of a unit that could not run at all."""
     return Outcome(task.failed_rows(unit), [Failure.of(unit["unit_id"], task.step, error, attempts)])
 
 
 def _still_failed(unit: Unit, earlier: Earlier, error: BaseException) -> Outcome:
-    """A unit whose second try came to nothing: what it had it keeps, and its failures say
-    what went wrong now."""
+    """The outcome of a unit whose retry failed as a whole: it keeps its rows, and its failures have the new error."""
     name = unit["unit_id"]
     tried = getattr(error, "attempts", 1)
     failures = [
@@ -301,7 +309,7 @@ def _still_failed(unit: Unit, earlier: Earlier, error: BaseException) -> Outcome
 
 
 def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tuple[pa.Table, list[Outcome]]:
-    """All rows as a table. A unit whose rows do not fit the schema is a failure."""
+    """All rows as a table. A unit whose rows do not fit the schema becomes a failure."""
     import pyarrow as pa
 
     def built(outcomes: Sequence[Outcome]) -> pa.Table:
@@ -322,7 +330,7 @@ def _table(task: Task, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> tu
 
 
 def _unit_of(failure: Failure, units: Mapping[str, Any]) -> str | None:
-    """The unit of a failure, whose id is the unit's, or begins with it and names a part; None for none."""
+    """The unit of a failure, whose id begins with the unit's; None where there is no such unit."""
     return max((name for name in units if (failure.unit_id or "").startswith(name)), key=len, default=None)
 
 

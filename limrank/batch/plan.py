@@ -1,9 +1,9 @@
-"""Units of work laid down in Parquet and cut into chunks, fixed from then on.
+"""The plan: units of work in Parquet, split into chunks that never change.
 
-A chunk is a row group: `units/part-<k>.parquet` holds 256 of them. Units are sorted by
-cost in windows of so much weight, so that long ones start first and planning needs little
-memory however many there are, and however many pairs each holds (``benchmarks/planning.py``).
-``plan.json`` is written last: where it is, the plan is whole.
+A chunk is a row group, and `units/part-<k>.parquet` holds 256 of them. Units are sorted by cost within windows of a
+fixed total size. Costly units then start first, and planning needs little memory for any number of units and any
+number of pairs in each (``benchmarks/planning.py``). ``plan.json`` is written last: where it exists, the plan is
+complete.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Unit = dict[str, Any]
 UNITS_PER_CHUNK = 64
 CHARACTERS_A_TOKEN = 4
 GENERATED_TOKEN_COST = 4
-"""In tokens that are read: one that is written takes a step of its own."""
+"""Cost of a generated token, in prompt tokens: each takes a decoding step of its own."""
 
-_CHUNKS_PER_PART = 256
-_WINDOW = 8192
+_CHUNKS_PER_FILE = 256
+_WINDOW_SIZE = 8192
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """``size`` counts what a person sees progress in: pairs, seeds."""
+    """``cost`` is in estimated tokens, ``size`` in the units of progress (pairs, seeds)."""
 
     number: int
     units: int
@@ -59,7 +59,7 @@ _Count = Annotated[int, Field(ge=0, strict=True)]
 class _PlanFile(BaseModel):
     schema_version: Literal[1]
     chunks: list[tuple[_Count, _Count, _Count]]
-    """Of each its units, cost and weight."""
+    """The number of units, the cost and the size of each."""
 
 
 @dataclass(frozen=True)
@@ -76,36 +76,40 @@ class Plan:
 
 
 def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.Schema, *, chunk_cost: int) -> Plan:
-    """Lay units down and cut them into chunks.
+    """Write units and split them into chunks.
 
     Args:
-        units: (unit, weight) pairs in any number.
-        chunk_cost: a chunk is closed before its units' cost would pass this.
+        units: any number of (unit, size) pairs.
+        chunk_cost: the most that the units of a chunk cost together. A unit that costs more is a chunk of its own.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     chunks: list[Chunk] = []
-    with contextlib.ExitStack() as part:
-        for members in _cut(units, chunk_cost):
+    with contextlib.ExitStack() as file:
+        for members in _split(units, chunk_cost):
             rows = [unit for unit, _ in members]
             with storage.writing():
-                if len(chunks) % _CHUNKS_PER_PART == 0:
-                    part.close()
-                    stream = part.enter_context(storage.open_output(_part(len(chunks))))
-                    writer = part.enter_context(pq.ParquetWriter(stream, schema, compression="zstd"))
+                if len(chunks) % _CHUNKS_PER_FILE == 0:
+                    file.close()
+                    stream = file.enter_context(storage.open_output(_file(len(chunks))))
+                    writer = file.enter_context(pq.ParquetWriter(stream, schema, compression="zstd"))
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
             cost, size = sum(unit["cost"] for unit in rows), sum(size for _, size in members)
             chunks.append(Chunk(len(chunks), len(rows), cost, size))
         with storage.writing():
-            part.close()
+            file.close()
     listed = [[chunk.units, chunk.cost, chunk.size] for chunk in chunks]
     storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """The plan of an earlier session; None where planning did not get to its end."""
+    """The plan of an earlier session; None where planning did not finish.
+
+    Raises:
+        StorageError: ``plan.json`` is damaged.
+    """
     where = f"run_dir {storage.root}: plan.json"
     try:
         written = _PlanFile.model_validate(parse_json(storage.read_bytes("plan.json"), where))
@@ -117,7 +121,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def read_chunk(storage: Storage, number: int) -> list[Unit]:
-    """The units of one chunk; only its own row group is read.
+    """The units of one chunk. Only its row group is read.
 
     Raises:
         StorageError: the file is damaged.
@@ -126,8 +130,8 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
     import pyarrow.parquet as pq
 
     try:
-        with storage.open_input(_part(number)) as stream:
-            units = pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_PART).to_pylist()
+        with storage.open_input(_file(number)) as stream:
+            units = pq.ParquetFile(stream).read_row_group(number % _CHUNKS_PER_FILE).to_pylist()
         if all(isinstance(unit.get("unit_id"), str) for unit in units):
             return units
         reason = "it holds no units"
@@ -137,10 +141,10 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
         reason = "it is not there"
     except (pa.ArrowException, OSError, IndexError, ValueError) as error:
         reason = first_line(error)
-    raise StorageError(f"run_dir {storage.root}: {_part(number)} is damaged ({reason}); --overwrite starts over")
+    raise StorageError(f"run_dir {storage.root}: {_file(number)} is damaged ({reason}); --overwrite starts over")
 
 
-def _cut(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:
+def _split(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:
     for window in _windows(units):
         window.sort(key=lambda member: (-member[0]["cost"], member[0]["unit_id"]))
         chunk: list[tuple[Unit, int]] = []
@@ -161,12 +165,13 @@ def _windows(units: Iterable[tuple[Unit, int]]) -> Iterator[list[tuple[Unit, int
     for member in units:
         window.append(member)
         size += max(member[1], 1)
-        if size >= _WINDOW:
+        if size >= _WINDOW_SIZE:
             yield window
             window, size = [], 0
     if window:
         yield window
 
 
-def _part(number: int) -> str:
-    return f"units/part-{number // _CHUNKS_PER_PART:05d}.parquet"
+def _file(number: int) -> str:
+    """The file of a chunk's units."""
+    return f"units/part-{number // _CHUNKS_PER_FILE:05d}.parquet"

@@ -1,6 +1,6 @@
-"""One worker process: engines on an event loop of their own, and the chunks at work on it.
+"""One worker process: engines on an event loop of their own, and the chunks that run on them.
 
-Ray calls it, but nothing here knows Ray.
+Ray calls it, and nothing here knows Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from limrank.batch.budget import Allowance
+from limrank.batch.budget import StartGate
 from limrank.batch.chunks import CRASHES_BEFORE_ISOLATION, ChunkRunner, Engines, Task, Worker
 from limrank.batch.receipts import Receipt
 from limrank.engines import EngineSource
@@ -24,18 +24,23 @@ from limrank.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_LOOK_S = 0.005
-"""How often a chunk that waits for room in the engines looks again."""
+_POLL_S = 0.005
+"""How often a waiting chunk checks whether the engines have capacity."""
 
 _STEPS_TO_ENGINE = 5
-"""Turns of the event loop from a chunk's start until its first requests are in the engines."""
+"""Iterations of the event loop from a chunk's start until its first requests are in the engines."""
 
 
 class ChunkWorker:
-    """One engine actor. An error that must end the job is handed back in a receipt's place:
-    an exception here would come out as Ray's, after Ray's retries.
+    """One engine actor.
 
-    ``budgeted``: a chunk waits until the driver lets it begin (see ``budget.py``).
+    It returns an error that must end the job in place of a receipt. An exception would reach the driver as Ray's,
+    after Ray's retries.
+
+    Args:
+        session: the driver's id.
+        timeout_s: for the start of all engines.
+        budgeted: a chunk waits until the driver lets it start (see ``budget.py``).
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class ChunkWorker:
         budgeted: bool = False,
     ) -> None:
         self._storage = storage
-        self._allowance = Allowance(storage) if budgeted else None
+        self._gate = StartGate(storage) if budgeted else None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engines").start()
         self._fatal: Exception | None = None
@@ -61,7 +66,7 @@ class ChunkWorker:
         except TimeoutError:
             self._fatal = EngineError(
                 f"the engine did not start within {timeout_s:g} s (engine.startup_timeout_s): raise it, or "
-                "look into this worker's log for what it waits for"
+                "see this worker's log for what it waits for"
             )
         except Exception as error:
             self._fatal = error
@@ -70,7 +75,7 @@ class ChunkWorker:
         import pyarrow as pa
 
         answers = [self._answer(row["chunk"], row["position"]) for row in batch.to_pylist()]
-        return pa.Table.from_pylist(answers, schema=_wire())
+        return pa.Table.from_pylist(answers, schema=_answer_schema())
 
     def _answer(self, number: int, position: int) -> dict[str, Any]:
         if self._fatal is not None:
@@ -81,9 +86,8 @@ class ChunkWorker:
         except EndpointError as error:
             return _fatal(error)
         except EngineError as error:
-            # A raised error would end the dataset, and a dead engine stays dead. With the
-            # process gone Ray starts another and gives it the unfinished chunks; attempts
-            # are on record, so this does not go on for ever.
+            # A raised error would end the dataset. When the process ends, Ray starts another and
+            # hands it the unfinished chunks. The recorded attempts bound how often this happens.
             logging.getLogger(__name__).error("engine lost, worker ends: %s", error)
             os._exit(70)
         except StorageError as error:
@@ -94,21 +98,21 @@ class ChunkWorker:
             return _fatal(error)
 
     async def _run(self, number: int, position: int) -> Receipt | None:
-        # Outside of the door: what a chunk waits for may be the end of one that comes after it.
-        if self._allowance and not await self._allowance.may_begin(position):
+        # Before admission: the budget may wait for a chunk that is admitted after this one.
+        if self._gate and not await self._gate.may_start(position):
             return None
         if await self._runner.crashes(number) >= CRASHES_BEFORE_ISOLATION:
             async with self._admission.isolated():
                 chunk = await self._runner.open(number)
                 return chunk if isinstance(chunk, Receipt) else await self._runner.run(chunk, isolated=True)
-        async with self._admission.shared() as under_way:
+        async with self._admission.shared() as admit_next:
             chunk = await self._runner.open(number)
             if isinstance(chunk, Receipt):
                 return chunk
             running = asyncio.ensure_future(self._runner.run(chunk, isolated=False))
             for _ in range(_STEPS_TO_ENGINE):
                 await asyncio.sleep(0)
-            under_way()
+            admit_next()
             return await running
 
     def _wait(self, coroutine: Awaitable[Any], timeout_s: float | None = None) -> Any:
@@ -116,7 +120,7 @@ class ChunkWorker:
 
 
 async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
-    # Roles that are played by one model share one engine.
+    # Roles of one model share one engine.
     opened: dict[EngineSource, Any] = {}
     for source in sources.values():
         if source not in opened:
@@ -125,57 +129,56 @@ async def _open_all(sources: Mapping[str, EngineSource]) -> dict[str, Any]:
 
 
 class Admission:
-    """Which chunks are at work. They enter one after the other, each as soon as every engine
-    has fewer requests than it can run: then the next requests are there before it needs
-    them, and no more is in flight (and lost with a crash) than keeps the slowest one full.
+    """Which chunks run. They are admitted one after the other, each as soon as every engine has fewer requests than it
+    can run. The next requests are then there before an engine needs them, and no more are in flight (and lost in a
+    crash) than keep the slowest engine full.
 
-    A chunk that must run alone waits for the others to end and keeps them out: what dies
-    then is known to be its own fault.
+    An isolated chunk waits for the others to end and keeps new ones out, so that a crash is known to be its own.
     """
 
     def __init__(self, engines: Engines) -> None:
         self._engines = [(engine.limiter, engine.limits.in_flight) for engine in set(engines.values())]
-        self._door = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._running = 0
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[Any]:
-        """Gives a function to call once the chunk's first requests are under way; the next
-        chunk enters then, or when this one ends."""
-        await self._door.acquire()
-        opened = False
+        """Admit a chunk. Yields a function that admits the next one, to be called once this chunk's first requests
+        are in the engines. The end of the chunk admits the next one too."""
+        await self._turn.acquire()
+        admitted = False
 
-        def under_way() -> None:
-            nonlocal opened
-            if not opened:
-                opened = True
-                self._door.release()
+        def admit_next() -> None:
+            nonlocal admitted
+            if not admitted:
+                admitted = True
+                self._turn.release()
 
         try:
             while self._running and not self._has_capacity():
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(_POLL_S)
             self._running += 1
             try:
-                yield under_way
+                yield admit_next
             finally:
                 self._running -= 1
         finally:
-            under_way()
+            admit_next()
 
     @asynccontextmanager
     async def isolated(self) -> AsyncIterator[None]:
-        async with self._door:
+        """Admit a chunk when all others have ended, and no other while it runs."""
+        async with self._turn:
             while self._running:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(_POLL_S)
             yield
 
     def _has_capacity(self) -> bool:
-        return all(limiter.requests < runs for limiter, runs in self._engines)
+        return all(limiter.requests < in_flight for limiter, in_flight in self._engines)
 
 
-def _wire() -> pa.Schema:
-    """A receipt as it travels, or else the error that ends the job; neither, where the
-    chunk was not begun."""
+def _answer_schema() -> pa.Schema:
+    """A receipt as JSON, or the error that ends the job. Neither where the budget did not let the chunk start."""
     import pyarrow as pa
 
     return pa.schema([("receipt", pa.string()), ("error_type", pa.string()), ("error", pa.string())])

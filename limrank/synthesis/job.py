@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank import cluster, models, prompts
-from limrank.batch.budget import Bounds
+from limrank.batch.budget import Budget
 from limrank.batch.chunks import Engines, Outcome, Rows
 from limrank.batch.fanout import chunk_cost, fanout, is_needed
 from limrank.batch.plan import Unit, read_plan, write_plan
@@ -116,8 +116,8 @@ def run(
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
-        task, bounds = SynthesisTask(synthesis_inputs(config)), _bounds(config, given)
-        with _pools(config, engines, needed=is_needed(run_dir, planned, bounds)) as engines:
+        task, budget = SynthesisTask(synthesis_inputs(config)), _budget(config, given)
+        with _pools(config, engines, needed=is_needed(run_dir, planned, budget)) as engines:
             summary = fanout(
                 run_dir,
                 planned,
@@ -127,12 +127,12 @@ def run(
                 progress=progress,
                 stage="synthesize",
                 progress_unit="seeds",
-                bounds=bounds,
+                budget=budget,
             )
         pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
-        enough = bounds.kept is not None and (summary.kept or 0) >= bounds.kept
+        enough = budget.kept is not None and (summary.kept or 0) >= budget.kept
         # Enough is what the recipe asks for; at its budget a run has only a part of it.
         run_dir.finish("stopped" if left and not enough else "done")
     return JobResult(
@@ -142,9 +142,9 @@ def run(
     )
 
 
-def _bounds(config: SynthesizeJob, given: Inputs) -> Bounds:
+def _budget(config: SynthesizeJob, given: Inputs) -> Budget:
     settings = config.synthesis
-    return Bounds(settings.max_tokens, settings.enough, given.queries_a_seed * pairs_a_query(config), config.seed)
+    return Budget(settings.max_tokens, settings.enough, given.queries_a_seed * pairs_a_query(config), config.seed)
 
 
 def check_choice(settings: SynthesisConfig) -> None:

@@ -277,7 +277,7 @@ def test_a_poison_unit_is_found_and_its_neighbours_are_committed(tmp_path):
             "unit_id": "bad",
             "step": "echo",
             "error_type": "EngineError",
-            "error": "the engine died 2 times while it worked on this unit alone",
+            "error": "the engine crashed 2 times while it ran this unit in isolation",
             "attempts": 4,
         }
     ]

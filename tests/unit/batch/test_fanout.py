@@ -1,7 +1,7 @@
 import pytest
 
 from helpers.units import EchoTask, Recorder, planned, runner
-from limrank.batch.fanout import _at_once, _Session, finish, unfinished
+from limrank.batch.fanout import _chunks_in_flight, _Session, finish, unfinished
 from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Work
 from limrank.batch.rundir import open_run
@@ -136,7 +136,7 @@ def test_an_error_of_a_worker_comes_out_as_what_it_was(error, raised):
     ],
 )
 def test_chunks_that_a_worker_is_handed_at_a_time(chunks, weight, replicas, at_once):
-    assert _at_once([Chunk(n, 64, 1, weight) for n in range(chunks)], replicas) == at_once
+    assert _chunks_in_flight([Chunk(n, 64, 1, weight) for n in range(chunks)], replicas) == at_once
 
 
 def test_an_accelerator_that_no_node_has_is_refused():

@@ -43,8 +43,8 @@ def test_long_units_first_and_equal_ones_by_id(tmp_path):
 
 
 def test_every_unit_is_there_once_over_several_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("limrank.batch.plan._CHUNKS_PER_PART", 2)
-    monkeypatch.setattr("limrank.batch.plan._WINDOW", 100)
+    monkeypatch.setattr("limrank.batch.plan._CHUNKS_PER_FILE", 2)
+    monkeypatch.setattr("limrank.batch.plan._WINDOW_SIZE", 100)
     storage, plan, ids = write(tmp_path, list(range(200)), chunk_cost=1500)
     assert sorted(unit for chunk in ids for unit in chunk) == sorted(f"u{place}" for place in range(200))
     # Windows of 100 units: the first holds u0 … u99, and starts with its longest.
@@ -54,7 +54,7 @@ def test_every_unit_is_there_once_over_several_parts(tmp_path, monkeypatch):
 
 def test_a_window_is_as_large_as_its_weight(tmp_path, monkeypatch):
     # However many candidates a query has: two units of weight 50 are a window, then two more.
-    monkeypatch.setattr("limrank.batch.plan._WINDOW", 100)
+    monkeypatch.setattr("limrank.batch.plan._WINDOW_SIZE", 100)
     _, _, ids = write(tmp_path, [1, 2, 3, 4], chunk_cost=1000, weights=[50, 50, 99, 1])
     assert ids == [["u1", "u0"], ["u3", "u2"]]
 

@@ -5,7 +5,7 @@ import pytest
 
 from helpers.rundirs import rows
 from helpers.units import EchoTask, planned
-from limrank.batch.budget import Bounds
+from limrank.batch.budget import Budget
 from limrank.batch.receipts import Receipt
 from limrank.batch.worker import Admission, ChunkWorker
 from limrank.config import EngineConfig, ModelConfig
@@ -118,14 +118,14 @@ def test_a_worker_answers_with_receipts(tmp_path):
     assert 0 < second.work[0].busy_seconds <= second.work[0].ended - second.work[0].ready
 
 
-def test_a_chunk_that_the_budget_has_no_room_for_is_not_begun(tmp_path):
+def test_a_chunk_that_the_budget_does_not_allow_is_not_started(tmp_path):
     storage, plan = planned(tmp_path, [f"u{number:03d}" for number in range(130)])
     worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
-    budget = Bounds(tokens=1).budget(storage, plan, plan.chunks, [])
-    (first,) = answers(worker, 0)  # the first always begins: nothing is known before it
-    budget.take(Receipt(0, 64, 64, 0, 1, 1, 0, 0, ()))
+    scheduler = Budget(tokens=1).scheduler(storage, plan, plan.chunks, [])
+    (first,) = answers(worker, 0)  # the first always starts: nothing is known before it
+    scheduler.commit(Receipt(0, 64, 64, 0, 1, 1, 0, 0, ()))
     assert first["receipt"] and answers(worker, 1) == [{"receipt": None, "error_type": None, "error": None}]
-    Bounds(tokens=10**6).budget(storage, plan, plan.chunks, [])  # the next session's
+    Budget(tokens=10**6).scheduler(storage, plan, plan.chunks, [])  # the next session's
     worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10, budgeted=True)
     assert answers(worker, 2)[0]["receipt"]
 

@@ -35,12 +35,12 @@ def printed(capsys, *arguments):
 
 
 def test_failures_of_one_kind_are_one_group_over_all_files(tmp_path, capsys):
-    died = ("q7", "score", "EngineError", "the engine died 2 times while it worked on this unit alone", 4)
+    crashed = ("q7", "score", "EngineError", "the engine crashed 2 times while it ran this unit in isolation", 4)
     root = run_dir(
         tmp_path / "run",
-        [too_long("q1\td3", 2301), died],
+        [too_long("q1\td3", 2301), crashed],
         [too_long("q2\td9", 9120), too_long("q3\td1", 4000)],
-        [("q8", *died[1:4], 5)],
+        [("q8", *crashed[1:4], 5)],
         counts={"units": 40, "rows": 400, "failed": 5},
     )
     lines = printed(capsys, root)
@@ -49,7 +49,7 @@ def test_failures_of_one_kind_are_one_group_over_all_files(tmp_path, capsys):
         "      3 (0.8% of rows)  score: RowError, 1 attempt",
         "        e.g. q1 · d3: 2301 prompt tokens and 1 more exceed the context of 2048",
         "      2 (5.0% of units)  score: EngineError, 4–5 attempts",
-        "        e.g. q7: the engine died 2 times while it worked on this unit alone",
+        "        e.g. q7: the engine crashed 2 times while it ran this unit in isolation",
     ]
     assert lines[5:] == ["The same command again tries these once more; `allow_failures: true` accepts them."]
 
