@@ -1,4 +1,4 @@
-"""The command line: one command a job, parsed here and handed on."""
+"""The command line: it parses one command a job, runs the job and exits with its code."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DONE, FAILED, INPUT_AT_FAULT, ROWS_FAILED = 0, 1, 2, 3
 INTERRUPTED = 130
 
-_LONGEST_OF_PLAN = 1000
-"""Characters of a line of a plan."""
+_LONGEST_PLAN_LINE = 1000
+"""Characters."""
 
 # The module of each job: it has plan(config) and run(config, address=, progress=, overwrite=).
 _JOB_MODULES = {
@@ -31,7 +31,7 @@ _JOB_MODULES = {
     "rerank": ("limrank.reranking.job", "A benchmark's candidates → a ranking."),
     "evaluate": ("limrank.evaluation.job", "A ranking and judgements → measures and a report."),
     "serve": ("limrank.serving.job", "Host a reranker over HTTP until it is interrupted."),
-    "pipeline": ("limrank.pipeline", "The whole line: synthesize, train, rerank, evaluate, serve."),
+    "pipeline": ("limrank.pipeline", "All stages: synthesize, train, rerank, evaluate, serve."),
 }
 
 app = typer.Typer(
@@ -143,26 +143,26 @@ def _synthesize(
 
 
 def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:
-    """Refuse what a preview could only ignore."""
-    elsewhere = address is not None and address != "local"
-    given = {"--dry-run": dry_run, "--overwrite": overwrite, f"--address {address}": elsewhere}
+    """Refuse the options that a preview would ignore."""
+    is_remote = address is not None and address != "local"
+    given = {"--dry-run": dry_run, "--overwrite": overwrite, f"--address {address}": is_remote}
     if unwanted := [option for option, is_given in given.items() if is_given]:
         raise UserError(
             f"{', '.join(unwanted)}: not with --preview, which runs seeds on this machine and writes nothing"
         )
 
 
-_OWN = {"synthesize": _synthesize, "evaluate": _evaluate}
-"""The commands that take more than a recipe and what every job takes."""
+_OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate}
+"""The commands with more arguments than every job has."""
 
 for _name, (_, _summary) in _JOB_MODULES.items():
-    _command = _OWN.get(_name) or _job_command(_name)
+    _command = _OWN_COMMANDS.get(_name) or _job_command(_name)
     _command.__doc__ = _summary
     app.command(_name)(_command)
 
 
 def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool) -> None:
-    """Run a job where it is to run, or print its plan, and exit with its code."""
+    """Run a job here, submit it to a cluster, or print its plan. Exits with the job's code."""
     from limrank.cluster import default_address
     from limrank.config import dump_config
     from limrank.parsing import without_credentials
@@ -211,11 +211,11 @@ def _print_plan(config: Job) -> None:
         plan = {"not known on this machine": str(error)}
     prompt = plan.pop("first_prompt", None)
     for line in dump_config(config).splitlines():
-        print(printable(line, _LONGEST_OF_PLAN))
+        print(printable(line, _LONGEST_PLAN_LINE))
     print("\n# plan")
     for key, value in plan.items():
         if value not in (None, [], {}):
-            print(printable(f"#   {key}: {value}", _LONGEST_OF_PLAN))
+            print(printable(f"#   {key}: {value}", _LONGEST_PLAN_LINE))
     if prompt is not None:
         print("# first prompt")
         print(printable(prompt, PAGE, lines=True))
@@ -227,12 +227,13 @@ def _print_result(result: JobResult) -> None:
     for warning in result.warnings:
         _complain(f"warning: {warning}")
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    for part in result.messages:
-        console.print(printable(part, PAGE, lines=True) if isinstance(part, str) else part, markup=False)
+    for message in result.messages:
+        is_text = isinstance(message, str)
+        console.print(printable(message, PAGE, lines=True) if is_text else message, markup=False)
 
 
 def _complain(text: str) -> None:
-    """One line on stderr, whatever was in what it quotes."""
+    """Print one line on stderr, whatever the text quotes."""
     print(printable(text), file=sys.stderr)
 
 
@@ -251,7 +252,7 @@ def jobs_list(address: Dashboard = "http://127.0.0.1:8265") -> None:
 
 @jobs_app.command("status")
 def jobs_status(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
-    """One job's status and what its driver said last."""
+    """One job's status and the last message of its driver."""
     from limrank.cluster import job_call
 
     details = job_call(address, job_id, "get_job_info")
@@ -264,7 +265,7 @@ def jobs_logs(
     address: Dashboard = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
-    """What a job has printed."""
+    """A job's output."""
     from limrank import cluster
     from limrank.progress import JSON_PREFIX
 
@@ -278,7 +279,7 @@ def jobs_logs(
 
 @jobs_app.command("stop")
 def jobs_stop(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
-    """Stop a job; what it has committed stays, and the same recipe resumes it."""
+    """Stop a job. Its committed rows stay, and the same recipe resumes it."""
     from limrank.cluster import job_call
 
     stopped = job_call(address, job_id, "stop_job")
@@ -340,7 +341,7 @@ def doctor() -> None:
 def failures(
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="A job's run_dir.", show_default=False)],
 ) -> None:
-    """What failed in a run: how often, where, an example of each, and what to do."""
+    """What failed in a run: how often, in which step, an example of each kind, and what to do."""
     import shutil
 
     from limrank.diagnostics.failures import examine, explain
@@ -379,8 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
-    """The program: :func:`main`, and the end of the process with its code."""
-    # A terminal that lacks a character shows its number.
+    """Run :func:`main` and end the process with its code."""
+    # A terminal that lacks a character prints its number.
     sys.stdout.reconfigure(errors="backslashreplace")
     code = main(arguments)
     if signals.received():
@@ -389,12 +390,12 @@ def run(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _usage_error(error: Exception) -> int:
-    """Typer's own complaints as one line; anything else is a bug and keeps its traceback."""
-    show: Any = getattr(error, "format_message", None)
-    if show is None:
+    """Typer's own errors as one line. Any other error is a bug and keeps its traceback."""
+    format_message: Any = getattr(error, "format_message", None)
+    if format_message is None:
         raise error
-    # No arguments at all: the help is on the screen already.
-    if message := show().rstrip("."):
+    # Empty where there were no arguments at all: typer has printed the help.
+    if message := format_message().rstrip("."):
         _complain(f"limrank: {message}; see `limrank --help`")
     return INPUT_AT_FAULT
 

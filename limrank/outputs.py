@@ -1,32 +1,32 @@
-"""Every name that limrank writes into a run directory: what ``--overwrite`` may remove, and nothing else."""
+"""Every name that limrank writes into a run directory. ``--overwrite`` removes these and nothing else."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
 EVALUATION = ("metrics.json", "per_query.parquet", "report.html", "compare.png")
-"""What ``limrank evaluate`` leaves, in a rerank job's directory or one of its own."""
+"""The files that ``limrank evaluate`` writes, into a rerank job's directory or one of its own."""
 
-_OF_ANY = (
+_ANY_JOB = (
     *("manifest.json", "config.yaml", "lock.json", "plan.json", "allowance.json"),
     *("units/part-[0-9]*.parquet", "rows/chunk-[0-9]*.parquet", "failures/chunk-[0-9]*.parquet"),
     *("attempts/chunk-[0-9]*/*.*", "attempts/chunk-[0-9]*/unit-[0-9]*/*.*"),
 )
-_OF_A_MODEL = (
+_MODEL_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "README.md"),
 )
-_MODELS = ("adapter", "model", ".adapter.partial", ".model.partial")
-_OF_JOB = {
+_MODEL_FOLDERS = ("adapter", "model", ".adapter.partial", ".model.partial")
+_JOB_FILES = {
     "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", *EVALUATION),
     "synthesize": ("examples.parquet", "train.jsonl", "alpaca.json", "stats.json", "DATASET.md", "report.html"),
     "train": (
         *("metrics.jsonl", "curves.png", "tensorboard/events.out.tfevents.*"),
-        # Ray Train keeps these.
+        # Ray Train writes these.
         *("checkpoints/checkpoint_*/state.pt", "checkpoints/checkpoint_*/.metadata.json"),
         *("checkpoints/checkpoint_manager_snapshot.json", "checkpoints/.validate_storage_marker"),
-        *(f"{folder}/{each}" for folder in _MODELS for each in _OF_A_MODEL),
+        *(f"{folder}/{each}" for folder in _MODEL_FOLDERS for each in _MODEL_FILES),
     ),
     "pipeline": ("report.html",),
     "serve": ("answer.json",),
@@ -39,13 +39,13 @@ _JOB_OF_STAGE = {
     "rerank-tuned": "rerank",
     "serve": "serve",
 }
-"""A pipeline's directories, each a run's by itself."""
+"""A pipeline's folders. Each is a run directory."""
 
 _HEX = "[0-9a-f]" * 32
 _TEMPORARY = (f".*.{_HEX}", f".seen-{_HEX}")
-"""A file on its way to its name, and what tells whether a node sees a folder."""
+"""A file that is being written, and the file that tests whether a node sees a folder."""
 
-_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", "lost+found", ".directory")
+_SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs*", "lost+found", ".directory")
 
 
 def stages(job: str) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def stages(job: str) -> tuple[str, ...]:
 
 
 def is_written(name: str, job: str) -> bool:
-    """Whether a job writes a file of this name, which is relative to its directory, with ``/``."""
+    """Whether a job writes a file of this name: a path relative to its directory, with ``/``."""
     folder, _, below = name.partition("/")
     if below and folder in stages(job):
         return is_written(below, _JOB_OF_STAGE[folder])
@@ -65,7 +65,7 @@ def is_written(name: str, job: str) -> bool:
 
 
 def is_folder(name: str, job: str) -> bool:
-    """Whether a job makes a folder of this name, which is relative to its directory, with ``/``."""
+    """Whether a job makes a folder of this name: a path relative to its directory, with ``/``."""
     folder, _, below = name.partition("/")
     if folder in stages(job):
         return not below or is_folder(below, _JOB_OF_STAGE[folder])
@@ -73,13 +73,13 @@ def is_folder(name: str, job: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a name in a directory says nothing of whose it is: what file systems and desktops
-    leave anywhere, and limrank where it was killed. A directory with nothing else is empty."""
-    return any(fnmatchcase(name, each) for each in (*_LITTER, *_TEMPORARY))
+    """Whether a file says nothing about whose its directory is: files that file systems and desktops leave anywhere,
+    and limrank's temporary files. A directory with nothing else counts as empty."""
+    return any(fnmatchcase(name, each) for each in (*_SYSTEM_FILES, *_TEMPORARY))
 
 
 def _patterns(job: str) -> tuple[str, ...]:
-    return (*_OF_ANY, *_OF_JOB.get(job, ()))
+    return (*_ANY_JOB, *_JOB_FILES.get(job, ()))
 
 
 def _is_folder(names: list[str], job: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a job hands back to the command line."""
+"""What a job returns to the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class JobResult:
-    """``failed`` units or pairs decide exit code 3; ``warnings`` are sentences for a
-    person; ``messages`` are lines or rich tables, printed in order."""
+    """The result of a job.
+
+    Args:
+        failed: the number of failed units or pairs. Any gives exit code 3, unless ``allow_failures`` is set.
+        warnings: sentences for the user.
+        messages: lines or rich tables, printed in order.
+    """
 
     failed: int = 0
     warnings: list[str] = field(default_factory=list)

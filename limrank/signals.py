@@ -1,7 +1,7 @@
-"""How a job is stopped: SIGINT (Ctrl-C) and SIGTERM mean the same, and come as one KeyboardInterrupt.
+"""How a job is stopped: SIGINT (Ctrl-C) and SIGTERM both raise one KeyboardInterrupt.
 
-It has to be KeyboardInterrupt: Ray's waits raise that, whatever a handler raises. What must
-not be left half done (a Ray that starts, one that ends, a manifest) runs in :func:`deferred`.
+Ray's waits raise KeyboardInterrupt whatever a handler raises, so no other exception would do. Code that must not
+end halfway (the start or end of Ray, a manifest) runs in :func:`deferred`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE_S = 10.0
-"""How long what is deferred may take before one more signal ends the process at once."""
+_DEFERRAL_LIMIT_S = 10.0
+"""After this time in deferred code, one more signal ends the process at once."""
 
-_ENDED_AT_ONCE = 128
-"""A shell's exit code for a process that a signal ended is this and the signal's number."""
+_SIGNAL_EXIT_BASE = 128
+"""A shell's exit code for a process that a signal ended is this plus the signal's number."""
 
 
 class _Received:
-    """The first signal that came, and whether it still has to be acted on. One a process, as
-    signals are."""
+    """The first signal that was received, and whether it still has to be raised. One for the process, as signals are."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.at = 0.0
         self.stopping = 0
         self.deferring = 0
-        self.waits = False
+        self.pending = False
 
 
 _received = _Received()
@@ -40,14 +39,14 @@ _received = _Received()
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt while the ``with`` block runs. Outside the
-    main thread, which signals go to, nothing changes."""
+    """SIGINT and SIGTERM raise KeyboardInterrupt while the ``with`` block runs. Signals go to the main thread only:
+    in any other thread this does nothing."""
     if not _in_main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in STOPPING}
     if not _received.stopping:
-        _received.number, _received.waits = None, False
+        _received.number, _received.pending = None, False
     _received.stopping += 1
     take_over()
     try:
@@ -59,45 +58,45 @@ def stopping() -> Iterator[None]:
 
 
 def take_over() -> None:
-    """Inside of :func:`stopping`, set its handlers again. Ray replaces that of SIGTERM, below Python
-    too, by one that dumps its stack and aborts."""
+    """Restore the handlers of :func:`stopping`. Ray replaces the one of SIGTERM, below Python too, by one that dumps
+    its stack and aborts."""
     if _received.stopping and _in_main_thread():
         for number in STOPPING:
             signal.signal(number, _handle)
 
 
 def received() -> str | None:
-    """The signal that came since :func:`stopping` began, as in ``SIGTERM``."""
+    """The name of the signal received since :func:`stopping` began, such as ``SIGTERM``; None for none."""
     return signal.Signals(_received.number).name if _received.number else None
 
 
 def exit_code() -> int:
-    """What a process ends with that a signal has stopped: 130 for SIGINT, 143 for SIGTERM."""
-    return _ENDED_AT_ONCE + (_received.number or signal.SIGINT)
+    """The exit code of a process that a signal stopped: 130 for SIGINT, 143 for SIGTERM."""
+    return _SIGNAL_EXIT_BASE + (_received.number or signal.SIGINT)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside of :func:`stopping`: a signal that comes in the ``with`` block is acted on at its end.
-    A second one, ten seconds after the first, ends the process there and then."""
+    """Inside :func:`stopping`, raise a signal received in the ``with`` block at the block's end. A second signal, ten
+    seconds or more after the first, ends the process at once."""
     ours = bool(_received.stopping) and _in_main_thread()
     _received.deferring += ours
     try:
         yield
     finally:
         _received.deferring -= ours
-        if ours and _received.waits and not _received.deferring:
-            _received.waits = False
+        if ours and _received.pending and not _received.deferring:
+            _received.pending = False
             raise KeyboardInterrupt
 
 
 def _handle(number: int, frame: Any) -> None:
     if _received.number is None:
         _received.number, _received.at = number, time.monotonic()
-    elif _received.deferring and time.monotonic() - _received.at > _PATIENCE_S:
-        end_now(_ENDED_AT_ONCE + number)
+    elif _received.deferring and time.monotonic() - _received.at > _DEFERRAL_LIMIT_S:
+        end_now(_SIGNAL_EXIT_BASE + number)
     if _received.deferring:
-        _received.waits = True
+        _received.pending = True
     else:
         raise KeyboardInterrupt
 
@@ -107,11 +106,10 @@ def _in_main_thread() -> bool:
 
 
 def end_now(code: int) -> NoReturn:
-    """End the process without Python's own end: a thread of Ray's that runs into that one
-    crashes now and then."""
+    """End the process without Python's finalization, in which Ray's threads crash now and then."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # a closed pipe has nobody to tell
+        except (OSError, ValueError):  # a closed pipe
             continue
     os._exit(code)

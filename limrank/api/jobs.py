@@ -1,13 +1,4 @@
-"""The jobs as functions: ``from limrank import synthesize, train, rerank, evaluate, serve``.
-
-Each takes a config object or keyword arguments in the recipe's shape, runs the job that the command of
-the same name runs, and returns a typed result. A call with the same arguments resumes its ``run_dir``.
-
-A job needs a Ray cluster unless it is said otherwise. ``address="local"`` starts one for the call,
-``"auto"`` attaches to a running one, and None takes ``auto`` where ``RAY_ADDRESS`` is set, else ``local``.
-Where the process is connected to Ray already (``ray.init()``), the call uses that cluster. While a job
-runs in the main thread, SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that it ends cleanly.
-"""
+"""The job functions."""
 
 from __future__ import annotations
 
@@ -16,242 +7,26 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from limrank import signals
-from limrank.config import (
-    DataConfig,
-    DevConfig,
-    EngineConfig,
-    EvaluateJob,
-    EvaluationConfig,
-    FirstStageConfig,
-    Job,
-    ModelConfig,
-    RerankJob,
-    ScoringConfig,
-    ServeJob,
-    ServingConfig,
-    SynthesisConfig,
-    SynthesizeJob,
-    TrainingConfig,
-    TrainJob,
-    WorkersConfig,
-    is_uri,
-)
+from limrank.api.keywords import PathLike, RerankKeys, ServeKeys, SynthesizeKeys, TrainKeys
+from limrank.api.results import EvaluationResult, RerankResult, SynthesisResult, TrainingResult
+from limrank.config import EvaluateJob, EvaluationConfig, Job, RerankJob, ServeJob, SynthesizeJob, TrainJob
 from limrank.config.recipe import checked, keyword_config
 from limrank.errors import UserError
 from limrank.optional import extras_explained
-from limrank.parsing import brief, parse_json
+from limrank.parsing import brief
 from limrank.progress import Progress, SilentRenderer, open_progress
 from limrank.records import Qrels, Run
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from limrank.evaluation.system import Evaluation
 
-    from limrank.evaluation.system import Evaluation, Interval
-
-AJob = TypeVar("AJob", bound=Job)
-Value = TypeVar("Value", int, float)
-
-PathLike = str | os.PathLike[str]
-Keys = Mapping[str, Any]
-"""A section of a recipe as a dictionary."""
+Number = TypeVar("Number", int, float)
 
 _MEASURES: tuple[str, ...] = EvaluationConfig.model_fields["measures"].default
-
-
-# ---- keyword arguments ---------------------------------------------------------------
-
-
-class JobKeys(TypedDict, total=False):
-    """What every job takes (:class:`limrank.config.Job`)."""
-
-    run_dir: PathLike
-    seed: int
-    allow_failures: bool
-    notes: Sequence[str]
-
-
-class SynthesizeKeys(JobKeys, total=False):
-    """The keys of :class:`limrank.SynthesizeJob`."""
-
-    model: ModelConfig | Keys
-    judge: ModelConfig | Keys | None
-    engine: EngineConfig | Keys
-    judge_engine: EngineConfig | Keys | None
-    workers: WorkersConfig | Keys
-    judge_workers: WorkersConfig | Keys | None
-    reranker: ModelConfig | Keys | None
-    reranker_engine: EngineConfig | Keys | None
-    reranker_workers: WorkersConfig | Keys | None
-    scoring: ScoringConfig | Keys
-    synthesis: SynthesisConfig | Keys
-
-
-class TrainKeys(JobKeys, total=False):
-    """The keys of :class:`limrank.TrainJob`."""
-
-    model: ModelConfig | Keys
-    workers: WorkersConfig | Keys
-    training: TrainingConfig | Keys
-    dev: DevConfig | Keys | None
-
-
-class RerankKeys(JobKeys, total=False):
-    """The keys of :class:`limrank.RerankJob`."""
-
-    data: DataConfig | Keys
-    first_stage: FirstStageConfig | Keys
-    model: ModelConfig | Keys
-    engine: EngineConfig | Keys
-    scoring: ScoringConfig | Keys
-    workers: WorkersConfig | Keys
-
-
-class ServeKeys(JobKeys, total=False):
-    """The keys of :class:`limrank.ServeJob`."""
-
-    model: ModelConfig | Keys
-    engine: EngineConfig | Keys
-    scoring: ScoringConfig | Keys
-    workers: WorkersConfig | Keys
-    serving: ServingConfig | Keys
-
-
-# ---- results -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class JobRun:
-    """What a job left in its ``run_dir``, a local directory or a URI. Files are read on first use."""
-
-    run_dir: str
-
-    @cached_property
-    def stats(self) -> dict[str, Any]:
-        """The run's ``manifest.json``: counts, seconds, tokens, rates, versions."""
-        from limrank.batch.manifest import read_manifest
-
-        manifest = read_manifest(self._storage)
-        if manifest is None:
-            raise UserError(f"run_dir {self.run_dir}: there is no manifest.json in it")
-        return manifest.values()
-
-    @property
-    def _storage(self) -> Storage:
-        return Storage(self.run_dir)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        return parse_json(self._storage.read_bytes(name), self._storage.display_path(name), expect=dict)
-
-
-@dataclass(frozen=True)
-class RerankResult(JobRun):
-    """Rankings. ``failed`` counts the pairs without a score; ``warnings`` are sentences for a person."""
-
-    failed: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-    @cached_property
-    def run(self) -> Run:
-        """The rankings as ``{query_id: {doc_id: -rank}}``, best document first.
-
-        The score is the negated 1-based rank, as in ``run.trec``, so that every tool reads the same
-        order. The model's scores are in :attr:`rows`.
-        """
-        return self._json("run.json")
-
-    @cached_property
-    def rows(self) -> pa.Table:
-        """One row a pair, by :func:`limrank.records.rerank_row_schema`: scores, ranks, chains, tokens."""
-        import pyarrow as pa
-
-        from limrank.batch.rows import read_rows
-        from limrank.records import rerank_row_schema
-
-        return pa.concat_tables([rerank_row_schema().empty_table(), *read_rows(self._storage, "rows")])
-
-    @cached_property
-    def qrels(self) -> Qrels:
-        """The judgements of the reranked queries; empty for pairs, which have none, and for an object
-        store's ``run_dir``."""
-        from limrank.data.trec import read_qrels
-
-        if is_uri(self.run_dir) or not self._storage.exists("qrels.tsv"):
-            return {}
-        return read_qrels(self._storage.local("qrels.tsv"))
-
-
-@dataclass(frozen=True)
-class SynthesisResult(JobRun):
-    """Synthetic examples. ``failed`` counts the requests that could not run."""
-
-    failed: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-    @cached_property
-    def rows(self) -> pa.Table:
-        """One row an example, rejected ones included (``kept``, ``selected``, ``reject_reason``), by
-        :func:`limrank.records.synthesis_example_schema`."""
-        return self._storage.read_table("examples.parquet")
-
-    @cached_property
-    def stats(self) -> dict[str, Any]:
-        """What ``stats.json`` holds: counts by reason, kind and difficulty, tokens and costs by step."""
-        return self._json("stats.json")
-
-    @property
-    def train_file(self) -> str:
-        """The selected examples as prompts and completions: ``training.train_file`` of a train job."""
-        return self._storage.display_path("train.jsonl")
-
-
-@dataclass(frozen=True)
-class TrainingResult(JobRun):
-    """A fine-tuned model.
-
-    ``model_dir`` holds the merged weights of ``exported_step``, and ``adapter_dir`` the LoRA adapter (None
-    for a full fine-tuning). Losses are the mean over completion tokens, of the last step and of the
-    held-out examples. ``best_step`` and ``best_ndcg`` (nDCG@10 on ``dev``) are None where nothing was held out.
-    """
-
-    model_dir: str
-    adapter_dir: str | None
-    best_step: int | None
-    exported_step: int
-    final_loss: float
-    validation_loss: float | None
-    best_ndcg: float | None
-
-    @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary an optimizer step, as in ``metrics.jsonl``: step, loss, learning_rate, tokens_per_second."""
-        from limrank.training.metrics import read_metrics
-
-        return read_metrics(self._storage)
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Effectiveness of one run over every judged query.
-
-    ``measures`` has the mean and its 95 % bootstrap interval, and ``per_query`` the value of each
-    query, by the measure's name in ir_measures. FollowIR's ``p-MRR``, which an EvaluateJob of such data
-    adds, is by topic. ``missing`` are the judged queries that the run ranks nothing for: each counts 0
-    in every mean.
-    """
-
-    measures: dict[str, Interval]
-    per_query: dict[str, dict[str, float]]
-    missing: list[str]
-    warnings: list[str] = field(default_factory=list)
-
-
-# ---- jobs ----------------------------------------------------------------------------
 
 
 @extras_explained("synthesize")
@@ -273,9 +48,9 @@ def synthesize(
 
     Args:
         config: the whole job, instead of keyword arguments.
-        address: the Ray cluster, see this module.
+        address: the Ray cluster, see :mod:`limrank.api`.
         overwrite: remove another config's run from ``run_dir`` first.
-        progress: show how far the job is on stderr: a bar on a terminal, else lines.
+        progress: report progress on stderr, as a bar on a terminal, else as lines.
         **keys: the recipe's keys (:class:`limrank.SynthesizeJob`): ``model``, ``engine``, ``synthesis``, …
 
     Raises:
@@ -312,8 +87,8 @@ def train(
         **keys: the recipe's keys (:class:`limrank.TrainJob`): ``training``, ``model``, ``dev``, …
 
     Raises:
-        UserError: the file, the model, the dtype or the number of workers does not do.
-        EngineError: workers died repeatedly, the cluster had no room for them, or the loss diverged.
+        UserError: the file, the model, the dtype or the number of workers cannot work.
+        EngineError: workers crashed repeatedly, the cluster had no resources for them, or the loss diverged.
     """
     from limrank.training import job
 
@@ -391,7 +166,7 @@ def evaluate(
     bootstrap_samples: int = 2000,
     seed: int = 12345,
 ) -> EvaluationResult:
-    """A ranking and its judgements → measures. It takes no cluster and writes nothing.
+    """A ranking and its judgements → measures. Needs no cluster and writes nothing.
 
     An :class:`limrank.EvaluateJob` in place of the run evaluates what it names, and writes
     ``metrics.json`` and ``report.html`` into its ``run_dir``, as ``limrank evaluate`` does.
@@ -435,7 +210,7 @@ def evaluate(
 
 @contextmanager
 def serve(config: ServeJob | None = None, /, *, address: str | None = None, **keys: Unpack[ServeKeys]) -> Iterator[str]:
-    """Host a reranker over HTTP while the ``with`` block runs, and give its URL once it answers.
+    """Host a reranker over HTTP while the ``with`` block runs. Yields its URL once it answers.
 
     ::
 
@@ -444,9 +219,9 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
 
     Args:
         config: the whole job, instead of keyword arguments.
-        address: the Ray cluster, see this module. No Ray Serve may run on it.
+        address: the Ray cluster, see :mod:`limrank.api`. No Ray Serve may run on it.
         **keys: the recipe's keys (:class:`limrank.ServeJob`): ``model``, ``engine``, ``scoring``, ``serving``, …
-            ``serving={"port": 0}`` takes a free port; ``run_dir`` is not needed, for nothing is written.
+            ``serving={"port": 0}`` takes a free port. ``run_dir`` is not needed: nothing is written.
 
     Raises:
         UserError: the port is taken, the cluster cannot hold the engines, or one refuses its settings.
@@ -454,7 +229,7 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
     """
     from limrank import cluster
 
-    # A recipe of any job names a run_dir, and this one does not use it.
+    # A config of any job has a run_dir, and this job does not use it.
     job_config = keyword_config(ServeJob, config, keys if config else {"run_dir": "runs/serve", **keys})
     with ExitStack() as stack:
         with extras_explained("serve"):
@@ -466,7 +241,7 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
         yield url
 
 
-# ---- what they share -----------------------------------------------------------------
+# ---- shared --------------------------------------------------------------------------
 
 
 def _run(job: Callable[..., Any], config: Job, address: str | None, overwrite: bool, progress: bool) -> Any:
@@ -474,12 +249,12 @@ def _run(job: Callable[..., Any], config: Job, address: str | None, overwrite: b
 
     where = _address(address)
     check_run_dir_first(config)
-    shown = open_progress() if progress else Progress(SilentRenderer())
+    reported = open_progress() if progress else Progress(SilentRenderer())
     try:
         with signals.stopping():
-            return job(config, address=where, progress=shown, overwrite=overwrite)
+            return job(config, address=where, progress=reported, overwrite=overwrite)
     finally:
-        shown.close()
+        reported.close()
 
 
 def _address(address: str | None) -> str:
@@ -508,11 +283,11 @@ def _evaluation(found: Evaluation, warnings: list[str]) -> EvaluationResult:
 
 
 def _numbers(
-    values: Mapping[str, Mapping[str, Any]], what: str, number: Callable[[Any], Value]
-) -> dict[str, dict[str, Value]]:
+    values: Mapping[str, Mapping[str, Any]], what: str, number: Callable[[Any], Number]
+) -> dict[str, dict[str, Number]]:
     """A run or judgements as plain dictionaries of one type of number."""
     kind = "score" if number is float else "grade"
-    found: dict[str, dict[str, Value]] = {}
+    found: dict[str, dict[str, Number]] = {}
     for query_id, documents in values.items():
         if not isinstance(query_id, str) or not isinstance(documents, Mapping):
             raise UserError(f"evaluate(): {what}: should be {{query_id: {{doc_id: {kind}}}}}, ids as text")
