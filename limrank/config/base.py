@@ -1,4 +1,4 @@
-"""What every section of a recipe has: its keys are checked, and refused in one line that does not show them."""
+"""The base of every section of a recipe. It checks the values of keys, and its messages do not repeat them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from limrank.parsing import is_unicode
 from limrank.uris import credentials_in, is_uri
 
 LONGEST_TEXT = 4095
-"""Characters of a name, a path (Linux's own limit) or a URL. Prompts may be longer."""
+"""Characters of a name, a path (Linux's limit) or a URL. Prompts may be longer."""
 
-_LONGEST_NAME = 255  # bytes of one part of a path
+_LONGEST_NAME = 255  # bytes of one component of a path
 
 
 def is_prompt_text(prompt: str) -> bool:
-    """Whether a prompt is given as its text, with places to fill, and not by a name or a file."""
+    """Whether a prompt is given as its text, with placeholders, and not by a name or a file."""
     return "{{" in prompt
 
 
 class PathMark:
-    """Marks a key whose value is a path: made absolute where the command is given."""
+    """Marks a key whose value is a path. It is made absolute, from the directory of the command."""
 
 
 def _can_be_path(path: str) -> str:
-    if not is_uri(path) and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+    if not is_uri(path) and any(len(name.encode()) > _LONGEST_NAME for name in path.split("/")):
         raise fault(f"is no path: a file's name has at most {_LONGEST_NAME} bytes")
     return path
 
@@ -46,12 +46,12 @@ PathStr = Annotated[str, PathMark(), AfterValidator(_can_be_path)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 Seconds = Annotated[float, Field(gt=0, le=31_622_400)]
-"""At most a year: clocks and timers take no number."""
+"""At most a year: clocks and timers overflow at larger numbers."""
 
 
 class Section(BaseModel):
-    """A part of a recipe. Of any key are refused: text that is empty or no text, numbers that
-    are not finite or that no machine counts to, true or false for a number, and credentials."""
+    """A section of a recipe. Any key refuses empty text, text that is not Unicode, numbers that are not finite or
+    need more than 64 bits, true or false for a number, and credentials."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -64,20 +64,20 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _can_be_meant(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_any_key(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None  # a field's validator
         annotation = cls.model_fields[info.field_name].annotation
-        if not _sections(annotation):  # which look at their own keys
+        if not _sections(annotation):  # a section checks its own keys
             _check_value(value, takes_bool=_takes_bool(annotation) or is_text(annotation))
         return value
 
 
 FAULT = "limrank_fault"
-"""The type of a fault of one key's value whose message does not show the value."""
+"""The type of a key's error whose message does not repeat the value."""
 
 
 def fault(message: str) -> PydanticCustomError:
-    """What a validator of one key raises: a sentence that goes on after the key's name."""
+    """The error that a key's validator raises. ``message`` continues a sentence that starts with the key's name."""
     return PydanticCustomError(FAULT, "{message}", {"message": message})
 
 
@@ -100,7 +100,7 @@ def _check_value(value: Any, *, takes_bool: bool) -> None:
             raise fault(f"is too long ({len(value)} characters; at most {LONGEST_TEXT})")
         if found := credentials_in(value):
             raise fault(
-                f"holds credentials ({found}), and a recipe is stored and shown; they belong into the environment "
+                f"holds credentials ({found}), and a recipe is stored and printed; they belong into the environment "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN, the variable that engine.api_key_env names)"
             )
     elif isinstance(value, bool):
@@ -119,7 +119,7 @@ def known_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
 
 
 def is_text(annotation: Any) -> bool:
-    """Whether a key of this type holds text, or one of some words, and nothing else (but null)."""
+    """Whether a key of this type takes only text, or one of a list of words, and maybe null."""
     kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
     return bool(kinds) and all(
         kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
@@ -134,7 +134,7 @@ def element_types(annotation: Any) -> list[Any]:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The types of a union, without what is only said of them."""
+    """The types of a union, without their annotations."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

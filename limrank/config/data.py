@@ -1,4 +1,4 @@
-"""``data`` and ``first_stage``: the queries and documents, and how candidates are found."""
+"""``data`` and ``first_stage``: queries and documents, and how candidates are found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from limrank.config.base import (
 from limrank.parsing import brief
 
 Rewriting = Literal["gpt4_reason", "claude-3-opus_reason", "Gemini-1.0_reason", "grit_reason", "llama3-70b_reason"]
-"""BRIGHT's rewritten queries, by the configs of ``xlangai/BRIGHT``."""
+"""BRIGHT's rewritten queries: the names of their configs in ``xlangai/BRIGHT``."""
 
 
 class DataConfig(Section):
@@ -55,7 +55,7 @@ class DataConfig(Section):
     query_template: str | None = Field(
         default=None,
         description="a sentence around each query for the reranker, with the placeholder {{ query }}: its text, a "
-        "file, or the name of a prompt in limrank/prompts. The first stage gets the query alone. "
+        "file, or the name of a prompt in limrank/prompts. The first stage gets only the query. "
         "null: the benchmark's own sentence (BRIGHT's subsets have one); '{{ query }}': none",
     )
     max_queries: PositiveInt | None = Field(
@@ -121,7 +121,7 @@ STEMMERS = frozenset(
         "yiddish",
     ]
 )
-"""PyStemmer's (Snowball's)."""
+"""PyStemmer's stemmers (Snowball)."""
 
 STOPWORDS = frozenset(
     [
@@ -160,7 +160,7 @@ LANGUAGE_CODES = {
 
 
 def _one_of(known: frozenset[str], what: str) -> BeforeValidator:
-    """A word of a list, in any case, or the ISO 639 code of one; ``none`` is one of each list."""
+    """A validator: a word of a list in upper or lower case, its ISO 639 code, or ``none``."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str):
@@ -204,14 +204,15 @@ class FirstStageConfig(Section):
 
     @property
     def stems(self) -> str | None:
-        """The stemmer that words are cut by; None: they stay whole."""
+        """The name of the stemmer; None: words are not stemmed."""
         name = self.stemmer or self.language
         return name if name in STEMMERS else None
 
     @property
     def word_list(self) -> str | None:
-        """The list of stop words; None: every word counts. Pairs of characters take the English one,
-        as Lucene's CJKAnalyzer does: a pair of a Chinese or Korean list may be a part of any word."""
+        """The name of the list of stop words; None: every word counts. Languages without blanks take the English
+        list, as Lucene's CJKAnalyzer does: their words are pairs of characters, and a pair that a Chinese or Korean
+        list names may be a part of any word."""
         name = self.stopwords or ("english" if self.language in UNSPACED else self.language)
         return name if name in STOPWORDS else None
 
@@ -223,12 +224,13 @@ class FirstStageConfig(Section):
 
 
 def need_benchmark(data: DataConfig) -> None:
+    """Raises ValueError for data without judgements."""
     if data.format == "pairs":
         raise ValueError("data.format: pairs carry no judgements, which this job needs; `limrank rerank` takes them")
 
 
 def ask_rewritten(data: DataConfig, first_stage: FirstStageConfig, prefix: str = "") -> None:
-    """Raises ValueError for rewritten queries that nobody would be asked."""
+    """Raises ValueError for rewritten queries that no first stage would use."""
     if not data.first_stage_queries:
         return
     if data.format == "pairs":

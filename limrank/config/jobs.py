@@ -1,4 +1,4 @@
-"""The jobs, each of the sections that it has, and the hash of what changes their rows."""
+"""The jobs and their sections, and the hash of everything that changes a job's rows."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None,
 
 
 def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
-    """Raises ValueError for an engine that is a served reranker: it judges, and writes nothing."""
+    """Raises ValueError for a served reranker as the engine: it scores pairs and generates no text."""
     if engine is not None and engine.kind == "serve":
         raise ValueError(f"{key}.kind=serve: only a rerank job sends its work to a served reranker")
 
 
 class Job(Section):
-    """What every job has."""
+    """The keys of every job."""
 
     job: str = Field(description="the job's name")
     run_dir: PathStr = Field(
@@ -54,7 +54,7 @@ class Job(Section):
 
 
 class Role(NamedTuple):
-    """A model at work: what runs it, and in which pool."""
+    """A model of a synthesize job, the engine that runs it, and its pool."""
 
     model: ModelConfig
     engine: EngineConfig
@@ -88,7 +88,7 @@ class SynthesizeJob(Job):
     @model_validator(mode="before")
     @classmethod
     def _one_model_is_one_engine(cls, values: Any) -> Any:
-        """A judge or reranker that is the writer's model is all of it where the recipe does not say."""
+        """A judge or reranker with the writer's model id takes the writer's other model keys too, unless set."""
         model = values.get("model", {}) if isinstance(values, dict) else None
         if not isinstance(model, dict):
             return values
@@ -114,8 +114,8 @@ class SynthesizeJob(Job):
         return self
 
     def roles(self) -> dict[str, Role]:
-        """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What it does not
-        say of these is as it is of the writer."""
+        """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What the recipe does not set is the
+        writer's."""
         writer = Role(self.model, self.engine, self.workers)
         roles = {"writer": writer, "judge": _role(writer, self.judge, self.judge_engine, self.judge_workers)}
         if self.reranker:
@@ -206,7 +206,7 @@ class ServeJob(Job):
 
 
 class PipelineJob(Job):
-    """The whole line in one job; each stage has its own directory below ``run_dir``."""
+    """All stages in one job. Each stage has its own directory below ``run_dir``."""
 
     job: Literal["pipeline"] = Field(default="pipeline", description="the job's name")
     data: DataConfig = Field(default=DataConfig(), description="the benchmark that is reranked and evaluated")
@@ -246,11 +246,11 @@ JOBS: dict[str, type[Job]] = {
 
 
 def dump_config(config: Job) -> str:
-    """The resolved config as YAML, in the order of the classes above."""
+    """The resolved config as YAML, in the order of its class's keys."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def config_hash(parts: dict[str, Any]) -> str:
-    """A short hash of everything that changes a job's rows, as the job lists it."""
-    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+def config_hash(values: dict[str, Any]) -> str:
+    """A short hash of values: everything that changes a job's rows."""
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """From a YAML recipe and ``-s key=value`` overrides to a checked config.
 
-What is wrong is told in one line that names the file and the line or the key.
+An error is one line that names the file and the line or the key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse
 AJob = TypeVar("AJob", bound=Job)
 
 COMPARE_DIR = "runs/compare"
-"""Where ``limrank evaluate --compare`` writes unless it is told otherwise."""
+"""The run_dir of ``limrank evaluate --compare`` by default."""
 
 
 def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), job: str | None = None) -> Job:
@@ -41,10 +41,10 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
 
     Args:
         recipe: a YAML file.
-        overrides: as after ``-s``: ``first_stage.depth=10``. Of a key whose value is text it
-            is taken as it stands (``data.path=my data #1``), else as YAML. ``null`` unsets
-            the key, so that its default holds, as it does in the file.
-        job: the command that reads it; a recipe that names another job is refused.
+        overrides: as after ``-s``: ``first_stage.depth=10``. The value of a key that takes text is taken as
+            it stands (``data.path=my data #1``), any other as YAML. ``null`` unsets the key, so that its
+            default holds, in the file too.
+        job: the command that reads it. A recipe of another job is refused.
 
     Raises:
         UserError: naming the file and the line or key, with the nearest known key.
@@ -103,7 +103,7 @@ def keyword_config(job: type[AJob], config: AJob | None, keys: Mapping[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """What YAML would have given: text for paths, and no key that is None."""
+    """The values as YAML has them: text for paths, and no key that is None."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items() if each is not None}
     if isinstance(value, list | tuple):
@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> AJob:
-    """A job's config of values that are all there. Raises UserError as :func:`load_config`."""
+    """A checked config, or section of one. Raises UserError as :func:`load_config`."""
     try:
         return job.model_validate(values)
     except ValidationError as error:
@@ -120,7 +120,7 @@ def checked(job: type[AJob], values: dict[str, Any], source: str = "config") -> 
 
 
 def path_values(config: BaseModel, prefix: str = "") -> dict[str, str | tuple[str, ...]]:
-    """Every local path in a config: ``{"data.path": "/…"}``; a key of several has a tuple."""
+    """Every local path in a config: ``{"data.path": "/…"}``. A key with several paths has a tuple."""
     found: dict[str, str | tuple[str, ...]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
@@ -142,26 +142,25 @@ _NAME_OR_PATH = (
     ("judge_scoring.prompt", is_file),
     *((f"synthesis.prompts.{step}", is_file) for step in SynthesisPrompts.model_fields),
 )
-"""Keys that are a name or a path: a path where there is such a directory or file."""
+"""Keys whose value is a path if there is such a directory or file, and a name if not."""
 
-
-_NO_PATHS = ("benchmark://", "hub://")
-"""How names begin that may stand where a path could: there is no such place."""
+_NAME_SCHEMES = ("benchmark://", "hub://")
+"""Names with these schemes may stand where a path may, and are none."""
 
 
 def input_paths(config: Job) -> list[tuple[str, str]]:
-    """Every local path and URI that a job reads, each behind its recipe key."""
+    """(recipe key, path or URI) of everything that a job reads."""
     found = {key: value for key, value in _paths(config) if key != "run_dir"}
     for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):
             found[key] = value
     listed = [(key, each) for key, value in found.items() for each in ((value,) if isinstance(value, str) else value)]
-    return [(key, each) for key, each in listed if not each.startswith(_NO_PATHS)]
+    return [(key, each) for key, each in listed if not each.startswith(_NAME_SCHEMES)]
 
 
 def _paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What a config has under its keys of paths, URIs too."""
+    """The values of a config's path keys, URIs included."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -185,7 +184,7 @@ def _is_path(field: Any) -> bool:
 
 
 def _words(field: Any) -> set[str]:
-    """The words that stand for themselves where a path could: ``pydocs`` for seeds."""
+    """The words that a path key takes instead of a path: ``pydocs`` for seeds."""
     literals = [each for each in get_args(field.annotation) if get_origin(each) is Literal]
     return {word for each in literals for word in get_args(each)}
 
@@ -201,7 +200,7 @@ def absolute_paths(config: AJob, source: str = "config") -> AJob:
 
 
 def _value(config: BaseModel, key: str) -> Any:
-    """Of a dotted key; None where the config has no such section."""
+    """The value of a dotted key; None where the config has no such section."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name, None)
@@ -218,7 +217,7 @@ def _absolute(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -> AJob:
-    """A copy of a config with dotted keys set, checked again. Raises UserError as :func:`load_config`."""
+    """A checked copy of a config with dotted keys set. Raises UserError as :func:`load_config`."""
     values = config.model_dump()
     for key, value in updates.items():
         _set(values, key.split("."), value)
@@ -227,7 +226,7 @@ def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     with opened(path, pipe=True, unpack=False, what="recipe") as file:
-        # No more than can be of use: a character takes four bytes at most.
+        # Read no more than is parsed: a character takes four bytes at most.
         text = file.read(4 * LARGEST_YAML + 1)
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
@@ -256,7 +255,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _override_value(keys: list[str], text: str, source: str) -> Any:
-    """The value of ``-s key=text``: as it stands where it is text, else as YAML; None for null."""
+    """The value of ``-s key=text``: as it stands for a key that takes text, else as YAML; None for null."""
     if text.strip() == "null":
         return None
     if _is_text_key(tuple(keys)):
@@ -264,22 +263,22 @@ def _override_value(keys: list[str], text: str, source: str) -> Any:
             raise UserError(f"{source}: not UTF-8 text")
         return text
     try:
-        value = parse_yaml(text, source, is_text=lambda way: _is_text_key((*keys, *way)))
+        value = parse_yaml(text, source, is_text=lambda path: _is_text_key((*keys, *path)))
     except GrammarError:
         raise UserError(f"{source}: the value is not YAML") from None
     return _without_nulls(value) if isinstance(value, dict) else value
 
 
-def _is_text_key(way: tuple[str | int, ...]) -> bool:
-    """Whether a key, or an element of one that is a list, is text by any job's config."""
-    name = ".".join(key for key in way if isinstance(key, str))
-    is_element = isinstance(way[-1], int)
+def _is_text_key(path: tuple[str | int, ...]) -> bool:
+    """Whether a key, or an element of a key's list, is text in any job's config."""
+    name = ".".join(key for key in path if isinstance(key, str))
+    is_element = isinstance(path[-1], int)
     return any(is_text(annotation) for annotation in _annotations()[is_element].get(name, ()))
 
 
 @cache
 def _annotations() -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Key → types, over all jobs: of the key's value, and of the elements of its list."""
+    """Key → its types over all jobs; and key → the types of its list's elements."""
     values: dict[str, list[Any]] = {}
     elements: dict[str, list[Any]] = {}
     for job in JOBS.values():
@@ -305,7 +304,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") 
 
 
 def _explain(error: ValidationError, job: type[Job], source: str) -> str:
-    """One line for the first fault of a recipe, and how many more there are."""
+    """One line: the first error of a recipe, and how many more there are."""
     by_key: dict[str, Any] = {}
     for fault in error.errors(include_url=False):
         by_key.setdefault(_key(fault["loc"]), fault)
@@ -333,10 +332,7 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """A fault's place as the recipe's key; pydantic also names the branch of a union."""
-    parts = [str(part) for part in location]
-    return printable_path(
-        ".".join(
-            part for part in parts if part != "str" and not part.startswith(("function-", "constrained-", "literal["))
-        )
-    )
+    """The recipe key of an error's location, without the branches of unions that pydantic adds."""
+    branches = ("function-", "constrained-", "literal[")
+    names = [name for name in map(str, location) if name != "str" and not name.startswith(branches)]
+    return printable_path(".".join(names))

@@ -1,8 +1,8 @@
 """The configuration reference, made from the config classes: for a terminal, for the docs, for editors.
 
 ``python -m limrank.config.reference`` writes the generated files of the repository:
-``docs/configuration.md`` and ``jobs/recipes/schema/<job>.json``. A unit test holds them
-to the classes beside it.
+``docs/configuration.md`` and ``jobs/recipes/schema/<job>.json``. A unit test checks that they
+are up to date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 REQUIRED = "required"
-"""Stands for the default of a key without one."""
+"""In place of the default of a key that has none."""
 
 _NUMBERS = {int: "whole number", float: "number"}
 
@@ -42,7 +42,7 @@ _DESCRIPTIONS = {
     "serving": "The HTTP server.",
     "evaluation": "The run and its measures.",
 }
-"""What the docs say above the keys of a section."""
+"""Section → the sentence above its keys in the docs."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Key:
 
 
 def job_keys(job: str) -> list[Key]:
-    """Every key of a job's recipe, with the job's own defaults. A section's keys are listed where
-    the section comes first; a later one of the same class names that place.
+    """Every key of a job's recipe, with the job's own defaults. The keys of a section are listed at its first use.
+    A later section of the same class refers to it.
 
     Args:
         job: a key of ``JOBS``.
@@ -87,8 +87,7 @@ def section_keys(section: type[BaseModel], prefix: str = "") -> list[Key]:
 
 
 def _keys(section: type[BaseModel], defaults: BaseModel | None, prefix: str) -> Iterator[tuple[Key, Any]]:
-    """Each key of a section with its default value. ``defaults``: an instance whose values hold
-    in place of the class's."""
+    """Each key of a section with its default value. ``defaults`` is an instance whose values replace the class's."""
     for name, field in section.model_fields.items():
         required = field.is_required() and defaults is None
         default = getattr(defaults, name) if defaults is not None else None if required else field.get_default()
@@ -104,7 +103,7 @@ def _keys(section: type[BaseModel], defaults: BaseModel | None, prefix: str) -> 
 
 
 def _below(key: Key) -> str:
-    """What the keys below a section begin with; a mapping has names of its own in between."""
+    """The prefix of the keys below a section. A mapping has a name of the user's in between."""
     return f"{key.name}.NAME" if key.kind.startswith("mapping") else key.name
 
 
@@ -123,7 +122,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _default(value: Any, section: type[BaseModel] | None) -> str:
-    """A default as a recipe has it; of a section the values that are not its class's own."""
+    """A default as a recipe has it. A section's default lists the values that differ from its class's."""
     if isinstance(value, BaseModel) and section:
         return ", ".join(
             f"{name}: {_plain(getattr(value, name))}"
@@ -147,10 +146,10 @@ def _plain(value: Any) -> str:
 
 
 def type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A key's type as a person would say it: ``whole number from 1, or null``.
+    """A key's type in words: ``whole number from 1, or null``.
 
     Args:
-        metadata: what pydantic knows of the type beside it, such as bounds.
+        metadata: pydantic's annotations of the type, such as bounds.
     """
     if get_origin(annotation) is Annotated:
         kind, *more = get_args(annotation)
@@ -184,7 +183,7 @@ def _in_a_list(annotation: Any) -> str:
 
 
 def _listed(words: list[str]) -> str:
-    return " or ".join([part for part in (", ".join(words[:-1]), words[-1]) if part])
+    return " or ".join([each for each in (", ".join(words[:-1]), words[-1]) if each])
 
 
 def _bounds(kind: type, metadata: Sequence[Any]) -> Iterator[str]:
@@ -199,7 +198,7 @@ def _bounds(kind: type, metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def _flat(metadata: Sequence[Any]) -> list[Any]:
-    """Marks of a type; those inside a ``Field`` too."""
+    """The annotations of a type, those inside a ``Field`` too."""
     return [each for mark in metadata for each in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
 
 
@@ -229,12 +228,12 @@ def job_table(job: str) -> Table:
 
 
 def job_lines(job: str) -> list[str]:
-    """The keys of a job as text, a line each, for a pipe."""
+    """The keys of a job as text, one line each, for a pipe."""
     return [f"{key.name}  ({_value(key)})  {key.description}" for key in job_keys(job)]
 
 
 def _value(key: Key) -> str:
-    """What a key takes, and its default."""
+    """A key's type and default."""
     if not key.default:
         return key.kind
     return f"{key.kind}; {REQUIRED if key.default == REQUIRED else f'default {key.default}'}"
@@ -282,7 +281,7 @@ def _first_sentence(job: type[Job]) -> str:
 
 
 def _documented_sections() -> dict[type[BaseModel], list[str]]:
-    """The classes of all sections, each with the keys that have it, in the order of the jobs."""
+    """Section class → the keys that hold it, in the order of the jobs."""
     found: dict[type[BaseModel], list[str]] = {}
     for job in JOBS.values():
         for name in _section_names(job, ""):
@@ -315,7 +314,7 @@ def _table(keys: Sequence[Key], sections: dict[type[BaseModel], list[str]]) -> s
 
 
 def _anchor(name: str) -> str:
-    """As Python-Markdown makes it of a heading."""
+    """The anchor that Python-Markdown gives a heading."""
     return name.replace(".", "")
 
 

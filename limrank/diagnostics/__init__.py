@@ -1,1 +1,1 @@
-"""What a machine lacks, and what failed in a run."""
+"""What a machine lacks (doctor), and what failed in a run (failures)."""

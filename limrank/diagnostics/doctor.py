@@ -1,4 +1,4 @@
-"""``limrank doctor``: what works here, what is missing, and what to type."""
+"""``limrank doctor``: what works on this machine, what is missing, and what to type."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """``fix`` is what to type where ``broken`` (or worth doing)."""
+    """One check. ``fix`` is what to type where something is broken, or could be better."""
 
     name: str
     state: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Every check, in the order in which a person would mend them."""
+    """Every check, in the order in which to fix them."""
     checks: list[Callable[[], Finding]] = [_python, _ray, _torch, _vllm, _vision, _model, _memory, _disk, _cluster]
     return [check() for check in checks]
 
@@ -97,12 +97,12 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    place = models.cache_dir()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / _GIB
+    folder = models.cache_dir()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / _GIB
     return Finding(
-        "disk", f"{free:.0f} GiB free for the cache", free < 2, "set LIMRANK_CACHE elsewhere" if free < 2 else ""
+        "disk", f"{free:.0f} GiB free for the cache", free < 2, "set LIMRANK_CACHE to another disk" if free < 2 else ""
     )
 
 

@@ -1,4 +1,4 @@
-"""``limrank failures``: what could not run, in one screen: how often, where, an example of each."""
+"""``limrank failures``: what failed in a run, on one screen: groups of one kind, how often, an example of each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from limrank.printable import printable
 from limrank.records import Failure, failure_schema
 from limrank.storage import Storage
 
-GROUPS_SHOWN = 12
-GROUPS_HELD = 1000
-"""Kinds of message kept apart; what comes after them is counted by step and error alone."""
+MAX_DISPLAYED_GROUPS = 12
+MAX_GROUPS = 1000
+"""Kinds of message with a group of their own. Later kinds are grouped by step and error type only."""
 
-_MENDING = "The same command again tries these once more; `allow_failures: true` accepts them."
+_ADVICE = "The same command retries these once; `allow_failures: true` accepts them."
 
 # An apostrophe inside a word opens no quotation.
 _QUOTED = re.compile(r"""(?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)""")
@@ -30,10 +30,10 @@ _KEPT_CHARACTERS = 300
 
 @dataclass
 class Group:
-    """Failures that differ in nothing but ids, numbers and quoted words.
+    """Failures that differ only in ids, numbers and quoted words.
 
-    ``counted_in`` is the manifest's count that they are a share of: ``rows`` for pairs and
-    examples, ``units`` for whole units; None where it counts no such thing.
+    ``counted_in`` is the manifest's count of which they are a share: ``rows`` for pairs and examples, ``units`` for
+    whole units; None where there is no such count.
     """
 
     step: str
@@ -64,9 +64,9 @@ class RunFailures:
 
 
 def examine(run_dir: str) -> list[RunFailures]:
-    """The failures of a run directory; of a pipeline's, those of each of its stages.
+    """The failures of a run directory, or of each stage of a pipeline's.
 
-    One file is in memory at a time, and at most ``GROUPS_HELD`` groups and a few.
+    One file is in memory at a time, and little more than ``MAX_GROUPS`` groups.
 
     Raises:
         UserError: this is no run directory.
@@ -74,42 +74,42 @@ def examine(run_dir: str) -> list[RunFailures]:
     manifest = _manifest(Storage(run_dir))
     if manifest.job != "pipeline":
         return [_read(run_dir, manifest)]
-    # A pipeline's directory is a local one: training writes there.
+    # A pipeline's directory is local, as training needs.
     folders = sorted(each.parent for each in Storage(run_dir).local().glob("*/manifest.json"))
     return [_read(root, _manifest(Storage(root))) for root in map(str, folders)] or [RunFailures(run_dir, manifest)]
 
 
 def explain(runs: list[RunFailures], width: int = 120) -> Iterator[str]:
-    """What :func:`examine` found as lines of at most about ``width`` characters."""
+    """The findings of :func:`examine` as lines of at most about ``width`` characters."""
     failing = [run for run in runs if run.groups]
     for run in failing:
         yield from _explain_run(run, width)
     if failing:
-        yield _MENDING
+        yield _ADVICE
         return
     for run in runs:
         yield f"{_headline(run)}: nothing failed"
 
 
 def normalise(message: str, unit_id: str = "") -> str:
-    """A message without what tells two failures of one kind apart: the unit's own ids,
-    quoted words, and every word with a digit in it."""
+    """A message without what differs between two failures of one kind: the unit's ids, quoted words, and every
+    word with a digit."""
     message = message[:_READ_CHARACTERS]
-    for part in filter(None, (unit_id, *unit_id.split("\t"))):
-        if part in message:
-            message = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "ID", message)
+    for name in filter(None, (unit_id, *unit_id.split("\t"))):
+        if name in message:
+            message = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "ID", message)
     return _NUMBERED.sub("N", _QUOTED.sub("…", message))[:_KEPT_CHARACTERS]
 
 
 def group(failures: Iterator[Failure]) -> list[Group]:
-    """Failures of one kind together, most frequent first."""
+    """Group failures of one kind, most frequent first."""
     groups: dict[tuple[str | None, ...], Group] = {}
     for failure in failures:
-        place = (failure.step, failure.error_type, _counted_in(failure))
-        key = (*place, normalise(failure.error, failure.unit_id))
-        if key not in groups and len(groups) >= GROUPS_HELD:
-            key = (*place, None)
-        groups.setdefault(key, Group(*place, example=failure)).add(failure)
+        kind = (failure.step, failure.error_type, _counted_in(failure))
+        key = (*kind, normalise(failure.error, failure.unit_id))
+        if key not in groups and len(groups) >= MAX_GROUPS:
+            key = (*kind, None)
+        groups.setdefault(key, Group(*kind, example=failure)).add(failure)
     return sorted(groups.values(), key=lambda each: -each.count)
 
 
@@ -143,8 +143,8 @@ def _manifest(storage: Storage) -> Manifest:
 
 
 def _counted_in(failure: Failure) -> str | None:
-    """Which of the manifest's counts a failure is one of."""
-    if failure.step in ("write", "mine"):  # one of a seed's queries: neither a seed nor an example
+    """The manifest's count that a failure belongs to."""
+    if failure.step in ("write", "mine"):  # a query of a seed: neither a seed nor an example
         return None
     is_part = "\t" in failure.unit_id or failure.step in ("judge", "base")
     return "rows" if is_part else "units"
@@ -154,7 +154,7 @@ def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
     counts = run.manifest.counts
     of = " and ".join(f"{counts[name]} {name}" for name in ("units", "rows") if counts.get(name))
     yield f"{_headline(run)}: {run.count} failures" + (f" among {of}" if of else "")
-    for found in run.groups[:GROUPS_SHOWN]:
+    for found in run.groups[:MAX_DISPLAYED_GROUPS]:
         whole = counts.get(found.counted_in or "")
         share = f" ({_percent(found.count / whole)} of {found.counted_in})" if whole else ""
         attempts = (
@@ -164,9 +164,9 @@ def _explain_run(run: RunFailures, width: int) -> Iterator[str]:
         )
         yield printable(f"{found.count:>7}{share}  {found.step}: {found.error_type}, {attempts}")
         example = " · ".join(found.example.unit_id.split("\t"))
-        yield _cut(printable(f"        e.g. {example}: {' '.join(found.example.error.split())}", None), width)
-    if (more := len(run.groups) - GROUPS_SHOWN) > 0:
-        rest = sum(found.count for found in run.groups[GROUPS_SHOWN:])
+        yield _truncated(printable(f"        e.g. {example}: {' '.join(found.example.error.split())}", None), width)
+    if (more := len(run.groups) - MAX_DISPLAYED_GROUPS) > 0:
+        rest = sum(found.count for found in run.groups[MAX_DISPLAYED_GROUPS:])
         yield f"        … and {more} more {'group' if more == 1 else 'groups'} with {rest} failures"
 
 
@@ -178,5 +178,5 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 else "< 0.1%"
 
 
-def _cut(line: str, width: int) -> str:
+def _truncated(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"

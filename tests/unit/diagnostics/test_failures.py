@@ -51,7 +51,7 @@ def test_failures_of_one_kind_are_one_group_over_all_files(tmp_path, capsys):
         "      2 (5.0% of units)  score: EngineError, 4–5 attempts",
         "        e.g. q7: the engine crashed 2 times while it ran this unit in isolation",
     ]
-    assert lines[5:] == ["The same command again tries these once more; `allow_failures: true` accepts them."]
+    assert lines[5:] == ["The same command retries these once; `allow_failures: true` accepts them."]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_rest_of_many_groups_is_counted(tmp_path, capsys):
 
 
 def test_kinds_beyond_what_is_held_are_counted_together(monkeypatch):
-    monkeypatch.setattr(failures, "GROUPS_HELD", 2)
+    monkeypatch.setattr(failures, "MAX_GROUPS", 2)
     kinds = [Failure("u", "echo", "RowError", f"trouble {name}", 1) for name in "abcda"]
     assert [(found.example.error, found.count) for found in failures.group(iter(kinds))] == [
         ("trouble a", 2),
@@ -88,7 +88,7 @@ def test_kinds_beyond_what_is_held_are_counted_together(monkeypatch):
     ]
 
 
-def test_long_messages_are_cut_to_the_screen(tmp_path, capsys, monkeypatch):
+def test_long_messages_are_truncated_to_the_screen(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     line = printed(capsys, run_dir(tmp_path / "run", [("q1", "score", "RowError", "so\nlong " * 40, 1)]))[2]
     assert line.startswith("        e.g. q1: so long so long") and len(line) == 60 and line.endswith("…")
