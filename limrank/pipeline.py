@@ -1,6 +1,6 @@
 """All stages as one job: synthesize → train → rerank → evaluate → serve.
 
-Each stage is its package's own job, with a directory of its own below ``run_dir``. The same call again resumes
+Each stage is its package's own job, with a directory of its own below ``run_dir``. A second call resumes
 each stage. One engine of the base model serves the writer, the judge and the base ranking, and one of the tuned
 model its ranking and the served answer.
 """

@@ -247,7 +247,9 @@ def finish(run: RunDir, plan: Plan, task: Task, progress_unit: str, *, partial: 
     receipts = read_receipts(run.storage)
     missing = len(plan.chunks) - len(receipts)
     if missing and not partial:
-        raise EngineError(f"run_dir {run.root}: {missing} chunks were handed out and never committed; run it again")
+        raise EngineError(
+            f"run_dir {run.root}: {missing} chunks were handed out and not committed; run the same command once more"
+        )
     check_unique(run.storage, task.row_key)
     done = {receipt.chunk for receipt in receipts}
     summary = summarize(receipts, sum(chunk.size for chunk in plan.chunks if chunk.number in done))

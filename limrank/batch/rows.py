@@ -129,5 +129,5 @@ def _hashed_keys(storage: Storage, key: Sequence[str]) -> Iterator[tuple[np.ndar
 
 def _damaged(storage: Storage, name: str, reason: str) -> StorageError:
     return StorageError(
-        f"run_dir {storage.root}: {name} is damaged ({reason}): delete it, and its job's command makes it again"
+        f"run_dir {storage.root}: {name} is damaged ({reason}): delete it, and the same command writes it once more"
     )

@@ -53,7 +53,7 @@ def run(config: EvaluateJob) -> JobResult:
 
 
 def plan(config: EvaluateJob) -> dict[str, Any]:
-    """What :func:`run` would compare, for ``--dry-run``; raises what it would raise."""
+    """What :func:`run` would compare, for ``--dry-run``. Raises as it does."""
     inputs = _read(config)
     check_run_dir(config)
     return {
@@ -104,7 +104,7 @@ def _read(config: EvaluateJob) -> list[Inputs]:
 def _warnings(inputs: Sequence[Inputs], comparison: Comparison | None = None) -> list[str]:
     warnings = list(dict.fromkeys(warning for each in inputs for warning in each.warnings))
     if not share_first_stage(inputs):
-        warnings.append("the runs reorder different candidates: some of what differs is the first stage's doing")
+        warnings.append("the runs reorder different candidates: a part of their differences is the first stage's")
     for each in comparison.compared if comparison else ():
         if missing := len(each.evaluation.scores.missing):
             warnings.append(f"{each.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
@@ -136,7 +136,7 @@ def _write_outputs(
     storage.write_bytes("compare.png", png)
     caption = (
         f"{comparison.measure} by generated tokens a query, with 95 % intervals; "
-        "the line joins what nothing cheaper is as good as."
+        "the line joins the runs that no cheaper run equals."
     )
     write_report(
         storage.local("report.html"),

@@ -1,5 +1,5 @@
-"""What there is to evaluate: a run with its queries and judgements, from a rerank job's
-directory or from a file and a ``data`` section; or several rerank jobs' runs, to compare."""
+"""Reads what is evaluated: a run with its queries and judgements, from a rerank job's directory or from a file and a
+``data`` section; or the runs of several rerank jobs, for a comparison."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ from limrank.storage import Storage
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 
 RUN_FILES = ("run.trec", "queries.jsonl", "qrels.tsv")
-"""What a rerank job's directory needs for its run to be judged."""
+"""The files of a rerank job's directory that its evaluation needs."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run and what it is judged by.
+    """A run and its judgements.
 
-    ``flipped`` is FollowIR's ``{topic: [doc_id]}`` for the topics whose queries are both
-    selected; empty elsewhere. Costs are None where no manifest has them; token counts are
-    totals over the run. ``model`` (its id) and ``scoring`` (``budget 256``) are empty where no
-    recipe tells. ``facts`` say where all this came from, ``warnings`` what was left out.
+    Args:
+        flipped: FollowIR's ``{topic: [doc_id]}`` for the topics of which both queries are selected; empty for
+            other data.
+        pairs_per_second, tokens_per_pair, prompt_tokens, generated_tokens: None where no manifest has them. The
+            token counts are totals over the run.
+        model, scoring: the model's id and the mode (``budget 256``); empty where there is no recipe.
+        facts: the origin of all this, for the report.
+        warnings: sentences about what was left out.
     """
 
     name: str
@@ -57,8 +61,7 @@ class Inputs:
 
 
 def read_inputs(config: EvaluateJob) -> Inputs:
-    """The run that a config names, without the documents that its queries exclude (BRIGHT
-    drops them before ranking).
+    """The run that a config names, without the documents that its queries exclude (BRIGHT drops them before ranking).
 
     Raises:
         UserError: a file or a key is missing, a file is malformed, or no query is judged.
@@ -66,22 +69,21 @@ def read_inputs(config: EvaluateJob) -> Inputs:
     found = _given_run(config) if config.evaluation.run else _rerank_run(Path(config.run_dir))
     if not found.qrels:
         raise UserError(f"{found.name}: none of its queries is judged: there is nothing to evaluate it by")
-    # Where nothing was reranked the two are the same, and one is enough.
+    # A run that was not reranked is its own first stage.
     return replace(found, first_stage=None) if found.first_stage == found.run else found
 
 
 def read_compared(directories: Sequence[str]) -> list[Inputs]:
-    """Finished rerank runs over the same queries, in the order given, each under a name of
-    its own.
+    """Finished rerank runs over the same queries, in the order given, each with a name of its own.
 
     Raises:
-        UserError: there are fewer than two; one is no finished rerank run, or one is there
-            twice; or their queries or judgements differ.
+        UserError: there are fewer than two; one is no finished rerank run, or is given twice; or their queries or
+            judgements differ.
     """
     if len(directories) < 2:
         raise UserError(f"evaluation.compare: name at least two run directories (got {len(directories)})")
     if repeated := [directory for directory, count in Counter(directories).items() if count > 1]:
-        raise UserError(f"evaluation.compare: {repeated[0]} is there twice")
+        raise UserError(f"evaluation.compare: {repeated[0]} is given twice")
     for directory in directories:
         _check_finished(directory)
     runs = [_rerank_run(Path(directory)) for directory in directories]
@@ -94,7 +96,7 @@ def read_compared(directories: Sequence[str]) -> list[Inputs]:
 
 
 def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
-    """Names that several runs share get their directories added, from where these part."""
+    """Names that differ: a name that several runs share gets its directory added, relative to their common parent."""
     unique = []
     for name, directory in zip(names, directories, strict=True):
         sharing = [other for other_name, other in zip(names, directories, strict=True) if other_name == name]
@@ -122,9 +124,9 @@ def _given_run(config: EvaluateJob) -> Inputs:
     if config.data is None:
         raise UserError(f"data: is needed with evaluation.run, to know what {path.name} is judged by")
     given = trec.read_run(path)
-    # A given run has been ranked: what BM25 or a reranker would be asked plays no part.
-    unasked = {"first_stage_queries": None, "query_template": "{{ query }}"}
-    benchmark = benchmarks.load(config.data.model_copy(update=unasked))
+    # A given run is ranked already: the texts that BM25 or a reranker would get do not matter.
+    unused = {"first_stage_queries": None, "query_template": "{{ query }}"}
+    benchmark = benchmarks.load(config.data.model_copy(update=unused))
     fitting, of_queries = fit_run(given, benchmark, str(path))
     run = drop_excluded(fitting, benchmark.queries)
     warnings = [*benchmark.warnings, *of_queries, *_of_documents(run, benchmark, path)]
@@ -140,8 +142,11 @@ def _given_run(config: EvaluateJob) -> Inputs:
 
 
 def _of_documents(run: Run, benchmark: Benchmark, path: Path) -> list[str]:
-    """A warning of documents that the corpus lacks: a folder may hold a part of what was ranked. A
-    run of which neither the corpus nor the judgements know a document is refused: it would score 0."""
+    """A warning about documents that the corpus lacks: a folder may hold a part of what was ranked.
+
+    Raises:
+        UserError: neither the corpus nor the judgements know any document of the run, which would score 0.
+    """
     strange = strange_documents(run, benchmark)
     if not strange:
         return []
@@ -234,8 +239,7 @@ def _rerank_run(directory: Path) -> Inputs:
 
 
 def _first_stage(directory: Path) -> Run | None:
-    """The first stage's order, from the rows that the rerank job wrote; scored ``-rank`` as
-    ``run.trec`` is."""
+    """The first stage's order, from the rows of the rerank job. Scores are ``-rank``, as in ``run.trec``."""
     run: Run = {}
     for file in listed(directory / "rows"):
         if not is_chunk_file(file.name):
@@ -251,7 +255,7 @@ def _ranks(file: Path) -> list[tuple[str, str, int]]:
     import pyarrow.parquet as pq
 
     columns = ("query_id", "doc_id", "first_stage_rank")
-    damaged = f"{file}: damaged; delete it, and `limrank rerank` again makes its rows"
+    damaged = f"{file}: damaged; delete it, and the same `limrank rerank` command writes its rows"
     try:
         with opened(file) as stream:
             table = pq.read_table(pa.BufferReader(stream.read()), columns=list(columns))
@@ -269,7 +273,7 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
     try:
         topics = hub.flipped(data.name, data.path, data.revision)
     except UserError as error:
-        # The other measures need nothing from the hub.
+        # The other measures do not need the hub.
         warnings.append(f"p-MRR is left out: {error}")
         return {}
     both = {topic: ids for topic, ids in topics.items() if {f"{topic}-og", f"{topic}-changed"} <= qrels.keys()}
@@ -279,8 +283,8 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
 
 
 def _cost(manifest: Manifest) -> tuple[float | None, float | None]:
-    """``(pairs_per_second, tokens_per_pair)`` of a rerank job, as far as it recorded them.
-    The first stage's rows cost no model anything."""
+    """``(pairs_per_second, tokens_per_pair)`` of a rerank job, None where it did not record them. Rows of the first
+    stage have no cost."""
     pairs, seconds = manifest.counts.get("rows"), manifest.seconds.get("work")
     spent = (manifest.tokens.prompt or 0) + (manifest.tokens.generated or 0)
     if not pairs or not spent:
@@ -289,8 +293,8 @@ def _cost(manifest: Manifest) -> tuple[float | None, float | None]:
 
 
 def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
-    """``(model, scoring)`` of a rerank job: the model's id, and the mode as a person calls it
-    (``budget 256``); empty where the recipe does not tell."""
+    """``(model, scoring)`` of a rerank job: the model's id and the mode (``budget 256``); empty where the recipe does
+    not have them."""
     model = recipe.get("model", {}).get("id") or ""
     mode = recipe.get("scoring", {}).get("mode") or ""
     if not isinstance(model, str) or not isinstance(mode, str):
@@ -321,7 +325,7 @@ def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: Manifest)
 
 
 def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
-    """The fact that a report tells of data from the hub, as ``benchmarks.provenance`` has it."""
+    """The report's fact about data from the hub. ``data`` is as ``benchmarks.provenance`` returns it."""
     return {"data revision": data.get("revision") or "the hub's newest"} if data else {}
 
 
@@ -331,7 +335,7 @@ def _manifest(directory: Path) -> Manifest:
 
 
 def _recipe(directory: Path) -> dict[str, Any]:
-    """What ``config.yaml`` holds; empty where it is missing."""
+    """The contents of ``config.yaml``; empty where it is missing."""
     path = directory / "config.yaml"
     data = _bytes(path)
     if data is None:
@@ -346,7 +350,7 @@ def _recipe(directory: Path) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> bytes | None:
-    """Of a file; None where there is nothing. A folder in its place is refused."""
+    """The contents of a file; None where there is none. Raises UserError for a folder of its name."""
     if kind_of(path) == "missing":
         return None
     with opened(path) as file:

@@ -1,9 +1,8 @@
 """The evaluate job: a run and its judgements → ``metrics.json``, ``per_query.parquet`` and
 ``report.html``.
 
-The run is either what a rerank job left in its directory (``run.trec``, ``queries.jsonl``,
-``qrels.tsv``), then compared with the first stage that it started from, or any file. With
-``evaluation.compare`` there are several, and ``compare_job.py`` does the work.
+The run is either a rerank job's (``run.trec``, ``queries.jsonl``, ``qrels.tsv`` in its directory), which is compared
+with its first stage, or any file. ``evaluation.compare`` names several runs: see ``compare_job.py``.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What the evaluate job found: ``differences`` are ``system - first_stage``, paired by
-    query. ``warnings`` are sentences for a person."""
+    """The findings of the evaluate job. ``differences`` are ``system - first_stage`` by measure, paired by query.
+    ``warnings`` are sentences for the user."""
 
     directory: Path
     system: Evaluation
@@ -45,8 +44,8 @@ class EvaluateResult:
 
 
 def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
-    """The job as the command line calls it. It needs no cluster and takes seconds, so
-    ``address``, ``progress`` and ``overwrite`` change nothing.
+    """The job as the command line calls it. It needs no cluster and takes seconds: ``address``, ``progress`` and
+    ``overwrite`` have no effect.
 
     Raises:
         UserError: see :func:`evaluate_job`.
@@ -58,7 +57,7 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
 
 
 def plan(config: EvaluateJob) -> dict[str, Any]:
-    """What a run would measure, for ``--dry-run``; reads what it would read, writes nothing.
+    """What a run would measure, for ``--dry-run``. It reads the same files and writes nothing.
 
     Raises:
         UserError: see :func:`evaluate_job`.
@@ -78,8 +77,7 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
 
 
 def evaluate_job(config: EvaluateJob) -> EvaluateResult:
-    """Evaluate ``evaluation.run`` over ``data``, or else the rerank job in ``run_dir``, and
-    write the outputs into ``run_dir``.
+    """Evaluate ``evaluation.run`` over ``data``, or else the rerank job in ``run_dir``. The outputs go into ``run_dir``.
 
     Raises:
         UserError: something is missing or malformed; the message names the file or key.
@@ -92,7 +90,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
     system = evaluate_inputs(inputs, config.evaluation, seed)
     first_stage, differences = None, {}
     if inputs.first_stage is not None:
-        # The first stage's order cost no model anything.
+        # The first stage's order has no cost.
         order = replace(inputs, run=inputs.first_stage, pairs_per_second=None, tokens_per_pair=None)
         first_stage = evaluate_inputs(order, config.evaluation, seed, "first stage")
         differences = {
@@ -144,11 +142,13 @@ def write_outputs(
 ) -> None:
     """Write ``metrics.json``, ``per_query.parquet`` and ``report.html``.
 
-    ``metrics.json`` maps each measure to ``{mean, low, high}``, beside ``queries`` and
-    ``missing`` (counts), ``first_stage`` and ``differences`` (measures again, where there is
-    a first stage to compare with) and ``bootstrap``. ``per_query.parquet`` has a row a query:
-    ``query_id`` and a column a measure. ``queries`` are texts by id; ``facts`` are shown in
-    the report.
+    ``metrics.json`` maps each measure to ``{mean, low, high}``. It also has ``queries`` and ``missing`` (counts),
+    ``bootstrap``, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure).
+    ``per_query.parquet`` has one row a query: ``query_id`` and a column a measure.
+
+    Args:
+        queries: texts by query id, for the report.
+        facts: what was run, for the report.
     """
     metrics: dict[str, Any] = {measure: interval._asdict() for measure, interval in result.system.intervals.items()}
     metrics |= {"queries": len(result.system.scores.queries), "missing": len(result.system.scores.missing)}

@@ -26,8 +26,8 @@ class Interval(NamedTuple):
 class Evaluation:
     """One system's scores.
 
-    ``values`` and ``intervals`` are by measure: those of ``scores``, by query, and ``p-MRR``,
-    by topic, where the data has changed instructions.
+    ``values`` (query → value) and ``intervals`` are by measure. Where the data has changed instructions, they also
+    have ``p-MRR``, whose values are by topic.
     """
 
     name: str
@@ -55,9 +55,9 @@ def evaluate_run(
     Args:
         run, qrels, measures: see ``metrics.evaluate``.
         samples, seed: of the bootstrap.
-        name: what the system is called in tables.
-        flipped: FollowIR's changed judgements; p-MRR is measured too where given. ``run``
-            then holds the queries of both instructions, ``-og`` and ``-changed``.
+        name: the system's name in tables.
+        flipped: FollowIR's changed judgements, for p-MRR. ``run`` then has the queries of both instructions,
+            ``-og`` and ``-changed``.
         pairs_per_second, tokens_per_pair: what the ranking cost, where known.
     """
     scores = evaluate(qrels, run, measures)

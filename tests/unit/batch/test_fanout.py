@@ -77,7 +77,9 @@ def test_a_model_that_no_node_has_the_memory_for_is_refused():
 
 def test_a_chunk_that_is_not_committed_is_told(tmp_path):
     _, plan = planned(tmp_path, ["a"])
-    message = pytest.raises(EngineError, match="1 chunks were handed out and never committed; run it again")
+    message = pytest.raises(
+        EngineError, match="1 chunks were handed out and not committed; run the same command once more"
+    )
     with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, message:
         finish(run, plan, EchoTask(), "pairs")
 

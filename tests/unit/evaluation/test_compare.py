@@ -158,7 +158,7 @@ def test_different_candidates_have_no_common_first_stage(tmp_path, capsys):
     assert compared([shallow, deep]).first_stage is None
     assert main(["evaluate", "--compare", shallow, deep, "-s", f"run_dir={tmp_path}/out"]) == 0
     assert capsys.readouterr().err == (
-        "warning: the runs reorder different candidates: some of what differs is the first stage's doing\n"
+        "warning: the runs reorder different candidates: a part of their differences is the first stage's\n"
     )
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_compared_is_exit_2(runs, tmp_path, capsys):
     think, direct, _ = runs
     nowhere, other = f"{tmp_path}/nowhere", tmp_path / "other"
     assert refused(capsys, "--compare", think) == "evaluation.compare: name at least two run directories (got 1)"
-    assert refused(capsys, "--compare", think, think) == f"evaluation.compare: {think} is there twice"
+    assert refused(capsys, "--compare", think, think) == f"evaluation.compare: {think} is given twice"
     message = f"{nowhere}: not a finished rerank run: there is no manifest.json in it"
     assert refused(capsys, "--compare", think, nowhere) == message
     assert "s3://b/r: evaluate reads local directories" in refused(capsys, "--compare", think, "s3://b/r")
