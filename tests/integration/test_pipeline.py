@@ -1,4 +1,4 @@
-"""The whole line with the fake engine and a real (small) training: every stage, and again."""
+"""A whole pipeline with the fake engine and a real (small) training: every stage, and a second call."""
 
 import json
 

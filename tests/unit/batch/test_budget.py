@@ -41,11 +41,11 @@ def allowance(storage):
 def test_so_many_begin_as_are_expected_to_fit(scheduler, allowance):
     made = scheduler(250)
     assert allowance() == {"begin": 2, "closed": False}
-    made.commit(receipt(0, 25))  # a quarter of what was expected, and one is known: by halves, 225 are room for four
+    made.commit(receipt(0, 25))  # a quarter of what was expected, and one is known: by halves, 225 are enough for four
     assert allowance() == {"begin": 5, "closed": False}
-    made.commit(receipt(1, 25))  # by thirds, 200 are room for six
+    made.commit(receipt(1, 25))  # by thirds, 200 are enough for six
     assert allowance() == {"begin": 8, "closed": False}
-    made.commit(receipt(2, 25))  # by quarters, as they really are, 175 are room for seven
+    made.commit(receipt(2, 25))  # by quarters, as they really are, 175 are enough for seven
     assert allowance() == {"begin": 10, "closed": False}
 
 

@@ -76,7 +76,7 @@ def test_a_later_session_tries_what_failed_once_more_and_nothing_else(tmp_path):
     receipt = runner(storage, retry, session="second").run(0, isolated=False)
     assert retry.calls == ["b", "c"]
     assert answers(storage) == {"a": "A1", "b": "B2", "c": None}
-    # The failure that is mended is no longer told; the other was tried twice.
+    # The failure that is fixed is gone; the other has two attempts.
     assert [(row["unit_id"], row["attempts"]) for row in rows(storage, "failures")] == [("c", 2)]
     assert (receipt.units, receipt.rows, receipt.failed) == (3, 3, 1)
     assert [work.session for work in receipt.work] == ["first", "second"]
@@ -258,7 +258,7 @@ def test_a_poison_unit_is_found_and_its_neighbours_are_committed(tmp_path):
     storage, _ = planned(tmp_path, ["a", "bad", "c"])
     task = EchoTask(deadly={"bad"})
     sessions = 0
-    # What Ray does: it restarts the dead worker, which begins the chunk again, for ever.
+    # What Ray does: it restarts the crashed worker, which runs the same chunk, without end.
     while storage.names("rows") == []:
         sessions += 1
         assert sessions < 10
@@ -268,7 +268,7 @@ def test_a_poison_unit_is_found_and_its_neighbours_are_committed(tmp_path):
             receipt = works.run(0, isolated=isolated)
         except EngineError:
             continue
-    # Twice with the others, twice alone, and once without it.
+    # Twice with the others, twice in isolation, and once without it.
     assert sessions == CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION + 1 == 5
     assert task.calls.count("bad") == CRASHES_BEFORE_ISOLATION + CRASHES_IN_ISOLATION
     assert answers(storage) == {"a": "A", "bad": None, "c": "C"}

@@ -12,8 +12,8 @@ def write(tmp_path, costs, *, chunk_cost, weights=None):
     storage = Storage(str(tmp_path))
     weights = weights or [1] * len(costs)
     units = [
-        ({"unit_id": f"u{place}", "cost": cost}, weight)
-        for place, (cost, weight) in enumerate(zip(costs, weights, strict=True))
+        ({"unit_id": f"u{number}", "cost": cost}, weight)
+        for number, (cost, weight) in enumerate(zip(costs, weights, strict=True))
     ]
     plan = write_plan(storage, units, UNIT_SCHEMA, chunk_cost=chunk_cost)
     return storage, plan, [[unit["unit_id"] for unit in read_chunk(storage, chunk.number)] for chunk in plan.chunks]
@@ -46,7 +46,7 @@ def test_every_unit_is_there_once_over_several_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("limrank.batch.plan._CHUNKS_PER_FILE", 2)
     monkeypatch.setattr("limrank.batch.plan._WINDOW_SIZE", 100)
     storage, plan, ids = write(tmp_path, list(range(200)), chunk_cost=1500)
-    assert sorted(unit for chunk in ids for unit in chunk) == sorted(f"u{place}" for place in range(200))
+    assert sorted(unit for chunk in ids for unit in chunk) == sorted(f"u{number}" for number in range(200))
     # Windows of 100 units: the first holds u0 … u99, and starts with its longest.
     assert ids[0][0] == "u99"
     assert len(storage.names("units")) == -(-len(plan.chunks) // 2)

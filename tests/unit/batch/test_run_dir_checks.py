@@ -55,7 +55,7 @@ def rerank(home, run_dir, *flags, **more):
     return cli.main(["rerank", str(recipe), *flags])
 
 
-PLACES = {
+DIRECTORIES = {
     "the root": lambda home: "/",
     "home": lambda home: "~",
     "home by its path": lambda home: home,
@@ -102,14 +102,14 @@ def _locked(folder):
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)], ids=["", "overwrite"])
-@pytest.mark.parametrize("place", PLACES)
-def test_what_is_a_person_s_is_refused_and_untouched(place, flags, home, capsys):
-    run_dir = PLACES[place](home)
+@pytest.mark.parametrize("where", DIRECTORIES)
+def test_what_is_a_person_s_is_refused_and_untouched(where, flags, home, capsys):
+    run_dir = DIRECTORIES[where](home)
     before = snapshot(home)
     assert rerank(home, run_dir, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("limrank: ") and "run_dir" in line
-    if place not in ("a broken link", "an empty text", "blanks"):
+    if where not in ("a broken link", "an empty text", "blanks"):
         assert "-s run_dir=runs/mine" in line  # what to type instead
     assert snapshot(home) == before
 
@@ -194,17 +194,17 @@ def test_an_evaluation_writes_through_no_link(name, home):
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)], ids=["", "overwrite"])
 @pytest.mark.parametrize("name", ["rows", "failures", "units", "attempts"])
-def test_a_folder_of_a_run_that_leads_elsewhere_is_refused(name, flags, home, capsys):
+def test_a_folder_of_a_run_that_is_a_link_is_refused(name, flags, home, capsys):
     run_dir = home / "run"
     assert rerank(home, run_dir) == 0
-    elsewhere = _project(home / "elsewhere", "chunk-00000.parquet", "config.json")
+    target = _project(home / "target", "chunk-00000.parquet", "config.json")
     if (run_dir / name).exists():
         (run_dir / name).rename(home / "moved")
-    (run_dir / name).symlink_to(elsewhere)
-    before = snapshot(elsewhere)
+    (run_dir / name).symlink_to(target)
+    before = snapshot(target)
     assert rerank(home, run_dir, *flags) == 2
     assert f"{name}: a link to another directory" in capsys.readouterr().err
-    assert snapshot(elsewhere) == before
+    assert snapshot(target) == before
 
 
 def test_a_run_directory_that_is_a_link_is_one_as_well(home):

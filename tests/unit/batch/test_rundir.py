@@ -199,7 +199,7 @@ def test_a_job_that_fails_says_so_and_its_own_error_comes_through(storage):
     assert not storage.exists("lock.json")
 
 
-def test_a_place_that_cannot_be_written_is_the_persons_fault(tmp_path):
+def test_a_directory_that_cannot_be_written_is_the_user_s_fault(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run", "/proc/limrank", "s3x://bucket/run"):
         with pytest.raises(UserError, match="cannot be written: ") as caught:

@@ -64,8 +64,8 @@ def test_a_worker_s_last_word_says_how_busy_it_was():
 
 
 def test_a_second_try_counts_its_own_time_too():
-    again = replace(WORK, session="later", worker="three", began=900.0, ended=902.0, ready=899.0, busy_seconds=1.0)
-    summary = summarize([replace(RECEIPT, work=(WORK, again))], 20)
+    retry = replace(WORK, session="later", worker="three", began=900.0, ended=902.0, ready=899.0, busy_seconds=1.0)
+    summary = summarize([replace(RECEIPT, work=(WORK, retry))], 20)
     assert (summary.seconds, summary.busy_seconds, summary.idle_seconds) == (6.0, 4.5, 3.5)
 
 

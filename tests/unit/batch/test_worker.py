@@ -72,17 +72,17 @@ def test_alone_waits_for_the_others_and_keeps_them_out():
         first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
         works = [
             asyncio.ensure_future(entered(admission, order, "shared", first)),
-            asyncio.ensure_future(entered(admission, order, "alone", second, isolated=True)),
+            asyncio.ensure_future(entered(admission, order, "isolated", second, isolated=True)),
             asyncio.ensure_future(entered(admission, order, "later", third)),
         ]
         await settle()
         assert order == ["shared"]
         first.set()
         await settle()
-        assert order == ["shared", "alone"]
+        assert order == ["shared", "isolated"]
         second.set()
         await settle()
-        assert order == ["shared", "alone", "later"]
+        assert order == ["shared", "isolated", "later"]
         third.set()
         await asyncio.gather(*works)
 

@@ -226,7 +226,7 @@ def test_a_prompt_that_is_a_file_is_absolute_and_a_name_is_not(recipe, tmp_path)
     assert load_config(recipe(RERANK)).scoring.prompt == "relevance"
 
 
-def test_pydocs_is_a_word_for_seeds_and_a_path_elsewhere(recipe, tmp_path):
+def test_pydocs_is_a_word_for_seeds_and_a_path_for_other_keys(recipe, tmp_path):
     config = load_config(recipe("job: synthesize\nrun_dir: pydocs\n"))
     assert config.synthesis.seeds == "pydocs"
     assert config.run_dir == str(tmp_path / "pydocs")
