@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from limrank.engines import EngineSpec
 from limrank.engines.base import (
@@ -22,6 +22,7 @@ from limrank.engines.base import (
     Prompt,
     RemoteSource,
     RequestLimiter,
+    SamplingOptions,
     Tokenizer,
     Usage,
     meter,
@@ -53,11 +54,11 @@ class EngineHost:
             raise self._error
         return self._engine.limits, self._engine.tokenizer, getattr(self._engine, "dtype", None)
 
-    async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
+    async def generate(self, prompt: Prompt, options: SamplingOptions) -> Generation:
         with _ends_with_engine():
             return await self._opened().generate(prompt, **options)
 
-    async def stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncIterator[str]:
+    async def stream(self, prompt: Prompt, options: SamplingOptions) -> AsyncIterator[str]:
         with _ends_with_engine():
             async for text in self._opened().stream(prompt, **options):
                 yield text
@@ -105,33 +106,12 @@ class HostedEngine:
         self.limits = Limits(limits.context, len(hosts) * limits.in_flight)
         self.limiter = RequestLimiter(2 * self.limits.in_flight)
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        options = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": list(stop),
-            "seed": seed,
-            "schema": schema,
-        }
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
         generation = await self._ask("generate", prompt, options)
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": list(stop)}
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         with self._host() as host, _engine_errors():
             async for reference in host.stream.options(num_returns="streaming").remote(prompt, options):
                 yield await reference

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 from limrank.errors import UserError
 from limrank.records import Judgment, Query
@@ -33,6 +33,38 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def get_added_vocab(self) -> dict[str, int]: ...
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of ``generate`` and ``stream``; :class:`Sampling` has their defaults."""
+
+    max_tokens: Required[int]
+    temperature: float
+    top_p: float
+    stop: Sequence[str]
+    seed: int | None
+    schema: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a text is sampled, with a value for every option: ``Sampling(**options)``.
+
+    Attributes:
+        max_tokens: the most tokens that are generated.
+        temperature: 0 is greedy.
+        top_p: share of the probability mass that is sampled from.
+        stop: strings that end the text.
+        seed: makes a sampled text repeatable; None: any.
+        schema: a JSON schema that the text follows; None: free text.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +177,10 @@ class Engine(Protocol):
     @property
     def limiter(self) -> RequestLimiter: ...
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        """Complete a prompt; with a JSON ``schema`` the text is JSON of that schema."""
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        """Complete a prompt, sampled as the :class:`SamplingOptions` say: ``generate(prompt, max_tokens=64)``."""
 
-    def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
+    def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         """The same text in pieces as they come; closing the iterator aborts the request."""
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:

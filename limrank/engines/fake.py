@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import (
@@ -26,6 +26,8 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     label_token_ids,
     record_usage,
 )
@@ -82,40 +84,29 @@ class FakeEngine:
         if engine.fail_start:
             raise EngineError("the fake engine did not start, as it was told to")
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        text, length = await self._answer(prompt, max_tokens)
-        rng = random.Random(_digest(f"{text}\0{seed}" if temperature else text))
-        if schema is not None:
-            answer, finish = json.dumps(_instance(schema, rng)), "stop"
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        text, length = await self._answer(prompt, sampling.max_tokens)
+        rng = random.Random(_digest(f"{text}\0{sampling.seed}" if sampling.temperature else text))
+        if sampling.schema is not None:
+            answer, finish = json.dumps(_instance(sampling.schema, rng)), "stop"
         else:
-            words = [rng.choice(_WORDS) for _ in range(min(max_tokens, 24))]
-            answer, finish = " ".join(words) + ".", "stop" if max_tokens > 24 else "length"
-        ends = [(end, text) for text in stop if (end := answer.find(text)) >= 0]
+            words = [rng.choice(_WORDS) for _ in range(min(sampling.max_tokens, 24))]
+            answer, finish = " ".join(words) + ".", "stop" if sampling.max_tokens > 24 else "length"
+        ends = [(end, text) for text in sampling.stop if (end := answer.find(text)) >= 0]
         stopped_by = None
         if ends:
             end, stopped_by = min(ends)
             answer, finish = answer[:end], "stop"
-        elif stop and finish == "stop":
-            stopped_by = stop[0]  # which it would write next
+        elif sampling.stop and finish == "stop":
+            stopped_by = sampling.stop[0]  # which it would write next
         generated = len(answer.split())
         record_usage(length, 0, generated)
         ids = self.tokenizer.encode(answer) + (self.tokenizer.encode(stopped_by) if stopped_by else [])
         return Generation(answer, finish, length, 0, generated, stop=stopped_by, ids=tuple(ids))
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        answer = await self.generate(prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
+        answer = await self.generate(prompt, **options)
         for piece in re.findall(r" *[^ ]+| +", answer.text):
             yield piece
             await asyncio.sleep(0)

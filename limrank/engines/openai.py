@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
@@ -25,6 +25,8 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     Tokenizer,
     matched_stop,
     record_usage,
@@ -96,27 +98,13 @@ class OpenAIEngine:
     def limits(self) -> Limits:
         return self._limits
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        options = _sampling(max_tokens, temperature, top_p, stop)
-        if seed is not None:
-            options["seed"] = seed
-        if schema is not None:
-            answer = {"name": "answer", "schema": schema, "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": answer}
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        stop, sent = sampling.stop, _request_parameters(sampling)
         if isinstance(prompt, list) and not _is_chat(prompt) and self._stops_at_special(stop):
             # vLLM and SGLang leave special tokens out of the text, where the stop would not be seen.
-            options["skip_special_tokens"] = False
-        answer, tokens = await self._ask(prompt, options, lambda body: answer_of(body, chat=_is_chat(prompt)))
+            sent["skip_special_tokens"] = False
+        answer, tokens = await self._ask(prompt, sent, lambda body: answer_of(body, chat=_is_chat(prompt)))
         text, stopped_by = cut_at(answer.text, stop)  # an endpoint need not know stops
         # An endpoint may quote the key in an answer too.
         text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
@@ -128,14 +116,12 @@ class OpenAIEngine:
             stopped_by = stop[0]
         return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning, stopped_by)
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        options = _sampling(max_tokens, temperature, top_p, stop) | streamed
+        sent = _request_parameters(Sampling(**options)) | streamed
         tokens = Tokens()
         async with self.limiter, contextlib.AsyncExitStack() as stack:
-            response = await self._send(prompt, options, lambda sent: self._opened(prompt, sent, stack))
+            response = await self._send(prompt, sent, lambda body: self._opened(prompt, body, stack))
             try:
                 async for event in _events(response):
                     tokens = tokens_of(event) if event.get("usage") else tokens
@@ -147,7 +133,7 @@ class OpenAIEngine:
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if _is_chat(prompt) else {"logprobs": _TOP_LOGPROBS}
-        logprobs, _ = await self._ask(prompt, _sampling(1, 0.0, 1.0, ()) | wanted, top_logprobs)
+        logprobs, _ = await self._ask(prompt, _request_parameters(Sampling(max_tokens=1)) | wanted, top_logprobs)
         if not logprobs:
             raise RowError("the endpoint gives no log-probabilities, which a score by label tokens needs")
         if all(_TOKEN_ID.fullmatch(token) for token in logprobs):  # vLLM's --return-tokens-as-token-ids
@@ -375,6 +361,14 @@ def _is_chat(prompt: Prompt) -> bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 
-def _sampling(max_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> dict[str, Any]:
-    options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    return options | {"stop": list(stop)} if stop else options
+def _request_parameters(sampling: Sampling) -> dict[str, Any]:
+    """The parameters of a request, without those that are not set."""
+    parameters = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.stop:
+        parameters["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        parameters["seed"] = sampling.seed
+    if sampling.schema is not None:
+        answer = {"name": "answer", "schema": sampling.schema, "strict": True}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": answer}
+    return parameters

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
@@ -20,6 +20,8 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     Tokenizer,
     label_token_ids,
     matched_stop,
@@ -69,29 +71,9 @@ class VllmEngine:
     def limits(self) -> Limits:
         return self._limits
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
-            **self._stops(stop),
-        )
-        output = await self._last(prompt, params)
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        output = await self._last(prompt, self._parameters(sampling))
         completion = output.outputs[0]
         generation = Generation(
             text=completion.text,
@@ -99,25 +81,16 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             generated_tokens=len(completion.token_ids),
-            stop=matched_stop(completion.stop_reason, stop, self.tokenizer.get_added_vocab),
+            stop=matched_stop(completion.stop_reason, sampling.stop, self.tokenizer.get_added_vocab),
             ids=tuple(completion.token_ids),
         )
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        from vllm import SamplingParams
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            output_kind=RequestOutputKind.DELTA,
-            **self._stops(stop),
-        )
+        params = self._parameters(Sampling(**options), output_kind=RequestOutputKind.DELTA)
         generated = 0
         # A generator that is left open is closed some time later; the request must end now.
         async with aclosing(self._outputs(prompt, params)) as outputs:
@@ -148,15 +121,25 @@ class VllmEngine:
         if llm is not None:
             llm.shutdown(timeout=10)
 
-    def _stops(self, stop: Sequence[str]) -> dict[str, Any]:
+    def _parameters(self, sampling: Sampling, **more: Any) -> Any:
+        """vLLM's ``SamplingParams``."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
         # A stop that is a special token of this model is matched as a token: special
         # tokens are kept in the text, so both ways find it, and the token is exact.
         added = self.tokenizer.get_added_vocab()
-        return {
-            "stop": [text for text in stop if text not in added],
-            "stop_token_ids": [added[text] for text in stop if text in added],
-            "skip_special_tokens": False,
-        }
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
+            stop=[text for text in sampling.stop if text not in added],
+            stop_token_ids=[added[text] for text in sampling.stop if text in added],
+            skip_special_tokens=False,
+            **more,
+        )
 
     async def _last(self, prompt: Prompt, params: Any) -> Any:
         last = None
