@@ -120,10 +120,13 @@ def _result(stages: Sequence[JobResult], shown: Sequence[Any]) -> JobResult:
 
 def _stages_hash(config: PipelineJob) -> str:
     """Of all that any stage's rows depend on; each stage's own hash covers its files too."""
-    apart = dict.fromkeys(("run_dir", "allow_failures", "notes", "workers", "serving", "evaluation"), True)
-    apart |= {"engine": {"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}, "synthesis": True}
+    not_of_rows = {"run_dir", "allow_failures", "notes", "workers", "serving", "evaluation"}
     return config_hash(
-        config.model_dump(exclude=apart) | {"synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"})}
+        config.model_dump(exclude=not_of_rows)
+        | {
+            "engine": config.engine.hashed({"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}),
+            "synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"}),
+        }
     )
 
 

@@ -77,11 +77,11 @@ class FakeEngine:
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
-        self._config = engine
+        self._fault = engine.fault
         self.limiter = RequestLimiter(self.limits.in_flight)
-        self._process = _EngineProcess() if engine.own_process else None
-        time.sleep(engine.start_s)
-        if engine.fail_start:
+        self._process = _EngineProcess() if engine.fault.own_process else None
+        time.sleep(engine.fault.start_s)
+        if engine.fault.fail_start:
             raise EngineError("the fake engine did not start, as it was told to")
 
     async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
@@ -130,14 +130,14 @@ class FakeEngine:
             raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
         async with self.limiter:
             if self._process is not None:
-                await self._process.work(self._config.latency_ms / 1000)
-            elif self._config.latency_ms:
-                await asyncio.sleep(self._config.latency_ms / 1000)
-        if self._config.poison and self._config.poison in text:
+                await self._process.work(self._fault.latency_ms / 1000)
+            elif self._fault.latency_ms:
+                await asyncio.sleep(self._fault.latency_ms / 1000)
+        if self._fault.poison and self._fault.poison in text:
             raise EngineError("the fake engine was poisoned")
-        if self._config.fail_rate:
+        if self._fault.fail_rate:
             share = int.from_bytes(_digest(text)[:4]) / 2**32
-            if share < self._config.fail_rate:
+            if share < self._fault.fail_rate:
                 raise RowError("the fake engine failed this request, as it was told to")
         return text, length
 

@@ -208,7 +208,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             "job": "rerank",
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
-            "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
+            "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
             "scoring": config.scoring.model_dump(exclude=unused_keys),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
