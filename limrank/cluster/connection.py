@@ -18,6 +18,10 @@ from limrank.config import is_uri
 from limrank.errors import UserError
 from limrank.parsing import without_credentials
 
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0, the default on the systems in its name, a node's address is 127.0.0.1 and all its servers
+listen there, instead of on every interface. Ray takes no second node then."""
+
 MIN_LOGICAL_CPUS = 4
 """Logical CPUs may exceed the cores: an engine takes what it needs of the cores itself,
 and Ray Data's own small tasks must find a slot beside it."""
@@ -44,9 +48,7 @@ def prepare_environment(address: str = "auto") -> None:
     # A thread that asks Ray for something after its end must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if address == "local":
-        # By this switch, named for the systems that it is the default on, a node's address is
-        # 127.0.0.1, and all its servers listen there; else they do on every interface.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(LOOPBACK_SWITCH, "0")
         _keep_token_private()
     # Ray Data's actors make Ray's core log an alarm about itself at every start; its
     # errors come as exceptions anyway.

@@ -1,13 +1,12 @@
 """A Ray cluster on this machine for as long as one command runs.
 
-    python cluster/local.py -- limrank rerank jobs/recipes/rerank.yaml --address {address}
-    python cluster/local.py --nodes 3 -- env RAY_ADDRESS={gcs} limrank rerank jobs/recipes/rerank.yaml
+    python -m limrank.cluster.local -- limrank rerank jobs/recipes/rerank.yaml --address {address}
+    python -m limrank.cluster.local --nodes 3 -- env RAY_ADDRESS={gcs} limrank rerank jobs/recipes/rerank.yaml
 
-Starts a head node, and as many more beside it as are asked for, with ports and a
-directory of their own; runs the command with ``{address}`` replaced by the dashboard's
-address and ``{gcs}`` by the one that a driver attaches to; and ends every process that it
-started, however the command ends: on Ctrl-C and on failure too. Other Ray clusters on
-this machine are left alone (``ray stop`` would end them all).
+The cluster has ports and a directory of its own. In the command, ``{address}`` is replaced by
+the dashboard's address and ``{gcs}`` by the address that a driver attaches to. Every process
+of the cluster ends with the command, on Ctrl-C and on failure too. Other Ray clusters on this
+machine are not touched (``ray stop`` would end them all).
 """
 
 from __future__ import annotations
@@ -29,14 +28,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIN_LOGICAL_CPUS = 4
+from limrank.cluster.connection import LOOPBACK_SWITCH, MIN_LOGICAL_CPUS
+
 START_TIMEOUT_S = 180.0
-_LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Named for the systems that 0 is the default on: all of a node's servers listen on 127.0.0.1
-then, instead of on every interface. Ray takes no second node."""
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command of a command line on a cluster, and give its exit code; 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--num-cpus", type=int, default=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), help="logical CPUs of each node"
@@ -47,28 +45,27 @@ def main() -> int:
         nargs="+",
         help="what to run; {address} becomes http://127.0.0.1:PORT, {gcs} what RAY_ADDRESS takes",
     )
-    arguments = parser.parse_args()
-    if arguments.nodes < 1:
+    given = parser.parse_args(arguments)
+    if given.nodes < 1:
         parser.error("--nodes: at least 1, the head")
-    # A termination is handled as Ctrl-C is: the cluster is ended on the way out.
+    # A termination is handled as Ctrl-C is, so that the cluster is ended, too.
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        with local_cluster(arguments.num_cpus, nodes=arguments.nodes) as cluster:
-            places = {"{address}": cluster.address, "{gcs}": cluster.gcs}
-            command = arguments.command
-            for place, value in places.items():
-                command = [part.replace(place, value) for part in command]
+        with local_cluster(given.num_cpus, nodes=given.nodes) as cluster:
+            command = [
+                word.replace("{address}", cluster.address).replace("{gcs}", cluster.gcs) for word in given.command
+            ]
             return subprocess.run(command, env=cluster.environment, check=False).returncode
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
-        print(f"cluster/local.py: {error}", file=sys.stderr)
+        print(f"local cluster: {error}", file=sys.stderr)
         return 1
 
 
 @dataclass(frozen=True)
 class Node:
-    """One raylet and what belongs to it; ``process`` is the ``ray start`` that keeps it."""
+    """One raylet. ``process`` is the ``ray start`` that runs it."""
 
     name: str
     process: subprocess.Popen
@@ -84,9 +81,16 @@ class Node:
 
 @dataclass
 class LocalCluster:
-    """A running cluster: ``address`` is the dashboard's, ``gcs`` what RAY_ADDRESS takes,
-    ``environment`` its clients'. ``nodes`` are the head and the nodes beside it, in order
-    of their start; one that was killed stays in the list."""
+    """A running cluster.
+
+    Attributes:
+        folder: Ray's files, logs and the token.
+        address: the dashboard's.
+        gcs: what RAY_ADDRESS takes.
+        environment: the environment of the cluster's clients.
+        nodes: the head and the other nodes, in the order of their start. A node that was
+            killed stays in the list.
+    """
 
     folder: Path
     address: str
@@ -95,17 +99,19 @@ class LocalCluster:
     nodes: list[Node] = field(default_factory=list)
 
     def add_nodes(self, count: int, num_cpus: int) -> None:
-        """More raylets, up when this returns, one after the other: a raylet has 30 s to
-        report itself, and several that start together keep a small machine busy for longer.
+        """Start more raylets, and wait until each is up.
+
+        They start one after the other: a raylet has 30 s to report itself, and several that
+        start together keep a small machine busy for longer.
 
         Raises:
-            RuntimeError: one did not come up.
+            RuntimeError: a node did not come up.
         """
         for _ in range(count):
             self._start_node(num_cpus, [f"--address={self.gcs}"])
 
     def alive(self) -> set[str]:
-        """The names of the nodes that the cluster takes for alive."""
+        """The names of the nodes that the cluster lists as alive."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         request = urllib.request.Request(f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -139,7 +145,7 @@ class LocalCluster:
                 [
                     "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
                     f"--node-name={name}", f"--num-cpus={num_cpus}", *arguments,
-                    # Any free ports: the raylets of one machine would all take the same range.
+                    # By default all raylets of a machine take the same range of ports.
                     "--min-worker-port=0", "--max-worker-port=0",
                     *(f"--{option}={port}" for option, port in zip(own, ports, strict=True)),
                 ],
@@ -166,13 +172,13 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
-    """A running cluster of so many raylets, each with ``num_cpus`` logical CPUs. One of a single
-    raylet stays that, and listens on loopback alone.
+    """A running cluster of raylets with ``num_cpus`` logical CPUs each. A cluster of one raylet
+    listens on loopback only, and takes no second one.
 
     Raises:
-        RuntimeError: it did not come up; the message ends with its log.
+        RuntimeError: a node did not come up. The message ends with its log.
     """
-    # A short path: Ray's sockets lie below it, and a socket's path has about 100 characters.
+    # The path is short: Ray's sockets lie below it, and a socket's path has about 100 characters.
     folder = Path(tempfile.mkdtemp(prefix="lr-"))
     gcs_port, dashboard_port = _free_ports(2)
     cluster = LocalCluster(
@@ -190,37 +196,37 @@ def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
         signal.signal(signal.SIGINT, interrupted)
 
 
-def _environment(folder: Path, alone: bool) -> dict[str, str]:
+def _environment(folder: Path, loopback: bool) -> dict[str, str]:
     own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     token = folder / "auth_token"
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(os.urandom(32).hex())
-    unset = ("RAY_ADDRESS", _LOOPBACK_SWITCH)
+    unset = ("RAY_ADDRESS", LOOPBACK_SWITCH)
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return environment | {
         "PATH": own,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        **({_LOOPBACK_SWITCH: "0"} if alone else {}),
+        **({LOOPBACK_SWITCH: "0"} if loopback else {}),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
 
 
 def _end(starters: list[subprocess.Popen], folder: Path) -> None:
-    """End the nodes and all that they started: their descendants, and what has the cluster's
-    directory on the command line (Ray's own processes are re-parented when one of them dies)."""
+    """End the nodes and all processes that they started: their descendants, and those that have the
+    cluster's directory on their command line (Ray's processes lose their parent when it ends)."""
     import psutil
 
     ours: dict[int, psutil.Process] = {}
-    for _ in range(3):  # ending one process can make another start a last one
+    for _ in range(3):  # a process may start another one while it ends
         for starter in starters:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for process in psutil.Process(starter.pid).children(recursive=True):
                     ours[process.pid] = process
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if any(str(folder) in part for part in process.cmdline()) and process.pid != os.getpid():
+                if any(str(folder) in word for word in process.cmdline()) and process.pid != os.getpid():
                     ours[process.pid] = process
                     for child in process.children(recursive=True):
                         ours[child.pid] = child
