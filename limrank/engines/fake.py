@@ -1,8 +1,7 @@
-"""A deterministic engine with no model, for tests of faults and scale.
+"""A deterministic engine without a model, for tests of faults and scale.
 
-What it answers means nothing: no figure that comes from it is a model's. Every answer
-is a function of the request alone (and of its seed where there is a temperature), so a
-run can be compared with another exactly.
+Its answers mean nothing, and no figure from it is a model's. Each answer depends only on the
+request (and on its seed where the temperature is above 0), so two runs can be compared exactly.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _WORDS = [
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens, plus one token each for the labels and the chain's marks."""
+    """UTF-8 bytes as tokens, and one token each for the labels and the marks of a chain."""
 
     extra = (" true", " false", "<think>", "</think>")
     _pieces = (*(bytes([byte]) for byte in range(256)), *(text.encode() for text in extra))
@@ -82,7 +81,7 @@ class FakeEngine:
         self._process = _EngineProcess() if engine.fault.own_process else None
         time.sleep(engine.fault.start_s)
         if engine.fault.fail_start:
-            raise EngineError("the fake engine did not start, as it was told to")
+            raise EngineError("the fake engine did not start (engine.fault.fail_start)")
 
     async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
         sampling = Sampling(**options)
@@ -99,7 +98,7 @@ class FakeEngine:
             end, stopped_by = min(ends)
             answer, finish = answer[:end], "stop"
         elif sampling.stop and finish == "stop":
-            stopped_by = sampling.stop[0]  # which it would write next
+            stopped_by = sampling.stop[0]  # the fake model would write it next
         generated = len(answer.split())
         record_usage(length, 0, generated)
         ids = self.tokenizer.encode(answer) + (self.tokenizer.encode(stopped_by) if stopped_by else [])
@@ -116,7 +115,7 @@ class FakeEngine:
         text, length = await self._answer(prompt, 1)
         shares = [int.from_bytes(_digest(f"{text}\0{label}")[:4]) + 1 for label in labels]
         record_usage(length, 0, 1)
-        # A tenth of the mass stays with the rest of the vocabulary, as in a real model.
+        # The rest of the vocabulary has a tenth of the mass, as in a real model.
         return {label: math.log(0.9 * share / sum(shares)) for label, share in zip(labels, shares, strict=True)}
 
     async def aclose(self) -> None:
@@ -138,16 +137,15 @@ class FakeEngine:
         if self._fault.fail_rate:
             share = int.from_bytes(_digest(text)[:4]) / 2**32
             if share < self._fault.fail_rate:
-                raise RowError("the fake engine failed this request, as it was told to")
+                raise RowError("the fake engine failed this request (engine.fault.fail_rate)")
         return text, length
 
 
 class _EngineProcess:
-    """A process beside the engine, as vLLM's core is one: it ends with ours, and its end is
-    the engine's.
+    """A second process, like vLLM's core: it ends when ours does, and the engine ends when it does.
 
-    Each side has one end of two pipes. An end closes with the process that has it, however
-    that ends, so that neither can miss the other's death.
+    Each process holds one end of two pipes. The ends of a process close when it ends, whatever
+    ends it, so each process notices when the other one is gone.
     """
 
     def __init__(self) -> None:
@@ -157,19 +155,19 @@ class _EngineProcess:
             stdout=subprocess.PIPE,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._died = asyncio.Event()
+        self._crashed = asyncio.Event()
 
     async def work(self, seconds: float) -> None:
-        """Takes so long; raises EngineError as soon as the process is dead."""
+        """Take ``seconds``. Raises EngineError as soon as the process has ended."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._process.stdout, self._at_death)
+            self._loop.add_reader(self._process.stdout, self._on_crash)
         if self._process.poll() is None:
             try:
-                await asyncio.wait_for(self._died.wait(), seconds)
+                await asyncio.wait_for(self._crashed.wait(), seconds)
             except TimeoutError:
                 return
-        raise EngineError(f"the fake engine's process {self._process.pid} died")
+        raise EngineError(f"the fake engine's process {self._process.pid} crashed")
 
     def close(self) -> None:
         if self._loop is not None:
@@ -178,9 +176,9 @@ class _EngineProcess:
         self._process.wait()
         self._process.stdout.close()
 
-    def _at_death(self) -> None:
+    def _on_crash(self) -> None:
         self._loop.remove_reader(self._process.stdout)
-        self._died.set()
+        self._crashed.set()
 
 
 def _text(prompt: Prompt, tokenizer: ByteTokenizer) -> str:
@@ -196,7 +194,7 @@ def _digest(text: str) -> bytes:
 
 
 def _instance(schema: dict[str, Any], rng: random.Random) -> Any:
-    """A value that a JSON schema allows: the subset that limrank's own schemas use."""
+    """A value of a JSON schema. Only the keywords of limrank's own schemas are known."""
     if "enum" in schema:
         return rng.choice(schema["enum"])
     kind = schema.get("type")

@@ -113,27 +113,29 @@ def test_a_wait_of_hours_is_told_at_once(endpoint):
 
 @pytest.mark.parametrize("value", ["soon", "-5", "NaN", "inf", "1e999", "", "0", "9" * 500, "1e20", "٣"])
 def test_a_wait_that_is_none_is_left_out(value):
-    assert retries.told_wait({"Retry-After": value}) is None
-    assert retries.told_wait({"retry-after-ms": value}) is None
-    assert retries.told_wait({"x-ratelimit-reset-tokens": value}) is None
+    assert retries.requested_wait({"Retry-After": value}) is None
+    assert retries.requested_wait({"retry-after-ms": value}) is None
+    assert retries.requested_wait({"x-ratelimit-reset-tokens": value}) is None
 
 
 def test_waits_are_read_in_every_form():
     soon = datetime.now(UTC) + timedelta(seconds=30)
-    assert retries.told_wait({"Retry-After": "15"}) == 15
-    assert retries.told_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    assert retries.told_wait({"retry-after": format_datetime(soon, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert retries.told_wait({"retry-after": format_datetime(soon - timedelta(days=1), usegmt=True)}) is None
-    assert retries.told_wait({"x-ratelimit-reset-requests": "1m30.5s"}) == 90.5
-    assert retries.told_wait({"x-ratelimit-reset-requests": "20ms"}) == 0.02
+    assert retries.requested_wait({"Retry-After": "15"}) == 15
+    assert retries.requested_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert retries.requested_wait({"retry-after": format_datetime(soon, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retries.requested_wait({"retry-after": format_datetime(soon - timedelta(days=1), usegmt=True)}) is None
+    assert retries.requested_wait({"x-ratelimit-reset-requests": "1m30.5s"}) == 90.5
+    assert retries.requested_wait({"x-ratelimit-reset-requests": "20ms"}) == 0.02
     used_up = {
         "x-ratelimit-reset-requests": "9s",
         "x-ratelimit-remaining-requests": "3",
         "x-ratelimit-reset-tokens": "2s",
     }
-    assert retries.told_wait(used_up) == 2
-    assert retries.told_wait({"X-RateLimit-Reset": str(int((time.time() + 20) * 1000))}) == pytest.approx(20, abs=1)
-    assert retries.told_wait({}) is None
+    assert retries.requested_wait(used_up) == 2
+    assert retries.requested_wait({"X-RateLimit-Reset": str(int((time.time() + 20) * 1000))}) == pytest.approx(
+        20, abs=1
+    )
+    assert retries.requested_wait({}) is None
 
 
 # ---- errors in a 200 -----------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_what_cannot_be_scored_comes_last_without_a_score():
     assert hits[-len(failed) :] == failed
     assert [hit.index for hit in failed] == sorted(hit.index for hit in failed)
     assert {(hit.score, hit.error) for hit in failed} == {
-        (None, "the fake engine failed this request, as it was told to")
+        (None, "the fake engine failed this request (engine.fault.fail_rate)")
     }
 
 

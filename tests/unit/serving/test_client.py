@@ -54,7 +54,7 @@ class Backend(EngineBackend):
 def hurry(monkeypatch):
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(retries, "LONGEST_WAIT_S", 0.01)
-    monkeypatch.setattr(serve_client, "_LOOK_S", 0.1)
+    monkeypatch.setattr(serve_client, "_HEALTH_CHECK_S", 0.1)
 
 
 @contextmanager
@@ -162,14 +162,16 @@ def test_failed_pairs_are_failed_pairs():
     assert [judgment.score for judgment in found] == [judgment.score for judgment in expected]
     failed = [judgment for judgment in found if judgment.status == ScoreStatus.FAILED]
     assert 0 < len(failed) < 20
-    assert {str(judgment.error) for judgment in failed} == {"the fake engine failed this request, as it was told to"}
+    assert {str(judgment.error) for judgment in failed} == {
+        "the fake engine failed this request (engine.fault.fail_rate)"
+    }
 
 
 def test_nothing_but_failed_pairs_is_no_dead_engine():
     with served(Backend(fail_rate=1.0)) as url:
         found = judged(url, ["a", "b"])
     assert [(judgment.score, judgment.status) for judgment in found] == [(None, ScoreStatus.FAILED)] * 2
-    assert "as it was told to" in str(found[0].error)
+    assert "(engine.fault.fail_rate)" in str(found[0].error)
 
 
 def test_so_many_queries_are_in_flight():
@@ -221,7 +223,7 @@ def test_a_lasting_failure_of_a_server_that_is_well_is_the_querys():
 def test_a_server_whose_engine_does_not_come_back_is_gone():
     backend = Backend(errors=[engine_unavailable()] * 20)
     backend.dead = True
-    with served(backend) as url, pytest.raises(EndpointError, match="no engine came up again: answered 503"):
+    with served(backend) as url, pytest.raises(EndpointError, match="no engine came back up: answered 503"):
         judged(url, ["a"], request_timeout_s=0.1)
 
 
@@ -261,7 +263,7 @@ def test_a_sick_server_that_does_not_answer_is_gone():
     backend = EngineBackend()
     backend.gate.clear()
     backend.dead = True
-    with served(backend, BUDGET) as url, pytest.raises(EndpointError, match="was not well for 0.1 s"):
+    with served(backend, BUDGET) as url, pytest.raises(EndpointError, match="was not healthy for 0.1 s"):
         judged(url, ["a"], request_timeout_s=0.1)
 
 
