@@ -1,4 +1,4 @@
-"""``model``, ``engine`` and ``workers``: what computes, and how many of it."""
+"""``model``, ``engine`` and ``workers``: which model, what runs it, and how many of those."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class ModelConfig(Section):
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        # Not shown: it may be the key itself.
+        # The message leaves the value out: it may be the key itself.
         raise fault("should be the name of an environment variable (letters, digits and _)")
     return name
 
 
 def _is_http(url: str) -> bool:
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # brackets that are no IPv6 address, or a port out of range
+        split = urlsplit(url)
+        port = split.port
+    except ValueError:  # not an IPv6 address in brackets, or a port out of range
         return False
     return (
-        parts.scheme in ("http", "https")
-        and bool(parts.hostname)
+        split.scheme in ("http", "https")
+        and bool(split.hostname)
         and port != 0
         and "#" not in url
         and "\\" not in url
@@ -140,8 +140,8 @@ class EngineConfig(Section):
         return _with_fault_section(values) if isinstance(values, Mapping) else values
 
     def hashed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The values as a config hash has them: the keys of ``fault`` stand in the engine's own section, as
-        they did before there was one, so that older run directories go on.
+        """The values for a config hash. The keys of ``fault`` stand in the engine's own section, as they
+        did before ``fault`` was a section, so that older run directories can be resumed.
 
         Args:
             exclude: keys that change no row.
@@ -156,7 +156,7 @@ class EngineConfig(Section):
         if not self.base_url:
             raise ValueError("engine.base_url is needed for engine.kind=openai")
         if not _is_http(self.base_url):
-            # Not shown: whatever else it may be, it may hold a password.
+            # The message leaves the value out: it may hold a password.
             raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
         return self
 

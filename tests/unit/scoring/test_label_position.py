@@ -171,8 +171,8 @@ def test_a_direct_question_is_what_was_trained_on(tokenizer):
     ],
 )
 def test_where_a_chain_is_cut(chain, ours, theirs):
-    assert scoring.cut_chain(chain) == ours
-    assert scoring.cut_chain(chain, "rank1") == theirs
+    assert scoring.truncate_chain(chain) == ours
+    assert scoring.truncate_chain(chain, "rank1") == theirs
 
 
 @pytest.mark.parametrize("context", [200, 301, 640])
@@ -238,7 +238,7 @@ def test_what_is_kept_for_a_chain_leaves_room_for_a_prompt(over):
         RerankJob(**settings, scoring=scoring)
         return
     for job in (RerankJob, ServeJob, PipelineJob, SynthesizeJob):
-        with pytest.raises(ValueError, match="scoring.min_think_tokens 8192 leaves no room for a prompt"):
+        with pytest.raises(ValueError, match="scoring.min_think_tokens 8192 leaves no tokens for a prompt"):
             job(**settings, scoring=scoring)
 
 
@@ -246,7 +246,7 @@ def test_more_than_the_context_that_is_kept_for_a_chain_is_named(family):
     engine = Scripted(family["marked"], Generation("", "length", 9, 0, 5), context=500)
     judgment = ask(engine, min_think_tokens=600)
     assert judgment.status == ScoreStatus.FAILED
-    assert "scoring.min_think_tokens 600 leaves no room" in str(judgment.error)
+    assert "scoring.min_think_tokens 600 leaves no tokens" in str(judgment.error)
 
 
 def test_a_model_whose_own_end_is_the_mark_has_closed_its_chain(family):

@@ -174,7 +174,7 @@ def test_a_pair_that_just_fits_is_whole(tokenizer):
 def test_a_query_too_long_alone_is_an_error(tokenizer):
     bare = len(encode(tokenizer, "").ids)
     assert len(encode(tokenizer, "Yeast makes gas.", max_tokens=bare).ids) <= bare
-    with pytest.raises(RowError, match=f"the query alone takes {bare} tokens, and {bare - 1} fit"):
+    with pytest.raises(RowError, match=f"the prompt takes {bare} tokens without a passage, and {bare - 1} fit"):
         encode(tokenizer, "Yeast", max_tokens=bare - 1)
 
 
@@ -315,7 +315,7 @@ def test_a_dead_engine_is_not_a_failed_pair():
 def test_a_query_too_long_fails_its_pairs():
     (judgment,) = score(fake(), ["Yeast"], query=Query("q", "why " * 600))
     assert (judgment.status, judgment.score) == (ScoreStatus.FAILED, None)
-    assert "the query alone takes" in str(judgment.error)
+    assert "tokens without a passage" in str(judgment.error)
 
 
 def test_a_passage_too_long_is_scored_without_its_end():
@@ -358,7 +358,7 @@ def test_nothing_is_ranked_as_nothing():
     ],
 )
 def test_a_chain_is_cut_at_its_last_sentence_end(chain, cut):
-    assert scoring.cut_at_sentence(chain) == cut
+    assert scoring.truncate_at_sentence(chain) == cut
 
 
 @pytest.mark.parametrize(
