@@ -93,7 +93,7 @@ def test_where_nothing_is_named_there_is_nothing_to_look_at(address, monkeypatch
 def test_somebody_who_is_not_ray_is_told_from_it(silent, monkeypatch):
     for address in (silent, f"ray://{silent}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(UserError, match="somebody listens there who does not answer as Ray does"):
+        with pytest.raises(UserError, match="something listens there that does not answer as Ray does"):
             check_ray()
     with answering(200, b"hello") as address, pytest.raises(UserError, match="does not answer as Ray does"):
         check_ray(address)
