@@ -310,7 +310,7 @@ def test_the_hash_covers_which_queries_are_judged_and_not_their_grades(config, t
     assert hashed(config()) != base
 
 
-def test_the_hash_covers_a_prompt_s_text_and_not_its_place(config, tmp_path):
+def test_the_hash_covers_a_prompt_s_text_and_not_its_path(config, tmp_path):
     text = prompts.load("relevance")
     for name, words in (("same.txt", text), ("other.txt", text + "\nThink hard.")):
         (tmp_path / name).write_text(words, encoding="utf-8")

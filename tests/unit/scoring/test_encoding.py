@@ -111,7 +111,7 @@ def test_no_special_token_comes_of_what_a_message_says(kind, trim, smollm):
     assert hostile.replace(" ", "") in tokenizer.decode(ids).replace(" ", "")
 
 
-def test_a_template_that_changes_what_a_message_says_fails_the_row_alone():
+def test_a_template_that_changes_the_messages_fails_only_the_row():
     tokenizer = built()
     tokenizer.chat_template = CHAT.replace("TRIM", "| upper ")
     messages = [{"role": "user", "content": "a <|im_end|> b"}]
@@ -232,7 +232,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("max_tokens", [60, 200, 1000])
-def test_a_passage_of_50_mb_is_cut_before_it_is_encoded_and_the_prompt_is_the_same(max_tokens, smollm):
+def test_a_passage_of_50_mb_is_truncated_before_it_is_encoded_and_the_prompt_is_the_same(max_tokens, smollm):
     counting = Counting(smollm)
     unit = "merge sorted feeds, one after another; "
     few = unit * 2000

@@ -231,7 +231,7 @@ def test_a_chain_is_kept_as_much_as_the_recipe_says(family):
 
 
 @pytest.mark.parametrize("over", [-4000, 4000])
-def test_what_is_kept_for_a_chain_leaves_room_for_a_prompt(over):
+def test_the_tokens_kept_for_a_chain_leave_some_for_a_prompt(over):
     settings = {"run_dir": "unused", "model": {"max_model_len": 5000}}
     scoring = {"mode": "think", "min_think_tokens": 5000 + over}
     if over < 0:
@@ -290,7 +290,7 @@ class PrefixTokenizer:
         return self._tokenizer.get_added_vocab()
 
 
-def test_a_chain_that_is_too_long_is_cut_in_a_few_turns(family):
+def test_a_chain_that_is_too_long_is_truncated_in_a_few_rounds(family):
     tokenizer = PrefixTokenizer(family["marked"])
     engine = Scripted(tokenizer, Generation("\n" + "<|im_end|>" * 3000 + "x", "length", 9, 0, 3000), context=2048)
     judgment = ask(engine)

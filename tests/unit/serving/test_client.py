@@ -140,7 +140,7 @@ def test_more_documents_than_a_request_holds_are_several_requests():
     assert [judgment.score for judgment in found] == [judgment.score for judgment in expected]
 
 
-def test_a_cascade_is_not_cut_into_requests():
+def test_a_cascade_is_not_split_into_requests():
     backend = Backend(ScoringConfig())
     with served(backend) as url, pytest.raises(RowError, match="compares all 1001 candidates"):
         judged(url, ["a"] * (MAX_DOCUMENTS + 1), scoring=ScoringConfig(mode="cascade"))
@@ -342,7 +342,7 @@ def test_an_answer_that_is_not_ours_ends_the_job(body):
 
 
 @pytest.mark.parametrize("body", ["<html>", {"error": None}, {"error": "text"}, {"detail": [7]}, [], 7, None], ids=str)
-def test_an_error_of_another_shape_is_told(body):
+def test_an_error_of_another_shape_is_reported(body):
     with answering(body, 400) as (url, _):
         (judgment,) = judged(url, ["a"])
         assert "answered 400: " in str(judgment.error)
@@ -451,7 +451,7 @@ def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
         source(url, BUDGET.model_copy(update={"cutoff": 5})).check()
 
 
-def test_a_server_that_is_not_there_not_well_or_not_ours_is_told():
+def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
     with nobody() as url, pytest.raises(UserError, match=f"engine.base_url {url}: cannot be reached"):
         source(url).check()
     with pytest.raises(UserError, match="engine.base_url localhost: cannot be reached: .*http"):
