@@ -39,7 +39,7 @@ from limrank.engines.vllm import engine_arguments
 from limrank.progress import Progress
 from limrank.records import Candidate, Query
 from limrank.reranking import job as reranking
-from limrank.scoring import CLOSE, LABELS, cut_at_sentence, encode_pair, encode_template, prompt_template
+from limrank.scoring import CLOSE, LABELS, encode_pair, encode_template, prompt_template, truncate_at_sentence
 from limrank.storage import Storage
 
 MODEL = ModelConfig(id="smollm2-135m-instruct", max_model_len=2048)
@@ -107,7 +107,9 @@ class Baselines:
         )
         first, outputs = self._generate(prompts, chains)
         unfinished = [
-            ids + self.tokenizer.encode(cut_at_sentence(output.outputs[0].text), add_special_tokens=False) + self.close
+            ids
+            + self.tokenizer.encode(truncate_at_sentence(output.outputs[0].text), add_special_tokens=False)
+            + self.close
             for ids, output in zip(prompts, outputs, strict=True)
             if output.outputs[0].stop_reason not in stop
         ]

@@ -1,8 +1,6 @@
-"""`python jobs/evaluate.py RECIPE.yaml` is `limrank evaluate RECIPE.yaml`: what a cluster runs."""
+"""`limrank evaluate` as the entry point of a Ray job: `python jobs/evaluate.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["evaluate", *sys.argv[1:]])
+    run_script(__file__)

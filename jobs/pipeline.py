@@ -1,8 +1,6 @@
-"""`python jobs/pipeline.py RECIPE.yaml` is `limrank pipeline RECIPE.yaml`: what a cluster runs."""
+"""`limrank pipeline` as the entry point of a Ray job: `python jobs/pipeline.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["pipeline", *sys.argv[1:]])
+    run_script(__file__)

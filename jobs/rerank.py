@@ -1,8 +1,6 @@
-"""`python jobs/rerank.py RECIPE.yaml` is `limrank rerank RECIPE.yaml`: what a cluster runs."""
+"""`limrank rerank` as the entry point of a Ray job: `python jobs/rerank.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["rerank", *sys.argv[1:]])
+    run_script(__file__)

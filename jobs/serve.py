@@ -1,8 +1,6 @@
-"""`python jobs/serve.py RECIPE.yaml` is `limrank serve RECIPE.yaml`: what a cluster runs."""
+"""`limrank serve` as the entry point of a Ray job: `python jobs/serve.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["serve", *sys.argv[1:]])
+    run_script(__file__)

@@ -1,8 +1,6 @@
-"""`python jobs/synthesize.py RECIPE.yaml` is `limrank synthesize RECIPE.yaml`: what a cluster runs."""
+"""`limrank synthesize` as the entry point of a Ray job: `python jobs/synthesize.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["synthesize", *sys.argv[1:]])
+    run_script(__file__)

@@ -1,8 +1,6 @@
-"""`python jobs/train.py RECIPE.yaml` is `limrank train RECIPE.yaml`: what a cluster runs."""
+"""`limrank train` as the entry point of a Ray job: `python jobs/train.py RECIPE.yaml`."""
 
-import sys
-
-from limrank.cli import run
+from limrank.cli import run_script
 
 if __name__ == "__main__":
-    run(["train", *sys.argv[1:]])
+    run_script(__file__)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EngineConfig,
         EvaluateJob,
         EvaluationConfig,
+        FaultConfig,
         FirstStageConfig,
         ModelConfig,
         PipelineJob,
@@ -55,8 +56,9 @@ _API = (
 )
 _CONFIGS = (
     *("SynthesizeJob", "TrainJob", "RerankJob", "EvaluateJob", "ServeJob", "PipelineJob"),
-    *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FirstStageConfig", "ModelConfig"),
-    *("ScoringConfig", "ServingConfig", "SynthesisConfig", "SynthesisPrompts", "TokenPrices"),
+    *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FaultConfig"),
+    *("FirstStageConfig", "ModelConfig", "ScoringConfig", "ServingConfig", "SynthesisConfig"),
+    *("SynthesisPrompts", "TokenPrices"),
     *("TrainingConfig", "WorkersConfig"),
 )
 _PUBLIC = {
@@ -78,6 +80,7 @@ __all__ = [
     "EvaluateJob",
     "EvaluationConfig",
     "EvaluationResult",
+    "FaultConfig",
     "FirstStageConfig",
     "LimrankError",
     "ModelConfig",

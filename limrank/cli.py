@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -387,6 +388,11 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     if signals.received():
         signals.end_now(code)
     sys.exit(code)
+
+
+def run_script(file: str) -> NoReturn:
+    """The program with the command that a file of ``jobs/`` is named after."""
+    run([Path(file).stem, *sys.argv[1:]])
 
 
 def _usage_error(error: Exception) -> int:

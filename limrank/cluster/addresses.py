@@ -1,4 +1,4 @@
-"""Whether somebody answers at an address, before a library is given it that would wait for ever."""
+"""Checks that an address answers, before a library would wait for it for ever."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from urllib.parse import urlsplit
 from limrank.errors import UserError, first_line
 
 PATIENCE_S = 8.0
-"""How long whoever lives at an address may take to say so."""
+"""Time limit for the first answer at an address."""
 
 CALL_S = 60.0
-"""How long a dashboard may take for what it is asked about jobs."""
+"""Time limit for a dashboard's answers about jobs."""
 
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""A call that the head of a Ray cluster knows, whether it lets this one in or not."""
+"""A gRPC method of a Ray cluster's head. It answers it with or without a valid token."""
 
 Value = TypeVar("Value")
 
 
 def within(seconds: float, call: Callable[[], Value]) -> Value:
-    """What a call gives or raises. It runs in a thread that is left to itself after so long, so
-    that a signal ends the wait at once, whatever the call waits for (a name's look-up does not
-    know an end of its own).
+    """The result or the error of a call that runs in a thread.
+
+    A signal ends the wait at once, whatever the call waits for. A call that is too slow goes on in its
+    thread: a name's look-up, for example, has no time limit of its own.
 
     Raises:
-        TimeoutError: it has not ended in time.
+        TimeoutError: the call has not ended within ``seconds``.
     """
     done: list[tuple[Value | None, BaseException | None]] = []
 
     def work() -> None:
         try:
             done.append((call(), None))
-        except BaseException as error:  # raised below, where it is waited for
+        except BaseException as error:  # raised below, in the waiting thread
             done.append((None, error))
 
     thread = threading.Thread(target=work, daemon=True)
@@ -51,51 +52,51 @@ def within(seconds: float, call: Callable[[], Value]) -> Value:
 
 
 def check_ray(address: str | None = None) -> None:
-    """Look whether a Ray cluster answers where ``ray.init(address="auto")`` would go.
+    """Check that a Ray cluster answers where ``ray.init(address="auto")`` would connect.
 
     Args:
-        address: ``host:port`` of a cluster's head; None: as RAY_ADDRESS says, else the cluster that
-            was last started on this machine. Where neither names one there is nothing to look at.
+        address: ``host:port`` of a cluster's head; None: RAY_ADDRESS, else the cluster that was last
+            started on this machine. Without either, nothing is checked.
 
     Raises:
-        UserError: it is no address, nobody answers there, or not as Ray does.
+        UserError: it is not an address, nothing answers there, or it is not Ray.
     """
-    address, told_by = (address, "--address") if address else _of_auto()
+    address, source = (address, "--address") if address else _auto_address()
     if address in (None, "", "auto", "local"):
         return
-    where = f"{told_by} {address}"
+    where = f"{source} {address}"
     plain = address.removeprefix("ray://")
     host, port = _host_and_port(plain, where, "HOST:PORT, as `ray start` prints it")
     _connect(host, port, where, "no Ray cluster is there")
     if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
-        head = not address.startswith("ray://")  # else it is one for Ray Client, with other calls
+        head = not address.startswith("ray://")  # Ray Client has other methods
         _check_speaks_grpc(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", where, head)
 
 
 def check_dashboard(address: str) -> None:
-    """Look whether the dashboard of a Ray cluster answers at a URL.
+    """Check that the dashboard of a Ray cluster answers at a URL.
 
     Raises:
-        UserError: it is no URL of one, nobody answers there, or not as a dashboard does.
+        UserError: it is not a URL of a dashboard, nothing answers there, or it is not a dashboard.
     """
     import httpx
 
     where = f"--address {address}"
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        url = urlsplit(address)
+        host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https") or any(each.isspace() for each in address):
+    if not host or url.scheme not in ("http", "https") or any(each.isspace() for each in address):
         raise UserError(f"{where}: is no URL of a dashboard: take http://HOST:8265")
     _connect(host, port, where, "no Ray dashboard is there")
     try:
-        url = f"{address.rstrip('/')}/api/version"
-        # The client's own limit is one for each piece of an answer.
-        answer = within(PATIENCE_S, lambda: httpx.get(url, timeout=PATIENCE_S, trust_env=False))
+        version = f"{address.rstrip('/')}/api/version"
+        # httpx's time limit is for each read, not for the whole answer.
+        answer = within(PATIENCE_S, lambda: httpx.get(version, timeout=PATIENCE_S, trust_env=False))
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise UserError(f"{where}: does not answer as a Ray dashboard: {first_line(error)}") from None
-    # One that asks for a token is asked again by Ray, who has it.
+    # A dashboard with a token answers 401 or 403 here; Ray itself sends the token.
     if answer.status_code not in (401, 403) and not _is_version(answer):
         raise UserError(f"{where}: does not answer as a Ray dashboard (status {answer.status_code})")
 
@@ -108,12 +109,12 @@ def _is_version(answer) -> bool:
     return answer.status_code == 200 and isinstance(payload, dict) and "ray_version" in payload
 
 
-def _of_auto() -> tuple[str | None, str]:
+def _auto_address() -> tuple[str | None, str]:
     if address := os.environ.get("RAY_ADDRESS"):
         return address.strip(), "RAY_ADDRESS"
     from ray._private import services
 
-    # As Ray finds it: a cluster that runs comes before the file of one that was started last.
+    # Ray's own order: a running cluster, then the file of the one that was started last.
     services.find_gcs_addresses.cache_clear()
     try:
         return services.get_ray_address_from_environment("auto", None), "the cluster that was last started here,"
@@ -141,7 +142,7 @@ def _connect(host: str, port: int, where: str, otherwise: str) -> None:
 def _check_speaks_grpc(address: str, where: str, head: bool) -> None:
     import grpc
 
-    otherwise = f"{where}: somebody listens there who does not answer as Ray does"
+    otherwise = f"{where}: something listens there that does not answer as Ray does"
     channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
     try:
         grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)

@@ -1,4 +1,4 @@
-"""A Ray cluster for a job: one of its own, or a running one."""
+"""Connecting a job to Ray: to a cluster of its own, or to a running one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from limrank.config import is_uri
 from limrank.errors import UserError
 from limrank.parsing import without_credentials
 
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0, the default on the systems in its name, a node's address is 127.0.0.1 and all its servers
+listen there, instead of on every interface. Ray takes no second node then."""
+
 MIN_LOGICAL_CPUS = 4
-"""Logical CPUs may exceed the cores: an engine takes what it needs of the cores itself,
-and Ray Data's own small tasks must find a slot beside it."""
+"""Logical CPUs may exceed the cores. An engine uses the cores whatever Ray counts, and Ray Data's own
+small tasks need slots, too."""
 
 _STDERR = 2
-"""The file descriptor that a process writes its errors to."""
+"""The file descriptor of standard error."""
 
 _THREAD_ENDS_S = 10.0
-"""How long an execution of Ray Data may take to end."""
+"""Time limit for the end of a Ray Data execution."""
 
 
 def default_address() -> str:
@@ -35,21 +39,19 @@ def default_address() -> str:
 
 
 def prepare_environment(address: str = "auto") -> None:
-    """Settings that Ray reads when it is imported; a person's own are kept.
+    """Set the environment variables that Ray reads when it is imported, except those that the user has set.
 
-    A cluster that asks for a token (Ray's default since 2.60) refuses clients that do not
-    say so themselves; the token lies where ``ray start`` wrote it.
+    A cluster with a token (Ray's default since 2.60) refuses clients without RAY_AUTH_MODE. The token
+    is in the file that ``ray start`` wrote.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A thread that asks Ray for something after its end must not start another cluster.
+    # A thread that calls Ray after its shutdown must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if address == "local":
-        # By this switch, named for the systems that it is the default on, a node's address is
-        # 127.0.0.1, and all its servers listen there; else they do on every interface.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(LOOPBACK_SWITCH, "0")
         _keep_token_private()
-    # Ray Data's actors make Ray's core log an alarm about itself at every start; its
-    # errors come as exceptions anyway.
+    # With Ray Data's actors Ray's core logs a warning at every start. Its errors come as
+    # exceptions anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _token_file().is_file() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -60,11 +62,11 @@ def _token_file() -> Path:
 
 
 def _keep_token_private() -> None:
-    """Make the token that Ray would make, readable by nobody else; Ray's own is by everybody."""
+    """Create Ray's token with permissions for its owner only. Ray would let everybody read it."""
     path = _token_file()
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
-    with contextlib.suppress(OSError):  # a home that cannot be written has no token, and Ray says so
+    with contextlib.suppress(OSError):  # Ray reports a home directory that cannot be written
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -77,11 +79,11 @@ def _keep_token_private() -> None:
 
 @contextmanager
 def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
-    """Be connected to a Ray cluster inside; where a job of this process is already, stay so.
+    """Connect to a Ray cluster for the ``with`` block, unless this process is connected already.
 
     Args:
-        address: ``local`` starts a cluster in this process's care; ``auto`` attaches.
-        paths: local paths that every node has to see.
+        address: ``local`` starts a cluster that ends with the block; ``auto`` attaches to a running one.
+        paths: local paths that every node must see.
 
     Raises:
         UserError: there is no cluster to attach to, or a node does not see a path.
@@ -93,7 +95,7 @@ def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
         yield
         return
     try:
-        # Interrupted half-way, a Ray of ours would leave processes behind.
+        # An interrupted start of a local cluster would leave processes behind.
         with signals.deferred() if address == "local" else contextlib.nullcontext():
             _initialise(address)
         check_paths(paths)
@@ -121,7 +123,7 @@ def _initialise(address: str) -> None:
                     logging_level="warning",
                 )
         else:
-            check_ray()  # Ray itself waits for ever
+            check_ray()  # ray.init would wait for ever
             ray.init(address="auto", log_to_driver=False, logging_level="warning")
     except ConnectionError as error:
         raise UserError(
@@ -129,29 +131,29 @@ def _initialise(address: str) -> None:
         ) from error
     finally:
         utils.set_sigterm_handler = own
-        # Ray's core has put a handler of its own below Python's, which dumps the stack and aborts.
+        # Ray's core has installed a signal handler of its own, which dumps the stack and aborts.
         signals.take_over()
 
 
 @contextlib.contextmanager
 def _quiet_processes() -> Iterator[None]:
-    """Processes that are started inside have no stderr. Ray's write to it until they have a log of
-    their own: a stack dump, where they are ended as early as that."""
+    """Processes that start inside have no stderr. Ray's processes write to it until they have a log,
+    for example a stack dump when they are ended that early."""
     sys.stderr.flush()
     kept = os.dup(_STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, _STDERR)
+        os.dup2(devnull, _STDERR)
         yield
     finally:
         os.dup2(kept, _STDERR)
         os.close(kept)
-        os.close(nowhere)
+        os.close(devnull)
 
 
 def _end_data_threads() -> None:
-    """End Ray Data's executions. One that was interrupted before its first block goes on in a thread,
-    and a thread that asks Ray for something while Ray ends crashes the process."""
+    """End Ray Data's executions. An execution that was interrupted before its first block continues in a
+    thread, and a thread that calls Ray during its shutdown crashes the process."""
     for thread in threading.enumerate():
         if thread.name.startswith("StreamingExecutor"):
             thread.shutdown(force=True)

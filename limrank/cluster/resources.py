@@ -1,5 +1,5 @@
-"""What a pool of engines takes of a cluster, and whether the cluster can ever give it: Ray
-would wait for ever, without a word."""
+"""The resources of a pool of engines, and whether a cluster can ever provide them. Ray itself would
+silently wait for ever."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def reserve(
     memory_of: str = _OF_ENGINES,
     nodes: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """What one replica takes of the cluster that this process is connected to, as Ray's
-    ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` are left to Ray's own tasks.
+    """The resources of one replica on the cluster that this process is connected to, as Ray's
+    ``num_cpus``, ``num_gpus`` and ``accelerator_type``. ``spare_cpus`` remain for Ray's own tasks.
 
     Args:
-        memory_of: for a person, what their memory is needed for, and by which keys.
-        nodes: what other pools leave of the cluster's nodes; None: they have it all.
+        memory_of: what the memory is needed for, with its recipe keys, for the message.
+        nodes: the resources that other pools leave on the nodes; None: there are no other pools.
 
     Raises:
-        UserError: the cluster as it stands cannot hold the replicas; Ray would wait for ever.
+        UserError: the cluster cannot hold the replicas.
     """
     requests, whole = list(requests), nodes_alive()
     wanted = resources(requests, workers, sum(node.get("GPU", 0.0) for node in whole))
@@ -51,7 +51,7 @@ def nodes_alive() -> list[Mapping[str, float]]:
 
 
 def resources(requests: Iterable[ResourceRequest], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
-    """What one replica takes. Engines that live elsewhere take a sliver of a CPU here."""
+    """The resources of one replica. A client of remote engines takes a tenth of a CPU."""
     if not any(request.holds_model for request in requests):
         return {"num_cpus": 0.1, "num_gpus": 0.0}
     gpus = workers.gpus
@@ -65,7 +65,7 @@ def check_resources(
     wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
 ) -> None:
     """Raises UserError where the nodes cannot hold the replicas, each on one node, and
-    ``spare_cpus`` beside them."""
+    ``spare_cpus`` in addition."""
     needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in _KINDS if wanted[key])
     accelerator = wanted.get("accelerator_type")
     if accelerator:
@@ -74,7 +74,7 @@ def check_resources(
             raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
     if fitting(wanted, nodes, spare_cpus) < replicas:
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
-        spare = f", and {spare_cpus} CPU beside them," if spare_cpus else ""
+        spare = f", and {spare_cpus} CPU in addition," if spare_cpus else ""
         raise UserError(
             f"workers: {replicas} replicas of {needed} each{spare} do not fit into the cluster's nodes (not yet "
             f"taken by this job: {have}): lower workers.replicas, workers.cpus or workers.gpus"
@@ -82,7 +82,7 @@ def check_resources(
 
 
 def check_memory(needed: int, nodes: Sequence[Mapping[str, float]], what: str = _OF_ENGINES) -> None:
-    """Raises UserError where no node has the main memory (bytes) that one replica needs for ``what``."""
+    """Raises UserError where no node has the ``needed`` main memory (bytes) of one replica."""
     most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
     if needed > most:
         raise UserError(
@@ -92,7 +92,7 @@ def check_memory(needed: int, nodes: Sequence[Mapping[str, float]], what: str = 
 
 
 def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1) -> int:
-    """How many replicas the nodes hold, each on one node, and ``spare_cpus`` beside them."""
+    """How many replicas the nodes hold, each on one node, with ``spare_cpus`` in addition."""
     accelerator = wanted.get("accelerator_type")
     able = [node for node in nodes if not accelerator or f"accelerator_type:{accelerator}" in node]
     whole = sum(node.get("CPU", 0.0) for node in nodes) - spare_cpus
@@ -101,21 +101,21 @@ def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spa
 
 
 def remaining(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """What the nodes have left when they hold so many replicas, each on the node that has
-    room for the most."""
+    """The resources that remain on the nodes when each replica is on the node that fits the most of
+    them."""
     left = [dict(node) for node in nodes]
     for _ in range(replicas):
-        roomiest = max(left, key=lambda node: fitting(wanted, [node], 0))
+        freest = max(left, key=lambda node: fitting(wanted, [node], 0))
         for kind, key in _KINDS:
-            roomiest[kind] = max(0.0, roomiest.get(kind, 0.0) - wanted[key])
+            freest[kind] = max(0.0, freest.get(kind, 0.0) - wanted[key])
     return left
 
 
 def wait_for_resources(wanted: Mapping[str, Any], timeout_s: float) -> None:
-    """Wait until the cluster has room for one replica; others' jobs may hold all of it.
+    """Wait until the cluster has free resources for one replica. Other jobs may hold them.
 
     Raises:
-        EngineError: it had none in time.
+        EngineError: they were not free in time.
     """
     import ray
     from ray.exceptions import GetTimeoutError
@@ -126,7 +126,7 @@ def wait_for_resources(wanted: Mapping[str, Any], timeout_s: float) -> None:
     except GetTimeoutError:
         ray.cancel(probe, force=True)
         raise EngineError(
-            f"the cluster had no room for one worker ({dict(wanted)}) within {timeout_s:g} s "
+            f"the cluster had no free resources for one worker ({dict(wanted)}) within {timeout_s:g} s "
             "(engine.startup_timeout_s): other work holds it"
         ) from None
 
@@ -142,5 +142,5 @@ def _on_one(wanted: Mapping[str, Any], node: Mapping[str, float]) -> int:
 
 
 def _times(wanted: float, given: float) -> int:
-    """How often it goes into it, in the ten-thousandths that Ray counts in."""
+    """How many times ``wanted`` fits into ``given``, in the ten-thousandths that Ray counts in."""
     return round(given * 10_000) // max(1, round(wanted * 10_000))

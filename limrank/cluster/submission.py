@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parents[1]
 
 _NO_ANSWER = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
-"""What Ray's job client raises where a dashboard refuses, breaks off, or answers something else."""
+"""Errors of Ray's job client where a dashboard refuses, breaks off, or answers something else."""
 
 
 def submit(command: str, recipe: str, address: str, *, flags: Iterable[str] = ()) -> int:
-    """Run ``jobs/<command>.py`` on a cluster, follow its log and give its exit code.
+    """Run ``jobs/<command>.py`` on a cluster, follow its log and return its exit code.
 
-    The package travels with the job, so that the cluster needs its dependencies only.
+    The job includes the package, so the cluster needs only its dependencies.
 
     Args:
         recipe: the resolved recipe, as YAML.
@@ -63,7 +63,7 @@ def submit(command: str, recipe: str, address: str, *, flags: Iterable[str] = ()
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print a job's log, its progress as bars, until it ends; its exit code."""
+    """Print a job's log until it ends, with its progress as bars. Returns its exit code."""
     progress = open_progress()
     try:
         asyncio.run(_print_log(client, job_id, progress))
@@ -85,12 +85,12 @@ async def _print_log(client: JobSubmissionClient, job_id: str, progress: Any) ->
     async for piece in client.tail_job_logs(job_id):
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
-            _show(line, progress)
+            _print_line(line, progress)
     if rest:
-        _show(rest, progress)
+        _print_line(rest, progress)
 
 
-def _show(line: str, progress: Any) -> None:
+def _print_line(line: str, progress: Any) -> None:
     event = parse_json_line(line)
     if event is not None:
         progress.update(event)
@@ -105,7 +105,7 @@ def job_client(address: str) -> JobSubmissionClient:
     prepare_environment()
     from ray.job_submission import JobSubmissionClient
 
-    # Uploads and closed sockets are not news.
+    # Hide the messages about uploads and closed sockets.
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -119,7 +119,7 @@ def list_jobs(address: str) -> list[JobDetails]:
 
     Raises:
         UserError: no dashboard answers at the address.
-        EngineError: it does not list them.
+        EngineError: the dashboard does not list them.
     """
     try:
         client = job_client(address)
@@ -148,4 +148,4 @@ def _entry_point(command: str) -> Path:
     for folder in (_PACKAGE.parent / "jobs", _PACKAGE / "_jobs"):
         if (folder / f"{command}.py").is_file():
             return folder / f"{command}.py"
-    raise UserError(f"jobs/{command}.py is neither beside the limrank package nor in it; install limrank again")
+    raise UserError(f"jobs/{command}.py is neither next to the limrank package nor in it; reinstall limrank")

@@ -15,6 +15,7 @@ from limrank.config.base import (
     fault,
     is_prompt_text,
     is_text,
+    known_aliases,
     known_fields,
 )
 from limrank.config.data import (
@@ -27,7 +28,7 @@ from limrank.config.data import (
     FirstStageConfig,
     Rewriting,
 )
-from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
+from limrank.config.engine import EngineConfig, FaultConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.jobs import (
     JOBS,
@@ -53,6 +54,7 @@ __all__ = [
     "DataConfig",
     "DevConfig",
     "EngineConfig",
+    "FaultConfig",
     "EvaluateJob",
     "EvaluationConfig",
     "FAULT",
@@ -94,5 +96,6 @@ __all__ = [
     "is_prompt_text",
     "is_text",
     "is_uri",
+    "known_aliases",
     "known_fields",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -62,6 +62,9 @@ class Section(BaseModel):
         hide_input_in_errors=True,
     )
 
+    aliases: ClassVar[dict[str, str]] = {}
+    """Older names of keys, each with the (dotted) name of today. Both are accepted."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _check_any_key(cls, value: Any, info: ValidationInfo) -> Any:
@@ -116,6 +119,15 @@ def known_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
         yield prefix + name, field
         for below in _sections(field.annotation):
             yield from known_fields(below, f"{prefix}{name}.")
+
+
+def known_aliases(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every older name of a key of a section and of the sections below it, with its name of today."""
+    for old, new in getattr(section, "aliases", {}).items():
+        yield prefix + old, prefix + new
+    for name, field in section.model_fields.items():
+        for below in _sections(field.annotation):
+            yield from known_aliases(below, f"{prefix}{name}.")
 
 
 def is_text(annotation: Any) -> bool:

@@ -1,13 +1,15 @@
-"""``model``, ``engine`` and ``workers``: what computes, and how many of it."""
+"""``model``, ``engine`` and ``workers``: which model, what runs it, and how many of those."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveInt,
@@ -39,25 +41,59 @@ class ModelConfig(Section):
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        # Not shown: it may be the key itself.
+        # The message leaves the value out: it may be the key itself.
         raise fault("should be the name of an environment variable (letters, digits and _)")
     return name
 
 
 def _is_http(url: str) -> bool:
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # brackets that are no IPv6 address, or a port out of range
+        split = urlsplit(url)
+        port = split.port
+    except ValueError:  # not an IPv6 address in brackets, or a port out of range
         return False
     return (
-        parts.scheme in ("http", "https")
-        and bool(parts.hostname)
+        split.scheme in ("http", "https")
+        and bool(split.hostname)
         and port != 0
         and "#" not in url
         and "\\" not in url
         and url.split() == [url]
     )
+
+
+class FaultConfig(Section):
+    latency_ms: NonNegativeFloat = Field(default=0.0, description="time that a request takes, in milliseconds")
+    fail_rate: Unit = Field(default=0.0, description="share of prompts that raise a RowError")
+    poison: str | None = Field(default=None, description="a prompt that holds this text crashes the engine")
+    own_process: bool = Field(
+        default=False, description="keep a second process, as vLLM does; the engine ends when it crashes"
+    )
+    start_s: NonNegativeFloat = Field(default=0.0, description="time that the start takes, in seconds")
+    fail_start: bool = Field(default=False, description="fail at the end of the start")
+
+
+def _with_fault_section(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's keys with those of ``fault`` in their section, also where they are given without it."""
+    flat = {name: values[name] for name in FaultConfig.model_fields if name in values}
+    others = {name: value for name, value in values.items() if name not in flat}
+    if not flat:
+        return others
+    nested = others.get("fault", {})
+    if isinstance(nested, FaultConfig):
+        nested = nested.model_dump(exclude_unset=True)
+    if not isinstance(nested, Mapping):  # refused as the section that it is not
+        return others
+    for name, value in flat.items():
+        if name in nested and nested[name] != value:
+            raise fault(f"has {name} and fault.{name}, two names of one key, with different values")
+    return others | {"fault": {**nested, **flat}}
+
+
+def _describe_aliases(schema: dict[str, Any]) -> None:
+    """Adds the names that ``fault``'s keys have without their section to the JSON Schema of an engine."""
+    faults = FaultConfig.model_json_schema()["properties"]
+    schema["properties"] |= {name: described | {"deprecated": True} for name, described in faults.items()}
 
 
 class EngineConfig(Section):
@@ -92,16 +128,26 @@ class EngineConfig(Section):
     enforce_eager: bool | None = Field(
         default=None, description="vllm: run without CUDA graphs. null: eager on a CPU, CUDA graphs on a GPU"
     )
-    latency_ms: NonNegativeFloat = Field(
-        default=0.0, description="fake engine: time that a request takes, in milliseconds"
-    )
-    fail_rate: Unit = Field(default=0.0, description="fake engine: share of prompts that raise a RowError")
-    poison: str | None = Field(default=None, description="fake engine: a prompt that holds this text kills the engine")
-    own_process: bool = Field(
-        default=False, description="fake engine: keep a second process, as vLLM does; the engine dies with it"
-    )
-    start_s: NonNegativeFloat = Field(default=0.0, description="fake engine: time that the start takes, in seconds")
-    fail_start: bool = Field(default=False, description="fake engine: fail at the end of the start")
+    fault: FaultConfig = Field(default=FaultConfig(), description="fake: its delays and faults")
+
+    # Recipes and run directories from before engine.fault have its keys in the engine's own section.
+    aliases: ClassVar[dict[str, str]] = {name: f"fault.{name}" for name in FaultConfig.model_fields}
+    model_config = ConfigDict(json_schema_extra=_describe_aliases)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_aliases(cls, values: Any) -> Any:
+        return _with_fault_section(values) if isinstance(values, Mapping) else values
+
+    def hashed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The values for a config hash. The keys of ``fault`` stand in the engine's own section, as they
+        did before ``fault`` was a section, so that older run directories can be resumed.
+
+        Args:
+            exclude: keys that change no row.
+        """
+        values = self.model_dump()
+        return {key: value for key, value in (values | values.pop("fault")).items() if key not in exclude}
 
     @model_validator(mode="after")
     def _endpoint_given(self) -> EngineConfig:
@@ -110,7 +156,7 @@ class EngineConfig(Section):
         if not self.base_url:
             raise ValueError("engine.base_url is needed for engine.kind=openai")
         if not _is_http(self.base_url):
-            # Not shown: whatever else it may be, it may hold a password.
+            # The message leaves the value out: it may hold a password.
             raise ValueError("engine.base_url: should be http:// or https:// and a host, as in http://HOST:8000/v1")
         return self
 

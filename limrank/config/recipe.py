@@ -24,6 +24,7 @@ from limrank.config import (
     is_prompt_text,
     is_text,
     is_uri,
+    known_aliases,
     known_fields,
 )
 from limrank.errors import UserError
@@ -250,7 +251,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{source}: should be key=value")
     if not text.strip():
         raise UserError(f"{source}: has no value; {printable_path(key)}=null unsets the key")
-    keys = key.split(".")
+    name = _aliases().get(key, key)
+    for old in (old for old, new in _aliases().items() if new == name):
+        _unset(values, old.split("."))
+    keys = name.split(".")
     _set(values, keys, _override_value(keys, text, source), source)
 
 
@@ -272,6 +276,7 @@ def _override_value(keys: list[str], text: str, source: str) -> Any:
 def _is_text_key(path: tuple[str | int, ...]) -> bool:
     """Whether a key, or an element of a key's list, is text in any job's config."""
     name = ".".join(key for key in path if isinstance(key, str))
+    name = _aliases().get(name, name)
     is_element = isinstance(path[-1], int)
     return any(is_text(annotation) for annotation in _annotations()[is_element].get(name, ()))
 
@@ -286,6 +291,22 @@ def _annotations() -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
             values.setdefault(key, []).append(field.annotation)
             elements.setdefault(key, []).extend(element_types(field.annotation))
     return values, elements
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Older name of a key → its name of today, over all jobs."""
+    return dict(alias for job in JOBS.values() for alias in known_aliases(job))
+
+
+def _unset(values: dict[str, Any], keys: list[str]) -> None:
+    *parents, last = keys
+    for parent in parents:
+        below = values.get(parent)
+        if not isinstance(below, dict):
+            return
+        values = below
+    values.pop(last, None)
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, source: str = "") -> None:
@@ -311,9 +332,10 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
     key, first = next(iter(by_key.items()))
     if first["type"] == "extra_forbidden":
         message = f"{key}: unknown key"
-        nearest = difflib.get_close_matches(key[:200], [key for key, _ in known_fields(job)], n=1, cutoff=0.5)
+        known = {name: name for name, _ in known_fields(job)} | dict(known_aliases(job))
+        nearest = difflib.get_close_matches(key[:200], known, n=1, cutoff=0.5)
         if nearest:
-            message += f"; did you mean {nearest[0]}?"
+            message += f"; did you mean {known[nearest[0]]}?"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
     elif first["type"] == FAULT:

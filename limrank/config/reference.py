@@ -32,6 +32,8 @@ _DESCRIPTIONS = {
     "first_stage": "The candidates of each query.",
     "model": "A model.",
     "engine": "What runs a model.",
+    "engine.fault": "Delays and faults of the fake engine, for tests. Its keys are also accepted directly in `engine`, "
+    "as older recipes have them.",
     "scoring": "How a pair is scored.",
     "workers": "A pool of engines, or the training workers.",
     "synthesis": "What is written, judged, rejected and chosen.",

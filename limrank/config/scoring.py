@@ -1,4 +1,4 @@
-"""``scoring``: how a pair is judged."""
+"""``scoring``: how a pair is scored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ScoringConfig(Section):
     )
     compatibility: Compatibility | None = Field(
         default=None,
-        description="rank1: an unfinished chain is cut as the reference cuts it, at its last . ! or ?, also "
+        description="rank1: an unfinished chain is truncated as by the reference, at its last . ! or ?, also "
         "inside a number. null: at its last sentence end",
     )
     prompt: str = Field(
@@ -56,7 +56,7 @@ class ScoringConfig(Section):
 
     @property
     def think_tokens(self) -> int:
-        """The longest chain in tokens: 0 where the mode writes none."""
+        """The longest chain in tokens; 0 if the mode writes none."""
         defaults = {"none": 0, "direct": 0, "think": 8192, "budget": 256, "cascade": 256}
         if self.mode in ("none", "direct"):
             return 0
@@ -64,9 +64,9 @@ class ScoringConfig(Section):
 
 
 def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring") -> None:
-    """Raises ValueError where what is kept for a chain is all of the context."""
+    """Raises ValueError where the tokens that are kept for a chain are all of the context."""
     kept = min(scoring.min_think_tokens or 0, scoring.think_tokens)
     if model.max_model_len and kept >= model.max_model_len:
         raise ValueError(
-            f"{key}.min_think_tokens {kept} leaves no room for a prompt in model.max_model_len {model.max_model_len}"
+            f"{key}.min_think_tokens {kept} leaves no tokens for a prompt in model.max_model_len {model.max_model_len}"
         )

@@ -26,10 +26,10 @@ def _host(host: str) -> str:
     return host
 
 
-def _queue(places: int) -> int:
-    if not places:
+def _queue(length: int) -> int:
+    if not length:
         raise fault("should be above 0, or -1 for no limit")
-    return places
+    return length
 
 
 class ServingConfig(Section):

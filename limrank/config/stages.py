@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from limrank.config.jobs import PipelineJob, RerankJob, ServeJob, SynthesizeJob, TrainJob, config_hash
 from limrank.config.recipe import checked
@@ -96,12 +95,14 @@ def stage_configs(config: PipelineJob) -> Stages:
 
 def pipeline_hash(config: PipelineJob) -> str:
     """The hash of all that any stage's rows depend on. Each stage's own hash covers its files too."""
-    excluded: dict[str, Any] = dict.fromkeys(
-        ("run_dir", "allow_failures", "notes", "workers", "serving", "evaluation"), True
+    not_of_rows = {"run_dir", "allow_failures", "notes", "workers", "serving", "evaluation"}
+    return config_hash(
+        config.model_dump(exclude=not_of_rows)
+        | {
+            "engine": config.engine.hashed({"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}),
+            "synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"}),
+        }
     )
-    excluded |= {"engine": {"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}, "synthesis": True}
-    synthesis = config.synthesis.hashed({"max_tokens", "prices", "license"})
-    return config_hash(config.model_dump(exclude=excluded) | {"synthesis": synthesis})
 
 
 def _decontaminated(config: PipelineJob) -> SynthesisConfig:

@@ -62,8 +62,7 @@ def query_template(data: DataConfig) -> str:
     if "{%" in template:
         raise UserError("data.query_template: has {% … %}; it is a text with the place {{ query }}, and nothing else")
     places = set(_PLACE.findall(template))
-    if "query" not in places:
-        raise UserError("data.query_template: has no {{ query }}: every query would be the same")
+    prompts.require_placeholders(places, {"query"}, "data.query_template")
     if unknown := sorted(places - {"query"}):
         raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no place of it; {{{{ query }}}} is")
     return "" if _PLACE.fullmatch(template) else template

@@ -1,5 +1,7 @@
-"""Engines behind one protocol: vLLM in this process, an endpoint, or a fake for tests;
-and, as a ``Judge``, a served reranker."""
+"""Engines behind one protocol: vLLM in this process, an endpoint, or a fake for tests.
+
+A served reranker is a ``Judge`` instead.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ __all__ = [
 
 
 class EngineSource(ResourceRequest, Protocol):
-    """Something that can be sent to another process and opened there as an engine."""
+    """Can be sent to another process and opened there as an engine."""
 
     @property
     def startup_timeout_s(self) -> float:
@@ -66,10 +68,10 @@ class EngineSpec:
 
 
 def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
-    """Find out in seconds what would make every worker fail, before any is started.
+    """Check within seconds what would make every worker fail, before any worker starts.
 
     Raises:
-        UserError: the model is not to be had, or the endpoint does not serve it.
+        UserError: the model cannot be loaded, or the endpoint does not serve it.
     """
     if engine.kind == "vllm":
         models.resolve(model.id, weights=False)
@@ -85,8 +87,11 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
-    """The tokenizer that the engine would use, without the engine. Raises UserError as
-    :func:`limrank.models.tokenizer` does."""
+    """The tokenizer that the engine would use. No engine is opened.
+
+    Raises:
+        UserError: as :func:`limrank.models.tokenizer`.
+    """
     if engine.kind == "fake":
         from limrank.engines.fake import ByteTokenizer
 
@@ -96,12 +101,12 @@ def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:
 
 @extras_explained()
 def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *, tensor_parallel: int = 1) -> Engine:
-    """Start an engine; it takes a minute for vLLM. Close it with ``await engine.aclose()``.
+    """Start an engine. vLLM takes about a minute. Close the engine with ``await engine.aclose()``.
 
     Raises:
         UserError: the model is unknown, the settings cannot work for it, the engine is not installed,
-            or ``engine.kind`` is serve, which is no engine.
-        EngineError: the engine did not come up.
+            or ``engine.kind`` is serve, which is not an engine.
+        EngineError: the engine did not start.
     """
     model = ModelConfig(id=model) if isinstance(model, str) else model
     engine = engine or EngineConfig()

@@ -1,6 +1,6 @@
-"""Engines that live in Ray actors of their own and are called from other processes.
+"""Engines in Ray actors of their own, which other processes call.
 
-One model then serves several stages or pools; a unit flows from one model to the next
+One model then serves several stages or pools, and a unit goes from one model to the next
 as soon as its step ends.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from limrank.engines import EngineSpec
 from limrank.engines.base import (
@@ -22,6 +22,7 @@ from limrank.engines.base import (
     Prompt,
     RemoteSource,
     RequestLimiter,
+    SamplingOptions,
     Tokenizer,
     Usage,
     meter,
@@ -29,15 +30,15 @@ from limrank.engines.base import (
 )
 from limrank.errors import EngineError, LimrankError, first_line
 
-_LOOK_S = 1.0
-"""How often a host that died is asked whether it is up again."""
+_RETRY_S = 1.0
+"""Pause between two questions to a crashed host, whether Ray has restarted it."""
 
 
 class EngineHost:
     """The actor's body. Its methods run on the actor's event loop, many at a time.
 
-    A dead engine stays dead, so the process ends with it: callers see a dead actor, and
-    Ray starts another.
+    A crashed engine cannot recover, so its process ends, too: callers see a dead actor, and
+    Ray starts another one.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -46,18 +47,18 @@ class EngineHost:
         try:
             self._engine = spec.open()
         except LimrankError as error:
-            self._error = error  # told by ready(), in our words instead of Ray's
+            self._error = error  # raised by ready(): a constructor's error would come as Ray's
 
     async def ready(self) -> tuple[Limits, Tokenizer, str | None]:
         if self._error is not None:
             raise self._error
         return self._engine.limits, self._engine.tokenizer, getattr(self._engine, "dtype", None)
 
-    async def generate(self, prompt: Prompt, options: dict[str, Any]) -> Generation:
+    async def generate(self, prompt: Prompt, options: SamplingOptions) -> Generation:
         with _ends_with_engine():
             return await self._opened().generate(prompt, **options)
 
-    async def stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncIterator[str]:
+    async def stream(self, prompt: Prompt, options: SamplingOptions) -> AsyncIterator[str]:
         with _ends_with_engine():
             async for text in self._opened().stream(prompt, **options):
                 yield text
@@ -67,8 +68,8 @@ class EngineHost:
             return await self._opened().label_logprobs(prompt, labels), usage
 
     def _opened(self) -> Any:
-        # Of a host that Ray started again nobody asks first whether it is ready: with the
-        # process gone Ray tries once more.
+        # Nobody calls ready() of a host that Ray restarted. This error ends the process, and
+        # Ray tries once more.
         if self._engine is None:
             raise EngineError(f"the engine did not open: {self._error}")
         return self._engine
@@ -80,7 +81,7 @@ class EngineHost:
 
 @dataclass(frozen=True)
 class HostedEngineSource(RemoteSource):
-    """Opens as a client of running hosts. ``limits`` are those of one."""
+    """Opens as a client of running hosts. ``limits`` are those of one host."""
 
     hosts: tuple[Any, ...]
     limits: Limits
@@ -91,11 +92,11 @@ class HostedEngineSource(RemoteSource):
 
 
 class HostedEngine:
-    """The client. A request goes to the host that has the fewest of its own; one whose host
-    dies goes to another, once, or where there is none to the same one when it is up again.
+    """The client. A request goes to the host with the fewest requests. If the host crashes, the
+    request is retried once: on another host, or on the same one after its restart.
 
-    Its tokenizer is the hosts', fetched as it opens: with its library it takes seconds, in
-    which a host would wait for the first request."""
+    The client fetches the hosts' tokenizer when it opens, which takes seconds. Fetched later, the
+    hosts would wait for the first request."""
 
     def __init__(self, hosts: Sequence[Any], limits: Limits, startup_timeout_s: float) -> None:
         self._requests = dict.fromkeys(hosts, 0)
@@ -105,33 +106,12 @@ class HostedEngine:
         self.limits = Limits(limits.context, len(hosts) * limits.in_flight)
         self.limiter = RequestLimiter(2 * self.limits.in_flight)
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        options = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": list(stop),
-            "seed": seed,
-            "schema": schema,
-        }
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
         generation = await self._ask("generate", prompt, options)
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": list(stop)}
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         with self._host() as host, _engine_errors():
             async for reference in host.stream.options(num_returns="streaming").remote(prompt, options):
                 yield await reference
@@ -142,7 +122,7 @@ class HostedEngine:
         return logprobs
 
     async def aclose(self) -> None:
-        """Nothing: the host belongs to whoever started it."""
+        """Does nothing: :func:`host_engine` ends the hosts."""
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         async with self.limiter:
@@ -150,11 +130,11 @@ class HostedEngine:
                 try:
                     return await _call(first, method, *arguments)
                 except EngineError as error:
-                    if not _actor_died(error):
+                    if not _actor_crashed(error):
                         raise
             with self._host(but=first) as other:
                 if other is first:
-                    await _up_again(other, self._startup_timeout_s)
+                    await _wait_for_restart(other, self._startup_timeout_s)
                 return await _call(other, method, *arguments)
 
     @contextmanager
@@ -170,16 +150,18 @@ class HostedEngine:
 
 @contextmanager
 def host_engine(spec: EngineSpec, wanted: dict[str, Any], replicas: int = 1) -> Iterator[HostedEngineSource]:
-    """Start engines, each in an actor that takes ``wanted`` (num_cpus, num_gpus), and end
-    them on the way out. Returns once all are up.
+    """Start engines in actors, wait until all are up, and end them on exit.
+
+    Args:
+        wanted: the resources of each actor (num_cpus, num_gpus).
 
     Raises:
         UserError: as ``open_engine``.
-        EngineError: as there, or one was not up within the engine's ``startup_timeout_s``.
+        EngineError: as ``open_engine``, or an engine was not up within ``engine.startup_timeout_s``.
     """
     import ray
 
-    # Calls wait in the engine's queue, not in Ray's: the actor takes all of them.
+    # The actor accepts all calls: they wait in the engine's queue, not in Ray's.
     actor = ray.remote(EngineHost).options(max_restarts=-1, max_concurrency=10_000, **wanted)
     hosts = tuple(actor.remote(spec) for _ in range(replicas))
     try:
@@ -192,8 +174,11 @@ def host_engine(spec: EngineSpec, wanted: dict[str, Any], replicas: int = 1) -> 
 
 
 def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[Limits, Tokenizer, str | None]:
-    """What the host says of its engine once that is up. With ``restarts`` one that died is
-    waited for: Ray starts it again, and fails every call until then."""
+    """Wait until a host's engine is up. Returns its limits, tokenizer and dtype.
+
+    Args:
+        restarts: also wait for a crashed host, which Ray restarts. Every call fails until then.
+    """
     import ray
     from ray.exceptions import GetTimeoutError
 
@@ -205,22 +190,22 @@ def _wait_until_ready(host: Any, timeout_s: float, *, restarts: bool) -> tuple[L
         except GetTimeoutError:
             raise EngineError(f"the engine did not start within {timeout_s:g} s (engine.startup_timeout_s)") from None
         except EngineError as error:
-            if not restarts or not _actor_died(error) or time.monotonic() > deadline:
+            if not restarts or not _actor_crashed(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(_LOOK_S)
+        time.sleep(_RETRY_S)
 
 
-async def _up_again(host: Any, timeout_s: float) -> None:
-    """Returns once a host that died answers again, or raises the EngineError of its death."""
+async def _wait_for_restart(host: Any, timeout_s: float) -> None:
+    """Wait until a crashed host answers. Raises the EngineError of its crash after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             await _call(host, "ready")
             return
         except EngineError as error:
-            if not _actor_died(error) or time.monotonic() > deadline:
+            if not _actor_crashed(error) or time.monotonic() > deadline:
                 raise
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_RETRY_S)
 
 
 async def _call(host: Any, method: str, *arguments: Any) -> Any:
@@ -228,8 +213,8 @@ async def _call(host: Any, method: str, *arguments: Any) -> Any:
         return await getattr(host, method).remote(*arguments)
 
 
-def _actor_died(error: EngineError) -> bool:
-    """Whether it is the host that is gone; what an engine says of itself is another matter."""
+def _actor_crashed(error: EngineError) -> bool:
+    """Whether the host's process is gone. Otherwise the error is the engine's own."""
     from ray.exceptions import RayActorError
 
     return isinstance(error.__cause__, RayActorError)
@@ -238,7 +223,7 @@ def _actor_died(error: EngineError) -> bool:
 def _end(host: Any) -> None:
     import ray
 
-    # It is killed next, whatever state it is in.
+    # An error here does not matter: the host is killed next.
     with suppress(Exception):
         ray.get(host.aclose.remote(), timeout=20)
     ray.kill(host)
@@ -255,13 +240,13 @@ def _ends_with_engine() -> Iterator[None]:
 
 @contextmanager
 def _engine_errors() -> Iterator[None]:
-    """Ray's errors as ours: the host's own error as it was raised, a dead host as an EngineError."""
+    """Turns Ray's errors into ours: the error that the host raised, or an EngineError for a crashed host."""
     from ray.exceptions import RayActorError, RayTaskError
 
     try:
         yield
     except RayActorError as error:
-        raise EngineError(f"the engine's actor died: {first_line(error)}") from error
+        raise EngineError(f"the engine's actor crashed: {first_line(error)}") from error
     except RayTaskError as error:
         if isinstance(error.cause, LimrankError):
             raise error.cause from None

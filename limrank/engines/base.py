@@ -1,8 +1,8 @@
 """What an engine is: text in, text or label log-probabilities out.
 
 An engine lives on one asyncio loop. Many requests may be in flight; the engine batches
-them itself. What a request cost is recorded in the :func:`meter` around the caller, so
-that costs can be told by unit of work however the requests overlap.
+them itself. The :func:`meter` around a caller records what its requests cost, so that each
+unit of work has its own costs even where requests overlap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 from limrank.errors import UserError
 from limrank.records import Judgment, Query
@@ -35,14 +35,51 @@ class Tokenizer(Protocol):
     def get_added_vocab(self) -> dict[str, int]: ...
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of ``generate`` and ``stream``; :class:`Sampling` has their defaults."""
+
+    max_tokens: Required[int]
+    temperature: float
+    top_p: float
+    stop: Sequence[str]
+    seed: int | None
+    schema: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a text is sampled, with a value for every option: ``Sampling(**options)``.
+
+    Attributes:
+        max_tokens: the most tokens that are generated.
+        temperature: 0 is greedy.
+        top_p: share of the probability mass that is sampled from.
+        stop: strings that end the text.
+        seed: makes a sampled text repeatable; None: any.
+        schema: a JSON schema that the text follows; None: free text.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    schema: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What was written. ``finish_reason`` is ``stop`` (the model or a stop string ended
-    it) or ``length`` (it ran into ``max_tokens``); the stop string is not in ``text``.
-    ``reasoning`` is the chain of an endpoint that gives it apart from its answer.
-    ``stop`` is the stop string that ended it; None where the model's own end did, or its length.
-    ``ids`` are the tokens that the model wrote, those of the stop string included: text that is
-    encoded again need not become the same ones. Empty where the engine does not tell."""
+    """What a model wrote.
+
+    Attributes:
+        text: without the stop string.
+        finish_reason: ``stop`` where the model or a stop string ended the text, ``length`` where
+            ``max_tokens`` did.
+        reasoning: the chain of an endpoint that returns it separately from its answer.
+        stop: the stop string that ended the text; None for the model's own end and for ``length``.
+        ids: the tokens that the model wrote, with those of the stop string. Encoding the text
+            may give other tokens. Empty where the engine does not return them.
+    """
 
     text: str
     finish_reason: str
@@ -63,20 +100,20 @@ class Limits:
 
 
 class ResourceRequest(Protocol):
-    """What stands in a replica: an engine that is not open yet, or a worker of training."""
+    """What a replica holds: an engine that is not open yet, or a training worker."""
 
     @property
     def holds_model(self) -> bool:
-        """Whether the model lives in the replica, which then takes its resources."""
+        """Whether the replica loads the model, and so needs the model's resources."""
 
     @property
     def memory_bytes(self) -> int:
-        """Main memory that it needs there, as far as is known before; without a GPU."""
+        """Main memory that it needs without a GPU, in bytes, as far as that is known in advance."""
 
 
 class RemoteSource:
-    """What a source says (see ``EngineSource``) whose engine runs elsewhere: opening it makes
-    a client, which takes next to nothing of the worker's."""
+    """Base of an ``EngineSource`` whose engine runs in another process. Opening it makes a
+    client, which needs almost no resources of the worker."""
 
     holds_model = False
     memory_bytes = 0
@@ -84,14 +121,15 @@ class RemoteSource:
 
 
 DEFAULT_IN_FLIGHT = 256
-"""Requests at a time, where neither the recipe nor the engine says how many."""
+"""Requests at a time where neither the recipe nor the engine sets a number."""
 
 
 class RequestLimiter:
-    """The requests that an engine has: ``async with limiter`` around each one lets so many
-    run at a time and the others wait.
+    """Limits how many requests of an engine run at a time: each runs inside ``async with limiter``.
 
-    ``requests`` counts both; ``busy_seconds`` is the time in which at least one ran.
+    Attributes:
+        requests: running and waiting ones.
+        busy_seconds: the time in which at least one request ran.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -128,12 +166,12 @@ class RequestLimiter:
 class Engine(Protocol):
     """One model that answers requests.
 
-    One that knows what its model computes with has it as ``dtype`` (``bfloat16``).
+    An engine that knows its model's dtype has it as the attribute ``dtype`` (``bfloat16``).
 
-    Every method raises RowError for what is the request's fault (prompt and
-    ``max_tokens`` exceed the context, refused, no such label) and EngineError where the
-    engine is dead. An endpoint decides itself whether it refuses a prompt that leaves too
-    little room, or writes less and ends with ``length``.
+    Every method raises RowError for a fault of the request (prompt and ``max_tokens`` exceed
+    the context, the engine refuses it, no such label), and EngineError where the engine has
+    crashed. An endpoint decides whether it refuses a prompt that leaves less than
+    ``max_tokens`` of its context, or writes less and ends with ``length``.
     """
 
     @property
@@ -145,37 +183,31 @@ class Engine(Protocol):
     @property
     def limiter(self) -> RequestLimiter: ...
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        """Complete a prompt; with a JSON ``schema`` the text is JSON of that schema."""
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        """Complete a prompt, sampled as the :class:`SamplingOptions` say: ``generate(prompt, max_tokens=64)``."""
 
-    def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        """The same text in pieces as they come; closing the iterator aborts the request."""
+    def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
+        """The text of ``generate`` in pieces as the model writes them. Closing the iterator aborts the request."""
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
-        """log p(label | prompt) of the next token for labels of one token each, whole
-        vocabulary normalised. A label that does not come back is a RowError, never a
-        made-up number. A label of several tokens is a UserError; an endpoint, whose
-        tokenizer need not be here, cannot tell the two apart and raises the RowError."""
+        """log p(label | prompt) of the next token, normalised over the whole vocabulary.
+
+        Args:
+            labels: of one token each.
+
+        Raises:
+            RowError: the engine returned no number for a label; none is made up.
+            UserError: a label is several tokens. An endpoint raises the RowError for it, as it
+                need not have the tokenizer here.
+        """
 
     async def aclose(self) -> None: ...
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """What is asked for judgments instead of tokens, a query at a time: a reranker that
-    runs elsewhere, with a model and a mode of its own. Its requests are queries."""
+    """A remote reranker with a model and a mode of its own. It returns judgments instead of
+    tokens. Each of its requests is a query."""
 
     @property
     def limits(self) -> Limits: ...
@@ -184,11 +216,11 @@ class Judge(Protocol):
     def limiter(self) -> RequestLimiter: ...
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
-        """One judgment a text, in their order; its ``doc_id`` is empty.
+        """One judgment for each text, in the order of the texts, with an empty ``doc_id``.
 
         Raises:
-            RowError: the query could not be asked.
-            EndpointError: there is nobody to ask.
+            RowError: the reranker failed this query.
+            EndpointError: no reranker answers.
         """
 
     async def aclose(self) -> None: ...
@@ -196,8 +228,12 @@ class Judge(Protocol):
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens that requests took. ``cached_prompt`` is the part of ``prompt`` that was
-    answered from the prefix cache; ``steps`` has what was spent by what it was :func:`spent_on`."""
+    """Tokens of requests.
+
+    Attributes:
+        cached_prompt: the tokens of ``prompt`` that came from the prefix cache.
+        steps: the usage of each step that was named by :func:`spent_on`.
+    """
 
     requests: int = 0
     prompt: int = 0
@@ -220,7 +256,7 @@ _step: ContextVar[str | None] = ContextVar("limrank_step", default=None)
 
 @contextlib.contextmanager
 def meter() -> Iterator[Usage]:
-    """Collects what the requests of the enclosed code cost, its child tasks included."""
+    """Collects the usage of the requests inside it, also of child tasks."""
     usage = Usage()
     token = _meter.set(usage)
     try:
@@ -231,7 +267,7 @@ def meter() -> Iterator[Usage]:
 
 @contextlib.contextmanager
 def spent_on(name: str) -> Iterator[None]:
-    """Names what the requests of the enclosed code are for, in the meter around it."""
+    """Names the step that the requests inside it are for, in the meter around them."""
     token = _step.set(name)
     try:
         yield
@@ -240,12 +276,12 @@ def spent_on(name: str) -> Iterator[None]:
 
 
 def current_step() -> str | None:
-    """What the request at hand is :func:`spent_on`."""
+    """The step of the current request, as named by :func:`spent_on`."""
     return _step.get()
 
 
 def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
-    """Called by engines, once a request that was answered."""
+    """Adds an answered request to the meter. Engines call it once a request."""
     usage = _meter.get()
     if usage is not None:
         name = current_step()
@@ -256,12 +292,12 @@ def record_usage(prompt: int, cached_prompt: int, generated: int) -> None:
 def matched_stop(
     stop_reason: str | int | None, stop: Sequence[str], added: Callable[[], Mapping[str, int]]
 ) -> str | None:
-    """The stop string that a server names as what ended its model: by itself, or by the id of its token.
-    None for anything else: the model's own end, of which it may have several.
+    """The stop string that a server names as the end of a text; None for the model's own end.
 
     Args:
-        stop: what was asked to end it.
-        added: the added tokens of the model's tokenizer, which is read for an id alone.
+        stop_reason: the stop string, the id of its token, or one of the model's own end tokens.
+        stop: the stop strings of the request.
+        added: gives the added tokens of the model's tokenizer. It is called only for an id.
     """
     if isinstance(stop_reason, int) and stop:
         ids = added()
@@ -270,10 +306,11 @@ def matched_stop(
 
 
 def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
-    """The one token of each label in this tokenizer.
+    """The token of each label.
 
     Raises:
-        UserError: a label is several tokens, so its probability is not one number.
+        UserError: a label is several tokens, so its probability is not one number; or two labels
+            share a token.
     """
     ids = []
     for label in labels:

@@ -1,8 +1,7 @@
-"""A deterministic engine with no model, for tests of faults and scale.
+"""A deterministic engine without a model, for tests of faults and scale.
 
-What it answers means nothing: no figure that comes from it is a model's. Every answer
-is a function of the request alone (and of its seed where there is a temperature), so a
-run can be compared with another exactly.
+Its answers mean nothing, and no figure from it is a model's. Each answer depends only on the
+request (and on its seed where the temperature is above 0), so two runs can be compared exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from limrank.config import EngineConfig, ModelConfig
 from limrank.engines.base import (
@@ -26,6 +25,8 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     label_token_ids,
     record_usage,
 )
@@ -54,7 +55,7 @@ _WORDS = [
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens, plus one token each for the labels and the chain's marks."""
+    """UTF-8 bytes as tokens, and one token each for the labels and the marks of a chain."""
 
     extra = (" true", " false", "<think>", "</think>")
     _pieces = (*(bytes([byte]) for byte in range(256)), *(text.encode() for text in extra))
@@ -75,47 +76,36 @@ class FakeEngine:
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         self.tokenizer = ByteTokenizer()
         self.limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
-        self._config = engine
+        self._fault = engine.fault
         self.limiter = RequestLimiter(self.limits.in_flight)
-        self._process = _EngineProcess() if engine.own_process else None
-        time.sleep(engine.start_s)
-        if engine.fail_start:
-            raise EngineError("the fake engine did not start, as it was told to")
+        self._process = _EngineProcess() if engine.fault.own_process else None
+        time.sleep(engine.fault.start_s)
+        if engine.fault.fail_start:
+            raise EngineError("the fake engine did not start (engine.fault.fail_start)")
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        text, length = await self._answer(prompt, max_tokens)
-        rng = random.Random(_digest(f"{text}\0{seed}" if temperature else text))
-        if schema is not None:
-            answer, finish = json.dumps(_instance(schema, rng)), "stop"
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        text, length = await self._answer(prompt, sampling.max_tokens)
+        rng = random.Random(_digest(f"{text}\0{sampling.seed}" if sampling.temperature else text))
+        if sampling.schema is not None:
+            answer, finish = json.dumps(_instance(sampling.schema, rng)), "stop"
         else:
-            words = [rng.choice(_WORDS) for _ in range(min(max_tokens, 24))]
-            answer, finish = " ".join(words) + ".", "stop" if max_tokens > 24 else "length"
-        ends = [(end, text) for text in stop if (end := answer.find(text)) >= 0]
+            words = [rng.choice(_WORDS) for _ in range(min(sampling.max_tokens, 24))]
+            answer, finish = " ".join(words) + ".", "stop" if sampling.max_tokens > 24 else "length"
+        ends = [(end, text) for text in sampling.stop if (end := answer.find(text)) >= 0]
         stopped_by = None
         if ends:
             end, stopped_by = min(ends)
             answer, finish = answer[:end], "stop"
-        elif stop and finish == "stop":
-            stopped_by = stop[0]  # which it would write next
+        elif sampling.stop and finish == "stop":
+            stopped_by = sampling.stop[0]  # the fake model would write it next
         generated = len(answer.split())
         record_usage(length, 0, generated)
         ids = self.tokenizer.encode(answer) + (self.tokenizer.encode(stopped_by) if stopped_by else [])
         return Generation(answer, finish, length, 0, generated, stop=stopped_by, ids=tuple(ids))
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        answer = await self.generate(prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
+        answer = await self.generate(prompt, **options)
         for piece in re.findall(r" *[^ ]+| +", answer.text):
             yield piece
             await asyncio.sleep(0)
@@ -125,7 +115,7 @@ class FakeEngine:
         text, length = await self._answer(prompt, 1)
         shares = [int.from_bytes(_digest(f"{text}\0{label}")[:4]) + 1 for label in labels]
         record_usage(length, 0, 1)
-        # A tenth of the mass stays with the rest of the vocabulary, as in a real model.
+        # The rest of the vocabulary has a tenth of the mass, as in a real model.
         return {label: math.log(0.9 * share / sum(shares)) for label, share in zip(labels, shares, strict=True)}
 
     async def aclose(self) -> None:
@@ -139,24 +129,23 @@ class FakeEngine:
             raise RowError(f"{length} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}")
         async with self.limiter:
             if self._process is not None:
-                await self._process.work(self._config.latency_ms / 1000)
-            elif self._config.latency_ms:
-                await asyncio.sleep(self._config.latency_ms / 1000)
-        if self._config.poison and self._config.poison in text:
+                await self._process.work(self._fault.latency_ms / 1000)
+            elif self._fault.latency_ms:
+                await asyncio.sleep(self._fault.latency_ms / 1000)
+        if self._fault.poison and self._fault.poison in text:
             raise EngineError("the fake engine was poisoned")
-        if self._config.fail_rate:
+        if self._fault.fail_rate:
             share = int.from_bytes(_digest(text)[:4]) / 2**32
-            if share < self._config.fail_rate:
-                raise RowError("the fake engine failed this request, as it was told to")
+            if share < self._fault.fail_rate:
+                raise RowError("the fake engine failed this request (engine.fault.fail_rate)")
         return text, length
 
 
 class _EngineProcess:
-    """A process beside the engine, as vLLM's core is one: it ends with ours, and its end is
-    the engine's.
+    """A second process, like vLLM's core: it ends when ours does, and the engine ends when it does.
 
-    Each side has one end of two pipes. An end closes with the process that has it, however
-    that ends, so that neither can miss the other's death.
+    Each process holds one end of two pipes. The ends of a process close when it ends, whatever
+    ends it, so each process notices when the other one is gone.
     """
 
     def __init__(self) -> None:
@@ -166,19 +155,19 @@ class _EngineProcess:
             stdout=subprocess.PIPE,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._died = asyncio.Event()
+        self._crashed = asyncio.Event()
 
     async def work(self, seconds: float) -> None:
-        """Takes so long; raises EngineError as soon as the process is dead."""
+        """Take ``seconds``. Raises EngineError as soon as the process has ended."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._process.stdout, self._at_death)
+            self._loop.add_reader(self._process.stdout, self._on_crash)
         if self._process.poll() is None:
             try:
-                await asyncio.wait_for(self._died.wait(), seconds)
+                await asyncio.wait_for(self._crashed.wait(), seconds)
             except TimeoutError:
                 return
-        raise EngineError(f"the fake engine's process {self._process.pid} died")
+        raise EngineError(f"the fake engine's process {self._process.pid} crashed")
 
     def close(self) -> None:
         if self._loop is not None:
@@ -187,9 +176,9 @@ class _EngineProcess:
         self._process.wait()
         self._process.stdout.close()
 
-    def _at_death(self) -> None:
+    def _on_crash(self) -> None:
         self._loop.remove_reader(self._process.stdout)
-        self._died.set()
+        self._crashed.set()
 
 
 def _text(prompt: Prompt, tokenizer: ByteTokenizer) -> str:
@@ -205,7 +194,7 @@ def _digest(text: str) -> bytes:
 
 
 def _instance(schema: dict[str, Any], rng: random.Random) -> Any:
-    """A value that a JSON schema allows: the subset that limrank's own schemas use."""
+    """A value of a JSON schema. Only the keywords of limrank's own schemas are known."""
     if "enum" in schema:
         return rng.choice(schema["enum"])
     kind = schema.get("type")

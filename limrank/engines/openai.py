@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint as an engine.
 
 Text and token ids go to ``/completions``, chat messages to ``/chat/completions``. Label
-log-probabilities are read from the top 20 that such servers give; a label that is not
+log-probabilities are read from the top 20 that such servers return. A label that is not
 among them is a RowError.
 """
 
@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
@@ -25,12 +25,14 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     Tokenizer,
     matched_stop,
     record_usage,
 )
 from limrank.engines.openai_answers import (
-    NOT_TOLD,
+    UNKNOWN,
     FaultError,
     Tokens,
     answer_of,
@@ -42,8 +44,8 @@ from limrank.engines.openai_answers import (
     tokens_of,
     top_logprobs,
 )
-from limrank.engines.openai_parameters import Parameters, cut_at
-from limrank.engines.retries import Pace, backoff_s, told_wait
+from limrank.engines.openai_parameters import Parameters, truncate_at
+from limrank.engines.retries import Pace, backoff_s, requested_wait
 from limrank.engines.tokens import break_marks
 from limrank.errors import EndpointError, RowError, UserError, first_line
 from limrank.parsing import clipped, parse_json
@@ -54,18 +56,18 @@ Value = TypeVar("Value")
 _TOP_LOGPROBS = 20
 _ATTEMPTS = 5
 _CHECK_S = 10.0
-"""What an endpoint may take to name its models."""
+"""Time limit for the list of an endpoint's models."""
 
 _PASSING = (408, 409, 425, 429)
 _REFUSES_ALL = (401, 402, 403, 404)
 _USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_credits")
-"""A 429 that no waiting mends."""
+"""Codes of a 429 that waiting does not fix."""
 
 _TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
 
 
 class OpenAIEngine:
-    """The model's tokenizer, where scoring needs one, is loaded by the model's name."""
+    """The model's tokenizer is loaded by the model's name when scoring needs it."""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -73,14 +75,14 @@ class OpenAIEngine:
         self._model = model
         self._key = os.environ.get(engine.api_key_env)
         keep_secret(self._key, engine.api_key_env)
-        self._where, query = split_query(engine.base_url)
-        # Local servers ask for no key, but the client insists on one.
+        self._url, query = split_query(engine.base_url)
+        # Local servers need no key, but the client requires one.
         self._client = AsyncOpenAI(
-            base_url=self._where,
+            base_url=self._url,
             api_key=self._key or "none",
             timeout=engine.request_timeout_s,
             max_retries=0,
-            http_client=DefaultAsyncHttpxClient(params=query),  # each request's, such as api-version
+            http_client=DefaultAsyncHttpxClient(params=query),  # of every request, such as api-version
         )
         self._limits = Limits(model.max_model_len or 32768, engine.max_in_flight or DEFAULT_IN_FLIGHT)
         self.limiter = RequestLimiter(self._limits.in_flight)
@@ -96,46 +98,30 @@ class OpenAIEngine:
     def limits(self) -> Limits:
         return self._limits
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        options = _sampling(max_tokens, temperature, top_p, stop)
-        if seed is not None:
-            options["seed"] = seed
-        if schema is not None:
-            answer = {"name": "answer", "schema": schema, "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": answer}
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        stop, sent = sampling.stop, _request_parameters(sampling)
         if isinstance(prompt, list) and not _is_chat(prompt) and self._stops_at_special(stop):
-            # vLLM and SGLang leave special tokens out of the text, where the stop would not be seen.
-            options["skip_special_tokens"] = False
-        answer, tokens = await self._ask(prompt, options, lambda body: answer_of(body, chat=_is_chat(prompt)))
-        text, stopped_by = cut_at(answer.text, stop)  # an endpoint need not know stops
-        # An endpoint may quote the key in an answer too.
+            # vLLM and SGLang leave special tokens out of the text, and the stop with them.
+            sent["skip_special_tokens"] = False
+        answer, tokens = await self._ask(prompt, sent, lambda body: answer_of(body, chat=_is_chat(prompt)))
+        text, stopped_by = truncate_at(answer.text, stop)  # an endpoint may ignore stops
+        # An endpoint may quote the key in an answer, too.
         text, reasoning = without_secrets(text), answer.reasoning and without_secrets(answer.reasoning)
         reason = "stop" if stopped_by else answer.finish_reason
-        if stopped_by is None and reason == "stop" and answer.stopped_by != NOT_TOLD:
+        if stopped_by is None and reason == "stop" and answer.stopped_by != UNKNOWN:
             stopped_by = matched_stop(answer.stopped_by, stop, lambda: self.tokenizer.get_added_vocab())
         elif stopped_by is None and reason == "stop" and len(stop) == 1:
-            # Most tell nothing, and cannot be told from ones whose model ended by itself.
+            # Most endpoints do not say whether the stop or the model ended the text. Take the stop.
             stopped_by = stop[0]
         return Generation(text, reason, tokens.prompt, tokens.cached, tokens.generated, reasoning, stopped_by)
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        options = _sampling(max_tokens, temperature, top_p, stop) | streamed
+        sent = _request_parameters(Sampling(**options)) | streamed
         tokens = Tokens()
         async with self.limiter, contextlib.AsyncExitStack() as stack:
-            response = await self._send(prompt, options, lambda sent: self._opened(prompt, sent, stack))
+            response = await self._send(prompt, sent, lambda body: self._opened(prompt, body, stack))
             try:
                 async for event in _events(response):
                     tokens = tokens_of(event) if event.get("usage") else tokens
@@ -147,7 +133,7 @@ class OpenAIEngine:
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         wanted = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if _is_chat(prompt) else {"logprobs": _TOP_LOGPROBS}
-        logprobs, _ = await self._ask(prompt, _sampling(1, 0.0, 1.0, ()) | wanted, top_logprobs)
+        logprobs, _ = await self._ask(prompt, _request_parameters(Sampling(max_tokens=1)) | wanted, top_logprobs)
         if not logprobs:
             raise RowError("the endpoint gives no log-probabilities, which a score by label tokens needs")
         if all(_TOKEN_ID.fullmatch(token) for token in logprobs):  # vLLM's --return-tokens-as-token-ids
@@ -159,15 +145,15 @@ class OpenAIEngine:
         return {label: logprobs[label] for label in labels}
 
     async def check(self) -> None:
-        """Ask the endpoint once.
+        """List the endpoint's models once.
 
         Raises:
-            UserError: it cannot be reached, refuses the key, or lacks the model.
+            UserError: the endpoint cannot be reached, refuses the key, or lacks the model.
         """
         import httpx2
         from openai import APIConnectionError, APIStatusError
 
-        where = f"engine.base_url {self._where}"
+        where = f"engine.base_url {self._url}"
         try:
             response = await self._client.models.with_raw_response.list(timeout=_CHECK_S)
         except (APIConnectionError, httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -181,8 +167,8 @@ class OpenAIEngine:
         except UserError:
             body = None
         if not isinstance(body, dict | list):
-            shown = quoted(response.content[:5000].decode(errors="replace"), 80)
-            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {shown!r}")
+            start = quoted(response.content[:5000].decode(errors="replace"), 80)
+            raise UserError(f"{where}: does not answer as an OpenAI endpoint: {start!r}")
         listed = model_ids(body)
         if not listed and isinstance(body, dict) and body.get("error"):
             fault = fault_of(body, 200)
@@ -201,7 +187,8 @@ class OpenAIEngine:
     async def _ask(
         self, prompt: Prompt, options: dict[str, Any], read: Callable[[dict[str, Any]], Value]
     ) -> tuple[Value, Tokens]:
-        """What ``read`` finds in an answer. It raises FaultError for an answer that is none."""
+        """Send a request; what ``read`` returns for its answer, and its tokens. ``read`` raises
+        FaultError for an answer that lacks what it needs."""
 
         async def send(sent: dict[str, Any]) -> tuple[Value, Tokens]:
             response = await self._create(prompt).with_raw_response.create(**sent)
@@ -222,7 +209,7 @@ class OpenAIEngine:
 
     async def _opened(self, prompt: Prompt, sent: dict[str, Any], stack: contextlib.AsyncExitStack) -> Any:
         response = await stack.enter_async_context(self._create(prompt).with_streaming_response.create(**sent))
-        if "json" in response.headers.get("content-type", ""):  # an error, or an endpoint that does not stream
+        if "json" in response.headers.get("content-type", ""):  # an error, or the endpoint does not stream
             return check_answer(self._parsed(await response.read()))
         return response
 
@@ -238,38 +225,38 @@ class OpenAIEngine:
         try:
             return parse_json(content.decode(errors="replace"), "the answer", finite=False)
         except UserError:
-            shown = quoted(content[:5000].decode(errors="replace"), 80)
-            raise EndpointError(f"{self._where} does not answer as an OpenAI endpoint: {shown!r}") from None
+            start = quoted(content[:5000].decode(errors="replace"), 80)
+            raise EndpointError(f"{self._url} does not answer as an OpenAI endpoint: {start!r}") from None
 
     async def _send(
         self, prompt: Prompt, options: dict[str, Any], send: Callable[[dict[str, Any]], Awaitable[Value]]
     ) -> Value:
-        """One request, sent again on 429, 5xx and time-outs, and once where the connection is lost (a
-        server may close an idle one just then).
+        """Send one request. It is retried on 429, 5xx and time-outs, and once after a lost connection (a
+        server may have closed an idle one).
 
-        Where the endpoint says how long to wait, the engine's requests all wait, and the attempt
-        does not count, as long as ``request_timeout_s`` has not passed.
+        Where the endpoint asks to wait, all requests of the engine wait. Such an attempt does not
+        count until ``request_timeout_s`` has passed.
         """
-        what = {"messages": [_plain(each) for each in prompt]} if _is_chat(prompt) else {"prompt": prompt}
-        started, attempts, lost = time.monotonic(), 0, 0
+        payload = {"messages": [_plain(each) for each in prompt]} if _is_chat(prompt) else {"prompt": prompt}
+        started, attempts, losses = time.monotonic(), 0, 0
         while True:
             await self._pace.free()
             sent = self._parameters.adapted(options)
-            fault, gone = None, None
+            fault, lost = None, None
             try:
-                value = await send({"model": self._model.id, **what, "extra_body": sent})
+                value = await send({"model": self._model.id, **payload, "extra_body": sent})
             except FaultError as raised:
                 fault = raised
             except Exception as raised:
-                fault, gone = self._failure(raised)
+                fault, lost = self._failure(raised)
             else:
                 self._pace.answered = time.monotonic()
                 return value
-            # The errors end here: an endpoint may quote the key that it refuses.
-            if gone is not None:
-                lost += 1
-                if lost > 1:
-                    raise EndpointError(f"the endpoint {self._where} is gone: {gone}")
+            # The client's errors are not chained: an endpoint may quote the key that it refuses.
+            if lost is not None:
+                losses += 1
+                if losses > 1:
+                    raise EndpointError(f"the endpoint {self._url} is gone: {lost}")
                 await asyncio.sleep(backoff_s(1))
                 continue
             if fault.status < 500 and fault.status not in _PASSING or fault.status in (501, 505):
@@ -278,7 +265,7 @@ class OpenAIEngine:
                 raise _lasting(fault)
             if fault.code in _USED_UP:
                 raise EndpointError(f"the endpoint answered {fault.status}: {fault.words}")
-            wait = told_wait(fault.headers)
+            wait = requested_wait(fault.headers)
             if wait is not None:
                 self._check_patience(wait, started, fault)
                 wait = max(wait, retries.FIRST_WAIT_S)
@@ -295,8 +282,8 @@ class OpenAIEngine:
                 await asyncio.sleep(wait or backoff_s(attempts))
 
     def _check_patience(self, wait: float, started: float, fault: FaultError) -> None:
-        """Raises EndpointError where the endpoint answers nobody for longer than ``request_timeout_s``:
-        then no row is to blame."""
+        """Raises EndpointError where the endpoint answers no request for longer than ``request_timeout_s``:
+        that is not a fault of a row."""
         if self._pace.answered > started and wait <= self._patience_s:
             return
         if time.monotonic() + wait - started > self._patience_s:
@@ -306,8 +293,8 @@ class OpenAIEngine:
             )
 
     def _failure(self, error: Exception) -> tuple[FaultError | None, str | None]:
-        """What an error of the client's stands for: an answer that is none, or a connection that is lost."""
-        import httpx2  # the client's own, whose errors come out where a body breaks off
+        """A client's error as a fault that the endpoint answered, or as the reason of a lost connection."""
+        import httpx2  # the client's own library; its errors come out where a body breaks off
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         if isinstance(error, APIStatusError):
@@ -316,15 +303,15 @@ class OpenAIEngine:
             return FaultError("Request timed out.", 504), None
         if isinstance(error, APIConnectionError | httpx2.HTTPError | httpx2.InvalidURL):
             cause = error.__cause__ or error
-            return None, quoted(first_line(cause))  # its type, where it says nothing
+            return None, quoted(first_line(cause))
         raise error
 
 
 async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
-    """The events of a stream (server-sent events), as JSON objects; an answer in one piece is one.
+    """The events of a stream (server-sent events) as JSON objects. An answer in one piece is one event.
 
     Raises:
-        FaultError: it breaks off, or sends what is no event.
+        FaultError: the stream breaks off, or is not one of events.
     """
     if isinstance(response, dict):
         yield response
@@ -333,7 +320,7 @@ async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
     while True:
         try:
             line = await anext(lines, None)
-        except Exception as error:  # of the client's, or of the HTTP library below it
+        except Exception as error:  # the client's, or its HTTP library's
             raise FaultError(quoted(str(error) or type(error).__name__), 500) from None
         if line and line.startswith("data:"):
             data.append(line.removeprefix("data:").strip())
@@ -352,7 +339,7 @@ async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
 
 
 def _fault(error: Any) -> FaultError:
-    """A refusal of the endpoint's, by what its body says."""
+    """An endpoint's refusal, from its body."""
     try:
         body = parse_json(error.response.text, "an answer", finite=False)
     except UserError:
@@ -375,6 +362,14 @@ def _is_chat(prompt: Prompt) -> bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 
-def _sampling(max_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> dict[str, Any]:
-    options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    return options | {"stop": list(stop)} if stop else options
+def _request_parameters(sampling: Sampling) -> dict[str, Any]:
+    """The parameters of a request, without those that are not set."""
+    parameters = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.stop:
+        parameters["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        parameters["seed"] = sampling.seed
+    if sampling.schema is not None:
+        answer = {"name": "answer", "schema": sampling.schema, "strict": True}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": answer}
+    return parameters

@@ -1,8 +1,8 @@
-"""What endpoints answer, as values of ours, field by field.
+"""The answers of endpoints as our own types, field by field.
 
-Servers that call themselves OpenAI-compatible leave fields out, send null, or another type.
-What a result needs and lacks is a :class:`FaultError` with the provider's own words; what it
-does not need (token counts, ids) is never one.
+Servers that call themselves OpenAI-compatible leave fields out, send null, or send another type.
+A missing field that a result needs is a :class:`FaultError` with the provider's own words. Fields
+that a result does not need (token counts, ids) never are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _WORDS = 300
 """Characters of a provider's message that one of ours quotes."""
 
 _MOST_TOKENS = 1 << 40
-"""A count above it is no count."""
+"""A larger number is not a token count."""
 
 _ROUNDING = 1e-3
-"""By so much a log-probability of almost 0 may lie above it."""
+"""A log-probability may be this much above 0 by rounding."""
 
 _BUSY = ("rate_limit", "rate limit", "ratelimit", "too_many_requests", "overloaded", "resource_exhausted")
 _SERVER = ("server_error", "internal", "unavailable", "timeout", "timed out", "bad_gateway", "api_error")
@@ -36,13 +36,14 @@ _REFUSED = {
 
 
 class FaultError(Exception):
-    """An answer that is none.
+    """An error in place of an answer.
 
     Attributes:
-        status: an HTTP status for what went wrong: the answer's own, or what its body tells.
+        words: the provider's message.
+        status: an HTTP status: the answer's own, or the one that its body stands for.
         param: the parameter that the provider names.
-        code: the provider's own name of it, in small letters.
-        headers: what the body quotes as headers, where it does (OpenRouter).
+        code: the provider's code, in lower case.
+        headers: the headers that the body quotes, if it does (OpenRouter).
     """
 
     def __init__(
@@ -62,24 +63,27 @@ class FaultError(Exception):
         self.headers = headers or {}
 
 
-NOT_TOLD = ""
-"""What ended an answer of an endpoint that does not say: no stop string is empty."""
+UNKNOWN = ""
+"""The ``stopped_by`` of an endpoint that does not say what ended its answer. No stop string is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The first choice of an answer. ``stopped_by`` is what ended it, where the endpoint tells: a stop
-    string or the id of a token, None for the model's own end; :data:`NOT_TOLD` where it does not."""
+    """The first choice of an answer.
+
+    ``stopped_by`` is the stop string or the id of the token that ended it, None for the model's own
+    end, and :data:`UNKNOWN` where the endpoint does not say.
+    """
 
     text: str
     finish_reason: str
     reasoning: str | None
-    stopped_by: str | int | None = NOT_TOLD
+    stopped_by: str | int | None = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token counts; 0 for each that an endpoint does not give."""
+    """Token counts; 0 where an endpoint gives none."""
 
     prompt: int = 0
     cached: int = 0
@@ -90,12 +94,12 @@ class Tokens:
 
 
 def quoted(text: str, limit: int = _WORDS) -> str:
-    """Somebody else's words, on one line, without credentials, and short."""
+    """A provider's text on one line, clipped, without credentials."""
     return clipped(" ".join(redacted(text[: limit * 20]).split()), limit)
 
 
 def fault_of(body: Any, status: int) -> FaultError:
-    """The error that a body tells, which came with an error's status or in place of an answer."""
+    """The error in a body that came with an error's status, or in place of an answer."""
     if isinstance(body, list) and body and isinstance(body[0], dict) and "error" in body[0]:  # Google's
         body = body[0]
     source = body
@@ -124,18 +128,18 @@ def _words(source: Any) -> str:
         return "; ".join(_words(each) for each in source[:5])
     if not isinstance(source, dict):
         return "" if source is None else str(source)[:_WORDS]
-    place = source.get("loc")
-    before = f"{'.'.join(str(part) for part in place)}: " if isinstance(place, list) else ""
+    location = source.get("loc")
+    prefix = f"{'.'.join(map(str, location))}: " if isinstance(location, list) else ""
     for key in ("message", "msg", "detail", "error", "reason", "code", "type"):
         if source.get(key):
-            words = before + _words(source[key])
+            words = prefix + _words(source[key])
             raw = source["metadata"].get("raw") if isinstance(source.get("metadata"), dict) else None
             return f"{words}: {raw}" if isinstance(raw, str) and raw else words
     return str(source)[: _WORDS * 2] if source else ""
 
 
 def _status(fields: dict[str, Any], kinds: str, status: int) -> int:
-    """That of the HTTP answer where it is an error's; else what the body says, 500 where it says nothing."""
+    """The HTTP status if it is an error's, else the status that the body names, else 500."""
     if status >= 400:
         return status
     for key in ("code", "status", "status_code", "error_code"):
@@ -155,10 +159,10 @@ def _status(fields: dict[str, Any], kinds: str, status: int) -> int:
 
 
 def check_answer(body: Any) -> dict[str, Any]:
-    """The body of a 200 that is an answer.
+    """The body of an answer with status 200.
 
     Raises:
-        FaultError: it tells an error instead.
+        FaultError: the body is an error.
     """
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
@@ -175,7 +179,7 @@ def check_answer(body: Any) -> dict[str, Any]:
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:
-    """Raises FaultError where there is none, or where it tells an error."""
+    """Raises FaultError where an answer has no choice, or the choice is an error."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
@@ -186,17 +190,17 @@ def first_choice(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
-    """The text that an answer holds.
+    """The text of an answer.
 
     Raises:
-        FaultError: it holds none, the model refused, or the endpoint filtered it.
+        FaultError: there is none, the model refused, or the endpoint filtered it.
     """
     choice = first_choice(body)
     reason = choice.get("finish_reason")
     if reason == "error":
         raise FaultError("the endpoint ended the answer with an error", 500)
     if reason == "content_filter":
-        raise FaultError("the endpoint's content filter cut the answer", 400)
+        raise FaultError("the endpoint's content filter truncated the answer", 400)
     if not chat:
         return Answer(_text(choice.get("text"), "text"), _finish(reason), None, _stopped_by(choice))
     message = choice.get("message")
@@ -212,10 +216,10 @@ def answer_of(body: dict[str, Any], *, chat: bool) -> Answer:
 
 
 def piece_of(event: dict[str, Any], *, chat: bool) -> str:
-    """The text that an event of a stream adds; empty for one that adds none.
+    """The text that an event of a stream adds; may be empty.
 
     Raises:
-        FaultError: it tells an error.
+        FaultError: the event is an error.
     """
     check_answer(event)
     if not event.get("choices"):
@@ -234,7 +238,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _parts(value: Any, kind: str) -> str:
-    """The text of a content, or of its parts of a kind, where it comes in parts."""
+    """The text of a content. Of a list of content parts, the text of those of one kind."""
     if isinstance(value, str):
         return value if kind == "text" else ""
     if not isinstance(value, list):
@@ -251,8 +255,8 @@ def _parts(value: Any, kind: str) -> str:
 
 
 def _reasoning(message: dict[str, Any]) -> str | None:
-    """A chain that is no part of the content: DeepSeek's ``reasoning_content``, which vLLM has
-    renamed to ``reasoning``; Mistral's parts of type ``thinking``."""
+    """A chain that is separate from the content: DeepSeek's ``reasoning_content``, which vLLM has
+    renamed to ``reasoning``, or Mistral's content parts of type ``thinking``."""
     for key in ("reasoning_content", "reasoning"):
         if isinstance(message.get(key), str) and message[key]:
             return message[key]
@@ -260,17 +264,20 @@ def _reasoning(message: dict[str, Any]) -> str | None:
 
 
 def _stopped_by(choice: dict[str, Any]) -> str | int | None:
-    """vLLM gives the stop string or the id of a token as ``stop_reason``, and null at the model's own
-    end; SGLang gives them as ``matched_stop``, the end's own token too."""
+    """The stop string or the id of the token that ended an answer.
+
+    vLLM sends it as ``stop_reason``, with null for the model's own end. SGLang sends it as
+    ``matched_stop``, with the id of the model's own end token.
+    """
     for name in ("stop_reason", "matched_stop"):
-        value = choice.get(name, NOT_TOLD)
-        if value is None or (isinstance(value, str | int) and not isinstance(value, bool) and value != NOT_TOLD):
+        value = choice.get(name, UNKNOWN)
+        if value is None or (isinstance(value, str | int) and not isinstance(value, bool) and value != UNKNOWN):
             return value
-    return NOT_TOLD
+    return UNKNOWN
 
 
 def _finish(reason: Any) -> str:
-    """Our two ends of an answer in the names of others; another one is neither."""
+    """A provider's finish reason by our names, ``stop`` and ``length``; another one stays as it is."""
     if not isinstance(reason, str) or reason.lower() in ("", "eos", "eos_token", "end_turn", "stop_sequence"):
         return "stop"
     return "length" if reason.lower() in ("length", "max_tokens") else reason.lower()
@@ -288,13 +295,13 @@ def tokens_of(body: dict[str, Any]) -> Tokens:
 
 
 def count_of(value: Any) -> int:
-    """A token count as it is sent; 0 for what is none."""
+    """A token count; 0 for a value that is not one."""
     number = _number(value)
     return int(number) if number is not None and 0 <= number <= _MOST_TOKENS else 0
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also one that comes as text."""
+    """A finite number, also one that is sent as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and not re.fullmatch(
@@ -314,9 +321,9 @@ def _number(value: Any) -> float | None:
 def top_logprobs(body: dict[str, Any]) -> dict[str, float]:
     """Log-probabilities of the first generated token, by token.
 
-    Read in both shapes: that of chats (``content[0].top_logprobs``, a list of entries) and that
-    of completions (``top_logprobs[0]``, a mapping). What is no log-probability (null, NaN, above
-    zero) is left out. Of several entries by one name the likeliest counts.
+    Both shapes are read: that of chats (``content[0].top_logprobs``, a list of entries) and that
+    of completions (``top_logprobs[0]``, a mapping). A value that is not a log-probability (null,
+    NaN, above zero) is left out. Of several entries with one name the likeliest counts.
     """
     given = first_choice(body).get("logprobs")
     if not isinstance(given, dict):
@@ -347,7 +354,7 @@ def _named(first: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _decoded(values: Any) -> str | None:
-    """A token's bytes as text: its name where ``token`` is one of a vocabulary's own (``Ġtrue``)."""
+    """A token's bytes as text, for servers whose ``token`` is in the vocabulary's spelling (``Ġtrue``)."""
     try:
         return bytes(values).decode() if isinstance(values, list) and values else None
     except (ValueError, TypeError):
@@ -358,8 +365,8 @@ def _decoded(values: Any) -> str | None:
 
 
 def model_ids(body: Any) -> list[str]:
-    """The models that a list names: OpenAI's (``data``), Ollama's (``models``), or one without
-    anything around it. An entry of another shape is no model."""
+    """The names in a list of models: OpenAI's (``data``), Ollama's (``models``), or a bare list. Entries
+    of another shape are left out."""
     entries = body
     if isinstance(body, dict):
         entries = next((body[key] for key in ("data", "models") if body.get(key)), [])

@@ -1,4 +1,4 @@
-"""What an endpoint takes: learnt from its first refusal, and kept for all later requests."""
+"""Which parameters an endpoint accepts: learnt from its refusals, and kept for all later requests."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ _FEWER_LOGPROBS = re.compile(
     r"(?:less than or equal to|at most|maximum(?: value)?(?: is| of)?|<=|up to|between 0 and|\[0, ?)\s*(\d+)"
 )
 _FEW_LOGPROBS = 5
-"""What OpenAI's /completions allows, the least that is known."""
+"""The limit of OpenAI's /completions, the lowest that is known."""
 
 _RENAMED = {"max_tokens": "max_completion_tokens"}
 _NEEDED = {
     "logprobs": "log-probabilities, which a score by label tokens needs",
     "top_logprobs": "log-probabilities, which a score by label tokens needs",
-    "skip_special_tokens": "special tokens in its text, which the end of a chain is told by",
+    "skip_special_tokens": "special tokens in its text, which mark the end of a chain",
     "top_p": "the recipe's top_p",
 }
 _CHANGES = {
-    "temperature": "its own temperature is taken, so answers may differ from one time to the next",
+    "temperature": "it uses its own temperature, so answers may differ from one time to the next",
     "seed": "answers may differ from one time to the next",
-    "response_format": "answers need not be of the form that is asked for",
+    "response_format": "answers may not follow the schema",
 }
 _HARMLESS = ("stop", "stream_options")
 
 
 class Parameters:
-    """The parameters of an engine's requests, as its endpoint takes them.
+    """Adapts the parameters of requests to what an endpoint accepts.
 
-    What changes no row is done another way: ``max_tokens`` by its newer name, fewer
-    ``top_logprobs``, a ``top_p`` that is 1, ``stop`` (the text is cut here). What may change
-    rows is left out with a warning. What a result needs is an EndpointError.
+    A refused parameter that changes no row is replaced: ``max_tokens`` gets its newer name,
+    ``top_logprobs`` a lower number, a ``top_p`` of 1 is left out, and so is ``stop``, since texts
+    are truncated here. A parameter that may change rows is left out with a warning. A parameter that a
+    result needs is an EndpointError.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Parameters:
         self._most_logprobs: int | None = None
 
     def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A request's body with what has been learnt."""
+        """A request's body, adapted to the refusals so far."""
         left = {name: value for name, value in body.items() if name not in self._left_out}
         named = {_RENAMED[name] if name in self._renamed else name: value for name, value in left.items()}
         if self._most_logprobs is not None:
@@ -61,13 +62,13 @@ class Parameters:
         return named
 
     def learns(self, fault: FaultError, sent: dict[str, Any]) -> bool:
-        """Whether a refusal is about a parameter that can be sent otherwise from now on.
+        """Whether a refusal is about a parameter that :meth:`adapted` will change from now on.
 
         Args:
             sent: the body that was refused.
 
         Raises:
-            EndpointError: the endpoint does not take what a result needs.
+            EndpointError: the endpoint refuses a parameter that a result needs.
         """
         if fault.status not in (400, 422, 501):
             return False
@@ -89,7 +90,7 @@ class Parameters:
             if 0 < fewer < number and (most or not _UNSUPPORTED.search(words)):
                 self._most_logprobs = fewer
                 return True
-        # Whatever is wrong with stops, the text can be cut here.
+        # Stops are never needed: the text is truncated here.
         if not _UNSUPPORTED.search(words) and name != "stop":
             return False
         if name in _NEEDED and not (name == "top_p" and number == 1):
@@ -100,10 +101,10 @@ class Parameters:
         return True
 
 
-def cut_at(text: str, stops: Any) -> tuple[str, str | None]:
-    """A text up to the first of its stops, and which that is; None: it has none."""
-    found = [(at, stop) for stop in stops if stop and (at := text.find(stop)) >= 0]
+def truncate_at(text: str, stops: Any) -> tuple[str, str | None]:
+    """A text up to the first stop in it, and that stop; None if there is none."""
+    found = [(index, stop) for stop in stops if stop and (index := text.find(stop)) >= 0]
     if not found:
         return text, None
-    at, stop = min(found)
-    return text[:at], stop
+    index, stop = min(found)
+    return text[:index], stop

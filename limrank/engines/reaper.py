@@ -1,9 +1,9 @@
-"""An engine's processes end with the process that started them, however it ends.
+"""Ends an engine's processes when the process that started them ends, whatever ends it.
 
 vLLM runs its engine in a child process. When the parent is killed (``kill -9``, an
-out-of-memory kill, a lost node) nobody tells the child, and it would keep the
-accelerator. A watcher process holds the reading end of a pipe whose writing end only
-the parent has; when the pipe closes, it kills what the parent had started.
+out-of-memory kill, a lost node) the child does not notice, and would keep the accelerator.
+A watcher process holds the reading end of a pipe, and only the parent holds its writing
+end. When the pipe closes, the watcher kills the processes that the parent had started.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import os, signal, sys
 for pair in sys.stdin.read().split():
     pid, _, started = pair.partition(":")
     try:
-        # The start time tells the process from a later one that was given the same id.
+        # A later process may have the same id, but not the same start time.
         with open(f"/proc/{pid}/stat") as stat:
             if stat.read().rsplit(")", 1)[1].split()[19] == started:
                 os.kill(int(pid), signal.SIGKILL)
@@ -34,11 +34,11 @@ for pair in sys.stdin.read().split():
 
 @contextlib.contextmanager
 def reap_with_parent() -> Iterator[None]:
-    """Child processes started inside are killed when this process is gone."""
+    """Child processes that start inside are killed when this process ends."""
     known = set(_descendants())
     done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         # An engine takes a minute to start, and its parent may be killed meanwhile.
         last = False
         while not last:
@@ -46,18 +46,18 @@ def reap_with_parent() -> Iterator[None]:
             started = [child for child in _descendants() if child not in known]
             if started:
                 known.update(started)
-                _tell_watcher(started)
+                _send_to_watcher(started)
 
-    teller = threading.Thread(target=tell, name="limrank-reaper", daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=report, name="limrank-reaper", daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        reporter.join()
 
 
-def _tell_watcher(children: list[tuple[int, str]]) -> None:
+def _send_to_watcher(children: list[tuple[int, str]]) -> None:
     pipe = _watcher(os.getpid()).stdin
     pipe.write("".join(f"{pid}:{started}\n" for pid, started in children).encode())
     pipe.flush()
@@ -65,8 +65,8 @@ def _tell_watcher(children: list[tuple[int, str]]) -> None:
 
 @lru_cache
 def _watcher(parent: int) -> subprocess.Popen:
-    """This process's watcher. The writing end of its pipe is open as long as we live; a
-    session of its own keeps signals for us away from it."""
+    """This process's watcher. The writing end of its pipe stays open until this process ends. The
+    watcher has a session of its own, so that signals to this process do not reach it."""
     return subprocess.Popen(
         [sys.executable, "-S", "-c", _WATCHER],
         stdin=subprocess.PIPE,
@@ -77,7 +77,7 @@ def _watcher(parent: int) -> subprocess.Popen:
 
 
 def _descendants() -> list[tuple[int, str]]:
-    """(process id, start time) of the processes below this one, but for our watcher."""
+    """(process id, start time) of this process's descendants, without the watcher."""
     import psutil
 
     found = [(child.pid, _start_time(child.pid)) for child in psutil.Process().children(recursive=True)]

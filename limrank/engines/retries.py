@@ -1,4 +1,4 @@
-"""When a request to an endpoint is sent again: one policy for every engine that has one."""
+"""When a request to an endpoint is retried: one policy for every engine that calls one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
 
-LONGEST_TOLD_S = 86400.0
-"""A header that asks for more than a day is taken for nonsense, as one that is no number."""
+LONGEST_REQUESTED_S = 86400.0
+"""A header that asks to wait for more than a day is ignored, like one that is not a number."""
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -26,11 +26,11 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 
 
 def retrying(attempts: Callable[[BaseException], int]) -> AsyncRetrying:
-    """Tenacity's loop of attempts, with random waits that double between them; the last
-    attempt's error comes out as it is.
+    """Tenacity's loop of attempts, with random waits that double between them. The error of the
+    last attempt is raised unchanged.
 
     Args:
-        attempts: how often a request is sent in all that ends with this error; 1: once.
+        attempts: gives the number of attempts in all for a request that ends with this error; 1: no retry.
     """
     from tenacity import AsyncRetrying, wait_random_exponential
 
@@ -42,21 +42,21 @@ def retrying(attempts: Callable[[BaseException], int]) -> AsyncRetrying:
 
 
 def backoff_s(attempt: int) -> float:
-    """A random wait after so many attempts, as :func:`retrying` has it."""
+    """A random wait after this many attempts, like those of :func:`retrying`."""
     return random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt - 1, 30)))
 
 
 class Pace:
-    """When an endpoint may be asked again. All requests of an engine share one, so that what one
-    of them is told holds for all."""
+    """When the next request to an endpoint may be sent. All requests of an engine share one, so a
+    wait that one answer asks for holds for all."""
 
     def __init__(self) -> None:
         self._until = 0.0
         self.answered = time.monotonic()
-        """When the endpoint answered last."""
+        """The time of the endpoint's last answer."""
 
     def hold(self, seconds: float) -> None:
-        """No request is sent for so long."""
+        """Send no request for so many seconds."""
         self._until = max(self._until, time.monotonic() + seconds)
 
     async def free(self) -> None:
@@ -65,13 +65,13 @@ class Pace:
             await asyncio.sleep(rest)
 
 
-def told_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait, by its headers; None where it does not say.
+def requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the headers of an answer ask to wait; None where they do not.
 
-    Read, in this order: ``retry-after-ms``; ``Retry-After`` in seconds or as a date (RFC 9110);
-    ``x-ratelimit-reset-requests`` and ``-tokens`` (OpenAI's ``6m0s``) of a limit that is used
-    up; ``x-ratelimit-reset`` and ``ratelimit-reset``, in seconds or as the time of it. A value
-    that cannot be read, is not above zero, or is above :data:`LONGEST_TOLD_S` says nothing.
+    Headers are read in this order: ``retry-after-ms``; ``Retry-After`` in seconds or as a date
+    (RFC 9110); ``x-ratelimit-reset-requests`` and ``-tokens`` (OpenAI's ``6m0s``) of a limit that
+    is used up; ``x-ratelimit-reset`` and ``ratelimit-reset``, in seconds or as a time. A value is
+    ignored if it cannot be read, is not above zero, or is above :data:`LONGEST_REQUESTED_S`.
     """
     given = {str(name).lower(): str(value).strip() for name, value in headers.items()}
     waits = [_scaled(given.get("retry-after-ms"), 0.001), _seconds(given.get("retry-after"))]
@@ -87,12 +87,12 @@ def told_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Of a number, a duration (``1m30.5s``), a date, or a time as seconds or milliseconds since 1970."""
+    """Seconds from a number, a duration (``1m30.5s``), a date, or a time in seconds or milliseconds since 1970."""
     if not text or len(text) > 100:
         return None
     if _DURATION.fullmatch(text):
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
-        return _sensible(sum(float(number) * _UNITS_S[unit] for number, unit in parts))
+        amounts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+        return _sensible(sum(float(number) * _UNITS_S[name] for number, name in amounts))
     number = _number(text)
     if number is None:
         return _sensible(_until_date(text))
@@ -125,4 +125,4 @@ def _until_date(text: str) -> float:
 
 
 def _sensible(seconds: float) -> float | None:
-    return seconds if 0 < seconds <= LONGEST_TOLD_S else None
+    return seconds if 0 < seconds <= LONGEST_REQUESTED_S else None

@@ -1,5 +1,7 @@
-"""From text to token ids, where a user's text is just characters and a template's marks are tokens:
-plain text, trusted templates, and chats."""
+"""Text → token ids: of plain text, of trusted templates, and of chats.
+
+In a user's text special tokens are just characters. In a template they are tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from limrank.engines.base import Tokenizer
 from limrank.errors import RowError
 
 _SPARE_TOKENS = 64
-"""By so many more than fit a text is looked at: a token may end otherwise where it is cut."""
+"""A text is truncated this many tokens behind what fits: its last tokens may differ from the whole text's."""
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of text in which special tokens are just characters.
 
-    A person's passage may hold ``<|im_end|>`` or ``</think>``; it must neither end a
-    chain nor open a turn. Text without such a string is encoded as the tokenizer would.
+    A passage may hold ``<|im_end|>`` or ``</think>``, which must neither open a turn nor end a
+    chain. Other text is encoded as by the tokenizer itself.
     """
     special = _special_pattern(tuple(tokenizer.get_added_vocab()))
     if special is None or not special.search(text):
@@ -28,70 +30,69 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     for position, piece in enumerate(special.split(text)):
         if not piece:
             continue
-        # Every second piece is a special token's text: encoded in two halves, it is
-        # never seen whole.
-        for part in (piece[:1], piece[1:]) if position % 2 else (piece,):
-            ids += tokenizer.encode(part, add_special_tokens=False)
+        # Every second piece is the text of a special token. Encoded in two halves, it does not
+        # become that token.
+        for half in (piece[:1], piece[1:]) if position % 2 else (piece,):
+            ids += tokenizer.encode(half, add_special_tokens=False)
     return ids
 
 
 def encode_template(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of trusted text: ``<think>`` and ``</think>`` are tokens where the
-    tokenizer has them."""
+    """Token ids of trusted text: ``<think>`` and ``</think>`` are tokens if the tokenizer has them."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 @lru_cache(maxsize=8)
 def tokens_before(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What a tokenizer puts before a text (``<s>``). What it puts after one (``</s>``) has no place
-    between a prompt and what the model is to write.
+    """The tokens that a tokenizer puts before a text (``<s>``). Those that it puts after a text
+    (``</s>``) are left out: the model continues the prompt.
     """
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    places = range(len(whole) - len(plain) + 1)
-    start = next((place for place in places if whole[place : place + len(plain)] == plain), 0)
+    positions = range(len(whole) - len(plain) + 1)
+    start = next((position for position in positions if whole[position : position + len(plain)] == plain), 0)
     return tuple(whole[:start])
 
 
 @lru_cache(maxsize=8)
 def longest_token(tokenizer: Tokenizer) -> int:
-    """Characters that one token stands for at most: of a text of more than so many times what
-    fits, the rest need not be encoded."""
+    """The most characters that one token stands for. It bounds how much of a long text has to be
+    encoded."""
     vocabulary = getattr(tokenizer, "get_vocab", tokenizer.get_added_vocab)()
     return max((len(token) for token in vocabulary), default=1)
 
 
 def characters_of(tokenizer: Tokenizer, tokens: int) -> int:
-    """How many characters a text of so many tokens has at most."""
+    """The most characters that a text of this many tokens has."""
     return (max(tokens, 0) + _SPARE_TOKENS) * longest_token(tokenizer)
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, max_tokens: int) -> list[int]:
-    """Token ids of a chat: the template's marks are tokens, what the messages say is characters.
+    """Token ids of a chat: the template's marks are tokens, and the messages are plain characters.
 
-    Text without any special token is encoded as the tokenizer's own ``apply_chat_template`` does.
+    Messages without a special token are encoded as by the tokenizer's own ``apply_chat_template``.
 
     Args:
-        messages: ``role`` and ``content`` of each.
-        room: tokens that fit; a longer chat is told before it is encoded.
+        messages: each with ``role`` and ``content``.
+        max_tokens: tokens that fit. A chat that is much longer is refused before it is encoded.
 
     Raises:
-        RowError: it is too long, or the template does not say each message once, as it is.
+        RowError: the chat is too long, or the template does not repeat each message once, unchanged.
     """
     length, most = sum(len(message["content"]) for message in messages), characters_of(tokenizer, max_tokens)
     if length > most:
-        raise RowError(f"a prompt of {length} characters: more than {max_tokens} tokens, which fit, can hold")
+        raise RowError(f"a prompt of {length} characters is longer than the {max_tokens} tokens that fit")
     special = _special_pattern(tuple(tokenizer.get_added_vocab()))
     if special is None or not any(special.search(message["content"]) for message in messages):
         whole = _rendered(tokenizer, messages)
         return tokenizer.encode(whole, add_special_tokens=False)
-    marks = [f"place{secrets.token_hex(12)}x{number}" for number in range(len(messages))]
+    marks = [f"message{secrets.token_hex(12)}x{number}" for number in range(len(messages))]
     contents = [message["content"] for message in messages]
-    # Whether the template trims: as many do.
+    # Many templates strip the messages.
     padded = [f" {mark} " for mark in marks]
-    around = _rendered(tokenizer, _with(messages, padded))
-    if not all(mark in around for mark in padded):
+    rendered = _rendered(tokenizer, _with(messages, padded))
+    if not all(mark in rendered for mark in padded):
         contents = [content.strip() for content in contents]
-    around = _rendered(tokenizer, _with(messages, marks))
+    rendered = _rendered(tokenizer, _with(messages, marks))
     ids, stretch = [], []
 
     def encode_stretch() -> None:
@@ -100,11 +101,11 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, max
         stretch.clear()
 
     by_mark = dict(zip(marks, contents, strict=True))
-    for part in re.split("(" + "|".join(map(re.escape, marks)) + ")", around):
-        if part in by_mark:
-            stretch.append(by_mark.pop(part, ""))
+    for section in re.split("(" + "|".join(map(re.escape, marks)) + ")", rendered):
+        if section in by_mark:
+            stretch.append(by_mark.pop(section, ""))
             continue
-        for position, piece in enumerate(special.split(part)):
+        for position, piece in enumerate(special.split(section)):
             if position % 2:
                 encode_stretch()
                 ids += tokenizer.encode(piece, add_special_tokens=False)
@@ -112,7 +113,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, max
                 stretch.append(piece)
     if by_mark:
         raise RowError(
-            "the model's chat template changes what a message says, so its special tokens cannot be kept plain"
+            "the model's chat template changes the messages, so special tokens in them cannot be encoded as text"
         )
     encode_stretch()
     return ids
@@ -137,8 +138,8 @@ _KNOWN_MARKS = re.compile(
 
 
 def break_marks(text: str) -> str:
-    """A message for an endpoint, whose tokenizer is not ours: a space goes behind the first character
-    of what is a mark in a known chat template (``< |im_end|>``, ``[ INST]``), which is none then.
+    """A message for an endpoint whose tokenizer is not known here. A space behind the first character
+    makes plain text of a mark of the known chat templates (``< |im_end|>``, ``[ INST]``).
     """
     return _KNOWN_MARKS.sub(lambda found: found[0] + " ", text)
 

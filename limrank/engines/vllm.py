@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from limrank import models
 from limrank.config import EngineConfig, ModelConfig
@@ -20,6 +20,8 @@ from limrank.engines.base import (
     Limits,
     Prompt,
     RequestLimiter,
+    Sampling,
+    SamplingOptions,
     Tokenizer,
     label_token_ids,
     matched_stop,
@@ -31,11 +33,11 @@ from limrank.engines.tokens import encode_chat, tokens_before
 from limrank.errors import EngineError, RowError, UserError, first_line
 
 _CPU_BLOCK = 32
-"""Tokens a block of the prefix cache. The CPU build's own 128 is longer than most queries,
-so that a query's candidates would share nothing."""
+"""Tokens in a block of the prefix cache. The CPU build's default, 128, is longer than most
+queries: a query's candidates would share no block."""
 
 _CPU_STEP_TOKENS = 4096
-"""Prompt tokens that the CPU build computes in one step, where no prompt is longer."""
+"""Prompt tokens that the CPU build computes in one step, unless a prompt may be longer."""
 
 
 class VllmEngine:
@@ -48,7 +50,7 @@ class VllmEngine:
         arguments = AsyncEngineArgs(**arguments)
         try:
             with reap_with_parent(), without_main():
-                # Batches as large as vLLM makes them for offline work on this device.
+                # This usage context gives the batch sizes of vLLM's offline work.
                 self._llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"model {model.id}: vLLM refuses these settings: {first_line(error)}") from error
@@ -57,7 +59,7 @@ class VllmEngine:
         self.dtype = arguments.dtype
         runs = self._llm.vllm_config.scheduler_config.max_num_seqs
         self._limits = Limits(self._llm.model_config.max_model_len, runs)
-        # Twice what runs at a time: the engine never waits for us, and memory stays bounded.
+        # With twice as many requests as run, the engine never waits for us and memory stays bounded.
         self.limiter = RequestLimiter(2 * runs)
         self._requests = 0
 
@@ -69,29 +71,9 @@ class VllmEngine:
     def limits(self) -> Limits:
         return self._limits
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> Generation:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
-            **self._stops(stop),
-        )
-        output = await self._last(prompt, params)
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
+        sampling = Sampling(**options)
+        output = await self._last(prompt, self._parameters(sampling))
         completion = output.outputs[0]
         generation = Generation(
             text=completion.text,
@@ -99,27 +81,18 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             generated_tokens=len(completion.token_ids),
-            stop=matched_stop(completion.stop_reason, stop, self.tokenizer.get_added_vocab),
+            stop=matched_stop(completion.stop_reason, sampling.stop, self.tokenizer.get_added_vocab),
             ids=tuple(completion.token_ids),
         )
         record_usage(generation.prompt_tokens, generation.cached_tokens, generation.generated_tokens)
         return generation
 
-    async def stream(
-        self, prompt: Prompt, *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0, stop: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
-        from vllm import SamplingParams
+    async def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            output_kind=RequestOutputKind.DELTA,
-            **self._stops(stop),
-        )
+        params = self._parameters(Sampling(**options), output_kind=RequestOutputKind.DELTA)
         generated = 0
-        # A generator that is left open is closed some time later; the request must end now.
+        # Python closes an open generator some time later; the request must end now.
         async with aclosing(self._outputs(prompt, params)) as outputs:
             async for output in outputs:
                 generated += len(output.outputs[0].token_ids)
@@ -131,8 +104,8 @@ class VllmEngine:
         from vllm import SamplingParams
 
         ids = label_token_ids(self.tokenizer, labels)
-        # Both labels' log-probabilities come back whatever is sampled, and raw: before
-        # temperature or any mask.
+        # The labels' log-probabilities come back whatever is sampled. They are raw: neither a
+        # temperature nor a mask is applied.
         params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=ids, logprobs=len(ids))
         output = await self._last(prompt, params)
         record_usage(len(output.prompt_token_ids), output.num_cached_tokens or 0, 1)
@@ -143,20 +116,29 @@ class VllmEngine:
         return {label: logprobs[token].logprob for label, token in zip(labels, ids, strict=True)}
 
     async def aclose(self) -> None:
-        # Let go of at once: its finaliser would shut it down again when Python ends, too late.
+        # No reference may stay: its finaliser would shut it down a second time when Python ends.
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown(timeout=10)
 
-    def _stops(self, stop: Sequence[str]) -> dict[str, Any]:
-        # A stop that is a special token of this model is matched as a token: special
-        # tokens are kept in the text, so both ways find it, and the token is exact.
+    def _parameters(self, sampling: Sampling, **more: Any) -> Any:
+        """vLLM's ``SamplingParams``."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        # A stop that is a special token of this model is matched as a token, which is exact.
         added = self.tokenizer.get_added_vocab()
-        return {
-            "stop": [text for text in stop if text not in added],
-            "stop_token_ids": [added[text] for text in stop if text in added],
-            "skip_special_tokens": False,
-        }
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
+            stop=[text for text in sampling.stop if text not in added],
+            stop_token_ids=[added[text] for text in sampling.stop if text in added],
+            skip_special_tokens=False,
+            **more,
+        )
 
     async def _last(self, prompt: Prompt, params: Any) -> Any:
         last = None
@@ -179,8 +161,8 @@ class VllmEngine:
                     async for output in outputs:
                         yield output
             except EngineDeadError as error:
-                raise EngineError(f"vLLM's engine process died: {first_line(error)}") from error
-            except EngineGenerateError as error:  # says nothing itself
+                raise EngineError(f"vLLM's engine process crashed: {first_line(error)}") from error
+            except EngineGenerateError as error:  # has no message of its own
                 raise RowError(f"vLLM failed the request: {first_line(error.__cause__ or error)}") from error
             except (VLLMClientError, ValueError) as error:
                 raise RowError(f"vLLM refused the request: {first_line(error)}") from error
@@ -192,7 +174,7 @@ class VllmEngine:
             ids = encode_chat(self.tokenizer, prompt, max_tokens=self._limits.context - max_tokens)
         else:
             ids = list(prompt)
-        # vLLM would write less than it was asked for, and say nothing.
+        # vLLM would generate fewer tokens without an error.
         if len(ids) + max_tokens > self._limits.context:
             raise RowError(
                 f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}"
@@ -201,7 +183,7 @@ class VllmEngine:
 
 
 def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: int = 1) -> dict[str, Any]:
-    """vLLM's engine arguments for a recipe, on this device. Sets the environment that vLLM
+    """vLLM's engine arguments for a recipe, on this device. Sets the environment variables that vLLM
     reads when it is imported.
 
     Raises:
@@ -226,18 +208,18 @@ def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: 
         "trust_remote_code": False,
         "load_format": "safetensors",
         "disable_log_stats": True,
-        # A weak model that may put blanks between JSON's tokens puts nothing else.
+        # A weak model that may write blanks between JSON's tokens writes nothing else.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
         **(_cpu_arguments(model, path) if on_cpu else {}),
     }
 
 
 def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
-    """What only the CPU build needs.
+    """Arguments for the CPU build only.
 
-    Its sampler dies (and the engine with it) of a seeded request whose prompt is computed
-    in parts: "CPU Generator does not use offset", vLLM 0.32. So prompts are computed
-    whole, which asks for a step that holds the longest one.
+    A seeded request whose prompt is computed in chunks crashes its sampler and the engine: "CPU
+    Generator does not use offset", vLLM 0.32. So prompts are computed whole, and a step must hold
+    the longest prompt.
     """
     context = model.max_model_len or models.text_config(str(path)).max_position_embeddings
     return {
@@ -248,11 +230,11 @@ def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
 
 
 def _environment(engine: EngineConfig) -> None:
-    """Settings that vLLM reads from the environment; a person's own are kept."""
+    """Set the environment variables that vLLM reads, except those that the user has set."""
     cores = sorted(os.sched_getaffinity(0))
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
-        # Every core: left to itself vLLM keeps one free.
+        # All cores: by default vLLM leaves one free.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",

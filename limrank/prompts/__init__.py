@@ -7,7 +7,7 @@ filters below and ``{% if %}``, none of which reaches into an object, calls or r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -88,9 +88,14 @@ def check_places(name: str, needed: set[str]) -> None:
         used = meta.find_undeclared_variables(_parsed(text))
     except (Exception, RecursionError, MemoryError) as error:
         raise _told(name, error, sorted(needed)) from None
-    if missing := needed - used:
-        places = " and ".join(f"{{{{ {each} }}}}" for each in sorted(missing))
-        raise UserError(f"prompt {_called(name)}: has no {places}")
+    require_placeholders(used, needed, f"prompt {_called(name)}")
+
+
+def require_placeholders(found: Collection[str], needed: Iterable[str], where: str) -> None:
+    """Raises UserError where a template lacks a placeholder. ``where`` names the template."""
+    if missing := sorted(set(needed) - set(found)):
+        names = " and ".join(f"{{{{ {name} }}}}" for name in missing)
+        raise UserError(f"{where}: has no {names}: every answer would be the same")
 
 
 class _PromptError(Exception):

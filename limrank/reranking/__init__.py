@@ -1,4 +1,4 @@
-"""Reranking: the library's face, and the job that runs it over a benchmark."""
+"""Reranking: the library's interface, and the job that reranks a benchmark."""
 
 from limrank.reranking.reranker import RankedDocument, Reranker
 

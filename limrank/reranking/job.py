@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RerankTask:
-    """Scores a query with its candidates; the engine's role is ``scorer``.
+    """Scores a query's candidates. The engine's role is ``scorer``.
 
-    ``tokens_a_pair`` is what a cascade may generate for each, on average over a query; None: any number.
+    ``tokens_a_pair`` is the average number of tokens that a cascade may generate for a pair of a query;
+    None: any number.
     """
 
     scoring: ScoringConfig
@@ -80,7 +81,7 @@ class RerankTask:
 
 @dataclass(frozen=True)
 class FirstStageTask:
-    """``scoring.mode: none``: the first stage's order as it is, without an engine."""
+    """``scoring.mode: none``: the first stage's order, without an engine."""
 
     step: str = "first_stage"
     unit_column: str = "query_id"
@@ -110,17 +111,16 @@ def run(
     engines: Mapping[str, EngineSource] | None = None,
     stage: str = "rerank",
 ) -> JobResult:
-    """Rerank a benchmark, or given pairs, into ``config.run_dir``; the same call again resumes.
+    """Rerank a benchmark, or given pairs, into ``config.run_dir``. A second call of the same config resumes.
 
     Args:
         address: of the Ray cluster, see ``cluster.connect``.
-        engines: an engine that is up already, as role ``scorer``; else one is opened in
-            every worker.
-        stage: what progress calls it.
+        engines: a running engine as role ``scorer``; None: every worker opens one.
+        stage: the name in progress reports.
 
     Raises:
-        UserError: anything of the recipe or its files that cannot work.
-        EngineError: an engine did not come up.
+        UserError: the recipe or its files cannot work.
+        EngineError: an engine did not start.
     """
     source = open_source(config)
     source.check()
@@ -165,8 +165,8 @@ def run(
 
 
 def plan(config: RerankJob) -> dict[str, Any]:
-    """What a run would do, for ``--dry-run``: nothing is started or written. Where the hub does not
-    give the benchmark, the form of its prompts is known all the same."""
+    """What a run would do, for ``--dry-run``. Nothing is started or written. Where the hub does not give
+    the benchmark, the plan has the form of its prompts only."""
     try:
         source = open_source(config)
     except UnavailableError as error:
@@ -190,7 +190,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
 
 
 def _form_of_prompt(config: RerankJob) -> str | None:
-    """The prompt of every pair, with its places still open."""
+    """The prompt of a pair, with its placeholders."""
     if config.scoring.mode == "none":
         return None
     query = Query("", "{{ query }}", template=benchmarks.query_template(config.data))
@@ -200,7 +200,7 @@ def _form_of_prompt(config: RerankJob) -> str | None:
 def rows_hash(config: RerankJob, source: Source) -> str:
     """The hash of all that a rerank job's rows depend on."""
     unused = config.scoring.mode == "none"
-    # A budget may be raised for a run that goes on; the prompt counts by its text.
+    # A resumed run may have a higher budget. The prompt is hashed by its text.
     unused_keys = {"prompt", "token_budget"} | (set() if config.scoring.mode == "cascade" else {"cutoff", "band"})
     unused_keys |= set() if config.scoring.think_tokens else {"min_think_tokens", "compatibility"}
     return config_hash(
@@ -208,7 +208,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             "job": "rerank",
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
-            "engine": None if unused else [config.engine.kind, config.engine.fail_rate],
+            "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
             "scoring": config.scoring.model_dump(exclude=unused_keys),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
@@ -221,25 +221,25 @@ def ranked_rows(query: Query, candidates: list[Candidate], judgments: list[Judgm
     return [
         {
             "query_id": query.query_id,
-            "doc_id": candidates[place].doc_id,
+            "doc_id": candidates[index].doc_id,
             "rank": rank,
-            "first_stage_rank": candidates[place].rank,
-            "first_stage_score": candidates[place].score,
-            "score": judgments[place].score,
-            "status": str(judgments[place].status),
-            "reasoning": judgments[place].reasoning,
-            "prompt_tokens": judgments[place].prompt_tokens,
-            "generated_tokens": judgments[place].generated_tokens,
-            "truncated": judgments[place].truncated,
-            "direct_score": judgments[place].direct_score,
-            "think_score": judgments[place].think_score,
+            "first_stage_rank": candidates[index].rank,
+            "first_stage_score": candidates[index].score,
+            "score": judgments[index].score,
+            "status": str(judgments[index].status),
+            "reasoning": judgments[index].reasoning,
+            "prompt_tokens": judgments[index].prompt_tokens,
+            "generated_tokens": judgments[index].generated_tokens,
+            "truncated": judgments[index].truncated,
+            "direct_score": judgments[index].direct_score,
+            "think_score": judgments[index].think_score,
         }
-        for rank, place in enumerate(rank_judgments(candidates, judgments), start=1)
+        for rank, index in enumerate(rank_judgments(candidates, judgments), start=1)
     ]
 
 
 def row_judgment(row: Mapping[str, Any]) -> Judgment:
-    """The judgment that a row of rerank_row_schema() was made of."""
+    """The judgment in a row of rerank_row_schema()."""
     named = ("doc_id", "score", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
     return Judgment(
         status=ScoreStatus(row["status"]),
@@ -258,8 +258,8 @@ def unit_candidates(unit: Unit) -> list[Candidate]:
 
 
 def _scorer(config: RerankJob) -> EngineSource:
-    """What judges, as far as it can be checked before Ray is there: a server on the cluster
-    cannot."""
+    """The source of the engine or the server that scores, checked. A server on the cluster can only be
+    checked when Ray is connected."""
     if config.engine.kind == "serve":
         server = ServedReranker(config.model, config.engine, config.scoring)
         if config.engine.base_url:
@@ -280,13 +280,13 @@ def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
 
 
 def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
-    """A run's token budget, shared out evenly: what a query may take then hangs on nothing
-    that runs beside it, and a resumed run keeps the same budget."""
+    """A run's token budget, divided evenly over its pairs. A query's allowance then does not depend on
+    the other queries, and a resumed run keeps the same budget."""
     if scoring.token_budget is None or not planned.size:
         return None
     if scoring.token_budget < planned.size:
         raise UserError(
-            f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.size} pairs alone take more"
+            f"scoring.token_budget {scoring.token_budget}: the direct scores of {planned.size} pairs already take more"
         )
     return scoring.token_budget / planned.size
 

@@ -23,9 +23,8 @@ Mode = Literal["direct", "think", "budget", "cascade"]
 class RankedDocument:
     """A document at its rank.
 
-    ``index`` is its 0-based position in the documents that were given, and ``doc_id`` its id: the one that
-    was given, a ``Document``'s own, else None. ``score`` is in [0, 1], or None where ``status`` is failed and
-    ``error`` says why.
+    ``index`` is its 0-based position in the given documents. ``doc_id`` is the given id, else a ``Document``'s
+    own, else None. ``score`` is in [0, 1], or None where ``status`` is failed and ``error`` says why.
     """
 
     index: int
@@ -50,15 +49,15 @@ class Reranker:
         model: a packaged model, a directory, or a hub id.
         mode: direct, think, budget or cascade (see ``limrank.scoring``).
         max_think_tokens: longest chain, for think, budget and cascade.
-        scoring: all of the scoring keys, in place of these two.
+        scoring: all scoring keys, instead of these two.
         engine: settings, or an open engine, which the caller then closes. With ``kind="openai"`` an
-            endpoint computes, and with ``kind="serve"`` a running ``limrank serve`` judges; its model and
+            endpoint runs the model. With ``kind="serve"`` a running ``limrank serve`` scores; its model and
             mode must be the same.
 
     Raises:
         UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the
-            label tokens, or the server cannot be reached or scores otherwise.
-        EngineError: the engine did not come up.
+            label tokens, or the server cannot be reached or its scoring differs.
+        EngineError: the engine did not start.
     """
 
     def __init__(
@@ -73,12 +72,12 @@ class Reranker:
         if mode not in get_args(Mode):
             raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
         if scoring is not None and (mode != "direct" or max_think_tokens is not None):
-            raise UserError("scoring has the mode and max_think_tokens: give scoring alone")
+            raise UserError("scoring has the mode and max_think_tokens: give only scoring")
         if scoring is not None and scoring.mode == "none":
-            raise UserError("scoring: mode none judges nothing")
+            raise UserError("scoring: mode none gives no scores")
         self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
         self._loop = asyncio.new_event_loop()
-        # The engine keeps one loop, whichever thread or loop calls rank().
+        # The engine stays on one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
         self._thread.start()
         self._opened: Engine | Judge | None = None
@@ -101,18 +100,18 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
     ) -> list[RankedDocument]:
-        """Documents by relevance, best first; ties keep the order they were given in.
+        """Documents by relevance, best first. Ties keep the given order.
 
-        A document that could not be scored comes last, with no score.
+        A document that could not be scored comes last, without a score.
 
         Args:
-            doc_ids: one a document.
+            doc_ids: one id for each document.
             instruction: narrows what is relevant; it is appended to the query.
             top_n: how many to return; None: all.
 
         Raises:
             UserError: there are more or fewer ids than documents.
-            EngineError: the engine died.
+            EngineError: the engine crashed.
         """
         return self._call(self._rank(_Task(query, documents, doc_ids, instruction), top_n))
 
@@ -125,19 +124,19 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
     ) -> list[list[RankedDocument]]:
-        """Rank each query's own documents; the rankings are in the order of the queries.
+        """Rank each query's own documents. The rankings are in the order of the queries.
 
-        All pairs are in flight together, so that the engine's batches stay full: many times faster than
+        All pairs are in flight together, so the engine's batches stay full. That is many times faster than
         a loop over :meth:`rank` where queries have few documents.
 
         Args:
-            documents: one list a query.
-            doc_ids: one list a query, of one id a document.
+            documents: one list for each query.
+            doc_ids: one list for each query, with one id for each document.
             instruction, top_n: as in :meth:`rank`, of every query.
 
         Raises:
             UserError: there are more or fewer lists than queries, or ids than documents.
-            EngineError: the engine died.
+            EngineError: the engine crashed.
         """
         if isinstance(queries, str):
             raise UserError("queries: should be a list of texts, not one text")
@@ -149,13 +148,13 @@ class Reranker:
             for number, query in enumerate(queries)
         ]
 
-        async def all_of_them() -> list[list[RankedDocument]]:
+        async def rank_all() -> list[list[RankedDocument]]:
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(self._rank(task, top_n)) for task in tasks]
             return [each.result() for each in running]
 
         try:
-            return self._call(all_of_them())
+            return self._call(rank_all())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -168,7 +167,7 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
     ) -> list[RankedDocument]:
-        """:meth:`rank` for a coroutine, on any event loop; others run while the engine works.
+        """:meth:`rank` as a coroutine, on any event loop.
 
         Cancelling it cancels the requests.
         """
@@ -176,7 +175,7 @@ class Reranker:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._rank(task, top_n), self._loop))
 
     def close(self) -> None:
-        """End the engine, if it was opened here; a second call does nothing."""
+        """End the engine if it was opened here. A second call does nothing."""
         if self._loop.is_closed():
             return
         if self._opened is not None:
@@ -196,7 +195,7 @@ class Reranker:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # Ctrl-C: nobody waits for the answer any more
+            future.cancel()  # Ctrl-C: nobody waits for the answer
             raise
 
     async def _rank(self, task: _Task, top_n: int | None) -> list[RankedDocument]:

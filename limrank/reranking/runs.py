@@ -11,9 +11,9 @@ from limrank.storage import Storage
 
 
 def write_runs(storage: Storage) -> None:
-    """Write both files as a stream, one chunk in memory at a time.
+    """Write both files as a stream, with one chunk in memory at a time.
 
-    The score in both is ``-rank``, so that every tool reads the same order, ties included.
+    The score in both is ``-rank``, so that every tool reads the same order, also for ties.
     """
     gap = run_separator(
         each for query_id, ranked in _rankings(storage) for each in (query_id, *(doc for _, doc in ranked))
@@ -34,5 +34,5 @@ def _rankings(storage: Storage) -> Iterator[tuple[str, list[tuple[int, str]]]]:
         ranked: dict[str, list[tuple[int, str]]] = {}
         for row in table.to_pylist():
             ranked.setdefault(row["query_id"], []).append((row["rank"], row["doc_id"]))
-        for query_id, places in ranked.items():
-            yield query_id, sorted(places)
+        for query_id, ranks in ranked.items():
+            yield query_id, sorted(ranks)

@@ -1,4 +1,4 @@
-"""What a rerank job scores: a benchmark with its first stage, or pairs as they are given."""
+"""The queries and candidates of a rerank job: a benchmark with its first stage, or given pairs."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ class Source(Protocol):
     warnings: list[str]
 
     def check(self) -> None:
-        """Find what is wrong with the data before anything is started or written.
+        """Check the data before anything is started or written.
 
         Raises:
             UserError: naming the file and the line, row or column.
         """
 
     def queries(self) -> Iterator[tuple[Query, list[Candidate]]]:
-        """Each query with its candidates, best first; a new iterator every time."""
+        """Each query with its candidates, best first. Every call gives a new iterator."""
 
     def hash_parts(self) -> dict[str, Any]:
-        """All that the queries and candidates depend on, for the config hash."""
+        """Everything that the queries and candidates depend on, for the config hash."""
 
     def provenance(self) -> dict[str, str | None]:
-        """Where the data is from, for the manifest; empty where the recipe's path says it all."""
+        """The origin of the data, for the manifest. Empty where the recipe's path is enough."""
 
     def keep_selection(self, storage: Storage) -> None:
-        """Leave in the run directory what evaluation will need."""
+        """Write the selected queries and their judgements into the run directory, for evaluation."""
 
 
 def open_source(config: RerankJob) -> Source:
-    """Raises UserError: the data is not there, or cannot be read."""
+    """The source of a config. Raises UserError where the data is missing or cannot be read."""
     if config.data.format == "pairs":
         return PairsSource(config, open_pairs(config.data.path, config.data.split))
     return BenchmarkSource(config, benchmarks.load(config.data))
 
 
 _OF_BM25 = {"k1", "b", "query_weights", "language", "stemmer", "stopwords"}
-"""Keys of a first stage that play no part where a run gives it."""
+"""Keys of a first stage that have no effect on a given run."""
 
 
 class BenchmarkSource:
-    """A benchmark's queries, with the candidates that BM25, a given run or the benchmark itself finds for them."""
+    """A benchmark's queries, with candidates of BM25, of a given run, or of the benchmark itself."""
 
     def __init__(self, config: RerankJob, benchmark: Benchmark) -> None:
         self._config = config
@@ -65,7 +65,7 @@ class BenchmarkSource:
         self.warnings = [*benchmark.warnings]
 
     def check(self) -> None:
-        """Loading has checked the files. Without a candidate there is nothing to rerank."""
+        """Refuse a benchmark without any candidate. Loading has checked the files."""
         first_stage = self._config.first_stage
         without = [query.query_id for query, found in self.queries() if not found]
         if not without:
@@ -89,7 +89,7 @@ class BenchmarkSource:
         first_stage = self._config.first_stage
         return {
             "data": benchmarks.fingerprint(self._config.data),
-            # Judgements select queries, and keep a document that is the query itself: others may make another run.
+            # Judgements select queries and exclude documents, so other judgements may give another run.
             "queries": [[query.query_id, sorted(query.excluded)] for query in self._benchmark.queries],
             "query_template": asked_in(self._config),
             "first_stage": first_stage.model_dump(
@@ -102,7 +102,7 @@ class BenchmarkSource:
         return benchmarks.provenance(self._config.data)
 
     def keep_selection(self, storage: Storage) -> None:
-        """``queries.jsonl`` and ``qrels.tsv`` of the selected queries: what evaluation covers."""
+        """Write ``queries.jsonl`` and ``qrels.tsv`` of the selected queries, which evaluation covers."""
         with tempfile.TemporaryDirectory() as folder:
             queries, qrels = Path(folder) / "queries.jsonl", Path(folder) / "qrels.tsv"
             beir.write_queries(queries, self._benchmark.queries)
@@ -112,8 +112,8 @@ class BenchmarkSource:
 
 
 class PairsSource:
-    """All pairs of the files, or those of the first ``data.max_queries`` queries. No first
-    stage has a say, nor are there judgements to keep."""
+    """All pairs of the files, or those of the first ``data.max_queries`` queries. They have no first
+    stage and no judgements."""
 
     def __init__(self, config: RerankJob, pairs: Pairs) -> None:
         self._config = config
@@ -121,7 +121,7 @@ class PairsSource:
         self._pairs = pairs
         self.warnings = [*pairs.warnings]
         if config.first_stage != FirstStageConfig():
-            self.warnings.append("first_stage: has no say over data.format=pairs: every pair that is given is scored")
+            self.warnings.append("first_stage: has no effect on data.format=pairs: every given pair is scored")
 
     def check(self) -> None:
         for _ in self.queries():
@@ -141,19 +141,19 @@ class PairsSource:
         return {}
 
     def keep_selection(self, storage: Storage) -> None:
-        """Pairs carry no judgements: there is nothing to evaluate by."""
+        """Does nothing: pairs have no judgements."""
 
 
 def asked_in(config: RerankJob) -> str | None:
-    """The text around each query; None where no reranker sees it."""
+    """The template around each query; None where no reranker sees it."""
     return None if config.scoring.mode == "none" else benchmarks.query_template(config.data)
 
 
 def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:
-    """The source's queries as units of rerank_unit_schema(), weighed in pairs."""
+    """The source's queries as units of rerank_unit_schema(), each with its number of pairs."""
     chain = scoring.think_tokens * GENERATED_TOKEN_COST
     for query, found in source.queries():
-        # Within its template a query is a text of its own, which a server is sent as well.
+        # A query in a template is one text, which is also sent to a server.
         text, instruction = (prompt_query(query), "") if query.template else (query.text, query.instruction)
         length = len(text) + len(instruction)
         unit = {

@@ -1,4 +1,4 @@
-"""Pointwise judgement of (query, passage) pairs; the only place that knows label tokens."""
+"""Pointwise judgement of (query, passage) pairs. No other package knows label tokens."""
 
 from limrank.engines.tokens import encode_template, encode_text
 from limrank.scoring.encoding import (
@@ -19,13 +19,13 @@ from limrank.scoring.pointwise import (
     TRUE,
     check_labels,
     completion,
-    cut_at_sentence,
-    cut_chain,
     label_score,
     prompt_template,
     rank_judgments,
     score_pair,
     score_query,
+    truncate_at_sentence,
+    truncate_chain,
     with_prompt_text,
 )
 
@@ -40,8 +40,8 @@ __all__ = [
     "check_labels",
     "close_tokens",
     "completion",
-    "cut_at_sentence",
-    "cut_chain",
+    "truncate_at_sentence",
+    "truncate_chain",
     "encode_closed",
     "encode_example",
     "encode_pair",

@@ -1,13 +1,12 @@
 """Think where it pays: direct scores for all candidates, chains where their order is in doubt.
 
-A query's candidates are sorted by their direct log-odds. What may end above the cut-off,
-and is not clearly apart from its neighbours, is in doubt; these pairs get a chain, the
-nearest to the cut-off first, as far as the allowance of tokens reaches. A chain's verdict
-orders the pairs that were in doubt among themselves: they share out the stretch of direct
-log-odds that they lay on, so that every other pair keeps its place, and a score means the
-same over the whole ranking.
+A query's candidates are sorted by their direct log-odds. A pair is in doubt if it may end above
+the cut-off and lies within the band of a neighbour. Pairs in doubt get a chain, the nearest to the
+cut-off first, as far as the allowance of tokens reaches. Think log-odds are rescaled onto the
+block's range of direct log-odds: the block is reordered, nothing outside it moves, and a score
+means the same over the whole ranking.
 
-Knows no engine: it is given two functions, so recorded scores can be replayed through it.
+The cascade knows no engine. It takes two functions, so recorded scores can be replayed through it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Ask = Callable[[Candidate], Awaitable[Judgment]]
 
 _LEAST, _MOST = 1e-300, 1 - 2**-53
 _TIED = 1e-6
-"""Log-odds that tied pairs are spread over, so that their chains can order them."""
+"""The range of log-odds over which tied pairs are spread, so that their chains can order them."""
 
 
 async def cascade(
@@ -38,19 +37,20 @@ async def cascade(
     allowance: int | None = None,
     known: Mapping[str, Judgment] | None = None,
 ) -> list[Judgment]:
-    """Judge a query's candidates; judgments are in their order.
+    """Judge a query's candidates. The judgments are in their order.
 
-    A judgment keeps both scores, ``direct_score`` and, where a chain was asked for,
-    ``think_score``. A pair whose chain fails keeps its direct score, and ``error`` says why.
+    A judgment has both scores: ``direct_score``, and ``think_score`` if there is a chain. A pair
+    whose chain fails keeps its direct score, and ``error`` says why.
 
     Args:
-        ask, think: score a pair directly, and after a chain.
-        cutoff: the rank that the order matters down to.
-        band: how near two direct scores are in doubt, in the query's standard deviations.
-        longest: tokens that a chain and its label generate at most.
-        allowance: generated tokens that all of it may take, a direct score's one included;
-            None: any number. It is kept, but for the direct scores themselves.
-        known: what an earlier call made of some of them; what failed in it is tried again.
+        ask: scores a pair directly.
+        think: scores a pair after a chain.
+        cutoff: the order matters down to this rank.
+        band: two direct scores this near are in doubt, in standard deviations of the query's log-odds.
+        longest: the most tokens that a chain and its label generate.
+        allowance: generated tokens for the whole query, one for each direct score included; None: any
+            number. Only the direct scores themselves may exceed it.
+        known: judgments of an earlier call. Failed ones are retried.
     """
     known = known or {}
     direct = await asyncio.gather(*(_known_or(known.get(each.doc_id), ask, each) for each in candidates))
@@ -61,7 +61,7 @@ async def cascade(
         for index in scored
         if candidates[index].doc_id in known and known[candidates[index].doc_id].think_score is not None
     }
-    # A direct score takes one token; a failed one may be tried again.
+    # A direct score takes one token, also when a failed one is retried.
     before = [known[each.doc_id].generated_tokens for each in candidates if each.doc_id in known]
     spent = len(candidates) + sum(max(0, tokens - 1) for tokens in before)
     waiting = [index for index in in_doubt(odds, cutoff, band) if index not in thought]
@@ -87,8 +87,8 @@ async def cascade(
 
 
 def in_doubt(odds: Mapping[int, float], cutoff: int, band: float) -> list[int]:
-    """The pairs that may end above the cut-off and whose order is not clear, the nearest to
-    the cut-off first.
+    """The pairs that may end above the cut-off and whose order is unclear, the nearest to the
+    cut-off first.
 
     Args:
         odds: direct log-odds, by any key.
@@ -97,24 +97,24 @@ def in_doubt(odds: Mapping[int, float], cutoff: int, band: float) -> list[int]:
     order = sorted(odds, key=lambda key: -odds[key])
     if len(order) < 2:
         return []
-    apart = _apart(odds, band)
+    gap = _clear_gap(odds, band)
     if len(order) > cutoff:
-        cut = odds[order[cutoff - 1]]
-        order = [key for key in order if odds[key] >= cut - apart]
+        boundary = odds[order[cutoff - 1]]
+        order = [key for key in order if odds[key] >= boundary - gap]
     else:
-        cut = odds[order[0]]  # none is cut off: the first places matter most
-    unclear = [key for block in _blocks(order, odds, apart) if len(block) > 1 for key in block]
-    return sorted(unclear, key=lambda key: abs(odds[key] - cut))
+        boundary = odds[order[0]]  # all are above the cut-off: the first ranks matter most
+    unclear = [key for block in _blocks(order, odds, gap) if len(block) > 1 for key in block]
+    return sorted(unclear, key=lambda key: abs(odds[key] - boundary))
 
 
 def fuse(odds: Mapping[int, float], thought: Mapping[int, float], band: float) -> dict[int, float]:
-    """Direct log-odds, in which each block of neighbours that were thought about is put in
-    the order of its chains' log-odds, over the stretch that the block covers."""
+    """Direct log-odds, with each block of neighbouring pairs that have a chain in the order of their
+    think log-odds, rescaled onto the block's range."""
     fused = dict(odds)
     order = sorted(odds, key=lambda key: -odds[key])
-    place = {key: index for index, key in enumerate(order)}
-    about = [key for key in order if key in thought]
-    for block in _blocks(about, odds, _apart(odds, band), place):
+    position = {key: index for index, key in enumerate(order)}
+    with_chain = [key for key in order if key in thought]
+    for block in _blocks(with_chain, odds, _clear_gap(odds, band), position):
         low, high = odds[block[-1]], odds[block[0]]
         least, most = min(thought[key] for key in block), max(thought[key] for key in block)
         if most > least:
@@ -125,25 +125,27 @@ def fuse(odds: Mapping[int, float], thought: Mapping[int, float], band: float) -
 
 
 def log_odds(score: float) -> float:
-    """Of a score in [0, 1]; its ends are a hair away from infinity."""
+    """The log-odds of a score in [0, 1]; finite at 0 and 1, too."""
     score = min(max(score, _LEAST), _MOST)
     return math.log(score / (1 - score))
 
 
-def _apart(odds: Mapping[int, float], band: float) -> float:
+def _clear_gap(odds: Mapping[int, float], band: float) -> float:
+    """Two pairs whose log-odds differ by more than this are in a clear order."""
     return band * pstdev(odds.values()) if odds else 0.0
 
 
 def _blocks(
-    order: Sequence[int], odds: Mapping[int, float], apart: float, place: Mapping[int, int] | None = None
+    order: Sequence[int], odds: Mapping[int, float], gap: float, position: Mapping[int, int] | None = None
 ) -> list[list[int]]:
-    """Neighbours that are not apart, together; with ``place`` only those next to each other there."""
+    """Blocks of neighbours without a clear gap between them. With ``position``, neighbours in a block
+    also have neighbouring positions."""
     blocks: list[list[int]] = []
     for key in order:
         if (
             blocks
-            and odds[blocks[-1][-1]] - odds[key] <= apart
-            and (place is None or place[key] - place[blocks[-1][-1]] == 1)
+            and odds[blocks[-1][-1]] - odds[key] <= gap
+            and (position is None or position[key] - position[blocks[-1][-1]] == 1)
         ):
             blocks[-1].append(key)
         else:
@@ -158,7 +160,7 @@ async def _known_or(known: Judgment | None, ask: Ask, candidate: Candidate) -> J
 
 
 def _after(direct: Judgment, chain: Judgment) -> Judgment:
-    """A pair that was asked twice: the prompt is the same, its chain comes on top."""
+    """The judgment of a pair that has a direct score and a chain: their generated tokens add up."""
     tokens = direct.generated_tokens + chain.generated_tokens
     if chain.score is None:
         return replace(direct, generated_tokens=tokens, error=chain.error)

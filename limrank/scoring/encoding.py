@@ -19,22 +19,25 @@ CLOSE = "\n" + THINK_CLOSE
 
 _MARKS = re.compile(f"({THINK_OPEN}|{THINK_CLOSE})")
 
-PLACE = re.compile(r"\{\{\s*(query|passage)\s*\}\}")
-"""A place of a scoring prompt."""
+PLACEHOLDER = re.compile(r"\{\{\s*(query|passage)\s*\}\}")
+"""A placeholder of a scoring prompt."""
 
-QUERY_PLACE = re.compile(r"\{\{\s*query\s*\}\}")
-"""The place of a query's template."""
+_QUERY_PLACEHOLDER = re.compile(r"\{\{\s*query\s*\}\}")
+"""The placeholder of a query's template."""
 
 _ANSWER = re.compile(rf"{THINK_CLOSE}(?: \w+)?")
 
 
 @dataclass(frozen=True)
 class PairPrompt:
-    """A pair as token ids; ``truncated`` where the passage lost its end.
+    """A pair as token ids.
 
-    ``tail`` is the text behind the last mark that is a token, of which what follows may become
-    part (Qwen's ``>\\n``), and ``head`` counts the ids before it. A prompt that ends with the
-    token ``<think>`` has none.
+    Attributes:
+        truncated: the passage lost its end.
+        tail: the text behind the last mark that is a token. The text that follows a prompt may
+            share a token with it (Qwen's ``>\\n``). Empty where the prompt ends with the token
+            ``<think>``.
+        head: the number of ids before the tail.
     """
 
     ids: list[int]
@@ -44,22 +47,22 @@ class PairPrompt:
 
 
 def prompt_query(query: Query) -> str:
-    """The query as the model sees it: an instruction is appended to its text, and its template is
-    put around both. Where both are the same text, it is there once, as the reference has it."""
+    """The query as the model sees it: its text with the instruction appended, inside its template.
+    If text and instruction are the same, the text is there once, as in the reference."""
     text, instruction = query.text, query.instruction
     if instruction:
         text = text.strip() if text.strip() == instruction.strip() else f"{text} {instruction}".strip()
-    return QUERY_PLACE.sub(lambda _: text, query.template) if query.template else text
+    return _QUERY_PLACEHOLDER.sub(lambda _: text, query.template) if query.template else text
 
 
 def pair_text(template: str, query: Query, passage: str) -> str:
-    """The prompt of a pair as text; the model is given :func:`encode_pair`'s ids."""
-    return _place(template, query, passage)
+    """The prompt of a pair as text. The model gets the ids of :func:`encode_pair`."""
+    return _filled(template, query, passage)
 
 
 def encode_example(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a part of a training example: ``<think>`` at a prompt's end and the ``</think>``
-    of an answer (``</think> true``) are the template's own marks, all else is plain characters."""
+    """Token ids of a prompt or an answer of a training example. ``<think>`` at a prompt's end and the
+    ``</think>`` of an answer (``</think> true``) are tokens, all other text is plain characters."""
     lead = THINK_CLOSE if _ANSWER.fullmatch(text) else ""
     trail = THINK_OPEN if text.endswith(THINK_OPEN) else ""
     between = text[len(lead) : len(text) - len(trail)]
@@ -71,31 +74,32 @@ def encode_example(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str, *, max_tokens: int) -> PairPrompt:
     """The prompt of a pair as token ids, at most ``max_tokens`` of them.
 
-    A pair that is too long loses the end of its passage, never the query, the
-    instruction or the template.
+    A pair that is too long loses the end of its passage, never query, instruction or template.
 
     Raises:
         RowError: not even an empty passage fits.
     """
-    most = characters_of(tokenizer, max_tokens)
-    if len(prompt_query(query)) > most:
+    longest = characters_of(tokenizer, max_tokens)
+    if len(prompt_query(query)) > longest:
         raise RowError(
-            f"the query alone has {len(prompt_query(query))} characters, more than {max_tokens} tokens can hold: "
+            f"the query has {len(prompt_query(query))} characters, more than {max_tokens} tokens can hold: "
             "raise model.max_model_len"
         )
-    passage = passage[:most]
+    passage = passage[:longest]
     prompt = _fill(tokenizer, template, query, passage)
     if len(prompt.ids) <= max_tokens:
         return prompt
     bare = len(_fill(tokenizer, template, query, "").ids)
     if bare > max_tokens:
-        raise RowError(f"the query alone takes {bare} tokens, and {max_tokens} fit: raise model.max_model_len")
+        raise RowError(
+            f"the prompt takes {bare} tokens without a passage, and {max_tokens} fit: raise model.max_model_len"
+        )
     words = encode_text(tokenizer, passage)
     keep = max_tokens - bare
     while True:
-        # Text that is cut between two tokens may encode to one token more; then cut more.
-        # The decoded text only tells how many characters that is: it may be normalised, or
-        # end in half a character.
+        # Text that is truncated between two tokens may encode to one token more. Then it is
+        # truncated further. Only the length of the decoded text is used: the text may be
+        # normalised, or end in half a character.
         shorter = passage[: len(tokenizer.decode(words[:keep]))] if keep > 0 else ""
         prompt = _fill(tokenizer, template, query, shorter)
         if len(prompt.ids) <= max_tokens:
@@ -104,27 +108,26 @@ def encode_pair(tokenizer: Tokenizer, template: str, query: Query, passage: str,
 
 
 def encode_closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str) -> list[int]:
-    """Token ids of a prompt, a chain and its close, after which the label is asked: those of the
-    training example that holds them.
+    """Token ids of a prompt, a chain and its close, as in a training example. The label follows.
 
-    Chain and line end are one stretch: a token may span them (Qwen's ``.\\n``).
+    Chain and line end are encoded together: a token may span them (Qwen's ``.\\n``).
     """
     return _through_close(tokenizer, prompt, f"{chain}\n")
 
 
 @lru_cache(maxsize=8)
 def close_tokens(tokenizer: Tokenizer) -> int:
-    """How many tokens the close of a chain takes, at most."""
+    """The most tokens that the close of a chain takes."""
     return len(encode_closed(tokenizer, PairPrompt([], truncated=False, head=0, tail=""), ""))
 
 
 def encode_written(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, written: Sequence[int]) -> list[int]:
-    """Token ids of a prompt and of the chain that a model closed itself, through ``</think>``.
+    """Token ids of a prompt and of a chain that the model closed itself, up to and with ``</think>``.
 
     Args:
-        chain: what stands before ``</think>``, as it was written.
-        written: the tokens that the model wrote; empty where an endpoint does not tell them, and
-            the text has to be encoded again.
+        chain: the text before ``</think>``, as the model wrote it.
+        written: the tokens that the model wrote. Empty where an endpoint does not return them; the
+            text is encoded then.
     """
     mark = tokenizer.get_added_vocab().get(THINK_CLOSE)
     if mark is not None and mark in written:
@@ -135,7 +138,7 @@ def encode_written(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, written
 
 
 def _through_close(tokenizer: Tokenizer, prompt: PairPrompt, text: str) -> list[int]:
-    """A prompt, what follows it, and ``</think>``: a token where the tokenizer has one, else text."""
+    """Token ids of a prompt, the text after it, and ``</think>``: a token if the tokenizer has one, else text."""
     stretch, mark = prompt.tail + text, tokenizer.get_added_vocab().get(THINK_CLOSE)
     if mark is None:
         return [*prompt.ids[: prompt.head], *encode_text(tokenizer, stretch + THINK_CLOSE)]
@@ -143,23 +146,23 @@ def _through_close(tokenizer: Tokenizer, prompt: PairPrompt, text: str) -> list[
 
 
 def _fill(tokenizer: Tokenizer, template: str, query: Query, passage: str) -> PairPrompt:
-    """Fill the template and encode it: the template's own marks as tokens, the rest as
-    plain characters, whole stretches at a time so that tokens span the seams."""
+    """Fill the template and encode it: its own marks as tokens, all other text as plain characters.
+    The text between two marks is encoded in one piece, so that tokens span its seams."""
     ids = list(tokens_before(tokenizer))
     added = tokenizer.get_added_vocab()
     stretch = ""
-    for part in _MARKS.split(template):
-        if part in added:
+    for piece in _MARKS.split(template):
+        if piece in added:
             ids += encode_text(tokenizer, stretch) if stretch else []
-            ids += tokenizer.encode(part, add_special_tokens=False)
+            ids += tokenizer.encode(piece, add_special_tokens=False)
             stretch = ""
         else:
-            stretch += _place(part, query, passage)
+            stretch += _filled(piece, query, passage)
     head = len(ids)
     ids += encode_text(tokenizer, stretch) if stretch else []
     return PairPrompt(ids, truncated=False, head=head, tail=stretch)
 
 
-def _place(part: str, query: Query, passage: str) -> str:
+def _filled(template: str, query: Query, passage: str) -> str:
     values = {"query": prompt_query(query), "passage": passage}
-    return PLACE.sub(lambda match: values[match.group(1)], part)
+    return PLACEHOLDER.sub(lambda match: values[match.group(1)], template)

@@ -1,7 +1,6 @@
-"""The HTTP side of the server, as a FastAPI application over anything that can score.
+"""The HTTP side of the server: a FastAPI application over a :class:`Backend`.
 
-Knows nothing of Ray: ``app.py`` puts it in front of a deployment, a test in front of an
-engine.
+It does not know Ray. Its backend is a deployment in ``app.py``, and an engine in tests.
 """
 
 from __future__ import annotations
@@ -36,21 +35,24 @@ from limrank.version import __version__
 
 class Backend(Protocol):
     async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
-        """Judgments in the texts' order, their cost recorded in the :func:`meter` around it;
-        raises ApiError where there is nobody to judge."""
+        """Judgments in the order of the texts. Their usage is recorded in the :func:`meter` around the call.
+
+        Raises:
+            ApiError: no engine is up.
+        """
 
     async def healthy(self) -> bool: ...
 
 
 def build_api(backend: Backend, served: Served, limit: int | None) -> FastAPI:
-    """The application: every route, and every error in one shape.
+    """The application: all routes, and all errors in one shape.
 
     Args:
-        served: what clients are told of the model and its scores.
-        limit: scoring requests that may be worked on or wait; None: any number.
+        served: the model's card: its name, and what its scores depend on.
+        limit: scoring requests that may run or wait; None: any number.
     """
     routes = _Routes(backend, served, limit)
-    # Clients that forget the content type send JSON all the same.
+    # Some clients send JSON without its content type.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
     rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
     api.post("/v1/rerank", **rerank)(routes.rerank)
@@ -76,11 +78,11 @@ class _Routes:
         self._started = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> dict[str, Any]:
-        """Order documents by relevance, in the shapes of Jina's API and Cohere's v1."""
+        """Rank documents by relevance, in the shapes of Jina's API and Cohere's v1."""
         return await self._rerank(request, return_documents=True)
 
     async def rerank_v2(self, request: RerankRequest) -> dict[str, Any]:
-        """The same in the shape of Cohere's v2: documents only come back where asked for."""
+        """Rank documents in the shape of Cohere's v2, which returns documents only on request."""
         return await self._rerank(request, return_documents=False)
 
     async def score(self, request: ScoreRequest) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class _Routes:
         return ModelList(data=[ModelCard.of(self._served, self._started)])
 
     async def healthz(self) -> Health:
-        """200 where an engine is up, 503 otherwise."""
+        """200 if an engine is up, else 503."""
         if not await self._backend.healthy():
             raise engine_unavailable()
         return Health()
@@ -123,7 +125,7 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    """Of the router: an unknown path, a wrong method, a body that is not text."""
+    """The router's errors: an unknown path, a wrong method, a body that is not text."""
     known = {
         404: ("unknown_path", f"no such path: {request.url.path}"),
         405: ("method_not_allowed", f"{request.url.path} does not take {request.method}"),
@@ -133,5 +135,5 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _internal_error(request: Request, _: Exception) -> JSONResponse:
-    # Starlette raises the error again once this is sent, so it also gets to the log.
+    # Starlette re-raises the error after the answer, so it also appears in the log.
     return await _api_error(request, ApiError(500, "internal_error", "the server failed; its log says why"))

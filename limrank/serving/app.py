@@ -1,7 +1,7 @@
 """The Ray Serve application: ``Api`` speaks HTTP, ``Scorer`` holds the engine.
 
-They are two deployments so that HTTP stays well while an engine is not: the API answers
-``/healthz`` under any load, and tells in JSON of an engine whose whole process is gone.
+They are two deployments so that HTTP does not depend on the engine: the API answers ``/healthz``
+under any load, and answers in JSON when an engine's process has crashed.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from limrank.serving.types import to_candidates
 
 _UNLIMITED = 1_000_000
 _DRAIN_S = 10.0
-"""How long a replica that is told to stop may finish what it works on."""
+"""Time that a stopping replica has for its running requests."""
 
 
 def application(config: ServeJob, source: EngineSource, served: Served, wanted: dict[str, float]) -> serve.Application:
-    """The application to hand to ``serve.run``.
+    """The application for ``serve.run``.
 
     Args:
-        served: what clients are told of it.
-        wanted: what one engine replica takes (num_cpus, num_gpus).
+        served: the model's card.
+        wanted: the resources of one engine replica (num_cpus, num_gpus).
     """
     workers, waiting = config.workers, config.serving.max_queued_requests
     ongoing = config.engine.max_in_flight or DEFAULT_IN_FLIGHT
     autoscaling = {"min_replicas": workers.min_replicas, "max_replicas": workers.max_replicas}
     grows = workers.min_replicas < workers.max_replicas
-    # The API counts requests itself: Serve's own limit answers in plain text, and counts
-    # those that are only on their way to a free replica as waiting.
+    # The API counts requests itself: Serve's own limit answers in plain text, and counts a
+    # request on its way to a free replica as a waiting one.
     limit = None if waiting < 0 else workers.max_replicas * ongoing + waiting
     stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
     scorer = serve.deployment(
@@ -56,10 +56,10 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
         name=SCORER,
         **({"autoscaling_config": autoscaling} if grows else {"num_replicas": workers.min_replicas}),
         ray_actor_options=wanted,
-        # A request is one pair or more, so more requests than that cannot be worked on.
+        # Each request has at least one pair, so an engine never runs more requests than this.
         max_ongoing_requests=ongoing,
         max_constructor_retry_count=3,
-        # How soon a replica whose process is gone is known to be, and replaced.
+        # Serve notices and replaces a crashed replica within this time.
         health_check_period_s=1.0,
         **stopping,
     )
@@ -70,8 +70,8 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
 
 
 class Scorer:
-    """An engine replica. The engine has an event loop in a thread of its own: opening it
-    takes a minute, in which Serve's loop must go on answering."""
+    """An engine replica. The engine's event loop runs in a thread of its own: opening an engine
+    takes a minute, and Serve's loop must answer meanwhile."""
 
     async def __init__(self, source: EngineSource, scoring: ScoringConfig) -> None:
         listen_on_node_address()
@@ -83,22 +83,21 @@ class Scorer:
         try:
             self._engine = await self._on_loop(_open(source))
         except UserError as error:
-            # Told by ready(). Raised here, Serve would try again, which is of no use.
+            # ready() raises it. An error here would make Serve retry, which cannot help.
             self._refused = error
 
     async def ready(self) -> None:
-        """Raises UserError where the engine refused its settings."""
+        """Raises UserError if the engine refused its settings."""
         if self._refused is not None:
             raise self._refused
 
     async def score(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
-        """Judgments in the texts' order, and what they cost. Cancelling it aborts the
-        engine's requests."""
+        """Judgments in the order of the texts, and their usage. Cancelling it aborts the engine's requests."""
         try:
             return await self._on_loop(self._metered(query, texts))
         except EngineError as error:
-            # A dead engine stays dead, and a replica that fails at once draws the
-            # traffic of the busy ones. With the process gone Serve starts another.
+            # A crashed engine cannot recover, and a replica that fails at once would attract the
+            # requests of the busy ones. When its process ends, Serve starts another replica.
             logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
             os._exit(70)
 
@@ -108,7 +107,7 @@ class Scorer:
         return judgments, usage
 
     async def __del__(self) -> None:
-        # Serve awaits this when it stops a replica.
+        # Serve awaits it when it stops a replica.
         if self._engine is not None:
             await self._on_loop(self._engine.aclose())
 
@@ -133,13 +132,12 @@ class Api:
         self._limit = limit
 
     def __serve_build_asgi_app__(self):
-        # Serve calls this in the replica: routes are closures here, and nothing of the
-        # HTTP side has to be pickled.
+        # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
         return build_api(self, self._served, self._limit)
 
     async def served(self) -> Served:
-        """What is served here, for clients inside the cluster. Not the scorer's to tell:
-        its replicas may all be busy."""
+        """The model's card, for clients inside the cluster. The scorer does not answer this: all its
+        replicas may be busy."""
         return self._served
 
     async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:

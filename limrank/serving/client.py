@@ -1,6 +1,6 @@
-"""A served reranker of ours as what judges: by handle inside its Ray cluster, by HTTP outside.
+"""Clients of a running ``limrank serve``: by handle inside its Ray cluster, by HTTP outside.
 
-It is asked for whole queries, not for tokens, so it is a ``Judge`` and no ``Engine``.
+A server scores whole queries and returns no tokens, so a client is a ``Judge`` and not an ``Engine``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from limrank import loops
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Judge, Limits, RemoteSource, RequestLimiter, Usage, record_usage
 from limrank.engines.openai_answers import count_of, fault_of, quoted, tokens_of
-from limrank.engines.retries import Pace, retrying, told_wait
+from limrank.engines.retries import Pace, requested_wait, retrying
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.parsing import parse_json
 from limrank.records import Judgment, Query, ScoreStatus
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     import httpx
 
 _IN_FLIGHT = 32
-"""Queries at a time: with ten documents each they fill an engine's batch."""
+"""Queries at a time. With ten documents each they fill an engine's batch."""
 
 _ATTEMPTS = 8
-"""About half a minute in all: so long a server that others use too may be full."""
+"""About half a minute in all: a server with other users may be full for so long."""
 
-_LOOK_S = 30.0
-"""How often a server that has not answered yet is asked whether it is well."""
+_HEALTH_CHECK_S = 30.0
+"""Pause between the health checks of a server while a request waits for its answer."""
 
 _CHECK_S = 10.0
-"""What a server may take to say something about itself."""
+"""Time limit for a server's health and its model's card."""
 
 
 @dataclass(frozen=True)
 class ServedReranker(RemoteSource):
-    """An engine source: opens as a client of a server that runs already."""
+    """An engine source that opens as a client of a running server."""
 
     model: ModelConfig
     engine: EngineConfig
@@ -54,11 +54,11 @@ class ServedReranker(RemoteSource):
         return client(Served.of(self.model, self.scoring), self.engine)
 
     def check(self) -> None:
-        """Ask the server once, within seconds. Without a ``base_url`` Ray must be connected.
+        """Check the server once, within seconds. Without a ``base_url`` Ray must be connected.
 
         Raises:
-            UserError: it cannot be reached, has no engine up, or scores otherwise than
-                the recipe says.
+            UserError: the server cannot be reached, has no engine up, or its scoring differs from
+                the recipe's.
         """
 
         async def ask() -> None:
@@ -72,41 +72,41 @@ class ServedReranker(RemoteSource):
 
 
 class _PassingError(Exception):
-    """The server is there, and could not do it now."""
+    """The server answers, but cannot score now."""
 
 
 class _LostError(Exception):
-    """No answer was to be had."""
+    """The server does not answer."""
 
 
 class _Client(ABC):
-    """What both ways have in common: queries in flight, patience, attempts.
+    """The common base: queries in flight, retries, and health checks.
 
-    An answer may take as long as it does while the server is well: how long a query's
-    chains are nobody knows. A server that is unwell for ``engine.request_timeout_s`` is gone.
+    A request has no time limit while the server is healthy, since nobody knows how long a query's
+    chains become. A server that is not healthy for ``engine.request_timeout_s`` is given up.
     """
 
-    def __init__(self, recipe: Served, engine: EngineConfig, where: str, most: int | None) -> None:
+    def __init__(self, recipe: Served, engine: EngineConfig, name: str, max_documents: int | None) -> None:
         self.limits = Limits(recipe.max_model_len or 32768, engine.max_in_flight or _IN_FLIGHT)
         self.limiter = RequestLimiter(self.limits.in_flight)
         self._recipe = recipe
-        self._where = where
-        self._most = most
+        self._name = name
+        self._max_documents = max_documents
         self._patience_s = engine.request_timeout_s
         self._pace = Pace()
 
     async def judge(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
-        most = self._most or max(len(texts), 1)
-        if len(texts) > most and self._recipe.mode == "cascade":
-            raise RowError(f"a cascade compares all {len(texts)} candidates of a query, and a request holds {most}")
+        size = self._max_documents or max(len(texts), 1)
+        if len(texts) > size and self._recipe.mode == "cascade":
+            raise RowError(f"a cascade compares all {len(texts)} candidates of a query, and a request holds {size}")
         judgments: list[Judgment] = []
-        for start in range(0, len(texts), most):
-            part = texts[start : start + most]
+        for start in range(0, len(texts), size):
+            batch = texts[start : start + size]
             try:
                 async with self.limiter:
-                    judged, usage = await self._ask(query, part)
+                    judged, usage = await self._ask(query, batch)
             except RowError as error:
-                judged, usage = [Judgment("", None, ScoreStatus.FAILED, error=error) for _ in part], Usage()
+                judged, usage = [Judgment("", None, ScoreStatus.FAILED, error=error) for _ in batch], Usage()
             record_usage(usage.prompt, usage.cached_prompt, usage.generated)
             judgments += judged
         return judgments
@@ -114,7 +114,7 @@ class _Client(ABC):
     async def check(self) -> None:
         """Raises UserError: see :meth:`ServedReranker.check`."""
         served = await self._served()
-        served.check(self._recipe, self._where)
+        served.check(self._recipe, self._name)
 
     async def _ask(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         def attempts(error: BaseException) -> int:
@@ -123,36 +123,37 @@ class _Client(ABC):
         try:
             async for attempt in retrying(attempts):
                 with attempt:
-                    return await self._while_well(self._send(query, list(texts)))
+                    return await self._while_healthy(self._send(query, list(texts)))
         except _PassingError as error:
-            # An engine that is being replaced is waited for: the other queries need it too.
-            if not await self._becomes_well():
-                raise EndpointError(f"{self._where}: no engine came up again: {error}") from error
+            # Wait for an engine that is being replaced: the other queries need it, too.
+            if not await self._becomes_healthy():
+                raise EndpointError(f"{self._name}: no engine came back up: {error}") from error
             raise RowError(
                 f"the server failed {_ATTEMPTS} times: {error}", retryable=True, attempts=_ATTEMPTS
             ) from error
         except _LostError as error:
-            raise EndpointError(f"{self._where}: is gone: {error}") from error
+            raise EndpointError(f"{self._name}: is gone: {error}") from error
 
-    async def _while_well(self, request: Awaitable[Any]) -> Any:
-        """What the request comes to. An answer, or an error, counts also while the server is not well."""
+    async def _while_healthy(self, request: Awaitable[Any]) -> Any:
+        """Wait for a request, as long as the server is healthy. An answer or an error that arrives
+        while it is not counts, too."""
         sent = asyncio.ensure_future(request)
-        looking: asyncio.Future[bool] | None = None
+        check: asyncio.Future[bool] | None = None
         try:
-            while not (await asyncio.wait({sent}, timeout=_LOOK_S))[0]:
-                looking = asyncio.ensure_future(self._becomes_well())
-                await asyncio.wait({sent, looking}, return_when=asyncio.FIRST_COMPLETED)
-                if not sent.done() and not looking.result():
-                    raise EndpointError(f"{self._where}: was not well for {self._patience_s:g} s")
+            while not (await asyncio.wait({sent}, timeout=_HEALTH_CHECK_S))[0]:
+                check = asyncio.ensure_future(self._becomes_healthy())
+                await asyncio.wait({sent, check}, return_when=asyncio.FIRST_COMPLETED)
+                if not sent.done() and not check.result():
+                    raise EndpointError(f"{self._name}: was not healthy for {self._patience_s:g} s")
             return sent.result()
         finally:
             sent.cancel()
-            if looking is not None:
-                looking.cancel()
+            if check is not None:
+                check.cancel()
 
-    async def _becomes_well(self) -> bool:
+    async def _becomes_healthy(self) -> bool:
         deadline = time.monotonic() + self._patience_s
-        while not await self._is_well():
+        while not await self._is_healthy():
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(1)
@@ -160,36 +161,36 @@ class _Client(ABC):
 
     @abstractmethod
     async def _send(self, query: Query, texts: list[str]) -> tuple[list[Judgment], Usage]:
-        """One request; raises _PassingError or _LostError where another may do better."""
+        """Send one request. Raises _PassingError or _LostError where a retry may succeed."""
 
     @abstractmethod
-    async def _is_well(self) -> bool: ...
+    async def _is_healthy(self) -> bool: ...
 
     @abstractmethod
     async def _served(self) -> Served:
-        """Raises UserError where there is nobody to ask."""
+        """The server's card. Raises UserError where no server answers."""
 
     @abstractmethod
     async def aclose(self) -> None: ...
 
 
 class HttpClient(_Client):
-    """Of a ``limrank serve`` anywhere. No proxy of the environment's is used, and no key is
-    sent: the server asks for none."""
+    """Client of a ``limrank serve`` by URL. It uses no proxy of the environment and sends no key,
+    as the server takes none."""
 
     def __init__(self, recipe: Served, engine: EngineConfig) -> None:
         import httpx
 
         base, query = split_query(engine.base_url)
         super().__init__(recipe, engine, f"engine.base_url {base}", MAX_DOCUMENTS)
-        # An answer is waited for without a limit, so a peer that vanished must show.
+        # Reading has no time limit, so keepalive has to detect a server that has vanished.
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None), socket_options=_keepalive())
         try:
             self._http = httpx.AsyncClient(
                 base_url=base, params=query, transport=transport, timeout=httpx.Timeout(_CHECK_S, read=None, pool=None)
             )
         except httpx.InvalidURL as error:
-            raise UserError(f"{self._where}: {error}") from error
+            raise UserError(f"{self._name}: {error}") from error
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -214,22 +215,22 @@ class HttpClient(_Client):
         message = _message(response)
         answered = f"answered {status}: {message}"
         if status == 429 or status >= 500:
-            # As long as it asks for, but no longer than it may be unwell; all requests of this client wait.
-            self._pace.hold(min(told_wait(response.headers) or 0.0, self._patience_s))
+            # All requests of this client wait for as long as the server asks, up to the patience.
+            self._pace.hold(min(requested_wait(response.headers) or 0.0, self._patience_s))
             raise _PassingError(answered)
-        if status == 422:  # every pair failed, each by its own fault
+        if status == 422:  # all pairs failed by faults of their own
             return [Judgment("", None, ScoreStatus.FAILED, error=RowError(message)) for _ in texts], Usage()
         if status >= 400 and status not in (401, 403, 404, 405):
             raise RowError(f"the server {answered}")
         if status != 200:
-            raise EndpointError(f"{self._where}: {answered}")
+            raise EndpointError(f"{self._name}: {answered}")
         try:
             return _judgments(_body(response), len(texts))
         except (ValueError, UserError, KeyError, TypeError) as error:
-            shown = quoted(response.text[:5000], 80)
-            raise EndpointError(f"{self._where}: does not answer as `limrank serve`: {shown!r}") from error
+            start = quoted(response.text[:5000], 80)
+            raise EndpointError(f"{self._name}: does not answer as `limrank serve`: {start!r}") from error
 
-    async def _is_well(self) -> bool:
+    async def _is_healthy(self) -> bool:
         import httpx
 
         try:
@@ -241,23 +242,25 @@ class HttpClient(_Client):
         import httpx
 
         try:
-            # The client's own limit is one for each piece of an answer.
+            # httpx's time limit is for each read, not for the whole answer.
             async with asyncio.timeout(_CHECK_S):
                 health = await self._http.get("/healthz", timeout=_CHECK_S)
                 listed = await self._http.get("/v1/models", timeout=_CHECK_S)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise UserError(f"{self._where}: cannot be reached: {first_line(error)}") from error
+            raise UserError(f"{self._name}: cannot be reached: {first_line(error)}") from error
         if health.status_code != 200:
-            raise UserError(f"{self._where}: /healthz answered {health.status_code}: {_message(health)}")
+            raise UserError(f"{self._name}: /healthz answered {health.status_code}: {_message(health)}")
         try:
             (card,) = _body(listed)["data"]
             return Served(model=card["id"], **card["scoring"])
         except (ValueError, UserError, KeyError, TypeError) as error:
-            raise UserError(f"{self._where}: does not say how it scores, as this version's `limrank serve`") from error
+            raise UserError(
+                f"{self._name}: does not say how it scores, unlike this version's `limrank serve`"
+            ) from error
 
 
 class HandleClient(_Client):
-    """Of the application on this Ray cluster."""
+    """Client of the application on this Ray cluster."""
 
     def __init__(self, recipe: Served, engine: EngineConfig) -> None:
         super().__init__(recipe, engine, "engine.base_url null: the server on this Ray cluster", None)
@@ -269,7 +272,7 @@ class HandleClient(_Client):
         return serve.get_deployment_handle(SCORER, app_name=APP)
 
     async def aclose(self) -> None:
-        """Nothing: the application belongs to whoever serves it."""
+        """Does nothing: :func:`limrank.serving.job.serving` ends the application."""
 
     async def _send(self, query: Query, texts: list[str]) -> tuple[list[Judgment], Usage]:
         from ray.exceptions import RayActorError, RayTaskError
@@ -288,62 +291,63 @@ class HandleClient(_Client):
                 raise error.cause from None
             raise RowError(f"the server failed: {first_line(error.cause)}") from error
 
-    async def _is_well(self) -> bool:
+    async def _is_healthy(self) -> bool:
         return await asyncio.to_thread(scorer_runs)
 
     async def _served(self) -> Served:
         from ray import serve
         from ray.exceptions import RayError
 
-        if not await self._is_well():
+        if not await self._is_healthy():
             raise UserError(
-                f"{self._where}: no `limrank serve` with an engine up is on it; "
-                "start one there, or give the URL of one elsewhere as engine.base_url"
+                f"{self._name}: no `limrank serve` with an engine up is on it; "
+                "start one there, or set engine.base_url to the URL of another one"
             )
         api = serve.get_deployment_handle(API, app_name=APP)
         try:
             return await asyncio.wait_for(api.served.remote(), _CHECK_S)
         except (TimeoutError, RayError) as error:
-            raise UserError(f"{self._where}: does not answer: {first_line(error)}") from error
+            raise UserError(f"{self._name}: does not answer: {first_line(error)}") from error
 
 
 def scorer_runs() -> bool:
-    """Whether Serve's controller, on the cluster that this process is connected to, knows
-    of an engine replica that is up."""
+    """Whether an engine replica is up, by Serve's controller on the cluster that this process is
+    connected to."""
     from ray import serve
     from ray.exceptions import RayError
 
     try:
         applications = serve.status().applications
-    except RayError:  # the controller is going, or gone
+    except RayError:  # the controller is ending, or has ended
         return False
     scorer = applications[APP].deployments.get(SCORER) if APP in applications else None
     return scorer is not None and scorer.replica_states.get("RUNNING", 0) > 0
 
 
 def _judgments(answer: dict[str, Any], count: int) -> tuple[list[Judgment], Usage]:
-    """A rerank answer's results in the order of the documents, and its tokens.
+    """The results of a rerank answer in the order of the documents, and its usage. Missing token
+    counts are 0.
 
     Raises:
-        ValueError, KeyError, TypeError: a result is missing, there twice, for no document of
-            the request, or none of ours. Token counts are read where they are given.
+        ValueError, KeyError, TypeError: a result is missing, comes twice, is for no document of the
+            request, or has another server's shape.
     """
     results = {result["index"]: result for result in answer["results"] if type(result["index"]) is int}
     if len(results) != len(answer["results"]) or results.keys() != set(range(count)):
         raise ValueError(f"{len(answer['results'])} results for {count} documents")
     tokens = tokens_of(answer)
-    spent = Usage(1, tokens.prompt, tokens.cached, tokens.generated)
-    return [_judgment(results[index]) for index in range(count)], spent
+    usage = Usage(1, tokens.prompt, tokens.cached, tokens.generated)
+    return [_judgment(results[index]) for index in range(count)], usage
 
 
 def _judgment(result: dict[str, Any]) -> Judgment:
     score, status, reasoning = result["relevance_score"], ScoreStatus(result["status"]), result.get("reasoning")
     error = result.get("error")
-    has_none = score is None and status in (ScoreStatus.FAILED, ScoreStatus.SKIPPED)
-    if not has_none and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
-        raise ValueError("a score that is no probability")
+    unscored = score is None and status in (ScoreStatus.FAILED, ScoreStatus.SKIPPED)
+    if not unscored and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
+        raise ValueError("a score that is not a probability")
     if not isinstance(reasoning, str | None) or not isinstance(error, str | None):
-        raise TypeError("a chain or an error that is no text")
+        raise TypeError("a chain or an error that is not text")
     return Judgment(
         "",
         score,
@@ -361,7 +365,7 @@ def _body(response: httpx.Response) -> Any:
 
 
 def _message(response: httpx.Response) -> str:
-    """What an error's body says, in our shape or in a proxy's."""
+    """The message in an error's body, in our shape or in a proxy's."""
     try:
         return fault_of(_body(response), response.status_code).words
     except UserError:
@@ -369,9 +373,9 @@ def _message(response: httpx.Response) -> str:
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
-    """Socket options by which a silent peer is asked every 15 s, after a silent minute."""
+    """Socket options: after a silent minute, probe the peer every 15 s."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    if hasattr(socket, "TCP_KEEPIDLE"):  # not everywhere under this name
+    if hasattr(socket, "TCP_KEEPIDLE"):  # some systems lack it
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60))
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15))
     return options

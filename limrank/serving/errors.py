@@ -1,7 +1,7 @@
-"""What a client is told when a request cannot be answered: one JSON shape for everything.
+"""Errors of requests, all in one JSON shape.
 
-``{"error": {"message", "type", "param", "code"}}``, as OpenAI's clients read it: ``param``
-names the field at fault, ``code`` is a word that programs can switch on.
+``{"error": {"message", "type", "param", "code"}}`` is the shape that OpenAI's clients read. ``param``
+names the field at fault, and programs can switch on ``code``.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def overloaded() -> ApiError:
 
 
 def engine_unavailable() -> ApiError:
-    return ApiError(503, "engine_unavailable", "the engine is not up, or died during this request; try again later")
+    return ApiError(503, "engine_unavailable", "the engine is not up, or crashed during this request; try again later")
 
 
 def invalid_request(faults: Sequence[dict[str, Any]]) -> ApiError:
-    """The first fault of a body, from pydantic's list of them (``errors()``).
+    """The first fault of a body, from pydantic's list (``errors()``).
 
-    The message never repeats the value: it is a person's text.
+    The message never repeats the value, which is a user's text.
     """
     fault = faults[0]
     kind = fault["type"]
     if kind == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")
-    location = [str(part) for part in fault["loc"] if part != "body"]
+    location = [str(name) for name in fault["loc"] if name != "body"]
     if not location:
         return ApiError(400, "invalid_body", "the body must be a JSON object")
     param = ".".join(location)

@@ -34,7 +34,7 @@ _SHUTDOWN_S = 30.0
 
 
 def plan(config: ServeJob) -> dict[str, Any]:
-    """What :func:`run` would start; nothing is started. ``first_prompt`` is the template.
+    """What :func:`run` would start. Nothing is started. ``first_prompt`` is the template.
 
     Raises:
         UserError: the scoring cannot be served, or there is no such prompt.
@@ -60,18 +60,18 @@ def plan(config: ServeJob) -> dict[str, Any]:
 
 @contextmanager
 def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[str]:
-    """Serve while the ``with`` block runs; gives the URL, once the engines are up.
+    """Serve while the ``with`` block runs. It gives the URL once the engines are up.
 
-    Ray must be initialised, and Serve not be running on it: on the way out Serve is shut
-    down whole. The HTTP server is on the cluster's head node.
+    Ray must be initialised, and Serve must not run on it: on exit Serve is shut down. The HTTP
+    server is on the cluster's head node.
 
     Args:
-        source: where a replica's engine comes from; None: of its own, by the config.
+        source: opens a replica's engine; None: an engine of the config.
 
     Raises:
-        UserError: the address is taken, the cluster cannot hold the replicas, or an
-            engine refuses its settings.
-        EngineError: an engine did not come up.
+        UserError: the address is taken, the cluster cannot hold the replicas, or an engine refuses
+            its settings.
+        EngineError: an engine did not start.
     """
     import ray
     from ray import serve
@@ -89,7 +89,7 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
             f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
             file=sys.stderr,
         )
-    _hush_the_end()
+    _silence_controller_retries()
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -104,8 +104,8 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
 
 
 def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
-    """Serve until SIGINT or SIGTERM, then stop and return. A server has no end to get
-    nearer to and writes no rows, so ``progress`` and ``overwrite`` change nothing.
+    """Serve until SIGINT or SIGTERM, then stop and return. A server makes no progress and writes no
+    rows, so ``progress`` and ``overwrite`` have no effect.
 
     Raises:
         UserError, EngineError: see :func:`serving`.
@@ -139,8 +139,8 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
     except RuntimeError as error:
         raise EngineError(f"the server did not come up: {_why_not(error)}") from error
     try:
-        # By a process that ends with the answer: a handle keeps asking the controller what is new,
-        # and Ray would tell its last question as failed when Serve ends.
+        # A process of its own asks, and ends with the answer: a handle keeps polling the controller,
+        # and Ray would report its last call as failed when Serve ends.
         ray.get(ray.remote(num_cpus=0, max_calls=1)(_ask_whether_ready).remote())
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
@@ -159,8 +159,8 @@ def _ask_whether_ready() -> None:
 
 
 def _shut_down() -> None:
-    """End Serve, without its own ``shutdown`` alone: that one waits for an answer which the
-    controller's death gives, and Ray tells such a call as failed, to be tried for ever."""
+    """End Serve. Its own ``shutdown`` waits for a call that ends with the controller, and Ray would
+    report that call as failed and retried for ever, so the controller is ended first, without retries."""
     import ray
     from ray import serve
     from ray.exceptions import RayActorError
@@ -171,13 +171,13 @@ def _shut_down() -> None:
         controller = _get_global_client()._controller
         ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_SHUTDOWN_S)
     except (RayActorError, RayServeException, TimeoutError):
-        pass  # it is gone, or was never there
+        pass  # it has ended, or never started
     serve.shutdown()
 
 
-def _hush_the_end() -> None:
-    """Keep one message of Ray's from stdout: that a call of the controller's is tried for ever. Whoever
-    waits there for what is new (a router, a proxy) is told so when the controller ends, as Serve ends it."""
+def _silence_controller_retries() -> None:
+    """Keep one message of Ray's from stdout: that a call of the controller is retried for ever. Routers
+    and proxies poll the controller, and print the message when Serve ends it."""
     from ray._private import worker
 
     print_it = worker.print_to_stdstream
@@ -192,7 +192,7 @@ def _hush_the_end() -> None:
 
 
 def _why_not(error: RuntimeError) -> str:
-    """What a replica's constructor raised: the last line of the traceback that Serve keeps."""
+    """The error of a replica's constructor: the last line of the traceback that Serve keeps."""
     from ray import serve
 
     application = serve.status().applications.get(APP)
@@ -202,7 +202,7 @@ def _why_not(error: RuntimeError) -> str:
 
 
 def _wait_until_reachable(url: str) -> None:
-    """The proxy hears of a new application a moment after it runs."""
+    """Wait until the proxy routes to the application, a moment after it runs."""
     import httpx
 
     deadline = time.monotonic() + _REACHABLE_S
@@ -218,15 +218,15 @@ def _wait_until_reachable(url: str) -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port to listen on: 0 is replaced by a free one.
+    """The port to listen on; a free one for 0.
 
     Raises:
-        UserError: it is taken, or may not be had; Serve shares a port that another
-            Serve listens on, without a word.
+        UserError: the port is taken or not permitted. Serve itself would silently share a port with
+            another Serve.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # What a closed connection leaves behind does not keep the port.
+        # Closed connections in TIME_WAIT do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -247,6 +247,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _url(host: str, port: int) -> str:
-    # A server on all addresses is told by the one that works here.
+    # The URL of a server on all addresses has one that works on this machine.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""Where the processes of a server listen."""
+"""The address on which the processes of a server listen."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def listen_on_node_address() -> None:
-    """In a replica's process, before Serve starts what other replicas ask it through: let that
-    listen on the address of its node alone.
+    """Make a replica's gRPC server listen on its node's address only. Call it in the replica's
+    process, before Serve starts that server.
 
-    Ray Serve 2.60 listens on every interface there, takes pickles, and asks nobody who they are;
-    it has no setting for it.
+    Ray Serve 2.60 lets it listen on every interface, accepts pickles there without authentication,
+    and has no setting for it.
     """
     import ray
     from ray.serve._private import replica

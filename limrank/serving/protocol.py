@@ -1,4 +1,4 @@
-"""What a served reranker of ours and its clients agree on."""
+"""The names and the model's card that a server and its clients share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ APP, API, SCORER = "limrank", "Api", "Scorer"
 """The Serve application, its deployment that speaks HTTP, and the one that scores."""
 
 MAX_DOCUMENTS = 1000
-"""Documents an HTTP request; also what Cohere recommends at most."""
+"""The most documents in an HTTP request; also Cohere's recommended maximum."""
 
 _KEYS = {
     "model": "model.id",
@@ -26,8 +26,8 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Served:
-    """What the scores depend on, as far as recipes say it. Rows and the config hash of a
-    run say what its recipe says, so the server's recipe must say the same."""
+    """What the scores depend on, of the keys of a recipe. The rows and the config hash of a run
+    follow its recipe, so the server's recipe must have the same values."""
 
     model: str
     dtype: str
@@ -57,12 +57,12 @@ class Served:
         )
 
     def scoring(self) -> dict[str, Any]:
-        """All but the model's name: what stands beside it on a model's card."""
+        """Everything but the model's name, for a model's card."""
         return {name: value for name, value in asdict(self).items() if name != "model"}
 
     def check(self, recipe: Served, where: str) -> None:
-        """Raises UserError where this server differs from a client's recipe. A dtype or a
-        context that the recipe leaves open is the server's."""
+        """Raises UserError where this server differs from a client's recipe. The server's dtype and
+        context hold where the recipe leaves them open."""
         for name, wanted in asdict(recipe).items():
             found = getattr(self, name)
             left_open = (name, wanted) in (("dtype", "auto"), ("max_model_len", None))

@@ -1,11 +1,11 @@
 """Requests and responses of the server, as other people's clients send and read them.
 
 Sources of the shapes: Jina's ``POST /v1/rerank``, Cohere's ``POST /v1/rerank`` and
-``POST /v2/rerank``, vLLM's ``POST /v1/score``, OpenAI's ``GET /v1/models``. Where these
-know fields that mean nothing here (``max_tokens_per_doc``, ``truncation``, ``user`` …)
-they are accepted and have no effect. What is ours beside them: ``instruction`` and
-``return_reasoning`` in a request; ``status``, ``truncated``, ``reasoning``, ``error``,
-``prompt_tokens`` and ``generated_tokens`` in a result; ``scoring`` on a model's card.
+``POST /v2/rerank``, vLLM's ``POST /v1/score``, OpenAI's ``GET /v1/models``. Their fields that
+mean nothing here (``max_tokens_per_doc``, ``truncation``, ``user`` …) are accepted and have no
+effect. limrank's own fields are ``instruction`` and ``return_reasoning`` in a request, ``status``,
+``truncated``, ``reasoning``, ``error``, ``prompt_tokens`` and ``generated_tokens`` in a result, and
+``scoring`` on a model's card.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair; a tokenizer cannot take it.
+        # JSON can encode half a surrogate pair, which a tokenizer refuses.
         raise PydanticCustomError("invalid_unicode", "is not valid Unicode text") from None
     return text
 
@@ -46,7 +46,7 @@ QueryText = Annotated[Text, AfterValidator(_not_blank)]
 
 
 class InputDocument(BaseModel):
-    """A document to judge: a string, or ``{"text": …, "title": …}``; the title is judged too."""
+    """A document to judge: a string, or ``{"text": …, "title": …}``. The title is part of the passage."""
 
     text: Text
     title: Text = ""
@@ -57,8 +57,8 @@ class InputDocument(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """``return_documents`` left out means what the route's own API means by that: Jina's
-    ``/v1/rerank`` gives documents back, Cohere's ``/v2/rerank`` does not."""
+    """A missing ``return_documents`` has the default of the route's own API: Jina's ``/v1/rerank``
+    returns documents, Cohere's ``/v2/rerank`` does not."""
 
     model: str | None = Field(None, description="if given, the served model's name")
     query: QueryText
@@ -107,8 +107,8 @@ class PromptTokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that the engine read and wrote for the whole request, in OpenAI's words. A
-    pair with a chain is read twice, the second time nearly all from the cache."""
+    """Tokens of the whole request, by OpenAI's names. The prompt of a pair with a chain counts
+    twice, the second time nearly all of it as cached."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -126,10 +126,10 @@ class Usage(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """``relevance_score`` is null where ``status`` is ``failed``; ``error`` then says why.
-    The tokens are the pair's own: of its prompt, and of its chain and label."""
+    """``relevance_score`` is null where ``status`` is ``failed``, and ``error`` says why. The token
+    counts are those of the pair's prompt, and of its chain and label."""
 
-    index: int = Field(description="place in the request's documents, from 0")
+    index: int = Field(description="index of the document in the request, from 0")
     relevance_score: float | None
     status: ScoreStatus
     truncated: bool
@@ -185,19 +185,19 @@ class Health(BaseModel):
 
 
 def to_candidates(texts: Sequence[str]) -> list[Candidate]:
-    """Documents in the order they came, which breaks ties as a first stage's rank would."""
+    """Documents as candidates. Their order breaks ties, as a first stage's rank does."""
     return [Candidate(str(index), text, index + 1, 0.0) for index, text in enumerate(texts)]
 
 
 def rerank_response(
     request: RerankRequest, judgments: Sequence[Judgment], usage: base.Usage, *, model: str, return_documents: bool
 ) -> dict[str, Any]:
-    """The body of a rerank answer: the ``top_n`` best, failed pairs after all scored ones.
+    """The body of a rerank answer: the ``top_n`` best, with failed pairs after all scored ones.
 
     Args:
-        judgments: one a document, in the request's order.
-        usage: what they cost.
-        return_documents: what holds where the request does not say.
+        judgments: one for each document, in the request's order.
+        usage: tokens of the whole request.
+        return_documents: the default, where the request has no value.
 
     Raises:
         ApiError: no pair has a score.
@@ -225,12 +225,12 @@ def rerank_response(
             result.error = str(judgment.error)
         results.append(result)
     response = RerankResponse(id=uuid.uuid4().hex, object="list", model=model, results=results, usage=Usage.of(usage))
-    # A field that was not asked for is left out; a score that there is not is null.
+    # Fields that were not requested are left out; a missing score is null.
     return response.model_dump(mode="json", exclude_unset=True)
 
 
 def score_response(judgments: Sequence[Judgment], usage: base.Usage, *, model: str) -> dict[str, Any]:
-    """The body of a score answer, in the order of ``text_2``; a failed pair's score is null.
+    """The body of a score answer, in the order of ``text_2``. A failed pair's score is null.
 
     Raises:
         ApiError: no pair has a score.
@@ -247,7 +247,7 @@ def _check_scored(judgments: Sequence[Judgment]) -> None:
     if any(judgment.score is not None for judgment in judgments):
         return
     errors = [judgment.error for judgment in judgments]
-    # A client tries again after a 503 and gives up after a 422: each where it is right.
+    # A client retries after a 503 and gives up after a 422.
     retryable = any(isinstance(error, RowError) and error.retryable for error in errors)
     raise ApiError(503 if retryable else 422, "all_pairs_failed", f"no document could be scored: {errors[0]}")
 

@@ -194,7 +194,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
                     each.model.model_dump(),
                     models.fingerprint(each.model.id),
                     each.engine.kind,
-                    each.engine.fail_rate,
+                    each.engine.fault.fail_rate,
                 )
                 for role, each in roles.items()
             },

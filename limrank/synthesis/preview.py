@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Unpack
 
 from limrank.batch.plan import Unit
 from limrank.config import SynthesizeJob
 from limrank.engines import EngineSource, Prompt
-from limrank.engines.base import Engine, Generation, current_step
+from limrank.engines.base import Engine, Generation, SamplingOptions, current_step
 from limrank.errors import LimrankError
 from limrank.html import visible
 from limrank.records import Seed, SynthesisExample
@@ -50,14 +50,14 @@ class Traced:
     def limiter(self):
         return self.engine.limiter
 
-    async def generate(self, prompt: Prompt, **options: Any) -> Generation:
+    async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
         with self._kept_if_it_fails(prompt):
             generation = await self.engine.generate(prompt, **options)
         thought = "" if generation.reasoning is None else f"<think>{generation.reasoning}</think>"
         self._keep(prompt, thought + generation.text)
         return generation
 
-    def stream(self, prompt: Prompt, **options: Any):
+    def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
         return self.engine.stream(prompt, **options)
 
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:

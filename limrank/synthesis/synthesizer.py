@@ -27,7 +27,7 @@ from limrank.records import (
     Seed,
     SynthesisExample,
 )
-from limrank.scoring import cut_at_sentence
+from limrank.scoring import truncate_at_sentence
 from limrank.synthesis.answers import split_reasoning
 from limrank.synthesis.filters import query_fault, rejected_before_judging
 from limrank.synthesis.judging import add_base_scores, judge_examples, mine
@@ -229,7 +229,7 @@ async def write_passage(writer: Writer, query: WrittenQuery, description: str, n
     prompt = passage_prompt(query, description, register, words, writer.settings)
     generation = await writer.write(f"passage/{name}", prompt, writer.settings.passage_tokens)
     whole = generation.finish_reason == "stop"
-    return " ".join((generation.text if whole else cut_at_sentence(generation.text)).split())
+    return " ".join((generation.text if whole else truncate_at_sentence(generation.text)).split())
 
 
 @dataclass(frozen=True)

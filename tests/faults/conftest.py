@@ -5,9 +5,9 @@ import subprocess
 import pytest
 
 from helpers.beir import write_common
-from helpers.clusters import load_local
 from helpers.killing import SEED
 from helpers.runs import Work, committed, scores
+from limrank.cluster.local import local_cluster
 
 NODES, NODE_CPUS = 3, 3
 
@@ -34,7 +34,7 @@ def undisturbed(work, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def _raylets():
-    with load_local().local_cluster(NODE_CPUS, nodes=NODES) as cluster:
+    with local_cluster(NODE_CPUS, nodes=NODES) as cluster:
         yield cluster
 
 

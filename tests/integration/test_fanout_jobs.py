@@ -91,7 +91,7 @@ def test_one_poison_unit_is_one_failure_and_no_neighbour(local_ray, beir, tmp_pa
 def test_resources_the_cluster_lacks_are_refused(local_ray, beir, tmp_path):
     config = rerank_config(beir, tmp_path / "run").model_copy(update={"workers": _workers(replicas=1000)})
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": "vllm"})})
-    with pytest.raises(UserError, match=r"1000 replicas of 1 CPUs each, and 1 CPU beside them, do not fit"):
+    with pytest.raises(UserError, match=r"1000 replicas of 1 CPUs each, and 1 CPU in addition, do not fit"):
         rerank(config)
 
 

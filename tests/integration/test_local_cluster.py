@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from helpers.clusters import load_local
+from limrank.cluster.local import local_cluster
 
 ATTACH = """
 import ray
@@ -45,7 +45,7 @@ def listening(folder):
 def test_three_raylets_join_and_one_may_be_lost(monkeypatch):
     # As a local job of this process leaves it.
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    with load_local().local_cluster(num_cpus=2, nodes=3) as cluster:
+    with local_cluster(num_cpus=2, nodes=3) as cluster:
         # By number of its try: on a busy machine a node may need a second one.
         head, *others = sorted(cluster.alive())
         assert (head, len(others)) == ("head", 2)
@@ -69,7 +69,7 @@ def test_three_raylets_join_and_one_may_be_lost(monkeypatch):
 
 
 def test_a_node_by_itself_listens_on_loopback_and_keeps_its_token():
-    with load_local().local_cluster(num_cpus=2) as cluster:
+    with local_cluster(num_cpus=2) as cluster:
         outside = [
             each for each in listening(str(cluster.folder)) if not each.startswith(("127.", "::1", "::ffff:127."))
         ]

@@ -304,5 +304,5 @@ def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, 
     storage.write_text("model/config.json", storage.read_text("model/config.json") + " ")
     assert models.resolve(uri) != fetched
     storage.remove("model/config.json")
-    with pytest.raises(UserError, match="holds no config.json, so it is no model, or not yet whole"):
+    with pytest.raises(UserError, match="holds no config.json, so it is not a model, or not yet complete"):
         models.resolve(uri)

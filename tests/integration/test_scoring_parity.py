@@ -129,5 +129,5 @@ def test_a_query_too_long_fails_and_its_neighbours_do_not(vllm_engine):
     before, failed, after = judge(vllm_engine, [(YEAST, GAS), (endless, GAS), (YEAST, "Salt.")], ScoringConfig())
     assert (failed.status, failed.score) == (ScoreStatus.FAILED, None)
     assert isinstance(failed.error, RowError)
-    assert "the query alone takes" in str(failed.error)
+    assert "tokens without a passage" in str(failed.error)
     assert all(judgment.status == ScoreStatus.DIRECT and 0 < judgment.score < 1 for judgment in (before, after))

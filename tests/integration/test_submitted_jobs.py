@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from helpers import REPOSITORY
-from helpers.clusters import load_local
 from helpers.processes import command_line
+from limrank.cluster.local import local_cluster
 
 
 def recipe(folder, **values):
@@ -24,7 +24,7 @@ def recipe(folder, **values):
 @pytest.fixture(scope="module")
 def cluster():
     """The dashboard's address and a function that runs `limrank …` against it."""
-    with load_local().local_cluster(num_cpus=4) as running:
+    with local_cluster(num_cpus=4) as running:
 
         def limrank(*arguments):
             command = [sys.executable, "-m", "limrank", *arguments, "--address", running.address]

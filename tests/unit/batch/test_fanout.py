@@ -32,7 +32,7 @@ def test_the_last_cpu_stays_free():
     with pytest.raises(UserError) as caught:
         check_resources({"num_cpus": 2, "num_gpus": 0}, 2, [{"CPU": 4}])
     assert str(caught.value) == (
-        "workers: 2 replicas of 2 CPUs each, and 1 CPU beside them, do not fit into the cluster's nodes "
+        "workers: 2 replicas of 2 CPUs each, and 1 CPU in addition, do not fit into the cluster's nodes "
         "(not yet taken by this job: 4 CPUs 0 GPUs): lower workers.replicas, workers.cpus or workers.gpus"
     )
 

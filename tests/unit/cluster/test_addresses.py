@@ -76,7 +76,7 @@ def answering(status, body):
         "[::1]:1",
     ],
 )
-def test_a_cluster_that_is_not_there_is_told_at_once(address, monkeypatch):
+def test_a_missing_cluster_is_refused_at_once(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     started = time.monotonic()
     with pytest.raises(UserError, match="^RAY_ADDRESS .*: (no Ray cluster is there|is no address)"):
@@ -90,10 +90,10 @@ def test_where_nothing_is_named_there_is_nothing_to_look_at(address, monkeypatch
     check_ray()
 
 
-def test_somebody_who_is_not_ray_is_told_from_it(silent, monkeypatch):
+def test_another_server_than_ray_is_refused(silent, monkeypatch):
     for address in (silent, f"ray://{silent}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(UserError, match="somebody listens there who does not answer as Ray does"):
+        with pytest.raises(UserError, match="something listens there that does not answer as Ray does"):
             check_ray()
     with answering(200, b"hello") as address, pytest.raises(UserError, match="does not answer as Ray does"):
         check_ray(address)
@@ -148,7 +148,7 @@ def test_a_dashboard_that_answers_by_drops_is_left():
 
 
 @pytest.mark.parametrize("command", [["list"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
-def test_a_dashboard_that_knows_its_version_alone_is_one_line(command, capsys):
+def test_a_dashboard_that_answers_only_its_version_is_one_line(command, capsys):
     with answering(200, b'{"ray_version": "2.60.0"}') as address:
         assert cli.main(["jobs", *command, "--address", f"http://{address}"]) in (1, 2)
     one_line(capsys)
@@ -227,7 +227,7 @@ def test_a_job_that_is_sent_nowhere_is_exit_2(job, address, tmp_path, capsys):
     ("status", "body"),
     [(200, b"<html>"), (404, b"{}"), (500, b"oops"), (200, b"[]"), (200, b'{"version": 1}'), (302, b"")],
 )
-def test_a_server_that_is_no_dashboard_is_told(status, body):
+def test_a_server_that_is_no_dashboard_is_refused(status, body):
     with answering(status, body) as address, pytest.raises(UserError, match="does not answer as a Ray dashboard"):
         check_dashboard(f"http://{address}")
 

@@ -284,7 +284,7 @@ def test_the_first_stage_has_no_say(tmp_path):
     result = run(config(path, tmp_path, first_stage={"depth": 1}))
     assert result.messages[0] == "2 queries, 3 pairs, 0 failed"
     assert result.warnings == [
-        "first_stage: has no say over data.format=pairs: every pair that is given is scored",
+        "first_stage: has no effect on data.format=pairs: every given pair is scored",
     ]
 
 

@@ -56,7 +56,7 @@ def test_the_death_of_its_process_is_the_engines():
 
     ends, pid = asyncio.run(killed())
     assert [type(end) for end in ends] == [EngineError] * 4
-    assert str(ends[0]) == f"the fake engine's process {pid} died"
+    assert str(ends[0]) == f"the fake engine's process {pid} crashed"
 
 
 def test_its_process_ends_with_a_killed_parent():

@@ -77,7 +77,7 @@ def test_what_no_row_can_mend_is_an_endpoint_error(endpoint, status):
     assert len(endpoint.requests) == 1
 
 
-def test_the_key_comes_from_the_environment_and_is_never_told(endpoint, monkeypatch):
+def test_the_key_comes_from_the_environment_and_is_never_printed(endpoint, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     endpoint.answers = [(401, error_body(f"no such key: {KEY}"))]
     with pytest.raises(EndpointError) as refused:
@@ -170,7 +170,7 @@ def test_a_stream_that_breaks_off_is_a_failed_row(endpoint):
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_chain_that_is_given_apart_is_kept(endpoint, field):
+def test_a_chain_in_a_separate_field_is_kept(endpoint, field):
     message = {"role": "assistant", "content": "true", field: "It fits."}
     endpoint.answers = [
         (200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": USAGE}),
@@ -337,7 +337,7 @@ def test_a_query_of_the_url_goes_with_every_request(endpoint):
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
-def test_a_quoted_key_is_told_by_nobody(endpoint, monkeypatch, status):
+def test_a_quoted_key_is_in_no_message(endpoint, monkeypatch, status):
     monkeypatch.setenv("MY_VARIABLE", "canary-0123456789")
     said = "you sent Authorization: Bearer canary-0123456789"
     answer = {"choices": [{"index": 0, "text": said, "finish_reason": "stop"}], "usage": USAGE}
@@ -349,7 +349,7 @@ def test_a_quoted_key_is_told_by_nobody(endpoint, monkeypatch, status):
     assert "you sent" in message and "canary" not in message
 
 
-def test_a_connection_that_is_lost_without_a_word_is_told_as_one(endpoint):
+def test_a_connection_that_is_lost_without_a_message_is_an_endpoint_error(endpoint):
     """Some of the client's errors have a type and no text."""
 
     def hang_up(handler):

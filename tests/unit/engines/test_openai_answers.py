@@ -61,7 +61,7 @@ def outcome(call):
         {"x-ratelimit-reset-requests": "1s", "x-ratelimit-remaining-requests": "0"},
     ],
 )
-def test_it_waits_as_told_and_no_attempt_is_counted(endpoint, monkeypatch, status, header):
+def test_it_waits_as_requested_and_no_attempt_is_counted(endpoint, monkeypatch, status, header):
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
     short = header | {name: "150" if name.endswith("-ms") else "0.15" for name in header if "remaining" not in name}
     endpoint.answers = [raw(status, {"error": {"message": "slow down"}}, short)] * 7 + [(200, HELLO)]
@@ -103,7 +103,7 @@ def test_an_endpoint_that_stays_busy_ends_the_job_and_fails_no_row(endpoint):
     assert len(endpoint.requests) == 2
 
 
-def test_a_wait_of_hours_is_told_at_once(endpoint):
+def test_a_wait_of_hours_is_refused_at_once(endpoint):
     endpoint.answers = [raw(429, {"error": {"message": "for today"}}, {"Retry-After": "7200"})]
     started = time.monotonic()
     with pytest.raises(EndpointError, match="asks to wait for 7200 s more"):
@@ -113,27 +113,29 @@ def test_a_wait_of_hours_is_told_at_once(endpoint):
 
 @pytest.mark.parametrize("value", ["soon", "-5", "NaN", "inf", "1e999", "", "0", "9" * 500, "1e20", "٣"])
 def test_a_wait_that_is_none_is_left_out(value):
-    assert retries.told_wait({"Retry-After": value}) is None
-    assert retries.told_wait({"retry-after-ms": value}) is None
-    assert retries.told_wait({"x-ratelimit-reset-tokens": value}) is None
+    assert retries.requested_wait({"Retry-After": value}) is None
+    assert retries.requested_wait({"retry-after-ms": value}) is None
+    assert retries.requested_wait({"x-ratelimit-reset-tokens": value}) is None
 
 
 def test_waits_are_read_in_every_form():
     soon = datetime.now(UTC) + timedelta(seconds=30)
-    assert retries.told_wait({"Retry-After": "15"}) == 15
-    assert retries.told_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    assert retries.told_wait({"retry-after": format_datetime(soon, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert retries.told_wait({"retry-after": format_datetime(soon - timedelta(days=1), usegmt=True)}) is None
-    assert retries.told_wait({"x-ratelimit-reset-requests": "1m30.5s"}) == 90.5
-    assert retries.told_wait({"x-ratelimit-reset-requests": "20ms"}) == 0.02
+    assert retries.requested_wait({"Retry-After": "15"}) == 15
+    assert retries.requested_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert retries.requested_wait({"retry-after": format_datetime(soon, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retries.requested_wait({"retry-after": format_datetime(soon - timedelta(days=1), usegmt=True)}) is None
+    assert retries.requested_wait({"x-ratelimit-reset-requests": "1m30.5s"}) == 90.5
+    assert retries.requested_wait({"x-ratelimit-reset-requests": "20ms"}) == 0.02
     used_up = {
         "x-ratelimit-reset-requests": "9s",
         "x-ratelimit-remaining-requests": "3",
         "x-ratelimit-reset-tokens": "2s",
     }
-    assert retries.told_wait(used_up) == 2
-    assert retries.told_wait({"X-RateLimit-Reset": str(int((time.time() + 20) * 1000))}) == pytest.approx(20, abs=1)
-    assert retries.told_wait({}) is None
+    assert retries.requested_wait(used_up) == 2
+    assert retries.requested_wait({"X-RateLimit-Reset": str(int((time.time() + 20) * 1000))}) == pytest.approx(
+        20, abs=1
+    )
+    assert retries.requested_wait({}) is None
 
 
 # ---- errors in a 200 -----------------------------------------------------------------
@@ -187,7 +189,7 @@ def test_a_passing_error_in_a_200_is_asked_again(endpoint, body):
     ],
     ids=str,
 )
-def test_a_lasting_error_in_a_200_is_told_in_the_providers_words(endpoint, body, kind, words):
+def test_a_lasting_error_in_a_200_is_reported_in_the_providers_words(endpoint, body, kind, words):
     endpoint.answers = [raw(200, body)]
     found = outcome(lambda: generate(endpoint.url))
     assert type(found) is kind
@@ -345,7 +347,7 @@ def test_log_probabilities_of_every_shape(endpoint, logprobs, found):
         assert isinstance(answer, RowError) and "log-probabilities" in str(answer)
 
 
-def test_tokens_that_are_told_by_their_ids_are_read(endpoint):
+def test_tokens_that_are_returned_as_ids_are_read(endpoint):
     class Numbered:
         def decode(self, ids):
             return {5: " true", 6: " false"}[ids[0]]
@@ -413,7 +415,7 @@ def test_what_an_endpoint_takes_is_learnt_once(endpoint, name, words, options):
         assert [body.get("max_completion_tokens") for body in bodies] == [None, 5, 5]
 
 
-def test_a_stop_that_the_endpoint_does_not_know_is_cut_here(endpoint):
+def test_the_text_is_truncated_at_a_stop_that_the_endpoint_ignores(endpoint):
     endpoint.answers = [picky(lambda body: "unsupported parameter: stop" if "stop" in body else None, " a! b! c")]
     assert twice(endpoint.url, stop=["!"]) == [" a", " a"]
 
@@ -585,7 +587,7 @@ def test_a_list_of_models_of_any_shape_is_read(endpoint, body):
     ],
     ids=range(12),
 )
-def test_a_list_of_models_that_is_none_is_told_in_one_line(endpoint, answer, words):
+def test_a_malformed_list_of_models_is_refused_in_one_line(endpoint, answer, words):
     endpoint.answers = [answer]
     with pytest.raises(UserError) as refused:
         check(endpoint.url)

@@ -85,7 +85,7 @@ def test_a_parent_that_ends_by_itself_leaves_nothing(started):
     assert gone_within(5, children)
 
 
-def test_a_child_from_before_is_left_alone():
+def test_an_earlier_child_is_not_killed():
     program = """
         import subprocess, sys
         from limrank.engines.reaper import reap_with_parent

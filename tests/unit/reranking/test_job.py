@@ -266,6 +266,12 @@ def test_the_hash_covers_what_changes_rows(config, sections):
     assert hashed(config(**({"scoring": DIRECT_MODE} | sections))) != hashed(base)
 
 
+def test_the_hash_is_the_same_for_both_names_of_a_fault(config):
+    flat, nested = {"kind": "fake", "fail_rate": 0.5}, {"kind": "fake", "fault": {"fail_rate": 0.5, "latency_ms": 9}}
+    base, *hashes = (hashed(config(scoring=DIRECT_MODE, engine=each)) for each in ({"kind": "fake"}, flat, nested))
+    assert hashes[0] == hashes[1] != base
+
+
 @pytest.mark.parametrize("key", [{"min_think_tokens": 7}, {"compatibility": "rank1"}], ids=str)
 def test_the_hash_covers_how_a_chain_is_made(config, key):
     thinking = {"mode": "think", "max_think_tokens": 64}
@@ -304,7 +310,7 @@ def test_the_hash_covers_which_queries_are_judged_and_not_their_grades(config, t
     assert hashed(config()) != base
 
 
-def test_the_hash_covers_a_prompt_s_text_and_not_its_place(config, tmp_path):
+def test_the_hash_covers_a_prompt_s_text_and_not_its_path(config, tmp_path):
     text = prompts.load("relevance")
     for name, words in (("same.txt", text), ("other.txt", text + "\nThink hard.")):
         (tmp_path / name).write_text(words, encoding="utf-8")

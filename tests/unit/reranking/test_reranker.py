@@ -151,7 +151,7 @@ def test_a_cancelled_coroutine_leaves_the_engine_free():
         assert reranker._engine.limiter.requests == 0
 
 
-def test_chains_are_shown():
+def test_chains_are_returned():
     with Reranker("any", mode="budget", max_think_tokens=5, engine=FAKE) as reranker:
         (hit,) = reranker.rank("cat", ["the cat"])
     # The fake engine writes as many words as it may, which is no end of its own.
@@ -167,7 +167,7 @@ def test_what_cannot_be_scored_comes_last_without_a_score():
     assert hits[-len(failed) :] == failed
     assert [hit.index for hit in failed] == sorted(hit.index for hit in failed)
     assert {(hit.score, hit.error) for hit in failed} == {
-        (None, "the fake engine failed this request, as it was told to")
+        (None, "the fake engine failed this request (engine.fault.fail_rate)")
     }
 
 
@@ -249,7 +249,7 @@ def test_it_scores_as_the_job_does(reranker):
     assert hit.score == judgment.score
 
 
-def test_all_scoring_keys_in_place_of_a_mode():
+def test_all_scoring_keys_instead_of_a_mode():
     scoring = ScoringConfig(mode="budget", max_think_tokens=30, compatibility="rank1")
     with Reranker("any-name", scoring=scoring, engine=FAKE) as opened:
         hits = opened.rank("cat", TEXTS)
@@ -261,6 +261,6 @@ def test_all_scoring_keys_in_place_of_a_mode():
 @pytest.mark.parametrize(
     "more", [{"mode": "think"}, {"max_think_tokens": 5}, {"scoring": ScoringConfig(mode="none")}], ids=str
 )
-def test_scoring_keys_stand_alone(more):
+def test_scoring_keys_exclude_a_mode(more):
     with pytest.raises(UserError, match="scoring"):
         Reranker("any-name", engine=FAKE, **({"scoring": ScoringConfig(mode="budget")} | more))

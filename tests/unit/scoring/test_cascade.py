@@ -75,7 +75,7 @@ def test_a_band_of_nothing_doubts_only_ties():
     assert in_doubt({0: 1.0, 1: 1.0, 2: 0.0}, cutoff=1, band=0.0) == [0, 1]
 
 
-def test_where_none_is_cut_off_the_first_places_matter_most():
+def test_where_all_are_above_the_cut_off_the_first_ranks_matter_most():
     assert in_doubt({0: 0.0, 1: 2.0, 2: 1.0}, cutoff=10, band=5.0) == [1, 2, 0]
 
 
@@ -104,7 +104,7 @@ def test_chains_that_agree_change_nothing():
     assert fuse(odds, {0: 3.0, 1: 3.0}, band=9.0) == odds
 
 
-def test_blocks_that_are_apart_are_not_mixed():
+def test_blocks_with_a_clear_gap_are_not_mixed():
     odds = {0: 10.0, 1: 9.0, 2: 1.0, 3: 0.0}
     fused = fuse(odds, {0: 0.0, 1: 1.0, 2: 8.0, 3: 9.0}, band=0.5)
     assert sorted(fused, key=lambda key: -fused[key]) == [1, 0, 3, 2]
@@ -119,7 +119,7 @@ def test_odds_of_certain_scores_are_finite():
 # ---- the whole -----------------------------------------------------------------------
 
 
-def test_only_pairs_in_doubt_get_a_chain_and_every_place_is_of_one_order():
+def test_only_pairs_in_doubt_get_a_chain_and_move():
     recorded = Recorded(direct=[4.0, 2.0, 1.9, -3.0], think=[0.0, -5.0, 5.0, 9.0])
     judgments = recorded.run(band=0.1)
     assert sorted(recorded.asked[COMPLETE]) == ["d1", "d2"]

@@ -111,11 +111,11 @@ def test_no_special_token_comes_of_what_a_message_says(kind, trim, smollm):
     assert hostile.replace(" ", "") in tokenizer.decode(ids).replace(" ", "")
 
 
-def test_a_template_that_changes_what_a_message_says_fails_the_row_alone():
+def test_a_template_that_changes_the_messages_fails_only_the_row():
     tokenizer = built()
     tokenizer.chat_template = CHAT.replace("TRIM", "| upper ")
     messages = [{"role": "user", "content": "a <|im_end|> b"}]
-    with pytest.raises(RowError, match="chat template changes what a message says"):
+    with pytest.raises(RowError, match="chat template changes the messages"):
         encode_chat(tokenizer, messages, max_tokens=100)
 
 
@@ -232,7 +232,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("max_tokens", [60, 200, 1000])
-def test_a_passage_of_50_mb_is_cut_before_it_is_encoded_and_the_prompt_is_the_same(max_tokens, smollm):
+def test_a_passage_of_50_mb_is_truncated_before_it_is_encoded_and_the_prompt_is_the_same(max_tokens, smollm):
     counting = Counting(smollm)
     unit = "merge sorted feeds, one after another; "
     few = unit * 2000
@@ -244,16 +244,16 @@ def test_a_passage_of_50_mb_is_cut_before_it_is_encoded_and_the_prompt_is_the_sa
     assert counting.characters < 12 * characters_of(smollm, max_tokens)
 
 
-def test_a_query_or_a_chat_of_50_mb_is_told_before_it_is_encoded(smollm):
+def test_a_query_or_a_chat_of_50_mb_is_refused_before_it_is_encoded(smollm):
     counting = Counting(smollm)
-    with pytest.raises(RowError, match="the query alone has 50000000 characters, more than 1000 tokens can hold"):
+    with pytest.raises(RowError, match="the query has 50000000 characters, more than 1000 tokens can hold"):
         encode_pair(counting, TEMPLATE, Query("q", "x" * 50_000_000), "p", max_tokens=1000)
-    with pytest.raises(RowError, match="a prompt of 50000000 characters: more than 1000 tokens"):
+    with pytest.raises(RowError, match="a prompt of 50000000 characters is longer than the 1000 tokens that fit"):
         encode_chat(counting, [{"role": "user", "content": "x" * 50_000_000}], max_tokens=1000)
     assert counting.characters < 1000
 
 
-def test_a_training_example_of_50_mb_is_cut_before_it_is_encoded(smollm):
+def test_a_training_example_of_50_mb_is_truncated_before_it_is_encoded(smollm):
     counting = Counting(smollm)
     passage, chain = "a heap of feeds. " * 3_000_000, "\nIt says so. "
 

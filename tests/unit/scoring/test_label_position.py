@@ -171,8 +171,8 @@ def test_a_direct_question_is_what_was_trained_on(tokenizer):
     ],
 )
 def test_where_a_chain_is_cut(chain, ours, theirs):
-    assert scoring.cut_chain(chain) == ours
-    assert scoring.cut_chain(chain, "rank1") == theirs
+    assert scoring.truncate_chain(chain) == ours
+    assert scoring.truncate_chain(chain, "rank1") == theirs
 
 
 @pytest.mark.parametrize("context", [200, 301, 640])
@@ -231,14 +231,14 @@ def test_a_chain_is_kept_as_much_as_the_recipe_says(family):
 
 
 @pytest.mark.parametrize("over", [-4000, 4000])
-def test_what_is_kept_for_a_chain_leaves_room_for_a_prompt(over):
+def test_the_tokens_kept_for_a_chain_leave_some_for_a_prompt(over):
     settings = {"run_dir": "unused", "model": {"max_model_len": 5000}}
     scoring = {"mode": "think", "min_think_tokens": 5000 + over}
     if over < 0:
         RerankJob(**settings, scoring=scoring)
         return
     for job in (RerankJob, ServeJob, PipelineJob, SynthesizeJob):
-        with pytest.raises(ValueError, match="scoring.min_think_tokens 8192 leaves no room for a prompt"):
+        with pytest.raises(ValueError, match="scoring.min_think_tokens 8192 leaves no tokens for a prompt"):
             job(**settings, scoring=scoring)
 
 
@@ -246,7 +246,7 @@ def test_more_than_the_context_that_is_kept_for_a_chain_is_named(family):
     engine = Scripted(family["marked"], Generation("", "length", 9, 0, 5), context=500)
     judgment = ask(engine, min_think_tokens=600)
     assert judgment.status == ScoreStatus.FAILED
-    assert "scoring.min_think_tokens 600 leaves no room" in str(judgment.error)
+    assert "scoring.min_think_tokens 600 leaves no tokens" in str(judgment.error)
 
 
 def test_a_model_whose_own_end_is_the_mark_has_closed_its_chain(family):
@@ -290,7 +290,7 @@ class PrefixTokenizer:
         return self._tokenizer.get_added_vocab()
 
 
-def test_a_chain_that_is_too_long_is_cut_in_a_few_turns(family):
+def test_a_chain_that_is_too_long_is_truncated_in_a_few_rounds(family):
     tokenizer = PrefixTokenizer(family["marked"])
     engine = Scripted(tokenizer, Generation("\n" + "<|im_end|>" * 3000 + "x", "length", 9, 0, 3000), context=2048)
     judgment = ask(engine)

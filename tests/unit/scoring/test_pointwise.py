@@ -105,7 +105,7 @@ def test_marks_are_tokens_where_the_tokenizer_has_them(trained_tokenizer, passag
     assert ids[-1] == trained_tokenizer.convert_tokens_to_ids("<think>")
 
 
-def test_braces_in_a_passage_are_not_places(tokenizer):
+def test_braces_in_a_passage_are_not_placeholders(tokenizer):
     passage = "a {{ query }} and {{passage}} {% if %} \\1"
     assert passage_of(tokenizer, encode(tokenizer, passage).ids) == passage
 
@@ -171,10 +171,10 @@ def test_a_pair_that_just_fits_is_whole(tokenizer):
     assert encode(tokenizer, "Yeast makes gas.", max_tokens=length - 1).truncated
 
 
-def test_a_query_too_long_alone_is_an_error(tokenizer):
+def test_a_query_that_is_too_long_without_a_passage_is_an_error(tokenizer):
     bare = len(encode(tokenizer, "").ids)
     assert len(encode(tokenizer, "Yeast makes gas.", max_tokens=bare).ids) <= bare
-    with pytest.raises(RowError, match=f"the query alone takes {bare} tokens, and {bare - 1} fit"):
+    with pytest.raises(RowError, match=f"the prompt takes {bare} tokens without a passage, and {bare - 1} fit"):
         encode(tokenizer, "Yeast", max_tokens=bare - 1)
 
 
@@ -264,7 +264,7 @@ def test_a_finished_chain_is_closed_and_asked():
     assert (judgment.status, judgment.generated_tokens) == (ScoreStatus.COMPLETE, 6)
 
 
-def test_an_unfinished_chain_is_cut_at_its_last_sentence():
+def test_an_unfinished_chain_is_truncated_at_its_last_sentence():
     engine = Scripted(generation=Generation("\nYeast is why. But then ag", "length", 9, 0, 64))
     (judgment,) = score(engine, ["Yeast makes gas."], mode="budget", max_think_tokens=64)
     assert engine.options["max_tokens"] == 64
@@ -315,7 +315,7 @@ def test_a_dead_engine_is_not_a_failed_pair():
 def test_a_query_too_long_fails_its_pairs():
     (judgment,) = score(fake(), ["Yeast"], query=Query("q", "why " * 600))
     assert (judgment.status, judgment.score) == (ScoreStatus.FAILED, None)
-    assert "the query alone takes" in str(judgment.error)
+    assert "tokens without a passage" in str(judgment.error)
 
 
 def test_a_passage_too_long_is_scored_without_its_end():
@@ -357,8 +357,8 @@ def test_nothing_is_ranked_as_nothing():
         ("", ""),
     ],
 )
-def test_a_chain_is_cut_at_its_last_sentence_end(chain, cut):
-    assert scoring.cut_at_sentence(chain) == cut
+def test_a_chain_is_truncated_at_its_last_sentence_end(chain, cut):
+    assert scoring.truncate_at_sentence(chain) == cut
 
 
 @pytest.mark.parametrize(

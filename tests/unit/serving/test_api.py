@@ -119,7 +119,7 @@ def test_too_many_waiting_requests_are_refused_and_the_rest_answered():
     assert again.status_code == 200
 
 
-def test_a_dead_engine_is_told():
+def test_a_crashed_engine_is_reported():
     async def go():
         backend = EngineBackend()
         backend.dead = True

@@ -54,7 +54,7 @@ class Backend(EngineBackend):
 def hurry(monkeypatch):
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(retries, "LONGEST_WAIT_S", 0.01)
-    monkeypatch.setattr(serve_client, "_LOOK_S", 0.1)
+    monkeypatch.setattr(serve_client, "_HEALTH_CHECK_S", 0.1)
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def test_more_documents_than_a_request_holds_are_several_requests():
     assert [judgment.score for judgment in found] == [judgment.score for judgment in expected]
 
 
-def test_a_cascade_is_not_cut_into_requests():
+def test_a_cascade_is_not_split_into_requests():
     backend = Backend(ScoringConfig())
     with served(backend) as url, pytest.raises(RowError, match="compares all 1001 candidates"):
         judged(url, ["a"] * (MAX_DOCUMENTS + 1), scoring=ScoringConfig(mode="cascade"))
@@ -162,14 +162,16 @@ def test_failed_pairs_are_failed_pairs():
     assert [judgment.score for judgment in found] == [judgment.score for judgment in expected]
     failed = [judgment for judgment in found if judgment.status == ScoreStatus.FAILED]
     assert 0 < len(failed) < 20
-    assert {str(judgment.error) for judgment in failed} == {"the fake engine failed this request, as it was told to"}
+    assert {str(judgment.error) for judgment in failed} == {
+        "the fake engine failed this request (engine.fault.fail_rate)"
+    }
 
 
 def test_nothing_but_failed_pairs_is_no_dead_engine():
     with served(Backend(fail_rate=1.0)) as url:
         found = judged(url, ["a", "b"])
     assert [(judgment.score, judgment.status) for judgment in found] == [(None, ScoreStatus.FAILED)] * 2
-    assert "as it was told to" in str(found[0].error)
+    assert "(engine.fault.fail_rate)" in str(found[0].error)
 
 
 def test_so_many_queries_are_in_flight():
@@ -221,7 +223,7 @@ def test_a_lasting_failure_of_a_server_that_is_well_is_the_querys():
 def test_a_server_whose_engine_does_not_come_back_is_gone():
     backend = Backend(errors=[engine_unavailable()] * 20)
     backend.dead = True
-    with served(backend) as url, pytest.raises(EndpointError, match="no engine came up again: answered 503"):
+    with served(backend) as url, pytest.raises(EndpointError, match="no engine came back up: answered 503"):
         judged(url, ["a"], request_timeout_s=0.1)
 
 
@@ -261,7 +263,7 @@ def test_a_sick_server_that_does_not_answer_is_gone():
     backend = EngineBackend()
     backend.gate.clear()
     backend.dead = True
-    with served(backend, BUDGET) as url, pytest.raises(EndpointError, match="was not well for 0.1 s"):
+    with served(backend, BUDGET) as url, pytest.raises(EndpointError, match="was not healthy for 0.1 s"):
         judged(url, ["a"], request_timeout_s=0.1)
 
 
@@ -340,7 +342,7 @@ def test_an_answer_that_is_not_ours_ends_the_job(body):
 
 
 @pytest.mark.parametrize("body", ["<html>", {"error": None}, {"error": "text"}, {"detail": [7]}, [], 7, None], ids=str)
-def test_an_error_of_another_shape_is_told(body):
+def test_an_error_of_another_shape_is_reported(body):
     with answering(body, 400) as (url, _):
         (judgment,) = judged(url, ["a"])
         assert "answered 400: " in str(judgment.error)
@@ -449,7 +451,7 @@ def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
         source(url, BUDGET.model_copy(update={"cutoff": 5})).check()
 
 
-def test_a_server_that_is_not_there_not_well_or_not_ours_is_told():
+def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
     with nobody() as url, pytest.raises(UserError, match=f"engine.base_url {url}: cannot be reached"):
         source(url).check()
     with pytest.raises(UserError, match="engine.base_url localhost: cannot be reached: .*http"):

@@ -194,7 +194,7 @@ def test_score_answers_in_the_texts_order():
     assert (response["object"], response["usage"]["total_tokens"]) == ("list", 44)
 
 
-def test_a_directorys_path_is_not_told(tmp_path):
+def test_a_directorys_path_is_not_returned(tmp_path):
     (tmp_path / "model").mkdir()
     assert served_name(str(tmp_path / "model")) == "model"
     assert served_name("songtingyu/limrank") == "songtingyu/limrank"
