@@ -78,7 +78,7 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
     asked = words(query)
     if _same_query(asked, words(seed.query)):
         return "copies_seed"
-    if speaks_of_task(query, _source(seed)) or gives_answer(query):
+    if speaks_of_task(query) or gives_answer(query):
         return "leaks"
     asking = words(persona)
     if _within(asked, asking) or similarity(asked, asking) >= _NEARLY:
@@ -201,7 +201,7 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
     if runs(passage, _COPIED) & _prompt_runs(prompt):
         return "copies_prompt"
     asked = words(example.query)
-    if _within(asked, passage) or speaks_of_task(example.passage, _source(seed)):
+    if _within(asked, passage) or speaks_of_task(example.passage):
         return "leaks"
     if example.passage_role is PassageRole.POSITIVE and runs(asked, _COPIED) & runs(passage, _COPIED):
         return "leaks"

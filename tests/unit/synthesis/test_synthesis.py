@@ -566,7 +566,7 @@ GERMAN = "Wer nachts im Krankenhaus arbeitet und morgens die Kinder zur Schule b
         ("the answer is that nights come first, or is it?", "leaks"),
         ("is it what answers the seed is told here in one?", "leaks"),
         ("is it what answers the seed, told here in one?", None),
-        ("what is said in the passage that tells how to keep a rota", "leaks"),
+        ("Query: how do I keep my rota in order", "leaks"),
         ("how is the passage of blood through a language model of the heart shown", None),
         ("would they say outright what is asked, or tell how?", None),
         ("what do I do when I do " + "what I do when I do " * 3, "repetitive"),
@@ -645,7 +645,7 @@ def test_passages_that_need_no_judge():
     assert reasons(example("a", passage=None)) == ["length"]
     assert reasons(example("a", passage=SEED.passage.upper())) == ["copies_seed"]
     assert reasons(example("a", passage=f"{LONG}: A query, of five words.")) == ["leaks"]
-    assert reasons(example("a", passage=f"This passage is relevant. {LONG}")) == ["leaks"]
+    assert reasons(example("a", passage=f"The passage: {LONG}")) == ["leaks"]
     assert reasons(example("a", passage=GERMAN)) == ["language"]
     assert reasons(example("a", passage="it was said at 14:51:18 " + "14:51:18 " * 9)) == ["repetitive"]
     assert reasons(example("a", passage=f"{LONG}. Who helps would say outright what is asked.")) == ["copies_prompt"]
