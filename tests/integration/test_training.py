@@ -369,7 +369,7 @@ def test_a_run_trains_exports_and_resumes(
         card = (tmp_path / folder / "README.md").read_text()
         assert "5 examples of train.jsonl, 2 held out" in card
         assert tied_model.name in card and str(tied_model.parent) not in card
-    assert "This is the adapter alone" in card and "- lora_targets: all linear layers" in card
+    assert "This is only the adapter" in card and "- lora_targets: all linear layers" in card
     assert f"- lora_embeddings: {embeddings}" in card
 
     # Started again it has nothing to do, and says the same.

@@ -978,7 +978,7 @@ def test_what_is_exported(config, tmp_path):
     shown = storage.read_text("DATASET.md")
     assert f"{len(kept)} of 8 examples were kept ({len(kept) / 8:.0%}), " in shown
     assert f"{funnel['kept_positive']} of them relevant, from 2 seeds (seeds.jsonl) and 4" in shown
-    assert re.search(r"- query: synth_query, [0-9a-f]{12}\n", shown) and "Of the seeds: CC0." in shown
+    assert re.search(r"- query: synth_query, [0-9a-f]{12}\n", shown) and "License of the seeds: CC0." in shown
     assert str(tmp_path) not in shown + storage.read_text("stats.json")
 
 
@@ -990,7 +990,7 @@ def test_a_card_shows_generated_text_as_text():
     )
     text = card.render(stats | facts | {"prompts": {}, "steps": {}}, [row | {"label": True}])
     assert "\n    query: # not a heading⟨U+202E⟩\n    passage: one\n    - two\n    label: True\n" in text
-    assert "Of the seeds: not told" in text
+    assert "License of the seeds: unknown" in text
 
 
 def test_a_second_try_writes_what_failed_and_nothing_else(config, tmp_path):
