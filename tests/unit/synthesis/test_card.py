@@ -72,3 +72,14 @@ def test_a_run_s_files_and_its_card_are_a_dataset(tmp_path):
     (tmp_path / "alpaca.json").write_text("[]")
     dataset = load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset.to_list() == pairs
+
+
+def test_a_card_shows_generated_text_as_text():
+    row = dict.fromkeys(("instruction", "reasoning")) | {"query": "# not a heading\u202e", "passage": "one\n- two"}
+    stats = tally([])
+    facts = dict.fromkeys(("seeds", "queries"), 0) | dict.fromkeys(
+        ("seed_source", "writer", "judge", "agreement", "license")
+    )
+    text = card.render(stats | facts | {"prompts": {}, "steps": {}}, [row | {"label": True}])
+    assert "\n    query: # not a heading⟨U+202E⟩\n    passage: one\n    - two\n    label: True\n" in text
+    assert "License of the seeds: unknown" in text
