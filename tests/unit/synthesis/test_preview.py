@@ -36,8 +36,8 @@ def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
         assert part in text
     assert text.count("## passage") == 4
     assert "s1/daily/" in text and "s1/expert/" in text and "# seed s2" not in text
-    assert text.count("twice") == 1
-    assert text.endswith("Queries that are there twice are found, and rejected, only in a whole run.")
+    assert text.count("Duplicate queries") == 1
+    assert text.endswith("Duplicate queries are found, and rejected, only in a whole run.")
     assert not (tmp_path / "run").exists()
 
 

@@ -27,7 +27,7 @@ def test_a_person_s_own_description_prompt_does_without_chains():
 @pytest.mark.parametrize(
     ("step", "text", "message"),
     [
-        ("chain", "{{ question }}", "'question' is undefined; its places are query, instruction"),
+        ("chain", "{{ question }}", "'question' is undefined; its placeholders are query, instruction"),
         ("describe", "{% if instruction %}{{ query }}", "Unexpected end of template"),
         ("query", "{% if instructed %}{{ instructions }}{% endif %}", "'instructions' is undefined"),
         ("passage", "{{ description }} {{ 1/0 }}", "division by zero"),
