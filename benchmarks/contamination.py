@@ -90,7 +90,7 @@ def main() -> None:
         hits = {an_id: overlap for an_id, overlap in overlaps.items() if overlap}
         print(f"real {what} of {seeds.name} found: {len(hits)} of {len(real)}; {len(real) / seconds:.0f} a second")
         for an_id, hit in hits.items():
-            print(f"    {an_id}: {hit.words} words, {hit.share:.2f} of {hit.part} {hit.id} of {hit.benchmark}")
+            print(f"    {an_id}: {hit.words} words, {hit.share:.2f} of {hit.kind} {hit.id} of {hit.benchmark}")
 
 
 if __name__ == "__main__":

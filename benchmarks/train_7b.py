@@ -69,7 +69,7 @@ def examples(count: int, tokens: int) -> list[EncodedExample]:
             prompt_tokens=tokens - completion,
             label=place % 2 == 0,
             query=(str(place),),
-            cut=False,
+            truncated=False,
         )
         for place in range(count)
     ]

@@ -1,4 +1,4 @@
-"""``synthesis``: how training examples are written, judged and chosen."""
+"""``synthesis``: how training examples are written, judged and selected."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from limrank.config.base import (
 
 
 class SynthesisPrompts(Section):
-    """Each is the name of a prompt in limrank/prompts, a file, or the text itself."""
+    """Each prompt is the name of one in limrank/prompts, a file, or the text itself."""
 
     query: str = Field(default="synth_query", description="asks for a query, from a seed and a persona")
-    chain: str = Field(default="synth_chain", description="asks for the reasoning before the passages")
+    chain: str = Field(default="synth_chain", description="asks for the reasoning before passages are written")
     describe: str = Field(
         default="synth_describe",
-        description="asks for a description of each passage. With chains: false the default is "
+        description="asks for a description of each passage. The default with chains: false is "
         "synth_describe_unreasoned",
     )
-    passage: str = Field(default="synth_passage", description="asks for one passage by its description")
+    passage: str = Field(default="synth_passage", description="asks for one passage from its description")
     judge: str = Field(
         default="synth_judge",
-        description="asks the judge, for judge_by: answer. By label tokens the judge gets scoring.prompt",
+        description="asks the judge, with judge_by: answer. With label_tokens the judge gets scoring.prompt",
     )
 
 
 class TokenPrices(Section):
-    """In any one currency, a million tokens."""
+    """Prices of a million tokens, in any one currency."""
 
     prompt: NonNegativeFloat = Field(description="price of a million prompt tokens")
     generated: NonNegativeFloat = Field(description="price of a million generated tokens")
@@ -84,20 +84,20 @@ class SynthesisConfig(Section):
         "passages. false: this step is left out (the paper's ablation); the judge still writes chains",
     )
     prompts: SynthesisPrompts = Field(default=SynthesisPrompts(), description="the prompts of the steps")
-    constrained: bool = Field(default=True, description="the engine holds structured steps to their JSON schema")
-    negatives: NonNegativeInt = Field(default=1, description="hard negatives that are written for each query")
+    constrained: bool = Field(default=True, description="the engine constrains structured steps to their JSON schema")
+    negatives: NonNegativeInt = Field(default=1, description="number of hard negatives written for each query")
     mined_negatives: NonNegativeInt = Field(
         default=0,
-        description="passages of the corpus for each query, judged like the rest: the seed's BM25 neighbours, or "
-        "with a reranker the ones that it ranks highest among mine_depth of them",
+        description="number of corpus passages for each query, judged like the rest: the seed's BM25 neighbours, or "
+        "with a reranker the highest-ranked of mine_depth neighbours",
     )
     mine_depth: PositiveInt = Field(
         default=20, description="number of BM25 neighbours that the reranker chooses the mined negatives from"
     )
     max_tokens: PositiveInt | None = Field(
         default=None,
-        description="tokens that the run may take, prompts included. The run stops there and continues once the "
-        "limit is raised. null: no limit",
+        description="tokens that the run may take, prompts included. A run that reaches the limit stops, and "
+        "continues once the limit is raised. null: no limit",
     )
     prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field(
         default={}, description="prices of writer, judge and reranker, for the cost by step"
@@ -105,11 +105,11 @@ class SynthesisConfig(Section):
     decontaminate: tuple[PathStr, ...] = Field(
         default=(),
         description="benchmarks: BEIR folders, or benchmark://NAME (pydocs, bright/biology, …; hub benchmarks "
-        "also with ?revision=…). What repeats one of their queries or relevant documents is rejected",
+        "also with ?revision=…). A text that repeats one of their queries or relevant documents is rejected",
     )
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = Field(
         default=0.8,
-        description="similarity from which two queries count as one (Jaccard of four-character shingles). 1: only "
+        description="similarity from which two queries are duplicates (Jaccard of four-character shingles). 1: only "
         "the same words",
     )
     size: PositiveInt | None = Field(default=None, description="number of kept examples to export. null: all")
@@ -120,8 +120,8 @@ class SynthesisConfig(Section):
     )
     select: Literal["coverage", "random"] = Field(
         default="coverage",
-        description="how the exported examples are chosen. coverage: spread over kind, difficulty and domain, "
-        "hard ones first; random: at random",
+        description="how the exported examples are selected. coverage: spread over kind, difficulty and domain, "
+        "hard ones first; random: drawn at random",
     )
     embedder: str | None = Field(
         default=None,
@@ -129,14 +129,15 @@ class SynthesisConfig(Section):
         "queries are. null: by their words",
     )
     query_tokens: PositiveInt = Field(
-        default=160, description="length of a written query and of its instruction, in tokens of about four characters"
+        default=160,
+        description="maximum length of a written query, and of its instruction, in tokens of about four characters",
     )
     chain_tokens: PositiveInt = Field(
-        default=256, description="length in tokens of the writer's chain, and of the descriptions of passages"
+        default=256, description="maximum length in tokens of the writer's chain, and of the descriptions of passages"
     )
-    passage_tokens: PositiveInt = Field(default=256, description="longest passage in tokens")
+    passage_tokens: PositiveInt = Field(default=256, description="maximum length of a passage in tokens")
     judge_tokens: PositiveInt = Field(
-        default=256, description="longest chain of the judge in tokens, where scoring.max_think_tokens is not set"
+        default=256, description="maximum length of the judge's chain in tokens, if scoring.max_think_tokens is not set"
     )
     temperature: NonNegativeFloat = Field(default=0.8, description="the writer's sampling temperature")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -145,27 +146,27 @@ class SynthesisConfig(Section):
     judge_by: Literal["label_tokens", "answer"] = Field(
         default="label_tokens",
         description="how the judge's verdict is read. label_tokens: p(true) of the answer token. answer: the true "
-        "or false that the judge writes in a chat, without a probability, for endpoints that give no "
+        "or false that the judge writes in a chat, without a probability; for endpoints without "
         "log-probabilities",
     )
     agreement: Literal["verdict", "ranking"] = Field(
         default="verdict",
-        description="what the judge has to agree with. verdict: its own true or false is the intended label (the "
-        "paper's). ranking: it scores a query's positive above the negative, for judges too weak to "
+        description="how the judge has to agree. verdict: its true or false is the intended label (the "
+        "paper's). ranking: it scores a query's positive above the negative; for judges too weak to "
         "be calibrated",
     )
     judge_margin: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.1,
-        description="for agreement by verdict: a p(true) this near to one half is unsure, and the example is rejected",
+        description="with agreement: verdict, an example is rejected as unsure if p(true) is this near to one half",
     )
 
     @property
     def enough(self) -> int | None:
-        """How many kept examples end the run, before they are looked over as a pool; None: no number does."""
+        """The number of kept examples, before duplicates are rejected, that ends the run; None: every seed is used."""
         return None if self.oversample is None or self.size is None else math.ceil(self.oversample * self.size)
 
     def prompt_names(self) -> dict[str, str]:
-        """The prompt of each step that is asked."""
+        """The prompt of each step that the run takes."""
         names = self.prompts.model_dump()
         if not self.chains:
             del names["chain"]
@@ -174,8 +175,8 @@ class SynthesisConfig(Section):
         return names
 
     def hashed(self, exclude: set[str]) -> dict[str, Any]:
-        """The keys that rows depend on, for :func:`config_hash`. One that came after run directories
-        were there is left out at its default: their hash stays as it was."""
+        """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
+        left out at their defaults, so that the hash of an older run stays the same."""
         newer = {"oversample", "chains"}
         values = self.model_dump(exclude=exclude)
         return {
@@ -198,7 +199,7 @@ class SynthesisConfig(Section):
         if not self.difficulties:
             raise ValueError("synthesis.difficulties is empty")
         if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError("synthesis.kinds: one is there twice")
+            raise ValueError("synthesis.kinds: a kind is there twice")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""``training`` and ``dev``: how a reranker is trained and watched."""
+"""``training`` and ``dev``: how a reranker is trained, and evaluated meanwhile."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class TrainingConfig(Section):
     )
     objective: Objective = Field(
         default="label",
-        description="label: cross-entropy of what the model is to write (the paper's). The others need "
-        "target=direct and compare the log-odds of the label. binary: one passage at a time; softmax, "
-        "ranknet: a query's relevant passage above its others. They do not make labels likely among "
-        "all tokens, which an endpoint that returns only its likeliest tokens needs",
+        description="label: cross-entropy of the completion (the paper's). The others need target=direct and "
+        "train the log-odds of the label. binary: one passage at a time; softmax, ranknet: a query's "
+        "relevant passage above its others. They do not make labels likely among all tokens; an endpoint "
+        "that returns only its likeliest tokens needs that",
     )
     max_examples: PositiveInt | None = Field(
         default=None,
@@ -58,34 +58,34 @@ class TrainingConfig(Section):
     gradient_accumulation: PositiveInt = Field(default=8, description="forward passes in a step")
     cutoff_tokens: PositiveInt = Field(
         default=2500,
-        description="longest example in tokens. A longer one loses the end of its chain, then of its passage",
+        description="maximum length of an example in tokens. A longer one loses the end of its chain, then of its passage",
     )
     sharding: Literal["none", "full"] = Field(
         default="none",
-        description="full: each worker holds a part of the weights, gradients and optimizer state (FSDP2), for "
+        description="full: each worker holds a shard of the weights, gradients and optimizer state (FSDP2), for "
         "models that are too large for one worker. none: each worker holds all",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass: less memory, a third more time"
+        default=False, description="recompute activations in the backward pass: less memory, a third more time"
     )
     lora_rank: PositiveInt = Field(default=32, description="rank of the adapter")
     lora_alpha: PositiveInt = Field(default=64, description="the adapter's scale (alpha)")
     lora_targets: tuple[str, ...] = Field(
         default=(),
-        description="linear layers that get an adapter, by the last part of their names (q_proj, …). Empty: all",
+        description="linear layers that get an adapter, by the last component of their names (q_proj, …). Empty: all",
     )
     lora_embeddings: Literal["added", "all"] = Field(
         default="added",
-        description="embeddings that are trained with the adapter. added: the rows of the think tokens, where "
+        description="embeddings that are trained with the adapter. added: the rows of the think tokens, if "
         "these are added. all: the whole matrices (the paper's)",
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.01, description="share of the examples that is held out, in whole queries"
+        default=0.01, description="share of the examples that is held out, by whole queries"
     )
     save_steps: PositiveInt = Field(default=250, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(
         default=1,
-        description="number of best checkpoints that are kept with the last one. Without held-out data: the "
+        description="number of best checkpoints to keep besides the last one. Without held-out data: the "
         "checkpoints before the last one",
     )
     eval_steps: PositiveInt | None = Field(
@@ -93,7 +93,7 @@ class TrainingConfig(Section):
     )
     patience: PositiveInt | None = Field(
         default=None,
-        description="training stops after this many evaluations in a row without an improvement. null: never",
+        description="stop after this many consecutive evaluations without an improvement. null: never",
     )
     export: Literal["best", "last"] = Field(
         default="best",
@@ -106,7 +106,7 @@ class TrainingConfig(Section):
     def _log_odds_are_direct(self) -> TrainingConfig:
         if self.objective != "label" and self.target != "direct":
             raise ValueError(
-                f"training.objective={self.objective} looks at labels that no chain gives away: training.target=direct"
+                f"training.objective={self.objective} trains labels without a chain: set training.target=direct"
             )
         return self
 
@@ -118,13 +118,13 @@ class TrainingConfig(Section):
             )
         if self.lora_embeddings == "all" and self.method != "lora":
             raise ValueError(
-                f"training.lora_embeddings is said of an adapter: training.method={self.method} trains all"
+                f"training.lora_embeddings belongs to an adapter: training.method={self.method} trains all weights"
             )
         return self
 
 
 class DevConfig(Section):
-    """What a model in training is tried on: it reranks directly, and nDCG@10 is measured."""
+    """The benchmark that a model in training reranks directly, to measure nDCG@10."""
 
     data: DataConfig = Field(description="the benchmark")
     first_stage: FirstStageConfig = Field(default=FirstStageConfig(depth=20), description="the candidates")

@@ -1,8 +1,8 @@
-"""Every prompt is a template file here, versioned by its name.
+"""The prompts: template files in this folder, versioned by their names.
 
-A template is plain text with ``{{ field }}`` places (jinja2). A recipe may name a file
-of a person's own instead, or hold the text. It is data: of jinja2 it may use places, the few
-filters below and ``{% if %}``, none of which reaches into an object, calls or repeats anything.
+A template is plain text with ``{{ field }}`` placeholders (jinja2). A recipe may name a person's own
+file instead, or contain the text. A template is data: it may use placeholders, the few filters below
+and ``{% if %}``, none of which accesses an object's attributes, calls or repeats anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LONGEST = 1 << 20
 """Bytes of a prompt's file, or characters of its text."""
 
 LONGEST_FILLED = 1 << 26
-"""Characters of a prompt that is filled: more than any model reads."""
+"""Characters of a filled prompt: more than any model reads."""
 
 _FILTERS = frozenset(["trim", "upper", "lower", "title", "capitalize", "default", "d", "length", "wordcount"])
 _TESTS = frozenset(["defined", "undefined", "none", "true", "false"])
@@ -32,11 +32,10 @@ _TESTS = frozenset(["defined", "undefined", "none", "true", "false"])
 
 @lru_cache
 def load(name: str) -> str:
-    """The text of a prompt: of a packaged name (``relevance``), of a file, or as it is given.
+    """The text of a prompt that is given by a packaged name (``relevance``), a file, or as text.
 
     Raises:
-        UserError: there is no such prompt, and the message lists the packaged ones; or it
-            cannot be read.
+        UserError: there is no such prompt (the message lists the packaged ones), or it cannot be read.
     """
     if is_prompt_text(name):
         return name.removesuffix("\n")
@@ -58,28 +57,28 @@ def load(name: str) -> str:
 
 
 def render(name: str, **fields: object) -> str:
-    """A prompt with its places filled. What fills them stays text, whatever it holds.
+    """A prompt with its placeholders filled. The fields are never parsed as a template.
 
     Raises:
-        UserError: there is no such prompt, it is no template, or it cannot be filled: it has
-            a place that ``fields`` lacks, or becomes too long.
+        UserError: there is no such prompt, it is no template, or it cannot be filled: ``fields`` lacks
+            one of its placeholders, or it becomes too long.
     """
-    parts: list[str] = []
-    room = LONGEST_FILLED
+    pieces: list[str] = []
+    length = 0
     try:
-        for part in _template(load(name)).generate(**fields):
-            parts.append(part)
-            room -= len(part)
-            if room < 0:
+        for piece in _template(load(name)).generate(**fields):
+            pieces.append(piece)
+            length += len(piece)
+            if length > LONGEST_FILLED:
                 raise _PromptError(f"becomes longer than {LONGEST_FILLED} characters")
     except (Exception, RecursionError, MemoryError) as error:
-        raise _told(name, error, fields) from None
-    return "".join(parts)
+        raise _refusal(name, error, fields) from None
+    return "".join(pieces)
 
 
-def check_places(name: str, needed: set[str]) -> None:
-    """Raises UserError where a prompt is no template, or one that leaves out what it is about:
-    every answer to it would be the same."""
+def check_placeholders(name: str, needed: set[str]) -> None:
+    """Raises UserError if a prompt is no template, or lacks a ``needed`` placeholder: every answer to
+    it would be the same."""
     from jinja2 import meta
 
     text = load(name)
@@ -87,7 +86,7 @@ def check_places(name: str, needed: set[str]) -> None:
         _template(text)
         used = meta.find_undeclared_variables(_parsed(text))
     except (Exception, RecursionError, MemoryError) as error:
-        raise _told(name, error, sorted(needed)) from None
+        raise _refusal(name, error, sorted(needed)) from None
     require_placeholders(used, needed, f"prompt {_called(name)}")
 
 
@@ -99,10 +98,10 @@ def require_placeholders(found: Collection[str], needed: Iterable[str], where: s
 
 
 class _PromptError(Exception):
-    """A prompt asks for what prompts have not."""
+    """A template uses what prompts do not support."""
 
 
-def _told(name: str, error: BaseException, places: Iterable[str]) -> UserError:
+def _refusal(name: str, error: BaseException, placeholders: Iterable[str]) -> UserError:
     from jinja2 import TemplateSyntaxError
 
     if isinstance(error, UserError):
@@ -110,7 +109,9 @@ def _told(name: str, error: BaseException, places: Iterable[str]) -> UserError:
     if isinstance(error, RecursionError | MemoryError | SyntaxError):  # jinja2 compiles to Python
         return UserError(f"prompt {_called(name)}: too deeply nested, or no template")
     line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
-    return UserError(f"prompt {_called(name)}: {line}{first_line(error)}; its places are {', '.join(places)}")
+    return UserError(
+        f"prompt {_called(name)}: {line}{first_line(error)}; its placeholders are {', '.join(placeholders)}"
+    )
 
 
 def _called(name: str) -> str:
@@ -122,8 +123,8 @@ def _environment() -> jinja2.Environment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    # Plain text for a model, not HTML: nothing is escaped. Nothing is computed before it is
-    # filled, and no name is known but the fields.
+    # Plain text for a model, not HTML: nothing is escaped. Nothing is computed at compile time
+    # (optimized=False), and the fields are the only names.
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, optimized=False
     )
@@ -134,7 +135,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _parsed(text: str) -> nodes.Template:
-    """Raises _PromptError for what a prompt may not hold, and what jinja2 raises for no template."""
+    """Raises _PromptError for syntax that a prompt may not use, and jinja2's errors for other faults."""
     if len(text) > LONGEST:
         raise _PromptError(f"longer than {LONGEST} characters, which is no prompt")
     parsed = _environment().parse(text)
@@ -144,11 +145,11 @@ def _parsed(text: str) -> nodes.Template:
         node = waiting.pop()
         count += 1
         if count > _MOST_NODES:
-            raise _PromptError("more places and conditions than a prompt needs")
+            raise _PromptError("more placeholders and conditions than a prompt needs")
         kind = type(node).__name__
         if kind not in _NODES:
             raise _PromptError(
-                f"{_NAMES.get(kind, kind)} is not for prompts, which have {{{{ places }}}} and {{% if %}}"
+                f"{_NAMES.get(kind, kind)} is not for prompts, which have {{{{ placeholders }}}} and {{% if %}}"
             )
         waiting += node.iter_child_nodes()
     return parsed
@@ -175,7 +176,7 @@ _NODES = frozenset(
         "Test",
     ]
 )
-"""Of jinja2's grammar what takes a time and a length that the text and the fields bound."""
+"""The nodes of jinja2's grammar whose time and output are bounded by the text and the fields."""
 
 _MOST_NODES = 5000
 

@@ -1,5 +1,5 @@
-"""What a chat model wrote: its thought told apart from its answer, the verdict in it, and the
-chain without the formula that says the verdict once more."""
+"""Reads what a chat model wrote: its thought, its answer, the verdict in the answer, and the
+chain without the formula that repeats the verdict."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from limrank.scoring import THINK_CLOSE, THINK_OPEN
 _VERDICT = re.compile(r"(?<![^\W_])(true|false)(?:[\W_]*</answer>)?[\W_]*\Z", re.IGNORECASE)
 
 _NO_VERDICT = re.compile(r"""(?:\b(?:not|never|nor|neither|or)|n['’]t)[ *_"'`“‘]+\Z|/\s*\Z""", re.IGNORECASE)
-"""What stands before a last word that is no verdict: "is not true", "true or false", "true/false"."""
+"""Text before a last word that is no verdict: "is not true", "true or false", "true/false"."""
 
 _MARKS = " \t\r*_#>:\"'`“”‘’$([{<-–—=→"
-"""What may stand on a verdict's line before it, and is no word."""
+"""Characters that may precede a verdict on its line and are no part of a word."""
 
 _LATEX = re.compile(r"\\[\[(]?(?:boxed|text\w*|math\w*)?\s*\{?\Z")
 
@@ -31,20 +31,20 @@ _LEAD = re.compile(
     [\s*_:>"'`]* \Z""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""How a verdict is led up to: "So the answer is", "**Final Answer**", "Relevance:"."""
+"""Phrases that introduce a verdict: "So the answer is", "**Final Answer**", "Relevance:"."""
 
 _HEADING = re.compile(r"^[ *_#>]*(?:the )?(?:final )?(?:answer|verdict)[ *_:]*$", re.IGNORECASE | re.MULTILINE)
 _WORDS_BELOW_HEADING = 25
 
 _END = 200
-"""Characters of a text's end in which its formula is looked for: a chain may be of thousands."""
+"""Only the last characters of a text are searched for its formula: a chain may have thousands."""
 
 
 def split_reasoning(generation: Generation) -> tuple[str | None, str]:
-    """A model's thought, None where it told none, and its answer.
+    """A model's thought, None if it wrote none, and its answer.
 
-    A thought is what the endpoint gives apart, or what ends in ``</think>``; its ``<think>``
-    may have been in the prompt. Of a thought that was cut off there is no answer.
+    The thought is the endpoint's separate field, or the text up to ``</think>``; the ``<think>``
+    may have been in the prompt. A truncated thought has no answer: it is "".
     """
     if generation.reasoning is not None:
         return generation.reasoning.strip(), generation.text.strip()
@@ -56,12 +56,13 @@ def split_reasoning(generation: Generation) -> tuple[str | None, str]:
 
 
 def read_verdict(generation: Generation) -> tuple[bool | None, str | None]:
-    """The verdict that a judge's answer ends in, None where it does not, and its chain: the
-    thought or, of a model that told none, what it wrote before the verdict; None where
-    there is neither. A chain ends before the formula that says the verdict.
+    """A judge's verdict and its chain, each None if there is none.
 
-    What was cut off has no verdict, whatever its last word is: where a chat template opens the
-    thought, nothing in the text tells a thought from an answer.
+    The verdict is the last word of the answer, if that is true or false. The chain is the thought
+    or, without one, the answer up to the verdict. It ends before the formula that states the verdict.
+
+    A truncated generation has no verdict, whatever its last word is: where a chat template opens
+    the thought, nothing in the text separates thought and answer.
     """
     thought, answer = split_reasoning(generation)
     found = _verdict(answer)
@@ -74,9 +75,9 @@ def read_verdict(generation: Generation) -> tuple[bool | None, str | None]:
 
 
 def without_formula(chain: str) -> str:
-    """A chain without the formulas at its end that say the verdict: "So the answer is: true",
-    "**Final Answer**" with ``\\boxed{true}`` below it, a line of the verdict alone. What else
-    ends in one of the two words ("the claim is false") is part of its reasons."""
+    """A chain without the formulas at its end that state the verdict: "So the answer is: true",
+    "**Final Answer**" with ``\\boxed{true}`` below it, a line with only the verdict. Any other
+    sentence that ends in one of the two words ("the claim is false") is part of its reasons."""
     chain = chain.strip()
     while found := _verdict(chain):
         before, is_formula = _before_verdict(chain[: found.start()])
@@ -92,8 +93,8 @@ def _verdict(text: str) -> re.Match[str] | None:
 
 
 def _before_verdict(text: str) -> tuple[str, bool]:
-    """What stands before a verdict, without what leads up to it; and whether that makes it a
-    formula: a line of its own, LaTeX's box, or words such as "the answer is"."""
+    """The text before a verdict without the phrase that introduces it, and whether the verdict is a
+    formula: it has a line of its own, LaTeX's box, or an introduction such as "the answer is"."""
     head, newline, line = text.rpartition("\n")
     plain = _without_marks(line)
     before = (head + newline + plain).rstrip()
@@ -101,9 +102,9 @@ def _before_verdict(text: str) -> tuple[str, bool]:
     if lead:
         before = _without_marks(before[: lead.start()])
     before = before.rstrip(" \t\r\n,;")
-    while before and not _without_marks(before[before.rfind("\n") + 1 :]):  # rules and marks of Markdown
+    while before and not _without_marks(before[before.rfind("\n") + 1 :]):  # Markdown's rules and marks
         before = before[: max(before.rfind("\n"), 0)].rstrip()
-    # Below a heading of its own an answer may have a sentence of reasons more.
+    # Below its own heading an answer may have one more sentence of reasons.
     headings = list(_HEADING.finditer(before, max(0, len(before) - _END)))
     above = before[: headings[-1].start()].rstrip() if headings else ""
     if above and len(before[headings[-1].end() :].split()) <= _WORDS_BELOW_HEADING:

@@ -1,56 +1,99 @@
-"""``DATASET.md``: what a person who is handed the examples has to know of them."""
+"""``DATASET.md``: the dataset card of a run, with the front matter that the Hugging Face hub reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limrank.html import visible
 from limrank.printable import as_markdown, printable
 from limrank.synthesis.costs import Step, notes, with_total
 from limrank.synthesis.select import Row
 
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetCardData
+
 EXAMPLES_SHOWN = 4
 _DOMAINS_SHOWN = 12
 
+_HUB_LICENSES = frozenset(
+    ["apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "odc-by", "odbl", "pddl", "unlicense"]
+    + [f"cc-by{kind}-{version}" for kind in ("", "-sa", "-nc", "-nc-sa", "-nd", "-nc-nd") for version in ("3.0", "4.0")]
+)
+"""Identifiers of data licenses that the hub knows (huggingface.co/docs/hub/repositories-licenses).
+It takes any other license by its name."""
+
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
 
 def render(stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
-    """Markdown, from what ``stats.json`` holds and the examples that are trained on.
+    """The card as Markdown. Saved as ``README.md`` beside ``train.jsonl`` and ``examples.parquet``,
+    it makes them a dataset that ``datasets.load_dataset`` opens.
 
-    Generated text is shown as text, whatever Markdown it holds.
+    Generated text is escaped, so that its Markdown is shown and not rendered.
+
+    Args:
+        stats: what ``stats.json`` holds.
+        rows: the examples that are trained on; the first few are shown.
     """
-    kept, examples = stats["kept"], stats["examples"]
-    lines = [
-        "# Synthetic examples for a pointwise reasoning reranker\n",
-        f"{kept} of {examples} examples were kept{_share(kept, examples)}, {stats['kept_positive']} of them relevant, "
-        f"from {stats['seeds']} seeds ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries.",
-    ]
-    if chosen := stats["selected"]:
-        lines.append(f"Selected for training: {chosen['shortfall'] or str(chosen['examples']) + ' examples'}.")
-    lines += ["", "## Models\n", *_models(stats), "", "## What was kept\n", *_made_of(stats), "", "## Rejected\n"]
-    lines += [
-        f"- {as_markdown(reason)}: {count}{_share(count, examples)}" for reason, count in stats["rejected"].items()
-    ]
-    lines += [] if stats["rejected"] else ["- none"]
-    if steps := stats["steps"]:
-        lines += ["", "## Tokens by step\n", *_steps(steps)]
-    lines += ["", "## Prompts\n", "By name, and the beginning of the text's SHA-256.\n"]
-    lines += [
-        f"- {step}: {as_markdown(prompt['name'])}, {prompt['sha256']}" for step, prompt in stats["prompts"].items()
-    ]
-    lines += ["", "## Examples\n"]
-    for row in islice(rows, EXAMPLES_SHOWN):
-        lines += [*_example(row), ""]
-    lines += [
-        "## Licence\n",
-        f"Of the seeds: {as_markdown(stats['license'] or 'not told (synthesis.license); see their source')}.",
-    ]
-    lines.append(
-        "Queries and written passages were made from the seeds by the writer, mined passages are the seeds' own "
-        "corpus: the seeds' licence, and what the models' licences say of their output, apply to them.\n"
+    from huggingface_hub import DatasetCard
+
+    # The template's own syntax ends here: the body is data.
+    card = DatasetCard.from_template(
+        _front_matter(stats), template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body="\n".join(_body(stats, rows))
     )
-    return "\n".join(lines)
+    return str(card)
+
+
+def _front_matter(stats: Mapping[str, Any]) -> DatasetCardData:
+    from huggingface_hub import DatasetCardData
+
+    exported = stats["selected"]["examples"] if stats["selected"] else stats["kept"]
+    named = str(stats["license"] or "").strip()
+    known = named.lower() in _HUB_LICENSES
+    return DatasetCardData(
+        license=(named.lower() if known else "other") if named else None,
+        license_name=None if known else printable(named) or None,
+        task_categories=["text-ranking"],
+        size_categories=next((name for most, name in _SIZES if exported < most), "n>10M"),
+        tags=["limrank", "reranking", "synthetic"],
+        configs=[
+            {"config_name": name, "data_files": [{"split": "train", "path": path}], **default}
+            for name, path, default in (
+                ("pairs", "train.jsonl", {"default": True}),
+                ("examples", "examples.parquet", {}),
+            )
+        ],
+    )
+
+
+def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
+    kept, examples = stats["kept"], stats["examples"]
+    yield "# Synthetic examples for a pointwise reasoning reranker\n"
+    yield (
+        f"{kept} of {examples} examples were kept{_share(kept, examples)}, {stats['kept_positive']} of them relevant, "
+        f"from {stats['seeds']} seeds ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries."
+    )
+    if chosen := stats["selected"]:
+        yield f"Selected for training: {chosen['shortfall'] or str(chosen['examples']) + ' examples'}."
+    yield from ("", "## Models\n", *_models(stats))
+    yield from ("", "## What was kept\n", *_made_of(stats))
+    yield from ("", "## Rejected\n", *_rejected(stats["rejected"], examples))
+    if steps := stats["steps"]:
+        yield from ("", "## Tokens by step\n", *_steps(steps))
+    yield from ("", "## Prompts\n", "Each prompt's name and the first digits of its text's SHA-256.\n")
+    for step, prompt in stats["prompts"].items():
+        yield f"- {step}: {as_markdown(prompt['name'])}, {prompt['sha256']}"
+    yield from ("", "## Examples\n")
+    for row in islice(rows, EXAMPLES_SHOWN):
+        yield from (*_example(row), "")
+    yield "## License\n"
+    yield f"License of the seeds: {as_markdown(stats['license'] or 'unknown (synthesis.license is not set); see their source')}."
+    yield (
+        "The writer made the queries and the written passages from the seeds; mined passages come from the seeds' "
+        "own corpus. The seeds' license applies to them, and what the models' licenses say about their output.\n"
+    )
 
 
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
@@ -58,21 +101,28 @@ def _models(stats: Mapping[str, Any]) -> Iterator[str]:
     yield f"- writer: {as_markdown(stats['writer'])}{unreasoned}"
     yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
     if "reranker" in stats:
-        yield f"- reranker to be bettered: {as_markdown(stats['reranker'])}"
+        yield f"- reranker to be improved: {as_markdown(stats['reranker'])}"
     if "embedding" in stats:
         yield f"- embedding of the queries, which were chosen far apart: {as_markdown(stats['embedding'])}"
 
 
 def _made_of(stats: Mapping[str, Any]) -> Iterator[str]:
     for name in ("query_kind", "difficulty", "passage_role", "domains"):
-        shown = list(islice(stats[name].items(), _DOMAINS_SHOWN))
-        counts = ", ".join(f"{printable(value)} ({count})" for value, count in shown) or "none"
-        more = len(stats[name]) - len(shown)
-        # Indented, as text: a domain may be the writer's own words.
+        listed = list(islice(stats[name].items(), _DOMAINS_SHOWN))
+        counts = ", ".join(f"{printable(value)} ({count})" for value, count in listed) or "none"
+        more = len(stats[name]) - len(listed)
+        # An indented block is not rendered: a domain may be the writer's own words.
         yield f"    {name.replace('_', ' ')}: {counts}" + (f", and {more} more" if more else "")
     for name in ("query", "passage"):
         if lengths := stats[f"{name}_words"]:
             yield f"    words of a {name}: {lengths['min']} to {lengths['max']}, median {lengths['median']}"
+
+
+def _rejected(counts: Mapping[str, int], examples: int) -> Iterator[str]:
+    if not counts:
+        yield "- none"
+    for reason, count in counts.items():
+        yield f"- {as_markdown(reason)}: {count}{_share(count, examples)}"
 
 
 def _steps(steps: Mapping[str, Step]) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Whether a text repeats a benchmark's query, or a document that is judged relevant to one.
+"""Finds texts that repeat a benchmark's query, or a document that is judged relevant to one.
 
 Training on such a text would teach what the benchmark asks. Case, punctuation, white space
-and Unicode form do not matter; paraphrases and words in another order are not found.
-:class:`~limrank.text.overlap.TextIndex` has the rule. In a script without spaces one
-character may be another where elsewhere one word may, and a run is of twice as many.
+and Unicode form do not matter; paraphrases and reordered words are not found.
+:class:`~limrank.text.overlap.TextIndex` has the rule. In a script without spaces the rule counts
+characters instead of words, and a run is twice as long.
 """
 
 from __future__ import annotations
@@ -21,61 +21,61 @@ from limrank.text.overlap import MIN_WORDS, TextIndex
 from limrank.text.words import count, words
 
 NAMED = "benchmark://"
-"""Before the name of a benchmark that is no folder."""
+"""Prefix of a benchmark that is given by name, not as a folder."""
 
 QUERY_RUN = 8
-"""Words in a row that are a quotation of a query. Real passages had runs of 7 in common with
-queries that they have nothing to do with ("this is due to the fact that"), none of 8."""
+"""A run of this many words quotes a query. Real passages shared runs of 7 words with unrelated
+queries ("this is due to the fact that"), none of 8."""
 
 DOCUMENT_RUN = 13
-"""As GPT-3 was checked (arXiv 2005.14165, appendix C). Of SciFact's 4,900 other abstracts 57
-share a run of 8 with one that is relevant to a query ("systematic review and meta analysis
-of randomised controlled"), one a run of 13."""
+"""The run by which GPT-3's training data was checked (arXiv 2005.14165, appendix C). SciFact has
+4,900 abstracts that are relevant to no query: 57 of them share a run of 8 words with a relevant one
+("systematic review and meta analysis of randomised controlled"), one shares a run of 13."""
 
 _Text = tuple[str, str, str]
-"""The name of a benchmark, and the id and the text of a query or a document of it."""
+"""(name of a benchmark, id, text) of one of its queries or documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A text repeats the query or document ``id`` of ``benchmark``: ``words`` of its words,
-    in order, a ``share`` in (0, 1] of them."""
+    """A text repeats ``words`` words, in order, of the query or document ``id`` of ``benchmark``:
+    a ``share`` in (0, 1] of its words. ``kind`` says which of the two it is."""
 
     benchmark: str
-    part: Literal["query", "document"]
+    kind: Literal["query", "document"]
     id: str
     words: int
     share: float
 
     def __str__(self) -> str:
-        return f"{self.benchmark}, {self.part} {self.id}: {self.share:.0%} of its words"
+        return f"{self.benchmark}, {self.kind} {self.id}: {self.share:.0%} of its words"
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """What must not be trained on. Plain data, which can be pickled for a worker.
+    """Texts that must not be trained on. Plain data, which can be pickled for a worker.
 
-    ``warnings`` are sentences for a person, about what cannot be found.
+    ``warnings`` are sentences for a person about copies that cannot be found.
     """
 
-    queries: _Part
-    documents: _Part
+    queries: _IndexedTexts
+    documents: _IndexedTexts
     warnings: list[str]
 
     @classmethod
     def of(cls, sources: Iterable[str | Path], split: str | None = None) -> Benchmarks:
-        """The queries that benchmarks judge, and the documents that they judge relevant.
+        """The judged queries of benchmarks, and their relevant documents.
 
         Args:
-            sources: BEIR folders, or ``benchmark://NAME`` for pydocs and those of the hub
-                (:data:`limrank.data.hub.NAMES`), these also with ``?revision=…``. A folder may lack ``corpus.jsonl``: only its
-                queries are found then, and a warning says so.
-            split: of a folder, whose judgements count; None is all but ``train``.
+            sources: BEIR folders, or ``benchmark://NAME`` for pydocs and for benchmarks of the hub
+                (:data:`limrank.data.hub.NAMES`), the latter also with ``?revision=…``. A folder may
+                lack ``corpus.jsonl``: only copies of its queries are then found, and a warning says so.
+            split: the split of a folder whose judgements count; None: all but ``train``.
 
         Raises:
-            UserError: a folder is missing, has no judgements or none of that split, or has
-                no query that they judge; one of its files cannot be read; there is no
-                benchmark of that name, or the hub does not give it.
+            UserError: a folder is missing, has no judgements (of that split), or none of its queries
+                is judged; one of its files cannot be read; no benchmark has that name, or the hub
+                does not have it.
         """
         queries: list[_Text] = []
         documents: list[_Text] = []
@@ -94,37 +94,41 @@ class Benchmarks:
                     f"{source}: {short} of {len(of_queries)} queries have fewer than {MIN_WORDS} words; of these "
                     "copies are found, and none with a word changed"
                 )
-        return cls(_Part.of("query", queries, QUERY_RUN), _Part.of("document", documents, DOCUMENT_RUN), warnings)
+        return cls(
+            _IndexedTexts.of("query", queries, QUERY_RUN),
+            _IndexedTexts.of("document", documents, DOCUMENT_RUN),
+            warnings,
+        )
 
     def overlap(self, text: str) -> Overlap | None:
-        """What ``text`` repeats, a query before a document; None where nothing."""
+        """The query, else the document, that ``text`` repeats; None if it repeats none."""
         return self.query_overlap(text) or self.passage_overlap(text)
 
     def example_overlap(self, query: str, instruction: str | None, passage: str) -> Overlap | None:
-        """What the texts of a training example repeat, the query's before the others'."""
+        """What a training example repeats: its texts are checked in order, and the first overlap is returned."""
         overlaps = (self.overlap(text) for text in (query, instruction, passage) if text)
         return next(filter(None, overlaps), None)
 
     def query_overlap(self, text: str) -> Overlap | None:
-        """The query that ``text`` repeats most of, by share; at a tie the first."""
+        """The query of which ``text`` repeats the largest share; the first of equals."""
         return self.queries.find(text)
 
     def passage_overlap(self, text: str) -> Overlap | None:
-        """The relevant document that ``text`` repeats most of, by share; at a tie the first."""
+        """The relevant document of which ``text`` repeats the largest share; the first of equals."""
         return self.documents.find(text)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One of the two things a benchmark is made of; ``ids``, each with its benchmark's name,
-    are in the order of the index."""
+class _IndexedTexts:
+    """The queries, or the documents, of all benchmarks. ``ids`` are (benchmark, id) in the order of
+    the index."""
 
     name: Literal["query", "document"]
     ids: list[tuple[str, str]]
     index: TextIndex
 
     @classmethod
-    def of(cls, name: Literal["query", "document"], texts: list[_Text], run: int) -> _Part:
+    def of(cls, name: Literal["query", "document"], texts: list[_Text], run: int) -> _IndexedTexts:
         ids = [(benchmark, an_id) for benchmark, an_id, _ in texts]
         return cls(name, ids, TextIndex((text for _, _, text in texts), run))
 
@@ -137,7 +141,7 @@ class _Part:
 
 
 def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
-    """The ids of the queries that are judged, and of the documents judged relevant."""
+    """The ids of the judged queries, and of the documents that are judged relevant."""
     if kind_of(folder) != "folder":
         raise UserError(f"{folder}: no such folder; a benchmark is a BEIR folder with queries.jsonl and qrels")
     files = _benchmark_files(folder) if split is None else [beir.find_qrels(folder, split)]
@@ -153,13 +157,13 @@ def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
 
 
 def _benchmark_files(folder: Path) -> list[Path]:
-    """The judgements of all splits but that which is there to be trained on."""
+    """The judgements of all splits but ``train``, unless that is the only one."""
     files = beir.splits(folder)
     return [file for name, file in files.items() if name != "train" or len(files) == 1]
 
 
 def _named(source: str) -> tuple[list[_Text], list[_Text]]:
-    """The judged queries and the relevant documents of a benchmark that limrank knows by name."""
+    """The judged queries and relevant documents of a benchmark that limrank knows by name."""
     name, _, revision = source.partition("?revision=")
     if source == "pydocs":
         from limrank.data import pydocs

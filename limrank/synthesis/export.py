@@ -1,4 +1,4 @@
-"""From a run's rows to what a trainer, a person or LLaMA-Factory reads."""
+"""From a run's rows to the files that a trainer, a person or LLaMA-Factory reads."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from limrank.synthesis.stats import tally
 
 _ROWS_A_GROUP = 10_000
 _ROLE_OF_STEP = {"judge": "judge", "mine": "reranker", "base": "reranker"}
-"""The others are the writer's."""
+"""Role by step; every other step is the writer's."""
 
 
 def export(
     storage: Storage, config: SynthesizeJob, summary: Summary, pool: Pool, queries_a_seed: int
 ) -> dict[str, Any]:
-    """Write ``examples.parquet`` (every row as it ended), ``train.jsonl`` and ``alpaca.json``
-    (those that were selected), ``stats.json``, ``DATASET.md`` and ``report.html``.
+    """Write ``examples.parquet`` (every row in its final state), ``train.jsonl`` and ``alpaca.json``
+    (the selected rows), ``stats.json``, ``DATASET.md`` and ``report.html``.
 
     Args:
-        queries_a_seed: how many were planned, but for seeds that repeat a benchmark.
+        queries_a_seed: planned queries for each seed that repeats no benchmark.
 
     Returns:
-        What ``stats.json`` holds.
+        The contents of ``stats.json``.
     """
     _write_examples(storage, pool.rows())
     prompt = config.scoring.prompt
@@ -60,9 +60,10 @@ def export(
 
 
 def training_pair(row: Row, prompt: str = "relevance") -> dict[str, str]:
-    """The prompt of the reranker and what it should write: the judge's chain, and the label.
-    A chain that came to the other verdict, as under agreement by ranking it may, is left out:
-    nobody should learn to contradict himself."""
+    """The reranker's prompt and its completion: the judge's chain and the label.
+
+    A chain whose verdict is not the label is left out, which can happen with agreement by ranking:
+    a model should not learn to contradict itself."""
     query = Query(row["example_id"], row["query"], row["instruction"] or "")
     text = pair_text(prompt_template(ScoringConfig(prompt=prompt)), query, row["passage"])
     chain = row["reasoning"] if row["verdict"] == row["label"] else None
@@ -120,7 +121,8 @@ def _prompt(name: str) -> dict[str, str]:
 
 
 def _name(path: str) -> str:
-    """What is told of a path to people who are handed the examples: not where it lies here."""
+    """The last component of an absolute path, so that an export does not tell where it lies on this
+    machine; any other name unchanged."""
     return Path(path).name if Path(path).is_absolute() else path
 
 

@@ -1,5 +1,5 @@
-"""Which examples are kept, and why the others are not, as far as one seed's rows tell:
-pure functions of records. What only the whole pool tells is in ``pool.py``."""
+"""Which examples of one seed are kept, and why the others are rejected: pure functions of records.
+What needs the rows of all seeds is in ``pool.py``."""
 
 from __future__ import annotations
 
@@ -18,41 +18,43 @@ from limrank.text.words import count, runs, similarity, words
 MIN_QUERY_WORDS, MIN_PASSAGE_WORDS, MIN_CHAIN_WORDS = 4, 12, 4
 
 _COPIED, _ALL_COPIED = 8, 5
-"""Words in a row that are no chance: of the seed's passage they give its answer away, and so
-do all of a passage's words where they are fewer, but not fewer than five. Of 1,743 MS MARCO
-queries none has eight in a row of its passage, of 4,309 relevant pairs of SciFact, Cranfield
-and BRIGHT 18 do."""
+"""A run of this many words is no coincidence: taken from the seed's passage it gives the answer
+away. A shorter passage counts as copied if all of its words are, and they are at least five. None of
+1,743 MS MARCO queries shares a run of eight words with its passage; 18 of 4,309 relevant pairs of
+SciFact, Cranfield and BRIGHT do."""
 
 _COPIED_TEXT = 13
-"""Words in a row by which a passage repeats another, as benchmarks are told in training texts
-(Brown et al., 2020, arXiv 2005.14165, C)."""
+"""The run of words by which one passage repeats another, as in checks of training texts against
+benchmarks (Brown et al., 2020, arXiv 2005.14165, C)."""
 
 _NEARLY = 0.8
-"""From this share of the shorter one's runs of three words in the other two passages are one;
-of a query and a persona it is their Jaccard similarity. Of 8,170 pairs of passages that BM25
-has near the top for one DL 2019 query 219 are one by this or by the words that differ, and
-the eight looked at are copies with more or less around them."""
+"""Two passages are the same if the longer one has this share of the shorter one's runs of three
+words; for a query and a persona it is the Jaccard similarity. By this rule, or by how few words
+differ, 219 of 8,170 pairs of passages are the same that BM25 ranks near the top for one DL 2019
+query; eight of them were read, and all eight are copies with more or less text around them."""
 
 _OWN = 0.5
-"""Share of different runs of three words below which a text goes round in circles, as filters of
-web text have it (Rae et al., 2021, arXiv 2112.11446, A1.1). Of 23,397 real passages 81 are
-below, and of 5,213 real queries four, which quote logs."""
+"""A text is repetitive if less than this share of its runs of three words are distinct, as in
+filters of web text (Rae et al., 2021, arXiv 2112.11446, A1.1). That holds for 81 of 23,397 real
+passages and four of 5,213 real queries, which quote logs."""
 
 _OF_A_VERDICT = frozenset(["the", "so", "my", "final", "answer", "verdict", "is", "true", "false"])
-"""A chain of these words alone ("The answer is: True") gives no reason."""
+"""A chain of only these words ("The answer is: True") gives no reason."""
 
-_PLACE = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
-"""In a prompt, what is filled in."""
+_PLACEHOLDER = re.compile(r"{{.*?}}|{%.*?%}", re.DOTALL)
+"""The template syntax of a prompt."""
 
 _HARDLY = 0.05
-"""Probability below which a text is not in a language."""
+"""A text is not in a language whose probability is lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of a pair. ``relevant`` is None where it could not be read in what
-    the judge wrote, and with ``failed`` where the judge could not be asked. ``score`` is
-    p(true), where there is one. ``truncated`` where it did not see the passage's end."""
+    """A judge's verdict on a pair.
+
+    ``relevant`` is None if the judge wrote no verdict, or if its request ``failed``. ``score`` is
+    p(true), if there is one. ``truncated``: the judge did not see the end of the passage.
+    """
 
     relevant: bool | None
     score: float | None = None
@@ -62,23 +64,29 @@ class Verdict:
 
 
 def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, persona: str) -> str | None:
-    """Why no passage need be written for a query; None where one may.
+    """The reason to reject a query before passages are written for it; None if there is none.
 
-    ``copies_seed``: it is the seed's query, but for few words or with few around it.
-    ``copies_query``: its instruction repeats it, and so narrows nothing. Of either, ``length``:
-    less than four words. ``copies_prompt``: it has eight words in a row of the prompt's own
-    text, or the query is the persona. ``leaks``: it has as many of the passage that answers
-    the seed, or all of a shorter one, or the query tells its answer or speaks of its task.
-    ``repetitive``: it goes round in circles. ``language``: not the seed's.
+    ==================  ====================================================================
+    ``copies_seed``     the query is the seed's, but for few words or with few around it
+    ``leaks``           the query speaks of its task or gives its answer; the query or its
+                        instruction has eight words in a row of the seed's passage, or all
+                        words of a shorter passage
+    ``copies_prompt``   the query is the persona; the query or its instruction has eight words
+                        in a row of the prompt's own text
+    ``copies_query``    the instruction repeats the query, and so narrows nothing
+    ``length``          the query or its instruction has less than four words
+    ``repetitive``      the query or its instruction repeats itself
+    ``language``        the query or its instruction is not in the seed's language
+    ==================  ====================================================================
 
     Args:
-        prompt: the text that the writer of the query was given, before its places are filled.
-        persona: what it was told of the person who asks.
+        prompt: the writer's prompt, before its placeholders are filled.
+        persona: the description of the person who asks.
     """
     asked = words(query)
     if _same_query(asked, words(seed.query)):
         return "copies_seed"
-    if speaks_of_task(query, _source(seed)) or gives_answer(query):
+    if speaks_of_task(query) or gives_answer(query):
         return "leaks"
     asking = words(persona)
     if _within(asked, asking) or similarity(asked, asking) >= _NEARLY:
@@ -93,17 +101,21 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
 
 
 def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed, prompt: str) -> list[SynthesisExample]:
-    """The examples of one query, with a reason on those that need no judge.
+    """The examples of one query, with a reason on those that need no judge. Mined passages pass.
 
-    Of a written passage: ``length``: less than twelve words. ``copies_seed``: it is nearly
-    the seed's, or has thirteen words in a row of it. ``copies_prompt``: it has eight words in
-    a row of the prompt's own text. ``leaks``: it repeats the query, speaks of its task or, a
-    positive, has eight words in a row of the query, so that no reasoning is needed to find
-    it. ``repetitive``: it goes round in circles. ``same_passages``: it is nearly one of the
-    passages before it, or a mined one. ``language``: not the seed's.
+    ==================  ====================================================================
+    ``length``          the passage has less than twelve words
+    ``copies_seed``     it is nearly the seed's, or has thirteen words in a row of it
+    ``copies_prompt``   it has eight words in a row of the prompt's own text
+    ``leaks``           it repeats the query or speaks of its task; a positive has eight words
+                        in a row of the query, so that no reasoning is needed to find it
+    ``repetitive``      it repeats itself
+    ``same_passages``   it is nearly one of the passages before it, or a mined one
+    ``language``        it is not in the seed's language
+    ==================  ====================================================================
 
     Args:
-        prompt: as of :func:`query_fault`, the text that the writer of the passages was given.
+        prompt: the writer's prompt for passages, before its placeholders are filled.
     """
     before = [words(each.passage) for each in examples if each.passage_role is PassageRole.MINED_NEGATIVE]
     checked = []
@@ -119,18 +131,18 @@ def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed, pr
 def judged(
     examples: Sequence[SynthesisExample], verdicts: Mapping[str, Verdict], settings: SynthesisConfig
 ) -> list[SynthesisExample]:
-    """The same examples with the judge's chain, verdict and score, and kept where it agrees.
+    """The same examples with the judge's chain, verdict and score; ``kept`` if the judge agrees.
+
+    A pair is ``judge_failed`` if the request failed, ``unparsable`` if the judge wrote no verdict, and
+    ``length`` if the judge did not see all of it.
 
     Args:
-        verdicts: by example id; an example without one was rejected before.
-        settings: ``agreement`` by verdict: the intended label, else ``judge_disagrees``; with
-            a p(true) nearer to one half than ``judge_margin``, ``judge_unsure``.
-            By ranking: the positive above each negative of its query; a negative that is
-            not below it is rejected, and the positive too unless it beats one of them.
-            What has nothing left to be compared with is ``unpaired``.
-
-    A pair that the judge could not be asked about is ``judge_failed``, one of which it wrote
-    no verdict ``unparsable``, one that it did not see all of ``length``.
+        verdicts: by example id; an example without one is already rejected.
+        settings: ``agreement=verdict``: the verdict has to be the intended label, else
+            ``judge_disagrees``; a p(true) nearer to one half than ``judge_margin`` is ``judge_unsure``.
+            ``agreement=ranking``: a negative has to score below its query's positive, and the positive
+            above one of the negatives, else ``judge_disagrees``; ``unpaired`` if there is nothing left
+            to compare with.
     """
     scored = [_with_verdict(example, verdicts.get(example.example_id)) for example in examples]
     open_ones = [example for example in scored if example.reject_reason is None]
@@ -152,14 +164,14 @@ def judged(
 
 
 def chains_checked(examples: Sequence[SynthesisExample], seed: Seed, prompt: str) -> list[SynthesisExample]:
-    """The same examples, without those whose chain is nothing to be trained on: ``bad_chain``.
-    It is missing, has less than four words beside its verdict, goes round in circles, or is
-    surely neither in the seed's language nor in that of the judge's prompt.
+    """The same examples; those whose chain is not worth training on are rejected as ``bad_chain``.
+
+    Such a chain is missing, has less than four words besides its verdict, repeats itself, or is surely
+    neither in the seed's language nor in that of the judge's prompt.
 
     Args:
-        examples: as :func:`judged` left them; what it rejected keeps its reason.
-        prompt: what the judge was asked in. Of one in English most judges think in English,
-            whatever they judge.
+        examples: the result of :func:`judged`; rejected examples keep their reason.
+        prompt: the judge's prompt. Most judges think in its language, whatever they judge.
     """
     return [
         replace(example, kept=False, reject_reason="bad_chain")
@@ -171,13 +183,13 @@ def chains_checked(examples: Sequence[SynthesisExample], seed: Seed, prompt: str
 
 def _bad_chain(chain: str, seed: Seed, prompt: str) -> bool:
     said = words(chain)
-    if count([word for word in said if word not in _OF_A_VERDICT]) < MIN_CHAIN_WORDS or _circles(said):
+    if count([word for word in said if word not in _OF_A_VERDICT]) < MIN_CHAIN_WORDS or _repetitive(said):
         return True
     return _foreign(chain, _source(seed)) and _foreign(chain, prompt)
 
 
 def _text_fault(text: str, said: list[str], seed: Seed, prompt: str) -> str | None:
-    """Of a query or an instruction; ``said`` are its words."""
+    """The fault of a query or an instruction; ``said`` are its words."""
     if count(said) < MIN_QUERY_WORDS:
         return "length"
     copied = runs(said, _COPIED)
@@ -186,7 +198,7 @@ def _text_fault(text: str, said: list[str], seed: Seed, prompt: str) -> str | No
     answer = words(seed.passage)
     if copied & runs(answer, _COPIED) or (len(answer) >= _ALL_COPIED and _within(answer, said)):
         return "leaks"
-    if _circles(said):
+    if _repetitive(said):
         return "repetitive"
     return "language" if _foreign(text, _source(seed)) else None
 
@@ -201,11 +213,11 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
     if runs(passage, _COPIED) & _prompt_runs(prompt):
         return "copies_prompt"
     asked = words(example.query)
-    if _within(asked, passage) or speaks_of_task(example.passage, _source(seed)):
+    if _within(asked, passage) or speaks_of_task(example.passage):
         return "leaks"
     if example.passage_role is PassageRole.POSITIVE and runs(asked, _COPIED) & runs(passage, _COPIED):
         return "leaks"
-    if _circles(passage):
+    if _repetitive(passage):
         return "repetitive"
     if any(_same_text(passage, other) for other in before):
         return "same_passages"
@@ -213,45 +225,44 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
 
 
 def _same_query(asked: list[str], source: list[str]) -> bool:
-    """Whether a query is the seed's: but for few words, or more than half of it is the seed's,
-    once or more often as it stands, or more than half of the seed's. A topic of three words
-    can stand in a question of six. Of 1.5 million pairs of MS MARCO queries 118 are the same,
-    short ones in one frame ("what does hispanic mean")."""
+    """Whether a query is the seed's: few words differ, or one of the two, whole, makes up more than
+    half of the other. A topic of three words may occur in a question of six. By this rule 118 of 1.5
+    million pairs of MS MARCO queries are the same: short ones in one frame ("what does hispanic mean")."""
     if asked == source or (min(count(asked), count(source)) >= MIN_QUERY_WORDS and same_but_for_few(asked, source)):
         return True
     return _share_within(source, asked) > 0.5 or _share_within(asked, source) > 0.5
 
 
 def _share_within(part: Sequence[str], whole: Sequence[str]) -> float:
-    """The share of a text that is another one, as often as that stands in it."""
+    """The share of ``whole`` that its non-overlapping occurrences of ``part`` cover."""
     at = found = 0
     while part and at <= len(whole) - len(part):
-        stands = list(whole[at : at + len(part)]) == list(part)
-        found += stands
-        at += len(part) if stands else 1
+        matches = list(whole[at : at + len(part)]) == list(part)
+        found += matches
+        at += len(part) if matches else 1
     return found * len(part) / len(whole) if whole else 0.0
 
 
 def _same_text(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two passages are nearly one, or one is nearly all in the other."""
-    if min(len(one), len(other)) < _COPIED:  # "See also" is in many texts
+    """Whether two passages are nearly the same, or one nearly contains the other."""
+    if min(len(one), len(other)) < _COPIED:  # many texts share "See also"
         return one == other
     left, right = runs(one, 3), runs(other, 3)
     return len(left & right) >= _NEARLY * min(len(left), len(right)) or bool(same_but_for_few(one, other))
 
 
 def _within(part: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether some words stand in a text, in a row."""
+    """Whether ``whole`` has the words of ``part`` in a row."""
     return bool(part) and tuple(part) in runs(whole, len(part))
 
 
-def _circles(said: Sequence[str]) -> bool:
+def _repetitive(said: Sequence[str]) -> bool:
     return len(said) >= MIN_PASSAGE_WORDS and len(runs(said, 3)) < _OWN * (len(said) - 2)
 
 
 @lru_cache
 def _prompt_runs(prompt: str) -> set[tuple[str, ...]]:
-    return {run for piece in _PLACE.split(prompt) for run in runs(words(piece), _COPIED)}
+    return {run for piece in _PLACEHOLDER.split(prompt) for run in runs(words(piece), _COPIED)}
 
 
 def _verdict_fault(example: SynthesisExample, margin: float) -> str | None:
@@ -276,7 +287,7 @@ def _source(seed: Seed) -> str:
 
 
 def _foreign(text: str, source: str) -> bool:
-    """Whether a text is surely in another language than its source."""
+    """Whether a text is surely in a language other than its source's."""
     if min(letters(text), letters(source)) < LETTERS_TO_TELL:
         return False
     (own, surely), *_ = languages(source)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SynthesisTask:
-    """Writes and judges one seed's examples; the roles are those of ``SynthesizeJob.roles``."""
+    """Writes and judges the examples of one seed. The engines' roles are those of ``SynthesizeJob.roles``."""
 
     inputs: SynthesisInputs
     step: str = "synthesize"
@@ -65,7 +65,7 @@ class SynthesisTask:
         return await self.retry(unit, [], engines)
 
     async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
-        """A query's steps hang on one another: one of which anything failed is written anew."""
+        """Write the queries of which anything failed a second time: a query's steps depend on one another."""
         seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
         if unit["contaminated"]:
             return Outcome([asdict(contaminated_example(seed, unit["contaminated"]))])
@@ -85,14 +85,14 @@ def run(
     overwrite: bool = False,
     engines: Mapping[str, EngineSource] | None = None,
 ) -> JobResult:
-    """Synthesize into ``config.run_dir``; the same call again resumes.
+    """Synthesize into ``config.run_dir``; the same call resumes a run.
 
     Args:
-        engines: engines that are up already, by role (see ``SynthesizeJob.roles``).
+        engines: engines that already run, by role (see ``SynthesizeJob.roles``).
 
     Raises:
-        UserError: anything of the recipe or its files that cannot work.
-        EngineError: an engine did not come up.
+        UserError: the recipe or one of its files cannot work.
+        EngineError: an engine did not start.
     """
     _check_recipe(config)
     given = read_inputs(config)
@@ -133,12 +133,12 @@ def run(
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
         enough = budget.kept is not None and (summary.kept or 0) >= budget.kept
-        # Enough is what the recipe asks for; at its budget a run has only a part of it.
+        # A run that has enough did what the recipe asks for; one that reached its budget did not.
         run_dir.finish("stopped" if left and not enough else "done")
     return JobResult(
         summary.failed,
         given.benchmarks.warnings if given.benchmarks else [],
-        _shown(config, stats, _ended(config, summary, left, enough)),
+        _messages(config, stats, _ended(config, summary, left, enough)),
     )
 
 
@@ -148,13 +148,13 @@ def _budget(config: SynthesizeJob, given: Inputs) -> Budget:
 
 
 def check_choice(settings: SynthesisConfig) -> None:
-    """Raises UserError for an embedder that could not choose once everything is written."""
+    """Raises UserError for an embedder that would fail after everything is written."""
     if settings.embedder and settings.chooses_by_embedding:
         check_embedder(settings.embedder)
 
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
-    """What a run would do, for ``--dry-run``: nothing is started or written."""
+    """What a run would do, for ``--dry-run``. Starts and writes nothing."""
     _check_recipe(config)
     given = read_inputs(config)
     planned = list(units(config, given))
@@ -176,13 +176,14 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
 
 
 def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> int:
-    """Run ``count`` seeds here and show every step; how many failed. See ``limrank.synthesis.preview``."""
+    """Run ``count`` seeds in this process and show every step; returns the number of failures.
+    See :mod:`limrank.synthesis.preview`."""
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)
 
 
 def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
-    """The hash of all that a synthesize job's rows depend on."""
+    """The hash of everything that the rows of a synthesize job depend on."""
     roles = config.roles()
     return config_hash(
         {
@@ -209,24 +210,26 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
 
 
 _NOT_OF_ROWS = {
-    *("seeds", "personas", "prompts", "decontaminate"),  # what they hold is
+    *("seeds", "personas", "prompts", "decontaminate"),  # their contents are
     "license",
     *("max_tokens", "prices", "near_duplicate", "size", "oversample", "select", "embedder"),
 }
-"""Keys that may change while a run directory keeps its rows."""
+"""Keys that may change while a run directory keeps its rows, so no part of the hash."""
 
 
 def _check_recipe(config: SynthesizeJob) -> None:
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none judges nothing: take direct, think or budget")
     if config.scoring.mode == "cascade":
-        raise UserError("scoring.mode cascade compares a query's candidates, and here are pairs: take think or budget")
+        raise UserError(
+            "scoring.mode cascade compares a query's candidates, and the judge sees pairs: take think or budget"
+        )
     prompt_template(config.scoring)
     check_prompts(config.synthesis)
 
 
 def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
-    """The engines of the recipe by role, after what would make them fail was looked for."""
+    """The engines of the recipe by role, checked for what would make them fail."""
     sources = {
         name: EngineSpec(role.model, role.engine, role.workers.tensor_parallel) for name, role in config.roles().items()
     }
@@ -242,12 +245,15 @@ def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
 def _pools(
     config: SynthesizeJob, engines: Mapping[str, EngineSource], *, needed: bool
 ) -> Iterator[Mapping[str, EngineSource]]:
-    """A model that is not the writer gets a pool of its own, which the writers' workers
-    call: a row flows on as soon as its step ends. One that judges and reranks has one pool."""
+    """The engines by role, each model other than the writer in a pool of its own.
+
+    The writers' workers call these pools, so that a row continues as soon as its step ends. A model
+    that judges and reranks has one pool.
+    """
     writer = engines["writer"]
     separate = {
         engines[name]: role.workers
-        for name, role in reversed(config.roles().items())  # where two are one, the judge's pool
+        for name, role in reversed(config.roles().items())  # if both are one model: the judge's pool
         if engines[name] != writer and engines[name].holds_model
     }
     if not separate or not needed:
@@ -255,7 +261,7 @@ def _pools(
         return
     from limrank.engines.actor import host_engine
 
-    # All are looked at before any is started.
+    # Resources are checked for all pools before any starts.
     left, wanted = nodes_alive(), {}
     for source, workers in separate.items():
         wanted[source] = reserve([source], workers, workers.min_replicas, nodes=left)
@@ -271,28 +277,26 @@ def _pools(
 
 
 def _ends(settings: SynthesisConfig) -> str | None:
-    """What ends a run before its last seed, for a person; None: nothing does."""
+    """A sentence on what ends a run before its last seed; None if nothing does."""
     if settings.enough is None:
         return None
     return f"when {settings.enough} examples are kept (synthesis.size × synthesis.oversample), before some are chosen"
 
 
 def _ended(config: SynthesizeJob, summary: Summary, left: int, enough: bool) -> str | None:
-    """Why ``left`` seeds were not written for, for a person; None where none is left."""
+    """A sentence on why ``left`` seeds were not processed; None if none is left."""
     if not left:
         return None
     seeds = f"{summary.units} of {summary.units + left} seeds"
     if enough:
         return (
             f"enough after {seeds}: {summary.kept} examples to choose from, {config.synthesis.enough} asked for "
-            "(synthesis.size × synthesis.oversample); raise either, and the same command goes on"
+            "(synthesis.size × synthesis.oversample); raise either, and the same command continues"
         )
-    return (
-        f"stopped at synthesis.max_tokens: {summary.tokens} tokens for {seeds}; raise it, and the same command goes on"
-    )
+    return f"stopped at synthesis.max_tokens: {summary.tokens} tokens for {seeds}; raise it, and the same command continues"
 
 
-def _shown(config: SynthesizeJob, stats: Mapping[str, Any], ended: str | None) -> list[str]:
+def _messages(config: SynthesizeJob, stats: Mapping[str, Any], ended: str | None) -> list[str]:
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected"].items()) or "none"
     kept, positive = stats["kept"], stats["kept_positive"]
     lines = [

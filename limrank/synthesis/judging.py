@@ -1,6 +1,9 @@
-"""The steps that judge pairs: the judge every example that is still in, and the reranker
-that is to be bettered, directly and without a chain, what would mislead it and what is
-hard for it."""
+"""The steps that judge pairs.
+
+The judge judges every example that is not yet rejected. The reranker, which the examples are to
+improve, scores directly, without a chain: it mines the passages that mislead it, and says which
+kept examples are hard for it.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,14 @@ async def judge_examples(
     scoring: ScoringConfig,
     settings: SynthesisConfig,
 ) -> tuple[list[SynthesisExample], list[Failure]]:
-    """The judge's chain and verdict for each example of a seed that is still in, and what
-    comes of it: by its label tokens as a reranker scores, or by what it writes."""
+    """The examples with the judge's chain and verdict, and the reason if they are rejected for them.
+
+    Examples that are already rejected are not judged. The verdict is p(true) of the label tokens, or
+    the answer that the judge writes (``judge_by``).
+    """
     open_ones = [example for example in examples if example.reject_reason is None]
     if settings.agreement == "ranking" and len({example.label for example in open_ones}) < 2:
-        open_ones = []  # there is nothing to compare
+        open_ones = []  # nothing to compare
     if settings.judge_by == "answer":
         verdicts, failures = await _ask(open_ones, judge, scoring, settings)
     else:
@@ -47,8 +53,8 @@ async def judge_examples(
 async def mine(
     query: Query, passages: Sequence[str], count: int, reranker: Engine, scoring: ScoringConfig
 ) -> tuple[list[str], list[Failure]]:
-    """The ``count`` passages that the reranker ranks highest for a query, best first and of
-    equals the first. One that it could not score is a failure, and not taken."""
+    """The ``count`` passages that the reranker ranks highest for a query, best first, equals in
+    their order. A passage that it could not score is a failure and not taken."""
     judgments, failures = await _score("mine", [(query, passage) for passage in passages], reranker, scoring)
     scored = [pair for pair in zip(judgments, passages, strict=True) if pair[0].score is not None]
     scored.sort(key=lambda pair: -pair[0].score)
@@ -58,7 +64,7 @@ async def mine(
 async def add_base_scores(
     examples: Sequence[SynthesisExample], reranker: Engine, scoring: ScoringConfig
 ) -> tuple[list[SynthesisExample], list[Failure]]:
-    """The same examples, with the reranker's p(true) for those that are kept."""
+    """The same examples with the reranker's p(true) for the kept ones."""
     kept = [example for example in examples if example.kept]
     judgments, failures = await _score("base", _pairs(kept), reranker, scoring)
     scores = {example.example_id: judgment.score for example, judgment in zip(kept, judgments, strict=True)}
@@ -75,7 +81,7 @@ def _by_label_tokens(judgment: Judgment) -> Verdict:
 async def _ask(
     examples: Sequence[SynthesisExample], judge: Engine, scoring: ScoringConfig, settings: SynthesisConfig
 ) -> tuple[list[Verdict], list[Failure]]:
-    """A verdict an example, as the judge writes it, and a failure for each that could not be asked."""
+    """The verdict that the judge writes for each example, and a failure for each failed request."""
     with spent_on("judge"):
         answers = await asyncio.gather(
             *(
@@ -110,7 +116,7 @@ def _pairs(examples: Sequence[SynthesisExample]) -> list[tuple[Query, str]]:
 async def _score(
     step: str, pairs: Sequence[tuple[Query, str]], engine: Engine, scoring: ScoringConfig
 ) -> tuple[list[Judgment], list[Failure]]:
-    """A judgment a pair, and a failure of its query for each that could not be scored."""
+    """The judgment of each pair, and a failure of its query for each pair that could not be scored."""
     with spent_on(step):
         judgments = await asyncio.gather(
             *(

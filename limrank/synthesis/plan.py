@@ -1,4 +1,4 @@
-"""The units of synthesis: a seed, the queries to be written from it, and what it costs."""
+"""The units of synthesis: a seed with the queries to write from it and their cost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from limrank.text.analyzer import Analyzer
 from limrank.text.languages import with_language
 
 _TOKENS_A_PROMPT = 250
-"""About: a template with a query and a passage."""
+"""An estimate: a template with a query and a passage."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe names, read.
+    """The inputs that a recipe names.
 
-    ``repeated``: seed id → what of a benchmark its query or passage repeats; nothing is
-    asked for these. ``queries_a_seed`` are to be written for each of the others.
+    ``repeated``: seed id → what its query or passage repeats of a benchmark; nothing is written for
+    these seeds. ``queries_a_seed`` are written for each of the others.
     """
 
     seeds: Sequence[Seed]
@@ -39,7 +39,7 @@ class Inputs:
 
 
 def read_inputs(config: SynthesizeJob) -> Inputs:
-    """Raises UserError for what is missing or cannot be read."""
+    """Raises UserError if an input is missing or cannot be read."""
     settings = config.synthesis
     seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
     personas = seed_data.load_personas(settings.personas)
@@ -53,12 +53,12 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
 
 
 def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
-    """A unit a seed. The same recipe and seeds give the same units, whatever runs them."""
+    """One unit for each seed. The same recipe and seeds give the same units on any cluster."""
     settings = config.synthesis
     mined = _mined(config, given.seeds)
-    dealt = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
+    planned = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
     for seed in given.seeds:
-        asked = [] if seed.seed_id in given.repeated else next(dealt)
+        asked = [] if seed.seed_id in given.repeated else next(planned)
         yield {
             "unit_id": seed.seed_id,
             "cost": sum(_cost(config, brief) for brief in asked),
@@ -71,7 +71,7 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
 
 
 def too_few_mined(config: SynthesizeJob, planned: Sequence[Unit]) -> list[str]:
-    """A sentence for a person where BM25 finds fewer passages than are to be mined; else none."""
+    """A warning if BM25 finds fewer passages than are to be mined."""
     wanted, asked = config.synthesis.mined_negatives, [unit for unit in planned if unit["briefs"]]
     if few := sum(len(unit["mined"]) < wanted for unit in asked):
         return [f"synthesis.mined_negatives: BM25 finds fewer than {wanted} for {few} of {len(asked)} seeds"]
@@ -84,12 +84,12 @@ def most_generated(config: SynthesizeJob, brief: QueryBrief) -> int:
 
 
 def pairs_a_query(config: SynthesizeJob) -> int:
-    """How many the judge sees of a query all of whose passages were written."""
+    """Pairs that the judge sees for a query all of whose passages were written."""
     return 1 + config.synthesis.negatives + config.synthesis.mined_negatives
 
 
 def _cost(config: SynthesizeJob, brief: QueryBrief) -> int:
-    # Query, chain, descriptions and each passage; each pair once for its chain and once for its label.
+    # Query, chain, descriptions and each passage; each pair takes one request for its chain, one for its label.
     requests = 3 + config.synthesis.chains + config.synthesis.negatives + 2 * pairs_a_query(config)
     if config.reranker:
         requests += pairs_a_query(config) + (config.synthesis.mined_negatives and config.synthesis.mine_depth)
@@ -107,16 +107,16 @@ def read_brief(row: Mapping[str, Any]) -> QueryBrief:
 
 
 def unwritten(unit: Unit, rows: Sequence[Mapping[str, Any]], *, reranked: bool, mined: int) -> list[QueryBrief]:
-    """The briefs of a seed of whose queries ``rows`` have not all that there should be.
+    """The briefs of a seed whose queries are missing or incomplete in ``rows``.
 
     Args:
-        reranked: whether a reranker mines ``mined`` passages a query and scores what is kept.
+        reranked: whether a reranker mines ``mined`` passages for each query and scores what is kept.
     """
     by_query: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         by_query.setdefault((row["query_kind"], row["persona_id"]), []).append(row)
 
-    def is_whole(found: Sequence[Mapping[str, Any]]) -> bool:
+    def is_complete(found: Sequence[Mapping[str, Any]]) -> bool:
         if not found or any(row["reject_reason"] == "judge_failed" for row in found):
             return False
         if not reranked or found[0]["passage"] is None:
@@ -127,18 +127,18 @@ def unwritten(unit: Unit, rows: Sequence[Mapping[str, Any]], *, reranked: bool, 
         )
 
     briefs = map(read_brief, unit["briefs"])
-    return [brief for brief in briefs if not is_whole(by_query.get((brief.kind, brief.persona.persona_id), []))]
+    return [brief for brief in briefs if not is_complete(by_query.get((brief.kind, brief.persona.persona_id), []))]
 
 
 def judging(config: SynthesizeJob) -> ScoringConfig:
-    """How the judge scores: as the recipe says, with the synthesis section's chain length."""
+    """The judge's scoring: the recipe's, with the chain length of its synthesis section."""
     if config.scoring.mode == "direct" or config.scoring.max_think_tokens:
         return config.scoring
     return config.scoring.model_copy(update={"max_think_tokens": config.synthesis.judge_tokens})
 
 
 def synthesis_inputs(config: SynthesizeJob) -> SynthesisInputs:
-    """What each worker is given beside its seeds, prompts as texts."""
+    """What each worker gets besides its seeds; prompts are their texts."""
     return SynthesisInputs(with_prompt_texts(config.synthesis), with_prompt_text(judging(config)), config.seed)
 
 
@@ -154,8 +154,8 @@ def _brief_row(brief: QueryBrief) -> dict[str, Any]:
 
 
 def _mined(config: SynthesizeJob, seeds: Sequence[Seed]) -> dict[str, list[str]]:
-    """For each seed the corpus passages that BM25 puts nearest to its query, its own left
-    out: those to be judged or, where there is a reranker, those that it is to choose from."""
+    """For each seed the corpus passages that BM25 ranks highest for its query, without its own: the
+    ones to be judged or, with a reranker, the ones it chooses from."""
     count = config.synthesis.mined_negatives
     if not count:
         return {}

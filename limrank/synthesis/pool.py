@@ -1,5 +1,5 @@
-"""What only the whole pool tells: queries that are there twice, what repeats a benchmark,
-and which examples a model is to be trained on. ``rows/`` stays as it was written."""
+"""The pool of all kept rows: duplicate queries, copies of benchmarks, and the examples to train on.
+``rows/`` is only read."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """A run's rows as they end: ``rejected`` has reason and detail of each example that one
-    seed's rows would have kept; ``selection`` is None where all that are kept are exported."""
+    """The rows of a run in their final state.
+
+    ``rejected``: example id → reason and detail, for rows that their seed kept and the pool does not.
+    ``selection`` is None if all kept rows are exported.
+    """
 
     storage: Storage
     rejected: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     selection: Selection | None = None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in the order of their files, with the final ``kept``, ``reject_reason``
-        and ``reject_detail``, and with ``selected``."""
+        """All rows in the order of their files, with their final ``kept``, ``reject_reason``,
+        ``reject_detail`` and ``selected``."""
         chosen = None if self.selection is None else frozenset(self.selection.example_ids)
         for row in _read(self.storage):
             if found := self.rejected.get(row["example_id"]):
@@ -42,11 +45,11 @@ class Pool:
 
 
 def dedupe_and_select(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
-    """Look over the kept rows of a run: ``contaminated`` ones and those of a
-    ``duplicate_query`` go; and ``settings.size`` of the others are selected.
+    """Reject kept rows that are ``contaminated`` or have a ``duplicate_query``, and select
+    ``settings.size`` of the others.
 
-    Of several queries that are one, the first stays in the order of the files, but that
-    those with a positive and a negative come before those without.
+    The first of several duplicate queries stays: first those with a positive and a negative, then in
+    the order of the files.
     """
     rejected: dict[str, tuple[str, str]] = {}
     queries: dict[str, str] = {}

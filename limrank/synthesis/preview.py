@@ -1,4 +1,4 @@
-"""A few seeds, step by step, for a person who tunes prompts: every prompt and what came of it."""
+"""Shows a few seeds step by step, every prompt and its answer, to a person who tunes prompts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from limrank.synthesis.synthesizer import SynthesisInputs, synthesize_seed
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a seed, as an engine had it. ``outcome`` is an answer's text, or p(label)
-    by label; of a request that ``failed`` the error."""
+    """One request of a seed to an engine. ``outcome`` is the answer's text, the labels'
+    probabilities, or the error of a request that ``failed``."""
 
     step: str
     prompt: str
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass
 class Traced:
-    """An engine that keeps what it is asked and what came of it."""
+    """An engine that records its requests and their outcomes."""
 
     engine: Engine
     requests: list[Request] = field(default_factory=list)
@@ -51,10 +51,10 @@ class Traced:
         return self.engine.limiter
 
     async def generate(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Generation:
-        with self._kept_if_it_fails(prompt):
+        with self._recorded_if_it_fails(prompt):
             generation = await self.engine.generate(prompt, **options)
         thought = "" if generation.reasoning is None else f"<think>{generation.reasoning}</think>"
-        self._keep(prompt, thought + generation.text)
+        self._record(prompt, thought + generation.text)
         return generation
 
     def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> AsyncIterator[str]:
@@ -63,24 +63,26 @@ class Traced:
     async def label_logprobs(self, prompt: Prompt, labels: Sequence[str]) -> dict[str, float]:
         import math
 
-        with self._kept_if_it_fails(prompt):
+        with self._recorded_if_it_fails(prompt):
             logprobs = await self.engine.label_logprobs(prompt, labels)
-        self._keep(prompt, ", ".join(f"p({label.strip()}) {math.exp(value):.3g}" for label, value in logprobs.items()))
+        self._record(
+            prompt, ", ".join(f"p({label.strip()}) {math.exp(value):.3g}" for label, value in logprobs.items())
+        )
         return logprobs
 
     async def aclose(self) -> None:
         await self.engine.aclose()
 
     @contextmanager
-    def _kept_if_it_fails(self, prompt: Prompt) -> Iterator[None]:
-        # The prompt is what a person needs who wants to know why.
+    def _recorded_if_it_fails(self, prompt: Prompt) -> Iterator[None]:
+        # Whoever looks for the reason needs the prompt.
         try:
             yield
         except LimrankError as error:
-            self._keep(prompt, f"{type(error).__name__}: {error}", failed=True)
+            self._record(prompt, f"{type(error).__name__}: {error}", failed=True)
             raise
 
-    def _keep(self, prompt: Prompt, outcome: str, *, failed: bool = False) -> None:
+    def _record(self, prompt: Prompt, outcome: str, *, failed: bool = False) -> None:
         if isinstance(prompt, str):
             text = prompt
         elif prompt and isinstance(prompt[0], dict):
@@ -91,25 +93,25 @@ class Traced:
 
 
 def preview(config: SynthesizeJob, count: int, sources: Mapping[str, EngineSource], show: Callable[[str], None]) -> int:
-    """Run the first ``count`` seeds in this process, without Ray and without a run
-    directory, and show every step's prompt and answer and what became of each pair.
+    """Run the first ``count`` seeds in this process, without Ray and without a run directory, and
+    show every step's prompt and answer and what became of each pair.
 
-    A seed that repeats a benchmark is told and not counted: nothing is written for it.
+    A seed that repeats a benchmark is reported and not counted: nothing is written for it.
 
     Returns:
-        How many steps failed: requests that could not run.
+        The number of failed requests.
     """
     given = read_inputs(config)
     inputs = synthesis_inputs(config)
 
     def say(text: str) -> None:
-        # All of it is somebody else's text, ids and errors too, and goes to a terminal.
+        # The text is not ours, even in ids and errors, and goes to a terminal.
         show(visible(text))
 
     failed = asyncio.run(_preview(_written(units(config, given), count), given.benchmarks, inputs, sources, say))
     for warning in given.benchmarks.warnings if given.benchmarks else ():
         say(f"warning: {warning}")
-    say("Queries that are there twice are found, and rejected, only in a whole run.")
+    say("Duplicate queries are found, and rejected, only in a whole run.")
     return failed
 
 
@@ -139,13 +141,13 @@ async def _preview(
             say(f"# seed {seed.seed_id}\n\nquery: {seed.query}\npassage: {seed.passage}\n")
             if unit["contaminated"]:
                 say(f"contaminated: {unit['contaminated']}\n")
-            # One query after the other, so that their requests stand together.
+            # One query after the other, so that the requests of each stay together.
             for brief in map(read_brief, unit["briefs"]):
                 try:
                     outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
-                finally:  # what an engine died of is shown too
+                finally:  # shows the request that crashed an engine, too
                     for request in requests:
-                        say(_shown(request))
+                        say(_described(request))
                     requests.clear()
                 failed += len(outcome.failures)
                 for failure in outcome.failures:
@@ -159,13 +161,13 @@ async def _preview(
     return failed
 
 
-def _shown(request: Request) -> str:
+def _described(request: Request) -> str:
     outcome = f"failed: {request.outcome}" if request.failed else f"→ {request.outcome}"
     return f"## {request.step}\n\n{request.prompt}\n\n{outcome}\n"
 
 
 def _verdict(example: SynthesisExample, benchmarks: Benchmarks | None) -> str:
-    """What becomes of an example, as far as its own texts tell."""
+    """What becomes of an example before the whole pool is known."""
     if not example.kept:
         return f"rejected: {example.reject_reason}"
     if benchmarks and (overlap := benchmarks.example_overlap(example.query, example.instruction, example.passage)):

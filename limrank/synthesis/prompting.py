@@ -1,6 +1,5 @@
-"""What the writer is asked in each step, and a judge that is read by its answer: the prompt,
-the schema of a structured answer, and how many tokens it may have. Every prompt is a file in
-``limrank/prompts``, or a person's own."""
+"""The requests of each step to the writer, and to a judge that is read by its answer: prompt, schema
+of a structured answer, token limit. Every prompt is a file in ``limrank/prompts``, or a person's own."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from limrank.scoring import prompt_query
 REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
 WORDS = (60, 100, 160)
 _SEED_CHARACTERS = 1500
-"""Of the seed's passage: enough to know what it is about."""
+"""The prompt quotes this much of the seed's passage: enough to know its topic."""
 
 _CHARACTERS_A_TOKEN = 3
 _JSON_TOKENS = 60
-"""Beside its texts. The schema bounds the texts in characters, and max_tokens leaves a token
-for each, so that no answer is cut off in the middle of its JSON, whatever the script."""
+"""Tokens of an answer's JSON besides its texts. The schema bounds the texts in characters, and
+max_tokens allows one token for each, so that no script truncates an answer in the middle of its JSON."""
 
 _VERDICT_TOKENS = 16
 
@@ -32,7 +31,7 @@ _NEEDED = {
     "passage": {"description"},
     "judge": {"query", "passage"},
 }
-"""Places without which a prompt is not about what it is for."""
+"""Placeholders by step that a prompt has to have: without them every answer would be the same."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class WrittenQuery:
 
 
 def query_prompt(seed: Seed, brief: QueryBrief, settings: SynthesisConfig) -> str:
-    """What the writer is told for the first step."""
+    """The writer's prompt of the first step."""
     return prompts.render(
         settings.prompts.query,
         seed_query=seed.query,
@@ -61,7 +60,7 @@ def chain_prompt(query: WrittenQuery, settings: SynthesisConfig) -> str:
 
 
 def describe_prompt(query: WrittenQuery, chain: str | None, settings: SynthesisConfig) -> str:
-    """``chain`` None: the writer did not reason; of a person's own prompt its place is then empty."""
+    """``chain`` None: the writer did not reason; the placeholder of a person's own prompt is then empty."""
     return prompts.render(
         settings.prompt_names()["describe"],
         query=query.text,
@@ -82,14 +81,14 @@ def judge_prompt(query: Query, passage: str, settings: SynthesisConfig) -> str:
 
 
 def with_prompt_texts(settings: SynthesisConfig) -> SynthesisConfig:
-    """The same, with each prompt's text in place of a name, as workers are given it."""
+    """The settings with each prompt's text instead of its name, as workers get them."""
     texts = {step: prompts.load(name) for step, name in settings.prompt_names().items()}
     return settings.model_copy(update={"prompts": SynthesisPrompts(**texts)})
 
 
 def check_prompts(settings: SynthesisConfig) -> None:
-    """Raises UserError for a prompt that could not be filled, or that leaves out what it is
-    about: every seed would fail by it, or get the same answers."""
+    """Raises UserError for a prompt that cannot be filled, or that lacks a needed placeholder: every
+    seed would fail, or get the same answers."""
     seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
     judge_prompt(Query("", "a query"), "a passage", settings)
     for kind, difficulty in product(QueryKind, Difficulty):
@@ -102,11 +101,11 @@ def check_prompts(settings: SynthesisConfig) -> None:
             describe_prompt(query, "a chain" if settings.chains else None, settings)
             passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
     for step, name in settings.prompt_names().items():
-        prompts.check_places(name, _NEEDED[step])
+        prompts.check_placeholders(name, _NEEDED[step])
 
 
 def most_written(settings: SynthesisConfig, brief: QueryBrief) -> int:
-    """The most tokens that the writer may write for one query and its passages."""
+    """Upper bound of the tokens that the writer writes for one query and its passages."""
     passages = (1 + settings.negatives) * settings.passage_tokens
     chain = settings.chain_tokens if settings.chains else 0
     return query_tokens(settings, brief) + chain + describe_tokens(settings) + passages
@@ -121,12 +120,12 @@ def describe_tokens(settings: SynthesisConfig) -> int:
 
 
 def judge_tokens(scoring: ScoringConfig) -> int:
-    """Of a judge that is read by its answer: its chain, and what stands around the verdict."""
+    """max_tokens of a judge that is read by its answer: its chain, and the words around the verdict."""
     return scoring.think_tokens + _VERDICT_TOKENS
 
 
 def query_schema(settings: SynthesisConfig, brief: QueryBrief) -> dict[str, Any]:
-    """The query comes first: what a weak model writes before it would lead it astray."""
+    """The query comes first: a weak model is led astray by what it writes before."""
     sentence = {"type": "string", "minLength": 30, "maxLength": max(60, _CHARACTERS_A_TOKEN * settings.query_tokens)}
     properties: dict[str, Any] = {"query": sentence}
     if brief.domain is None:
@@ -143,8 +142,8 @@ def query_schema(settings: SynthesisConfig, brief: QueryBrief) -> dict[str, Any]
 
 def descriptions_schema(settings: SynthesisConfig) -> dict[str, Any]:
     negatives = settings.negatives
-    longest = _CHARACTERS_A_TOKEN * settings.chain_tokens // (negatives + 1)
-    sentence = {"type": "string", "minLength": 20, "maxLength": max(60, longest)}
+    max_length = _CHARACTERS_A_TOKEN * settings.chain_tokens // (negatives + 1)
+    sentence = {"type": "string", "minLength": 20, "maxLength": max(60, max_length)}
     return {
         "type": "object",
         "properties": {

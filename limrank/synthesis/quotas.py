@@ -1,9 +1,9 @@
-"""Which queries are to be written: kinds, difficulties and domains in the recipe's shares, and
-with an instruction at its rate.
+"""The plan of the queries: kinds, difficulties and domains in the recipe's shares, and an
+instruction at its rate.
 
-A *cell* is one combination of the four. The number of queries of each kind, of each
-difficulty, of each domain and with an instruction is within one of its quota; each cell's is
-too, where a table of whole numbers has that as well.
+A *cell* is one combination of the four. The counts of the kinds, difficulties, domains and
+instructions add up to the number of queries and are each within one of their share (largest
+remainders). Combinations are spread evenly, without a bound of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 from limrank.config import SynthesisConfig
 from limrank.records import Difficulty, Persona, QueryBrief, QueryKind
@@ -20,14 +19,11 @@ Cell = tuple[str, ...]
 
 _INSTRUCTED = "instructed"
 
-_ROUNDING = 1e-9
-"""Of a share times a count, before it is taken for a whole number."""
-
 
 def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], seed: int) -> list[list[QueryBrief]]:
-    """What is asked for each of so many seeds: a query a kind from each of its personas.
+    """The briefs of each of ``seeds`` seeds: each of its personas asks one query of each kind.
 
-    Personas, and which seed gets which cell, are drawn by ``seed``, the run's.
+    ``seed``, the run's, draws the personas and which seed gets which cell.
     """
     draw = random.Random(f"{seed}/briefs")
     askers = min(config.personas_per_seed, len(personas))
@@ -37,43 +33,43 @@ def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], see
         config.domains or {"": 1.0},
         {"": 1 - config.instruction_rate, _INSTRUCTED: config.instruction_rate},
     ]
-    total = seeds * askers * len(config.kinds)
-    dealt: dict[str, list[Cell]] = {kind: [] for kind in config.kinds}
-    for cell, count in cell_counts(total, shares, draw).items():
-        dealt[cell[0]] += [cell] * count
-    for cells in dealt.values():
+    by_kind: dict[str, list[Cell]] = {kind: [] for kind in config.kinds}
+    for cell in planned_cells(seeds * askers * len(config.kinds), shares, draw):
+        by_kind[cell[0]].append(cell)
+    for cells in by_kind.values():
         draw.shuffle(cells)
     return [
-        [_brief(dealt[kind].pop(), persona) for persona in draw.sample(personas, askers) for kind in config.kinds]
+        [_brief(by_kind[kind].pop(), persona) for persona in draw.sample(personas, askers) for kind in config.kinds]
         for _ in range(seeds)
     ]
 
 
-def cell_counts(total: int, shares: Sequence[Mapping[str, float]], draw: random.Random) -> dict[Cell, int]:
-    """How many of ``total`` each combination gets of one value from each of ``shares``
-    (value → weight). Where rounding leaves a choice, ``draw`` makes it."""
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
+def planned_cells(total: int, shares: Sequence[Mapping[str, float]], draw: random.Random) -> list[Cell]:
+    """``total`` cells, sorted: each has one value of each of ``shares`` (value → weight).
 
-    shares = [{value: weight / sum(each.values()) for value, weight in each.items()} for each in shares]
-    cells = list(product(*shares))
-    quotas = np.array([total * math.prod(map(dict.__getitem__, shares, cell)) for cell in cells])
-    # One row a value: its cells add up to its quota, rounded either way. The first is all cells.
-    rows, wanted = [np.ones(len(cells))], [float(total)]
-    for at, each in enumerate(shares):
-        for value, share in each.items():
-            rows.append(np.array([float(cell[at] == value) for cell in cells]))
-            wanted.append(total * share)
-    sums = LinearConstraint(
-        np.array(rows), np.floor(np.add(wanted, _ROUNDING)), np.ceil(np.subtract(wanted, _ROUNDING))
-    )
-    costs = np.array([draw.random() for _ in cells])
-    for slack in (0, 1, total):
-        low, high = np.floor(quotas + _ROUNDING) - slack, np.ceil(quotas - _ROUNDING) + slack * (quotas > 0)
-        found = milp(costs, integrality=np.ones(len(cells)), bounds=Bounds(np.maximum(low, 0), high), constraints=sums)
-        if found.success:
-            break
-    return {cell: round(count) for cell, count in zip(cells, found.x, strict=True)}
+    The values of one criterion are dealt evenly over the cells of the criteria before it.
+    ``draw`` breaks ties and shifts each value's sequence, so that the criteria are independent.
+    """
+    cells: list[Cell] = [()] * total
+    for weights in shares:
+        positions: list[tuple[float, str]] = []
+        for value, count in _largest_remainders(total, weights, draw).items():
+            start = draw.random()
+            positions += [((start + number) / count, value) for number in range(count)]
+        cells = sorted((*cell, value) for cell, (_, value) in zip(cells, sorted(positions), strict=True))
+    return cells
+
+
+def _largest_remainders(total: int, weights: Mapping[str, float], draw: random.Random) -> dict[str, int]:
+    """Hamilton's method: each value gets its quota rounded down, and one more goes to those
+    with the largest remainders until all of ``total`` is given out."""
+    whole = math.fsum(weights.values())
+    quotas = {value: total * weight / whole for value, weight in weights.items()}
+    counts = {value: math.floor(quota) for value, quota in quotas.items()}
+    order = sorted(weights, key=lambda value: (counts[value] - quotas[value], draw.random()))
+    for value in order[: total - sum(counts.values())]:
+        counts[value] += 1
+    return counts
 
 
 def _brief(cell: Cell, persona: Persona) -> QueryBrief:

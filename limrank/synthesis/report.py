@@ -1,4 +1,4 @@
-"""``report.html`` of a synthesis run: what became of the seeds, and examples to read in full."""
+"""``report.html`` of a synthesis run: what became of the seeds, and examples in full."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from limrank.version import __version__
 DOMAINS_SHOWN = 15
 QUERIES_SHOWN = 3
 REJECTED_SHOWN = 4
-"""To read in full; each reason has a short example besides."""
+"""Rejected examples in full; each reason also has a short example."""
 
 CHARACTERS = 4000
-"""Of a text that is shown in full."""
+"""Characters of a text that is shown in full."""
 
 
 def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     """The page as a string.
 
     Args:
-        stats: ``stats.json``: what ``tally`` counts, and ``seeds``, ``queries`` (planned),
+        stats: ``stats.json``: the counts of ``tally``, and ``seeds``, ``queries`` (planned),
             ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``;
             where they apply ``reranker``, ``embedding``, ``chains`` (False).
-        rows: those that were counted, read once and not held: for examples alone. Which
-            are shown does not depend on their order.
+        rows: the counted rows, read once and not held; only examples are taken from them. Which
+            ones does not depend on the order.
     """
-    kept, rejected = _shown(rows)
+    kept, rejected = _examples(rows)
     readable = filter(None, (_to_read(rejected[reason]) for reason in stats["rejected"]))
     return html.render(
         "synthesis/report.html.j2",
@@ -64,7 +64,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
 
 def _summary(stats: Mapping[str, Any]) -> str:
-    """What the page says first."""
+    """The page's first paragraph."""
     examples, kept, positive = stats["examples"], stats["kept"], stats["kept_positive"]
     if not examples:
         return "There are no examples: nothing was written."
@@ -80,7 +80,7 @@ def _summary(stats: Mapping[str, Any]) -> str:
 
 
 def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """From seeds to what is trained on, each stage in words beside the one before it."""
+    """The stages from seeds to selected examples, each with its share of the stage before."""
     seeds, queries, examples, judged, kept = (
         stats[name] for name in ("seeds", "queries", "examples", "judged", "kept")
     )
@@ -104,13 +104,13 @@ def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _share(part: int, whole: int, name: str) -> str:
     if not whole:
         return ""
-    # What is little is not nothing.
+    # A small share is not shown as 0.
     percent = "< 1" if 0 < part / whole < 0.005 else f"{100 * part / whole:.0f}"
     return f"{percent} % of the {name}"
 
 
 def _made_of(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The distributions of what was kept, and of what was selected of it."""
+    """The distributions of the kept examples, and of the selected ones among them."""
     if not stats["kept"]:
         return []
     selected = stats["selected"] or {}
@@ -133,15 +133,15 @@ def _made_of(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bars(counts: Mapping[str, int], selected: Mapping[str, int], most: int) -> list[dict[str, Any]]:
-    """A bar a count, in their order, all after the first ``most`` as one. Widths are in
-    percent: of the longest bar, and for the selected part of its own bar."""
+    """One bar for each count, in their order; one for all after the first ``most``. Widths are in
+    percent of the longest bar, those of the selected part in percent of its own bar."""
     names = list(counts)
-    parts = [(name, counts[name], selected.get(name, 0)) for name in names[:most]]
+    bars = [(name, counts[name], selected.get(name, 0)) for name in names[:most]]
     if rest := names[most:]:
-        parts.append(
+        bars.append(
             (f"{len(rest):,} more", sum(counts[name] for name in rest), sum(selected.get(name, 0) for name in rest))
         )
-    widths = _widths([count for _, count, _ in parts])
+    widths = _widths([count for _, count, _ in bars])
     return [
         {
             "name": name,
@@ -150,12 +150,12 @@ def _bars(counts: Mapping[str, int], selected: Mapping[str, int], most: int) -> 
             "selected": of_selected,
             "selected_width": round(100 * of_selected / count, 2) if count else 0,
         }
-        for (name, count, of_selected), width in zip(parts, widths, strict=True)
+        for (name, count, of_selected), width in zip(bars, widths, strict=True)
     ]
 
 
 def _scores(bins: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """The judge's scores, for each range both intended labels side by side; empty where it gave none."""
+    """The histogram of the judge's scores by intended label; empty if it gave none."""
     positive, negative = bins["true"], bins["false"]
     if not any((*positive.values(), *negative.values())):
         return []
@@ -164,11 +164,11 @@ def _scores(bins: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
         {
             "name": name,
             "positive": positive[name],
-            "positive_width": widths[place],
+            "positive_width": widths[index],
             "negative": negative[name],
-            "negative_width": widths[place + len(positive)],
+            "negative_width": widths[index + len(positive)],
         }
-        for place, name in enumerate(positive)
+        for index, name in enumerate(positive)
     ]
 
 
@@ -178,9 +178,9 @@ def _widths(counts: list[int]) -> list[float]:
     return [round(100 * count / most, 2) for count in counts]
 
 
-def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
-    """Some kept queries with all their kept examples, and two rejected examples a reason,
-    the second with a passage where any other has one, or one: drawn by the hash of their names."""
+def _examples(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
+    """Some kept queries with all their kept examples, and up to two rejected examples for each
+    reason. Hashes of their ids draw them; the second of two has a passage if any other has one."""
     kept: dict[tuple[int, str], list[Row]] = {}
     rejected: dict[str, list[Row]] = {}
     for row in rows:
@@ -192,7 +192,7 @@ def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
         elif row["reject_reason"]:
             drawn = rejected.setdefault(row["reject_reason"], [])
             first, *others = sorted([*drawn, row], key=_draw)
-            # Of one that was rejected for its query there is no passage to read.
+            # An example that was rejected for its query has no passage to read.
             others.sort(key=lambda other: not other["passage"])
             drawn[:] = [first, *others[:1]]
     groups = [sorted(kept[key], key=lambda row: row["example_id"]) for key in sorted(kept)]
@@ -200,7 +200,7 @@ def _shown(rows: Iterable[Row]) -> tuple[list[list[Row]], dict[str, list[Row]]]:
 
 
 def _to_read(drawn: list[Row]) -> Row | None:
-    """The last that has a passage, of those drawn for a reason: the first is shown in short."""
+    """The last of the drawn examples that has a passage: the first is shown in short."""
     return next((row for row in reversed(drawn) if row["passage"]), None)
 
 

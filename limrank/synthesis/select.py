@@ -1,15 +1,16 @@
-"""Less is more: which of the kept examples a model is trained on.
+"""Selects the kept examples that a model is trained on.
 
-The unit of choice is a query with a positive and a negative; of each query that has both,
-one of each is taken, the ones that are hardest for the base model. ``coverage`` goes round
-the cells (query kind × difficulty × domain) and takes a query from each in turn, so that
-all are filled evenly and one that is empty leaves its share to the others. In a cell it
-goes farthest-first over the queries' embeddings, which is greedy k-center (Gonzalez, 1985;
-to choose a training set, Sener and Savarese, ICLR 2018, arXiv 1708.00489), with distances
-stretched by how unsure or wrong the base model is (uncertainty sampling, Lewis and Gale,
-SIGIR 1994). ``random`` is the ablation: as many such pairs, drawn blindly.
+A query is selected with one positive and one negative, those that are hardest for the base model;
+queries without both are left out. There are two ways to select queries:
 
-A smaller choice is the beginning of a larger one. Nothing depends on the order of the rows.
+- ``coverage`` takes a query from each cell (query kind × difficulty × domain) in turn, so that cells
+  are filled evenly and an empty one leaves its share to the others. Within a cell it proceeds
+  farthest-first over the queries' embeddings: greedy k-center (Gonzalez, 1985; for training sets
+  Sener and Savarese, ICLR 2018, arXiv 1708.00489). Distances are weighted by how unsure or wrong the
+  base model is (uncertainty sampling, Lewis and Gale, SIGIR 1994).
+- ``random`` draws as many pairs at random: the ablation.
+
+A smaller selection is the beginning of a larger one. The order of the rows does not matter.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 Row = Mapping[str, Any]
-"""The fields of a ``SynthesisExample``, as they are read from ``rows/``."""
+"""The fields of a ``SynthesisExample``, as read from ``rows/``."""
 
 T = TypeVar("T")
 
 OTHER = "other"
-"""The domain of queries whose own was seen too rarely, or never named."""
+"""The domain of queries whose own is rare or not named."""
 
 _RARE = 2
 _LEADERS = 2048
@@ -40,10 +41,10 @@ _LEADERS = 2048
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen of a pool.
+    """The examples that were selected from a pool.
 
-    ``example_ids`` are in order of choice, a query's positive before its negative.
-    ``size`` is how many were asked for, ``queries`` how many have a kept positive and a
+    ``example_ids`` are in the order of selection, a query's positive before its negative. ``size``
+    is the number that was asked for, ``queries`` the number of queries with a kept positive and a
     kept negative.
     """
 
@@ -53,7 +54,7 @@ class Selection:
 
     @property
     def shortfall(self) -> str | None:
-        """Why there are fewer than were asked for; None where there are not."""
+        """Why there are fewer examples than were asked for; None if there are enough."""
         count = len(self.example_ids)
         if count == self.size:
             return None
@@ -64,9 +65,9 @@ class Selection:
 
 
 def surprise(row: Row) -> float:
-    """|p(true) − label|: 0 where the base model is sure and right, one half where it is
-    unsure, 1 where it is sure and wrong. p(true) is ``base_score`` where rows carry one, else
-    the judge's; a pair without a score counts as unsure."""
+    """|p(true) − label|: 0 if the base model is sure and right, one half if it is unsure, 1 if it is
+    sure and wrong. p(true) is ``base_score`` if the row has one, else the judge's score; a pair
+    without a score counts as unsure."""
     score = row.get("base_score")
     if score is None:
         score = row["judge_score"]
@@ -85,10 +86,10 @@ def select(
     """At most ``size`` examples, half of them positive; of each query both labels.
 
     Args:
-        rows: the pool, read once and not held; those that were not kept are passed over.
-        seed: of ``random``, and in ``coverage`` of what is left to chance.
-        embed: the queries' texts → their vectors, (n, d) floats, compared by cosine.
-        hardness: of an example for the base model, in [0, 1].
+        rows: the pool, read once and not held; rows that are not kept are skipped.
+        seed: draws the queries of ``random``, and breaks ties in ``coverage``.
+        embed: texts of the queries → vectors, (n, d) floats, compared by cosine.
+        hardness: how hard an example is for the base model, in [0, 1].
     """
     groups = _groups(rows, seed, hardness if by == "coverage" else None)
     order = _by_coverage(groups, embed) if by == "coverage" else iter(groups)
@@ -97,12 +98,12 @@ def select(
 
 
 def domain_name(domain: str | None) -> str:
-    """A domain as a writer names it, without regard to case and spaces."""
+    """A domain's name in lower case with single spaces, :data:`OTHER` if it has none."""
     return " ".join((domain or "").lower().split()) or OTHER
 
 
 class _Pick(NamedTuple):
-    """An example of a query. The smallest is the hardest, or among equals the first drawn."""
+    """An example of a query. The smallest is the hardest, or the first drawn of equals."""
 
     ease: float
     draw: bytes
@@ -113,7 +114,7 @@ class _Pick(NamedTuple):
 
 @dataclass(slots=True)
 class _Group:
-    """A query and the example of each label that would be taken for it."""
+    """A query, and the example of each label that would be taken for it."""
 
     kind: str
     query: str
@@ -128,8 +129,8 @@ class _Group:
 def _groups(rows: Iterable[Row], seed: int, hardness: Callable[[Row], float] | None) -> list[_Group]:
     """The queries that have both labels, in the order in which the seed draws them.
 
-    Hashes, not a generator's state, say what is drawn: a query's place does not depend on
-    the others.
+    The order is that of hashes, not of a generator, so that a query's position does not depend on
+    the other queries.
     """
 
     def draw(*names: str) -> bytes:
@@ -157,7 +158,7 @@ def _groups(rows: Iterable[Row], seed: int, hardness: Callable[[Row], float] | N
 
 
 def _by_coverage(groups: Sequence[_Group], embed: Callable[[Sequence[str]], np.ndarray]) -> Iterator[_Group]:
-    """All groups, each cell in turn and in a cell farthest-first."""
+    """All groups: one of each cell in turn, farthest-first within a cell."""
     import numpy as np
 
     if not groups:
@@ -166,28 +167,28 @@ def _by_coverage(groups: Sequence[_Group], embed: Callable[[Sequence[str]], np.n
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     weights = np.array([1 + group.hardness for group in groups], dtype=np.float32)
     cells = [np.array(cell) for cell in _cells(groups)]
-    for place in _in_turn([map(cell.item, farthest_first(vectors[cell], weights[cell])) for cell in cells]):
-        yield groups[place]
+    for index in _in_turn([map(cell.item, farthest_first(vectors[cell], weights[cell])) for cell in cells]):
+        yield groups[index]
 
 
 def _cells(groups: Sequence[_Group]) -> Iterator[list[int]]:
-    """The groups' places by query kind, difficulty and domain. Kinds and difficulties
-    alternate, so that they stay even where not every cell gets one."""
+    """The groups' indices by query kind, difficulty and domain. Kinds and difficulties alternate, so
+    that they stay even if not every cell gets a query."""
     domains = Counter(group.picks[True].domain for group in groups)
     strata: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for place, group in enumerate(groups):
+    for index, group in enumerate(groups):
         domain, difficulty = group.picks[True].domain, group.picks[True].difficulty
         stratum = strata.setdefault((group.kind, difficulty), {})
-        stratum.setdefault(domain if domains[domain] > _RARE else OTHER, []).append(place)
+        stratum.setdefault(domain if domains[domain] > _RARE else OTHER, []).append(index)
     return _in_turn([stratum.values() for stratum in strata.values()])
 
 
 def farthest_first(vectors: np.ndarray, weights: np.ndarray) -> Iterator[int]:
-    """All places, each the one whose weighted distance to the nearest one before it is
-    largest; the heaviest comes first.
+    """All indices; each next one has the largest weighted distance to the nearest one before it. The
+    heaviest comes first.
 
-    Distances only ever shrink. So the places that lead are followed alone, until the best
-    of them is behind what the best of the others was when all were last brought up to date.
+    Distances only shrink. Therefore only the leading candidates are updated at every step, until the
+    best of them falls behind the best of the others as of the last update of all.
 
     Args:
         vectors: (n, d), of length one; the distance is 1 − cosine.
@@ -221,7 +222,7 @@ def farthest_first(vectors: np.ndarray, weights: np.ndarray) -> Iterator[int]:
 
 
 def _in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
-    """One of each, round after round, until all are empty."""
+    """One item of each stream in turn, until all are empty."""
     end = object()
     for taken in zip_longest(*streams, fillvalue=end):
         yield from (each for each in taken if each is not end)

@@ -1,4 +1,4 @@
-"""What a pool of examples is made of: the counts of ``stats.json`` and of the report."""
+"""Counts of a pool of examples, for ``stats.json`` and the report."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from limrank.text.words import count, words
 
 _SCORE_BINS = 10
 _WORD_BINS = {"query": (10, 100), "passage": (25, 250)}
-"""Words a bin, and where the last bin begins, which has no end."""
+"""(words in a bin, start of the last bin, which is open-ended)."""
 
 
 def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, Any]:
-    """Counts of all rows of a run, read once and not held; plain values, as JSON has them.
+    """Counts of all rows of a run, as plain values for JSON. The rows are read once and not held.
 
     ==================================================  ================================================
-    ``examples, judged, kept, kept_positive``           how many; ``judged`` has a verdict of the judge
-    ``kept_queries, kept_queries_with_both``            queries of the kept; those with both labels
-    ``contaminated_seeds``                              of which nothing was written
+    ``examples, judged, kept, kept_positive``           numbers of rows; ``judged``: with a verdict
+    ``kept_queries, kept_queries_with_both``            queries of kept rows; those with both labels
+    ``contaminated_seeds``                              seeds for which nothing was written
     ``rejected``                                        by reason, most frequent first
     ``judge_score``                                     ``{"true": bins, "false": bins}`` by intended label
-    ``query_kind, difficulty, passage_role, domains``   of the kept, most frequent first
-    ``query_words, passage_words``                      of the kept: ``min, median, max, bins``, or None
+    ``query_kind, difficulty, passage_role, domains``   of kept rows, most frequent first
+    ``query_words, passage_words``                      of kept rows: ``min, median, max, bins`` or None
     ``selected``                                        None, or ``examples, asked, shortfall`` and the two
-                                                        lines above, of the selected
+                                                        lines above, of selected rows
     ==================================================  ================================================
 
     Bins are ``{range: count}`` in order.
@@ -74,7 +74,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
 
 
 class _Makeup:
-    """What a set of examples is made of, counted one by one."""
+    """Running counts of a set of examples."""
 
     def __init__(self) -> None:
         self.examples = 0
@@ -109,11 +109,11 @@ def _lengths(lengths: Counter[int], width: int, last: int) -> dict[str, Any] | N
         "median": ordered[len(ordered) // 2],
         "max": ordered[-1],
         "bins": {
-            f"{last}+" if place * width == last else f"{place * width}–{(place + 1) * width - 1}": bins[place]
-            for place in range(min(bins), max(bins) + 1)
+            f"{last}+" if each * width == last else f"{each * width}–{(each + 1) * width - 1}": bins[each]
+            for each in range(min(bins), max(bins) + 1)
         },
     }
 
 
 def _score_bins(counts: list[int]) -> dict[str, int]:
-    return {f"{place / _SCORE_BINS}–{(place + 1) / _SCORE_BINS}": count for place, count in enumerate(counts)}
+    return {f"{each / _SCORE_BINS}–{(each + 1) / _SCORE_BINS}": count for each, count in enumerate(counts)}

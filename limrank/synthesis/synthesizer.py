@@ -1,8 +1,8 @@
-"""LimRank-Synthesizer's steps: a seed seen by a persona → judged examples.
+"""LimRank-Synthesizer's steps (arXiv 2510.23544 §3): a seed and a persona → judged examples.
 
-Pure async functions of records and engines (arXiv 2510.23544 §3; the paper's own code
-and prompts were never published). The roles are ``writer``, ``judge`` and, where there is
-one, ``reranker``; one engine may play them all. Every prompt is a file in ``limrank/prompts``.
+Pure async functions of records and engines. The paper's own code and prompts were not published.
+The roles are ``writer``, ``judge`` and, optionally, ``reranker``; one engine may have all of them.
+Every prompt is a file in ``limrank/prompts``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from limrank.synthesis.prompting import (
 
 @dataclass(frozen=True)
 class SynthesisInputs:
-    """What the steps need beside a seed: the recipe's section, the judge's way of scoring,
-    and the run's seed, from which every request's own is derived."""
+    """What the steps need besides a seed: the recipe's section, the judge's scoring, and the run's
+    seed, from which the seed of every request is derived."""
 
     synthesis: SynthesisConfig
     judging: ScoringConfig
@@ -57,7 +57,7 @@ class SynthesisInputs:
 
     @property
     def direct(self) -> ScoringConfig:
-        """The reranker's way of scoring: the judge's prompt, without a chain."""
+        """The reranker's scoring: the judge's prompt, without a chain."""
         return self.judging.model_copy(update={"mode": "direct"})
 
 
@@ -74,13 +74,13 @@ async def synthesize_seed(
     engines: Mapping[str, Engine],
     inputs: SynthesisInputs,
 ) -> SeedOutcome:
-    """All examples of one seed: a query a brief, and for each its positive and negatives.
+    """All examples of one seed: one query for each brief, with its positive and negatives.
+
+    A failed request is a failure of its query; the other queries continue.
 
     Args:
-        mined: passages of the corpus that are close to the seed's and not it; a reranker
-            among the engines takes ``mined_negatives`` of them for each query.
-
-    A request that could not run is a failure of its query; the others go on.
+        mined: corpus passages that are close to the seed's, without it. A reranker among the engines
+            chooses ``mined_negatives`` of them for each query.
     """
     outcomes = await asyncio.gather(
         *(_one_query(seed, brief, mined, engines, inputs) for brief in briefs), return_exceptions=True
@@ -99,19 +99,19 @@ async def synthesize_seed(
 
 
 def query_id(seed_id: str, kind: str, persona_id: str) -> str:
-    """Names one query of a seed; its examples' ids begin with it. No two have one name,
-    whatever their parts hold."""
-    return "/".join(map(_part, (seed_id, kind, persona_id)))
+    """The id of one query of a seed, with which its examples' ids begin. It is unique whatever
+    characters the three ids have."""
+    return "/".join(map(_escaped, (seed_id, kind, persona_id)))
 
 
 def contaminated_example(seed: Seed, repeated: str) -> SynthesisExample:
-    """The one row of a seed that repeats a benchmark: nothing is written for it."""
+    """The only row of a seed that repeats a benchmark: nothing is written for it."""
     return SynthesisExample(
-        _part(seed.seed_id), seed.seed_id, query=seed.query, reject_reason="contaminated", reject_detail=repeated
+        _escaped(seed.seed_id), seed.seed_id, query=seed.query, reject_reason="contaminated", reject_detail=repeated
     )
 
 
-def _part(an_id: str) -> str:
+def _escaped(an_id: str) -> str:
     return an_id.replace("%", "%25").replace("/", "%2F")
 
 
@@ -178,7 +178,7 @@ async def _one_query(
 
 
 async def _all(requests: Iterable[Awaitable[str]]) -> list[str]:
-    """The answers, or the first error once all have ended: none goes on unseen."""
+    """The answers, or the first error, raised once all requests have ended."""
     answers = await asyncio.gather(*requests, return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException):
@@ -187,7 +187,7 @@ async def _all(requests: Iterable[Awaitable[str]]) -> list[str]:
 
 
 async def write_query(writer: Writer, seed: Seed, brief: QueryBrief) -> WrittenQuery | None:
-    """One query to a brief, or None where the writer's JSON cannot be read."""
+    """The query for a brief, or None if the writer's JSON cannot be read."""
     prompt = query_prompt(seed, brief, writer.settings)
     schema = query_schema(writer.settings, brief)
     answer = _parsed(await writer.write("query", prompt, query_tokens(writer.settings, brief), schema=schema))
@@ -208,8 +208,8 @@ async def write_chain(writer: Writer, query: WrittenQuery) -> str:
 async def describe_passages(
     writer: Writer, query: WrittenQuery, chain: str | None
 ) -> list[tuple[PassageRole, str]] | None:
-    """Descriptions of the positive and the hard negatives, from the chain where there is one;
-    None where unreadable."""
+    """Descriptions of the positive and the hard negatives, from the chain if there is one; None if
+    they cannot be read."""
     wanted, schema = writer.settings.negatives, descriptions_schema(writer.settings)
     prompt = describe_prompt(query, chain, writer.settings)
     answer = _parsed(await writer.write("describe", prompt, describe_tokens(writer.settings), schema=schema))
@@ -223,7 +223,7 @@ async def describe_passages(
 
 
 async def write_passage(writer: Writer, query: WrittenQuery, description: str, name: str) -> str:
-    """A passage from its description, of drawn length and register."""
+    """A passage from its description; its length and register are drawn."""
     draw = random.Random(writer.request_seed(f"style/{name}"))
     register, words = draw.choice(REGISTERS), draw.choice(WORDS)
     prompt = passage_prompt(query, description, register, words, writer.settings)
@@ -234,23 +234,23 @@ async def write_passage(writer: Writer, query: WrittenQuery, description: str, n
 
 @dataclass(frozen=True)
 class Writer:
-    """The writer's engine with the recipe's sampling. ``place`` names the request, so that
-    its random seed does not depend on when or where it runs."""
+    """The writer's engine with the recipe's sampling. ``query_name`` and the step derive the random
+    seed of a request, so that it does not depend on when or where the request runs."""
 
     engine: Engine
     inputs: SynthesisInputs
-    place: str
+    query_name: str
 
     @property
     def settings(self) -> SynthesisConfig:
         return self.inputs.synthesis
 
     def request_seed(self, step: str) -> int:
-        digest = hashlib.sha256(f"{self.inputs.seed}/{self.place}/{step}".encode()).digest()
+        digest = hashlib.sha256(f"{self.inputs.seed}/{self.query_name}/{step}".encode()).digest()
         return int.from_bytes(digest[:4]) >> 1
 
     async def write(self, step: str, prompt: str, max_tokens: int, schema: dict[str, Any] | None = None) -> Generation:
-        """What the writer answers, without its thought where it is a model that thinks first."""
+        """The writer's answer, without its thought."""
         with spent_on(step.partition("/")[0]):
             generation = await self.engine.generate(
                 [{"role": "user", "content": prompt}],
@@ -264,12 +264,12 @@ class Writer:
 
 
 def _text(value: Any) -> str | None:
-    """A value of a JSON answer, where it is text with something in it; white space is one blank."""
+    """A text of a JSON answer with white space collapsed; None if it is no text or empty."""
     return (" ".join(value.split()) or None) if isinstance(value, str) else None
 
 
 def _parsed(generation: Generation) -> dict[str, Any] | None:
-    # A writer that is not held to a schema puts its JSON into a code block, or talks around it.
+    # A writer without a schema puts its JSON into a code block, or adds sentences around it.
     text = generation.text
     try:
         return parse_json(text[text.find("{") : text.rfind("}") + 1], "the answer", expect=dict)

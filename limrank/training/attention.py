@@ -1,6 +1,6 @@
-"""Attention over packed sequences: several examples lie in one row, one after another, and
-each sees itself and nothing of its neighbours. No mask, no padding, no work that is thrown
-away: a causal attention a sequence, through transformers' interface for attention functions.
+"""Attention over packed rows: several sequences lie in one row, one after another, and each attends
+only to itself. Causal attention runs once for each sequence, through transformers' interface for
+attention functions: without a mask, without padding and without wasted work.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-_ALIKE = 1e-3
-"""Of the largest logit, what rounding may make of it. In float32 it makes less than 1e-5 of it,
-of models that do not fit the smallest difference seen was a third."""
+_TOLERANCE = 1e-3
+"""The largest difference that counts as rounding, as a share of the largest logit. In float32 rounding
+makes less than 1e-5; the smallest difference of an unsupported model was a third."""
 
-_CANNOT = ("softcap", "s_aux", "position_bias")
-"""What transformers hands to an attention function that changes its result, and ours leaves out."""
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+"""Arguments of transformers' attention functions that change the result, and that this one ignores."""
 
 PACKED = "limrank_packed"
 """The name of :func:`packed_attention` in a model's ``attn_implementation``."""
 
 
 def register() -> None:
-    """Make :data:`PACKED` known to transformers. It has no mask function, so no mask is made."""
+    """Register :data:`PACKED` with transformers. It has no mask function, so no mask is made."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -48,41 +48,40 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each segment of one row.
 
+    A sliding window is assumed to be longer than any sequence: see :func:`check_length`.
+
     Args:
         query: (1, heads, tokens, head size); ``key`` and ``value`` may have fewer heads.
-        segments: the length of each sequence of the row, in order; they add up to ``tokens``.
+        segments: the lengths of the row's sequences, in order; they add up to ``tokens``.
             None: the row is one sequence.
 
     Returns:
-        (1, tokens, heads, head size), and None for weights, which are not kept.
-
-    A window, that some models look through, is taken to be longer than any sequence:
-    :func:`check_length`.
+        (1, tokens, heads, head size), and None for the weights, which are not kept.
 
     Raises:
-        UserError: the model's attention has caps or sinks, which this one has not.
+        UserError: the model's attention has soft caps, sinks or a position bias.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    if has := [name for name in _CANNOT if other.get(name) is not None]:
+    if has := [name for name in _UNSUPPORTED if other.get(name) is not None]:
         kind = module.config.model_type
         raise UserError(f"model {kind}: its attention has {', '.join(has)}: limrank cannot train models of this kind")
     segments = segments or (query.shape[2],)
     grouped = query.shape[1] != key.shape[1]
-    parts = zip(*(each.split(list(segments), dim=2) for each in (query, key, value)), strict=True)
+    sequences = zip(*(each.split(list(segments), dim=2) for each in (query, key, value)), strict=True)
     outputs = [
-        scaled_dot_product_attention(*part, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
-        for part in parts
+        scaled_dot_product_attention(*sequence, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+        for sequence in sequences
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def check_length(shape: PretrainedConfig, longest: int) -> None:
-    """Look whether a model of this text config was made for sequences of so many tokens.
+    """Check that a model of this text config takes sequences of ``longest`` tokens.
 
     Raises:
-        UserError: they are longer than its context, or than a window that its attention looks through.
+        UserError: they are longer than its context, or than its attention window.
     """
     for name, what in (("max_position_embeddings", "context"), ("sliding_window", "attention window")):
         limit = getattr(shape, name, None)
@@ -94,15 +93,15 @@ def check_length(shape: PretrainedConfig, longest: int) -> None:
 
 
 def check_packing(model: PreTrainedModel) -> None:
-    """Look whether a model computes the same in a packed row as by itself, in its own attention.
+    """Check that a model's logits for packed sequences are those of separate ones with its own attention.
 
-    Many do; one whose layers carry a state from token to token, whose attention has sinks or
-    caps, or which does not hand on what says where a sequence ends, does not. It is a matter of
-    the architecture, so a few layers are looked at, of each kind one, with drawn weights, in float32: in bfloat16
-    rounding alone moves a logit by several percent, on one processor more than on another.
+    They differ if layers carry a state from token to token, if the attention has sinks or caps, or if
+    the model does not pass on the segments. This depends only on the architecture, so the check takes
+    one layer of each kind, with random weights, in float32: in bfloat16 rounding alone moves a logit
+    by several percent, depending on the processor.
 
     Raises:
-        UserError: it does not.
+        UserError: they differ.
     """
     import torch
 
@@ -111,39 +110,39 @@ def check_packing(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in few.parameters():
-            if weight.dim() > 1:  # so that no part's share is too small to be seen, as of weights before training
+            if weight.dim() > 1:  # untrained weights may be too small to make a difference visible
                 weight.normal_(std=weight[0].numel() ** -0.5, generator=generator)
     ids = torch.randint(few.config.get_text_config().vocab_size, (1, sum(lengths)), generator=generator)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    # A caller's autocast would round it all the same.
+    # A caller's autocast would round in bfloat16.
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         packed = few(input_ids=ids, position_ids=positions, segments=lengths, use_cache=False).logits[0]
         few.set_attn_implementation("eager")
-        own = torch.cat([few(input_ids=part, use_cache=False).logits[0] for part in ids.split(lengths, dim=1)])
-    difference = (packed - own).abs().max().item()
-    if not difference <= _ALIKE * own.abs().max().item():
+        separate = torch.cat([few(input_ids=each, use_cache=False).logits[0] for each in ids.split(lengths, dim=1)])
+    difference = (packed - separate).abs().max().item()
+    if not difference <= _TOLERANCE * separate.abs().max().item():
         raise UserError(
-            f"model {model.config.model_type}: its logits in a packed row differ from those by itself by {difference:.3g}: "
+            f"model {model.config.model_type}: its logits in a packed row differ from those of separate rows by {difference:.3g}: "
             "limrank cannot train models of this kind"
         )
 
 
 def _few_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy in float32, on the CPU, with the first layer of each kind, and two layers at least:
-    what one layer mixes, the next one sees. The model is as it was afterwards."""
+    """A copy in float32 on the CPU with the first layer of each kind, at least two layers: the second
+    sees what the first one mixes. The model itself is unchanged afterwards."""
     from torch.nn import ModuleList
 
     shape = model.config.get_text_config()
     count = shape.num_hidden_layers
     owner, name, layers = next(
-        (owner, name, part)
+        (owner, name, child)
         for owner in model.modules()
-        for name, part in owner.named_children()
-        if isinstance(part, ModuleList) and len(part) == count
+        for name, child in owner.named_children()
+        if isinstance(child, ModuleList) and len(child) == count
     )
     kept = _one_of_each_kind(layers, getattr(shape, "layer_types", None) or [""] * count)
-    # The other layers are no part of the copy: a large model need not be in memory twice.
-    setattr(owner, name, ModuleList(layers[place] for place in kept))
+    # Only these layers are copied, so that a large model is not in memory twice.
+    setattr(owner, name, ModuleList(layers[index] for index in kept))
     try:
         few = copy.deepcopy(model)
     finally:
@@ -151,14 +150,14 @@ def _few_layers(model: PreTrainedModel) -> PreTrainedModel:
     shape = few.config.get_text_config()
     for key, value in vars(shape).items():
         if isinstance(value, (list, tuple)) and len(value) == count:
-            setattr(shape, key, [value[place] for place in kept])
+            setattr(shape, key, [value[index] for index in kept])
     shape.num_hidden_layers = len(kept)
     return few.cpu().float().eval()
 
 
 def _one_of_each_kind(layers: Sequence[nn.Module], types: Sequence[str]) -> list[int]:
-    """The places of the layers to look at, in their order."""
+    """The indices of the layers to check, in their order."""
     kinds: dict[tuple[str, ...], int] = {}
-    for place, (layer, name) in enumerate(zip(layers, types, strict=True)):
-        kinds.setdefault((name, *(type(part).__name__ for part in layer.modules())), place)
+    for index, (layer, name) in enumerate(zip(layers, types, strict=True)):
+        kinds.setdefault((name, *(type(module).__name__ for module in layer.modules())), index)
     return sorted({*kinds.values(), *range(min(2, len(layers)))})

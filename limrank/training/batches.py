@@ -1,9 +1,8 @@
-"""Which examples make a step, who takes them, and how they become one packed row.
+"""The examples of each step, their distribution over the workers, and their packing into one row.
 
-The *unit* of a step is an example or, where passages of one query are compared, a query
-with all its examples. Everything follows from (seed, epoch) and the number of workers, so
-every worker finds the same answer alone, and a resumed run goes on exactly where the first
-one stopped.
+The *unit* of a step is an example or, for objectives that compare the passages of a query, a query with
+all its examples. Everything is derived from (seed, epoch) and the number of workers: each worker
+computes it without the others, and a resumed run continues exactly where the first one stopped.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from limrank.training.sources import Example
 
 Unit = tuple[int, ...]
-"""Examples, by index, that are looked at together."""
+"""Indices of the examples that contribute one term to the loss."""
 
 
 def single_units(examples: Sequence[Example | EncodedExample]) -> list[Unit]:
-    """Each example by itself."""
+    """One unit for each example."""
     return [(index,) for index in range(len(examples))]
 
 
@@ -54,13 +53,12 @@ def micro_batches(
 ) -> list[list[Unit]]:
     """The forward passes of one worker in one step: lists of at most ``batch_size`` units.
 
-    A step's gradient is a sum, so its units may be ordered freely: by length, longest
-    first, and dealt like cards, which gives every worker as much work. Every worker gets
-    equally many lists, since all must meet in the last backward pass; at the end of an
-    epoch some are empty.
+    A step's gradient is a sum, so the order of its units is free. Batches are ordered by length, longest
+    first, and dealt to the workers in turn, which balances their work. Every worker gets the same number of
+    lists, because all synchronize in the last backward pass; at the end of an epoch some lists are empty.
 
     Args:
-        lengths: tokens of each example.
+        lengths: number of tokens of each example.
     """
 
     def tokens(unit: Unit) -> int:
@@ -76,11 +74,16 @@ def micro_batches(
 class PackedRow:
     """Several examples in one row without padding.
 
-    ``input_ids`` and ``position_ids`` are (1, tokens); positions begin anew with each example.
-    ``segments`` are the examples' lengths. ``kept`` are the places, in (0, tokens), whose
-    logits tell the completions' tokens, ``targets`` those tokens, and ``weights`` how often each
-    counts: each of as many as all completions have. ``units`` says how many examples each unit has, ``positive`` (examples,)
-    which are relevant.
+    ================  ====================  ======================================================
+    ``input_ids``     (1, tokens)           token ids
+    ``position_ids``  (1, tokens)           they start at 0 in each example
+    ``segments``      (examples,)           the examples' lengths
+    ``kept``          (completion tokens,)  positions whose logits predict the completions' tokens
+    ``targets``       (completion tokens,)  the completions' tokens
+    ``weights``       (completion tokens,)  how often each counts in the loss
+    ``units``         (units,)              number of examples of each unit
+    ``positive``      (examples,)           whether the passage is relevant
+    ================  ====================  ======================================================
     """
 
     input_ids: torch.Tensor
@@ -94,7 +97,7 @@ class PackedRow:
 
 
 def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str = "cpu") -> PackedRow:
-    """Units of examples → one row."""
+    """Packs units of examples into one row."""
     import numpy as np
     import torch
 
@@ -102,7 +105,7 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
     lengths = [len(example.ids) for example in examples]
     starts = np.cumsum([0, *lengths[:-1]])
     positions = np.concatenate([np.arange(length) for length in lengths])
-    # A token's logits stand one place before it.
+    # The logits at one position predict the token at the next.
     kept = [
         np.arange(start + example.prompt_tokens - 1, start + len(example.ids) - 1)
         for start, example in zip(starts, examples, strict=True)

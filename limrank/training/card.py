@@ -1,12 +1,10 @@
-"""The READMEs of ``model/`` and ``adapter/``: what a person who is handed one has to know."""
+"""The READMEs of ``model/`` and ``adapter/``: model cards with the front matter that the hub reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from limrank.config import TrainJob, is_uri
 from limrank.printable import as_markdown
@@ -19,63 +17,67 @@ _SETTINGS = (
 _OF_LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_embeddings")
 
 _ADAPTER = """
-## This is the adapter alone
+## This is only the adapter
 
-`AutoPeftModelForCausalLM.from_pretrained(THIS_FOLDER)` loads it with its base model, whose embeddings it
-makes room for the added tokens. For vLLM and `limrank rerank` take the merged model beside it.
+`AutoPeftModelForCausalLM.from_pretrained(THIS_FOLDER)` loads it with its base model, whose embeddings grow by
+the added tokens. vLLM and `limrank rerank` need the merged model, `model/`.
 """
 
 
 def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
-    """``{"model": …, "adapter": …}``, Markdown with the hub's front matter.
+    """The cards by folder, ``model`` and ``adapter``, as Markdown with front matter.
 
     Args:
         plan: what ``prepare`` counts of the data.
         progress: the fields of ``loop.Progress`` at the end.
     """
-    base, lora = _name(config.model.id), config.training.method == "lora"
+    text = "\n".join(_body(config, plan, progress)) + "\n"
+    return {"model": _card(config, "transformers", text), "adapter": _card(config, "peft", text + _ADAPTER)}
+
+
+def _card(config: TrainJob, library: str, text: str) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(
+        base_model=config.model.id if _is_hub_id(config.model.id) else None,
+        library_name=library,
+        pipeline_tag="text-ranking",
+        tags=["limrank", "reranker"],
+    )
+    # The template's own syntax ends here: the text is data.
+    return str(ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ text }}", text=text))
+
+
+def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]) -> Iterator[str]:
+    training = config.training
+    lora = training.method == "lora"
     names = _SETTINGS + (_OF_LORA if lora else ())
-    settings = config.training.model_dump(include=set(names))
+    settings = training.model_dump(include=set(names))
     if lora:
         settings["lora_targets"] = ", ".join(settings["lora_targets"]) or "all linear layers"
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-ranking",
-        "tags: [limrank, reranker]",
-        *([yaml.safe_dump({"base_model": base}, allow_unicode=True, width=10**6).strip()] if "/" in base else []),
-        "---",
-        "",
-        f"# A pointwise reranker from {as_markdown(base)}",
-        "",
-        "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score.",
-        f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,",
-        f"with `scoring.mode: {'direct' if config.training.target == 'direct' else 'think'}`, as it was trained"
-        + (" (or `direct`: it learned both)." if config.training.target == "mixed" else "."),
-        "",
-        "## Data",
-        "",
-        f"- {plan['examples']} examples of {as_markdown(_name(config.training.train_file))}, {plan['validation_examples']} held out, "
-        f"{plan['cut']} cut to {config.training.cutoff_tokens} tokens",
-        f"- {progress['tokens']} tokens over {progress['step']} steps",
-        "",
-        "## Settings",
-        "",
-        *(f"- {name}: {as_markdown(settings[name])}" for name in names),
-        f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}",
-        "",
-        "## Measured",
-        "",
-        f"- loss of the last step: {progress['loss']:.4f}",
-    ]
+    mode = "direct" if training.target == "direct" else "think"
+    yield f"# A pointwise reranker from {as_markdown(_name(config.model.id))}\n"
+    yield "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score."
+    yield f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,"
+    yield f"with `scoring.mode: {mode}`, as it was trained" + (
+        " (or `direct`: it learned both)." if training.target == "mixed" else "."
+    )
+    yield "\n## Data\n"
+    yield (
+        f"- {plan['examples']} examples of {as_markdown(_name(training.train_file))}, "
+        f"{plan['validation_examples']} held out, {plan['cut']} truncated to {training.cutoff_tokens} tokens"
+    )
+    yield f"- {progress['tokens']} tokens over {progress['step']} steps"
+    yield "\n## Settings\n"
+    for name in names:
+        yield f"- {name}: {as_markdown(settings[name])}"
+    yield f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}"
+    yield "\n## Measured\n"
+    yield f"- loss of the last step: {progress['loss']:.4f}"
     if progress["best_step"] is not None:
         best = f"step {progress['best_step']}, the best on held-out data: {_best(config, progress)}"
-        is_best = config.training.export == "best" or progress["best_step"] == progress["step"]
-        lines.append(
-            f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
-        )
-    text = "\n".join(lines) + "\n"
-    return {"model": text, "adapter": text + _ADAPTER}
+        is_best = training.export == "best" or progress["best_step"] == progress["step"]
+        yield f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
 
 
 def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:
@@ -86,9 +88,21 @@ def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:
     return f"nDCG@10 {progress['best_score']:.4f}, reranking the top {config.dev.first_stage.depth} of {as_markdown(of)} directly"
 
 
+def _is_hub_id(model: str) -> bool:
+    """Whether a model's name is OWNER/NAME of the hub: it names no path, no URI, no packaged model."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return "/" in model and not Path(model).exists()
+
+
 def _name(path: str) -> str:
-    """Of a path its last part: not where it lay on the machine that trained. Of a URI what
-    is not a store's settings."""
+    """A path's last component, so that a card does not tell where a file lay on the machine that
+    trained; a URI without the settings of its store."""
     if is_uri(path):
         return path.partition("?")[0]
     return Path(path).name if Path(path).is_absolute() else path

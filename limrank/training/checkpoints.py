@@ -1,4 +1,4 @@
-"""A run's checkpoints, which Ray Train keeps in ``checkpoints/`` of the run directory."""
+"""A run's checkpoints, which Ray Train stores in ``checkpoints/`` of the run directory."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-"""The run's name for Ray Train: by it, and by the run directory, Ray Train finds it again."""
+"""The run's name for Ray Train, which finds a run by its name and directory."""
 
 STATE_FILE = "state.pt"
 
 SCORE = "score"
-"""By what Ray Train tells the best checkpoint: a look's score, or where nobody looked
-:data:`NO_SCORE`."""
+"""The metric by which Ray Train finds the best checkpoint: the score of an evaluation, or
+:data:`NO_SCORE` without one."""
 
 NO_SCORE = -1e9
-"""Below all; an infinity does not outlive the JSON that Ray Train keeps its checkpoints in."""
+"""Below all scores. Not an infinity, which the JSON of Ray Train's index cannot hold."""
 
-_PARTS = {"plan", "parameters", "optimizer", "schedule", "progress", "over"}
+_STATE_KEYS = {"plan", "parameters", "optimizer", "schedule", "progress", "over"}
 
 _INDEX = f"{FOLDER}/checkpoint_manager_snapshot.json"
 _CHECKPOINT = "checkpoint_"
 
 
 def save(state: dict[str, Any] | None, progress: Progress) -> None:
-    """Report to Ray Train, which every worker must do equally often; the first hands in the state."""
+    """Report to Ray Train, which every worker must do equally often; only the first passes a ``state``."""
     import torch
     from ray.train import Checkpoint, report
 
     is_best = progress.step == progress.best_step
-    # Ray Train keeps the last ones, and those with the highest score.
+    # Ray Train keeps the last checkpoint, and those with the highest scores.
     metrics = {"step": progress.step, SCORE: progress.best_score if is_best else NO_SCORE}
     if state is None:
         report(metrics)
         return
     with tempfile.TemporaryDirectory() as work:
         torch.save(state, Path(work) / STATE_FILE)
-        # Ray Train copies it to the run's storage before this returns.
+        # report() returns after the checkpoint was copied to the run's storage.
         report(metrics, checkpoint=Checkpoint.from_directory(work))
 
 
 def load(storage: Storage, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The last state that was saved; None where there is none.
+    """The last saved state; None if there is none.
 
     Raises:
-        UserError: it is one of another plan.
+        UserError: it belongs to another plan.
     """
     from ray.train import get_checkpoint
 
@@ -79,10 +79,10 @@ def load(storage: Storage, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def of_step(storage: Storage, step: int) -> dict[str, Any]:
-    """The state that was saved after so many steps.
+    """The state that was saved after ``step`` steps.
 
     Raises:
-        EngineError: it is not there.
+        EngineError: there is none.
     """
     from ray.train import get_all_reported_checkpoints
 
@@ -98,9 +98,12 @@ def of_step(storage: Storage, step: int) -> dict[str, Any]:
 
 
 def drop_broken_index(storage: Storage) -> None:
-    """Ray Train writes the list of a run's checkpoints in place: a driver that is killed
-    meanwhile leaves half of it, and Ray Train then refuses the whole run. Without the list
-    it begins a new one, and :func:`load` finds the checkpoints themselves."""
+    """Remove Ray Train's index of checkpoints if it is incomplete.
+
+    Ray Train writes the index in place: a driver that is killed meanwhile leaves half of it, and Ray
+    Train then refuses the whole run. Without an index it starts a new one, and :func:`load` finds the
+    checkpoints themselves.
+    """
     try:
         index = parse_json(storage.read_bytes(_INDEX), _INDEX, finite=False)
     except FileNotFoundError:
@@ -109,13 +112,13 @@ def drop_broken_index(storage: Storage) -> None:
         index = None
     listed = index.get("checkpoint_results") if isinstance(index, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        _log.warning("%s was half written when its driver died: made anew", storage.display_path(_INDEX))
+        _log.warning("%s is incomplete because its driver crashed: it is rebuilt", storage.display_path(_INDEX))
         storage.remove(_INDEX)
 
 
 def _found(storage: Storage) -> Iterator[dict[str, Any]]:
-    """The states in the folder, last one first (a checkpoint is named by its time); one that was
-    not copied to its end is passed over."""
+    """The states in the folder, last one first (checkpoints are named by their time). Incomplete
+    checkpoints are skipped."""
     from ray.train import Checkpoint
 
     files, path = filesystem(storage.root)
@@ -126,16 +129,16 @@ def _found(storage: Storage) -> Iterator[dict[str, Any]]:
 
 
 def _whole(checkpoint: Checkpoint, storage: Storage) -> dict[str, Any] | None:
-    """What a checkpoint holds; None, and a warning, where it is damaged or none of ours."""
+    """The state of a checkpoint; None, and a warning, if it is damaged or not ours."""
     import torch
 
     try:
         with checkpoint.as_directory() as directory:
             saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
-        if not isinstance(saved, dict) or not saved.keys() >= _PARTS:
-            raise ValueError("it holds no state of a training")
+        if not isinstance(saved, dict) or not saved.keys() >= _STATE_KEYS:
+            raise ValueError("it holds no training state")
     except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError) as error:
         name = f"{FOLDER}/{Path(checkpoint.path).name}"
-        _log.warning("%s is passed over: %s", storage.display_path(name), first_line(error))
+        _log.warning("%s is skipped: %s", storage.display_path(name), first_line(error))
         return None
     return saved

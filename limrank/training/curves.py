@@ -1,4 +1,4 @@
-"""What a run's metrics look like: a picture, and events for TensorBoard."""
+"""A run's metrics as a picture, and as events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 class Board:
-    """The same metrics as TensorBoard reads them. A resumed run's events replace those of the
-    steps that it makes again."""
+    """Writes the metrics as TensorBoard's events. A resumed run replaces the events of the steps that
+    it repeats."""
 
     def __init__(self, directory: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -24,8 +24,8 @@ class Board:
 
 
 def draw_curves(metrics: list[dict[str, Any]]) -> bytes:
-    """Loss (training, and held out where measured), held-out nDCG@10 where measured, and
-    learning rate by step, as a PNG."""
+    """A PNG of the loss (training, and held out if measured), the held-out nDCG@10 if measured, and the
+    learning rate by step."""
     from matplotlib.figure import Figure
 
     steps = [line["step"] for line in metrics]
@@ -33,7 +33,7 @@ def draw_curves(metrics: list[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(8, 7.5 if ranked else 6), layout="constrained")
     panels = figure.subplots(3 if ranked else 2, 1, sharex=True, height_ratios=(3, 2, 1) if ranked else (3, 1))
     loss, rate = panels[0], panels[-1]
-    # One point is not a line.
+    # A single point needs a marker.
     marker = "o" if len(steps) < 50 else ""
     loss.plot(steps, [line["loss"] for line in metrics], marker=marker, markersize=3, label="training")
     if validated := [line for line in metrics if "validation_loss" in line]:

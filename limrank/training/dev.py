@@ -1,7 +1,7 @@
-"""Held-out nDCG@10: a small benchmark, reranked directly by the model that is in training.
+"""Held-out nDCG@10: the model in training reranks a small benchmark directly.
 
-The candidates, the prompts and the order are those of a rerank job with ``scoring.mode:
-direct``; only the engine is the training's own.
+Candidates, prompts and order are those of a rerank job with ``scoring.mode: direct``; only the
+forward pass is the trainer's.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MEASURE = "nDCG@10"
 
 @dataclass(frozen=True)
 class DevSet:
-    """Queries with their candidates, best of the first stage first.
+    """Queries with their candidates, in the order of the first stage.
 
-    ``pairs`` are encoded up to where the label would stand, query by query; ``documents``
-    are (query id, document id) of each. ``warnings`` are sentences for a person, about the data.
+    ``pairs`` are encoded up to the label, query by query; ``documents`` are their (query id, document
+    id). ``warnings`` are sentences for a person about the data.
     """
 
     pairs: list[EncodedExample]
@@ -39,7 +39,7 @@ class DevSet:
     warnings: list[str]
 
     def ndcg(self, scores: Sequence[float]) -> float:
-        """Mean nDCG@10 of the candidates in the order of their scores, then of the first stage."""
+        """Mean nDCG@10 of the candidates by score; equal scores keep the order of the first stage."""
         ranked: dict[str, list[tuple[float, str]]] = {}
         for (query_id, doc_id), score in zip(self.documents, scores, strict=True):
             ranked.setdefault(query_id, []).append((score, doc_id))
@@ -53,10 +53,11 @@ class DevSet:
 
 
 def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: int) -> DevSet:
-    """Load and encode; a pair that is longer than ``cutoff`` tokens loses the end of its passage.
+    """Load and encode a dev set; a pair longer than ``cutoff`` tokens loses the end of its passage.
 
     Raises:
-        UserError: the data is not there, a query alone is too long, or no query has a candidate.
+        UserError: the data is missing, a query is too long even without a passage, or no query has a
+            candidate.
     """
     benchmark = benchmarks.load(dev.data)
     close, label = close_tokens(tokenizer), tokenizer.encode(TRUE, add_special_tokens=False)
@@ -69,15 +70,17 @@ def read_dev_set(dev: DevConfig, tokenizer: Tokenizer, template: str, cutoff: in
                 raise UserError(
                     f"dev: query {query.query_id} does not fit in training.cutoff_tokens={cutoff}"
                 ) from None
-            pairs.append(_asked(encode_closed(tokenizer, prompt, ""), label, query.query_id))
+            pairs.append(_with_label(encode_closed(tokenizer, prompt, ""), label, query.query_id))
             documents.append((query.query_id, candidate.doc_id))
     if not pairs:
-        raise UserError("dev: its first stage finds no candidate for any of its queries: look at dev.data")
+        raise UserError("dev: its first stage finds no candidate for any of its queries: check dev.data")
     return DevSet(pairs, documents, benchmark.qrels, warnings)
 
 
-def _asked(prompt: list[int], label: list[int], query_id: str) -> EncodedExample:
-    """A pair whose one target is a label's token: its place is where both labels' logits are read."""
+def _with_label(prompt: list[int], label: list[int], query_id: str) -> EncodedExample:
+    """A pair whose only target is a label's token: the logits of both labels are read at its position."""
     import numpy as np
 
-    return EncodedExample(0, np.asarray(prompt + label, dtype=np.int32), len(prompt), False, (query_id,), cut=False)
+    return EncodedExample(
+        0, np.asarray(prompt + label, dtype=np.int32), len(prompt), False, (query_id,), truncated=False
+    )

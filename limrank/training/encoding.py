@@ -1,6 +1,6 @@
 """A training file's examples → token ids: in this process, or by Ray Data on a cluster's CPUs.
 
-Either way it happens once a run: the workers are handed token ids.
+Either way it happens once a run: the workers get token ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 1000
-"""Examples of one task: half a second or more of work for a tokenizer."""
+"""Examples in one task: at least half a second of a tokenizer's work."""
 
 
 def encode_here(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
@@ -47,7 +47,7 @@ def encode_here(config: TrainJob, examples: Sequence[Example]) -> list[EncodedEx
 
 
 def encode_on_cluster(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
-    """The same by Ray Data, a task for each :data:`BLOCK` of them, on the cluster that this
+    """The same by Ray Data, with one task for each :data:`BLOCK` examples, on the cluster that this
     process is connected to."""
     import ray
 
@@ -59,12 +59,12 @@ def encode_on_cluster(config: TrainJob, examples: Sequence[Example]) -> list[Enc
     )
     for block in tasks.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
         encoded |= _examples(block, examples)
-    return [encoded[place] for place in range(len(examples))]
+    return [encoded[index] for index in range(len(examples))]
 
 
 @cache
 def _tokenizer(model_dir: Path):
-    """Once a process: a worker of Ray Data's encodes many blocks."""
+    """Cached: a Ray Data worker encodes many blocks."""
     return load_tokenizer(model_dir)[0]
 
 
@@ -73,8 +73,8 @@ def _table(start: int, examples: Iterable[Example]) -> pa.Table:
 
     return pa.Table.from_pylist(
         [
-            {"place": place, "line": each.line, "prompt": each.prompt, "chain": each.chain, "label": each.label}
-            for place, each in enumerate(examples, start)
+            {"index": index, "line": each.line, "prompt": each.prompt, "chain": each.chain, "label": each.label}
+            for index, each in enumerate(examples, start)
         ]
     )
 
@@ -84,42 +84,42 @@ def _encode_block(block: pa.Table, config: TrainJob) -> pa.Table:
 
     columns = pa.schema(
         {
-            "place": pa.int64(),
+            "index": pa.int64(),
             "ids": pa.large_list(pa.int32()),
             "prompt_tokens": pa.int64(),
-            "cut": pa.bool_(),
+            "truncated": pa.bool_(),
             "error": pa.string(),
         }
     )
     rows = block.to_pylist()
-    places = [row.pop("place") for row in rows]
+    indices = [row.pop("index") for row in rows]
     try:
         encoded = encode_here(config, [Example(**row, query=()) for row in rows])
     except UserError as error:
-        # What a task raises comes back wrapped in all that stood around it.
+        # Ray wraps an exception that a task raises in its own text; a row does not change.
         return pa.Table.from_pylist([{"error": str(error)}], columns)
     return pa.Table.from_pylist(
         [
-            {"place": place, "ids": each.ids, "prompt_tokens": each.prompt_tokens, "cut": each.cut}
-            for place, each in zip(places, encoded, strict=True)
+            {"index": index, "ids": each.ids, "prompt_tokens": each.prompt_tokens, "truncated": each.truncated}
+            for index, each in zip(indices, encoded, strict=True)
         ],
         columns,
     )
 
 
 def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, EncodedExample]:
-    """The encoded examples of a block, by their place. Raises UserError for one that does not fit."""
+    """The encoded examples of a block by index. Raises UserError for one that does not fit."""
     if error := block["error"][0].as_py():
         raise UserError(error)
-    plain = block.select(["place", "prompt_tokens", "cut"]).to_pylist()
+    plain = block.select(["index", "prompt_tokens", "truncated"]).to_pylist()
     return {
-        row["place"]: EncodedExample(
-            line=examples[row["place"]].line,
+        row["index"]: EncodedExample(
+            line=examples[row["index"]].line,
             ids=ids.values.to_numpy(),  # a view: no token becomes an object
             prompt_tokens=row["prompt_tokens"],
-            label=examples[row["place"]].label == TRUE,
-            query=examples[row["place"]].query,
-            cut=row["cut"],
+            label=examples[row["index"]].label == TRUE,
+            query=examples[row["index"]].query,
+            truncated=row["truncated"],
         )
         for row, ids in zip(plain, block["ids"], strict=True)
     }

@@ -1,6 +1,6 @@
-"""Training examples → token ids with the loss on the completion.
+"""Training examples → token ids, with the loss on the completion.
 
-Pure Python, but for the arrays of ids.
+Pure Python except for the arrays of ids.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 NO_CHAIN = "\n"
-"""The chain of an example that is answered directly."""
+"""The chain of an example without one, whose label follows directly."""
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """``ids`` (int32, one dimension) are prompt and completion.
+    """An example as token ids: ``ids`` (int32, one dimension) are prompt and completion.
 
-    The first ``prompt_tokens`` carry no loss. What follows is the chain, its close, the label
-    and the end of sequence; of an example that is answered directly, the label alone. ``label``
-    says whether the passage is relevant; ``query`` is the same for all passages of a query.
-    ``cut`` says that tokens were left out. A token of the completion counts ``token_weight``
-    times in the loss.
+    The first ``prompt_tokens`` carry no loss. The completion is the chain, its close, the label and the
+    end of sequence; without a chain it is only the label. ``label``: whether the passage is relevant.
+    ``query`` is equal for all passages of a query. ``truncated``: tokens were left out. A token of the
+    completion counts ``token_weight`` times in the loss.
     """
 
     line: int
@@ -38,7 +37,7 @@ class EncodedExample:
     prompt_tokens: int
     label: bool
     query: tuple[str, ...]
-    cut: bool
+    truncated: bool
     token_weight: float = 1.0
 
     @property
@@ -47,26 +46,25 @@ class EncodedExample:
 
 
 def set_target(examples: Iterable[Example], target: Literal["direct", "think", "mixed"]) -> list[Example]:
-    """The examples with what the model shall learn to write.
+    """The examples with the completion that the model is to learn.
 
-    ``think`` keeps the chain where there is one, ``direct`` drops it, ``mixed`` alternates: one model then
-    serves both. The switch between the two is ``</think>`` straight after ``<think>``, which
-    whoever asks for a direct answer puts there. The alternation is counted by label, over the
-    examples that have a chain: files often alternate these too, and the mere presence of a
-    chain must not give the answer away.
+    ``think`` keeps the chain of examples that have one, ``direct`` drops it, ``mixed`` alternates: one
+    model then serves both modes. A request for a direct answer puts ``</think>`` right after ``<think>``.
+    The alternation is counted by label, over the examples that have a chain: files often alternate
+    labels, too, and the mere presence of a chain must not give the label away.
     """
-    aimed, seen = [], dict.fromkeys(LABELS, 0)
+    targeted, seen = [], dict.fromkeys(LABELS, 0)
     for example in examples:
         thought = bool(example.chain.strip())
         direct = not thought or target == "direct" or (target == "mixed" and seen[example.label] % 2 == 1)
         seen[example.label] += thought
-        aimed.append(replace(example, chain=NO_CHAIN) if direct else example)
-    return aimed
+        targeted.append(replace(example, chain=NO_CHAIN) if direct else example)
+    return targeted
 
 
 def balanced(examples: Sequence[EncodedExample]) -> list[EncodedExample]:
-    """The examples with weights such that those that are answered directly, of one token each,
-    count as much in all as those with a chain, of hundreds: a mixed model is to learn both."""
+    """The examples with weights so that those without a chain, of one token each, count as much in
+    total as those with a chain, of hundreds of tokens: a mixed model is to learn both."""
     direct = sum(example.completion_tokens == 1 for example in examples)
     thought = sum(example.completion_tokens for example in examples) - direct
     if not direct or not thought:
@@ -89,21 +87,21 @@ def encode_examples(
 ) -> list[EncodedExample]:
     """Token ids of every example, none longer than ``cutoff`` tokens.
 
-    What is too long loses the end of its chain, then the end of its passage; never
-    instruction, query or label.
+    A longer example loses the end of its chain, then the end of its passage; never its instruction,
+    query or label.
 
     Args:
         encode: text → ids, without the tokenizer's own start and end tokens; ``<think>``
             and ``</think>`` are one id each.
         end_id: the end-of-sequence token.
         source: the file's name, for messages.
-        before: what a prompt begins with (``<s>``), as the model is asked.
-        longest_token: characters of the vocabulary's longest token: of a longer text than can fit
-            the end need not be encoded.
+        before: the ids that precede every prompt (``<s>``).
+        longest_token: characters of the vocabulary's longest token. It bounds the length of a text that
+            can fit, and a text's end beyond the bound is not encoded.
 
     Raises:
-        UserError: the cutoff has no room for query and label, or a prompt that is too long
-            does not say where its passage begins.
+        UserError: query and label do not fit into the cutoff, or it cannot be told where the passage of
+            a too long prompt begins.
     """
     most = None if longest_token is None else (cutoff + _SPARE_TOKENS) * longest_token
     return [_encode(_clipped(example, most), encode, end_id, cutoff, source, list(before)) for example in examples]
@@ -113,8 +111,8 @@ _SPARE_TOKENS = 64
 
 
 def _clipped(example: Example, most: int | None) -> Example:
-    """The example without what lies beyond ``most`` characters of its chain and of its passage,
-    which would be cut off as tokens."""
+    """The example with at most ``most`` characters of its chain and of its passage: the rest would be
+    truncated as tokens."""
     if most is None or len(example.prompt) + len(example.chain) <= most:
         return example
     head, tail = _around_passage(example.prompt)
@@ -125,11 +123,11 @@ def _clipped(example: Example, most: int | None) -> Example:
 
 
 def _plain(encode: Encode, text: str) -> list[int]:
-    """Ids of a chain, which is characters alone: a mark at its start or end is encoded in two parts."""
+    """Ids of a chain as plain characters: a think token at its start or end is encoded in two pieces."""
     head = text[:1] if text.startswith(THINK_CLOSE) else ""
     tail = text[-1:] if text.endswith(THINK_OPEN) else ""
-    parts = (head, text[len(head) : len(text) - len(tail)], tail)
-    return [each for part in parts if part for each in encode(part)]
+    pieces = (head, text[len(head) : len(text) - len(tail)], tail)
+    return [each for piece in pieces if piece for each in encode(piece)]
 
 
 def _encode(
@@ -137,17 +135,17 @@ def _encode(
 ) -> EncodedExample:
     import numpy as np
 
-    # Encoded in three parts, which gives the same ids as the whole: <think> and
-    # </think> are added tokens, and a tokenizer never merges across one.
+    # Three pieces give the same ids as the whole text: <think> and </think> are added tokens, and a
+    # tokenizer never merges across one.
     prompt = before + encode(example.prompt)
     chain, no_chain = _plain(encode, example.chain), encode(NO_CHAIN)
     answer = encode(THINK_CLOSE + example.label)
-    # Where there is no chain, whoever asks closes it: a model that learned to write the close
-    # would stop thinking. And it is asked for one token, so no end follows.
+    # Without a chain the close belongs to the prompt: a model that learned to write it would stop
+    # thinking. The model is then asked for one token, so no end of sequence follows.
     direct = not example.chain.strip()
     over = len(prompt) + len(chain) + len(answer) + (not direct) - cutoff
-    cut = over > 0
-    if cut:
+    truncated = over > 0
+    if truncated:
         chain = _drop_end(chain, over, keep_last=no_chain)
         direct = direct or chain == no_chain
         over = len(prompt) + len(chain) + len(answer) + (not direct) - cutoff
@@ -156,7 +154,7 @@ def _encode(
         if head is None:
             raise UserError(
                 f"{source}:{example.line}: longer than training.cutoff_tokens={cutoff}, and without a line that begins "
-                "with 'Passage: ' nothing of it can be cut: raise the cut-off, or remove the line"
+                "with 'Passage: ' it cannot be truncated: raise the cut-off, or remove the line"
             )
         prompt = _drop_end(prompt, over, keep_last=encode(tail))
         max_tokens = cutoff - len(chain) - len(answer) - (not direct)
@@ -167,17 +165,17 @@ def _encode(
             )
     ids = np.asarray(prompt + chain + answer + ([] if direct else [end_id]), dtype=np.int32)
     without_loss = len(ids) - 1 if direct else len(prompt)
-    return EncodedExample(example.line, ids, without_loss, example.label == TRUE, example.query, cut)
+    return EncodedExample(example.line, ids, without_loss, example.label == TRUE, example.query, truncated)
 
 
 def _drop_end(ids: list[int], count: int, keep_last: list[int]) -> list[int]:
-    """``ids`` shorter by ``count`` (or as many as there are), ending in ``keep_last``."""
+    """The beginning of ``ids``, then ``keep_last``: shorter by ``count``, or as short as ``keep_last``."""
     kept = len(ids) - count - len(keep_last)
     return ids[: max(kept, 0)] + keep_last
 
 
 def _around_passage(prompt: str) -> tuple[str | None, str]:
-    """What stands before the passage of a prompt, None where it cannot be told, and after it."""
+    """The text of a prompt before its passage, None if that cannot be told, and the text after it."""
     before = before_passage(prompt)
     head = None if before is None else (before + PASSAGE_MARK).rstrip(" ")
     tail = next((tail for tail in (f"\n{THINK_OPEN}", THINK_OPEN) if prompt.endswith(tail)), "")

@@ -1,4 +1,4 @@
-"""Fine-tuning on Ray Train: what it takes, the workers, and what they leave in a directory."""
+"""Fine-tuning on Ray Train: resources, workers, retries after crashes, and the files of a run."""
 
 from __future__ import annotations
 
@@ -25,23 +25,31 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CRASHES_TOLERATED = 3
-"""A worker that dies is replaced, and all go on from the last checkpoint; so often without coming further."""
+"""A run survives this many consecutive crashes without new progress, and fails at the next one. After a
+crash all workers start from the last checkpoint."""
 
 MINUTES_WAITED = 10
-"""So long a cluster may have no room for the workers: it has lost a node, or other work holds it."""
+"""A run fails if the cluster has no resources for its workers for this long."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to; resumed parts included.
+    """The result of a run, over all its resumed sessions.
 
-    ``examples`` and ``cut`` count lines of the training file (validation included),
-    ``tokens`` all that was trained on over the epochs, ``seconds`` time in training
-    steps. Losses are the mean over completion tokens (or units, see ``objectives``): of the last
-    step, and of the validation split at the last look (None where there is no split). ``best_step``
-    is that of the best look (None: nobody looked), ``best_ndcg`` the dev set's nDCG@10 there. Exported are
-    the weights of ``exported_step``: the same, or the last, as ``training.export`` says.
-    ``dtype`` is what the model computed with (``bfloat16``: by autocast, over float32 weights).
+    =======================================  ============================================================
+    ``examples, truncated``                  lines of the training file, validation included
+    ``tokens``                               tokens that were trained on, over all epochs
+    ``seconds``                              time in training steps
+    ``final_loss``                           of the last step: the mean over completion tokens (or units,
+                                             see ``objectives``)
+    ``validation_loss``                      of the last evaluation; None without a validation split
+    ``best_step, best_ndcg``                 step of the best evaluation, and the dev set's nDCG@10 there;
+                                             None if nothing was evaluated
+    ``exported_step``                        the step of the exported weights (``training.export``)
+    ``model_dir``                            path of the exported model
+    ``dtype``                                dtype of the computation (``bfloat16``: by autocast, over
+                                             float32 weights)
+    =======================================  ============================================================
     """
 
     examples: int
@@ -53,7 +61,7 @@ class TrainResult:
     best_ndcg: float | None
     best_step: int | None
     exported_step: int
-    cut: int
+    truncated: int
     model_dir: str
     dtype: str | None
 
@@ -63,24 +71,23 @@ def fit(
 ) -> TrainResult:
     """Train on the Ray cluster that this process is connected to.
 
-    Started again with the same storage it goes on from the last checkpoint.
+    A call with the same storage continues from the last checkpoint.
 
     Args:
-        storage: where ``checkpoints/ adapter/ model/ metrics.jsonl curves.png`` go;
-            every worker must see it under the same absolute path, or URI.
-        on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of
-            each step that is new to it (see :func:`limrank.training.loop.train`).
-        prepared: what :func:`~limrank.training.prepare.prepare` makes of the recipe, where
-            it was made already.
+        storage: for ``checkpoints/ adapter/ model/ metrics.jsonl curves.png``; every worker must see it
+            under the same absolute path, or URI.
+        on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of every new step
+            (see :func:`limrank.training.loop.train`).
+        prepared: the result of :func:`~limrank.training.prepare.prepare` for this recipe, if it exists.
 
     Raises:
-        UserError: the file, the model, the dtype or the number of workers does not do.
-        EngineError: workers died again and again, the cluster had no room for them any more, or the loss diverged.
+        UserError: the file, the model, the dtype or the number of workers is unsuitable.
+        EngineError: workers crashed repeatedly, the cluster had no resources for them, or the loss diverged.
     """
     import ray
 
     if not ray.is_initialized():
-        raise RuntimeError("limrank.training.fit.fit needs a Ray that its caller has connected to")
+        raise RuntimeError("limrank.training.fit.fit needs a caller that is connected to Ray")
     if not is_uri(storage.root):
         storage = Storage(os.path.abspath(storage.root))  # workers have another working directory
     checkpoints.drop_broken_index(storage)
@@ -90,8 +97,9 @@ def fit(
     task = {
         "config": config,
         "storage": storage,
-        # By reference: each node fetches the examples once, and each worker maps them.
+        # A reference: each node fetches the examples once, and each worker maps them into memory.
         "data": ray.put(prepared),
+        # A resumed run compares these with its checkpoint's: their names stay as they are.
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut")},
     }
     with following(storage, on_progress):
@@ -107,16 +115,17 @@ def fit(
         best_ndcg=progress["best_score"] if config.dev else None,
         best_step=progress["best_step"],
         exported_step=(progress["best_step"] if config.training.export == "best" else None) or progress["step"],
-        cut=planned["cut"],
+        truncated=planned["cut"],
         model_dir=storage.display_path("model"),
         dtype=dtype,
     )
 
 
 def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[str, Any], str | None]:
-    """The progress and the dtype that the workers return, of trainers that each go on from the last checkpoint.
+    """The progress and the dtype that the workers return. After a crash a new trainer continues from the
+    last checkpoint.
 
-    A death is a worker's, its node's (one that is told before, too), or that of Ray Train's controller.
+    A crash is that of a worker, of its node (announced preemptions, too), or of Ray Train's controller.
     """
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
@@ -126,16 +135,16 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[st
         try:
             ended = trainer().fit().return_value
         except (TrainingFailedError, RayActorError) as error:
-            if _had_no_room(error):
+            if _lacked_resources(error):
                 raise EngineError(
-                    f"the cluster had no room for the workers within {MINUTES_WAITED} minutes: it lost a node, or other "
-                    "work holds it; the same command goes on from the last checkpoint"
+                    f"the cluster had no resources for the workers within {MINUTES_WAITED} minutes: it lost a node, or other "
+                    "work holds them; the same command continues from the last checkpoint"
                 ) from error
             cause, reached = _cause(error), _steps(storage)
             furthest, crashes = max(furthest, reached), 1 if reached > furthest else crashes + 1
             if crashes > CRASHES_TOLERATED:
                 raise cause from error
-            _log.warning("training died after step %d, and goes on from its last checkpoint: %s", reached, cause)
+            _log.warning("training crashed after step %d, and continues from its last checkpoint: %s", reached, cause)
         else:
             if error := ended.get("error"):
                 raise error
@@ -143,12 +152,12 @@ def _fit(trainer: Callable[[], TorchTrainer], storage: Storage) -> tuple[dict[st
 
 
 def _steps(storage: Storage) -> int:
-    """How many were made, of which those since the last checkpoint are made again; of a store that
-    does not say now, none."""
+    """The number of completed steps, with those since the last checkpoint, which are repeated. 0 if the
+    store cannot be read now."""
     try:
         return steps_made(storage)
     except OSError as error:
-        _log.warning("the steps that were made cannot be read: %s", error)
+        _log.warning("the number of completed steps cannot be read: %s", error)
         return 0
 
 
@@ -158,19 +167,19 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Ray Train's own handler would outlive the training, and end an interrupted job with 0."""
+            """Ray Train's handler would outlive the training, and end an interrupted job with exit code 0."""
 
     config: TrainJob = task["config"]
     storage: Storage = task["storage"]
     files, path = filesystem(storage.root)
-    # The last one is kept whatever its score; but where all scores are equal, it is the highest itself.
+    # Ray Train keeps the last checkpoint besides the best ones; if all scores are equal, it is one of the best.
     are_scored = config.dev or task["plan"]["validation_examples"]
     return Trainer(
         train_worker,
         train_loop_config=task,
         scaling_config=scaling,
-        # The same name and path are what Ray Train resumes by. Its log repeats, at length,
-        # the error that is raised below; its files below the Ray session keep everything.
+        # Ray Train resumes a run by its name and path. Its log would repeat, at length, the error that is
+        # raised below; its files in the Ray session keep everything.
         run_config=RunConfig(
             name=checkpoints.FOLDER,
             storage_path=path,
@@ -179,8 +188,8 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
                 num_to_keep=config.training.keep_checkpoints + (0 if are_scored else 1),
                 checkpoint_score_attribute=checkpoints.SCORE,
             ),
-            # No death is borne here: they are counted by what was reached between them. To start is tried
-            # again, and each time Ray Train waits a minute for room.
+            # Ray Train retries no crash: _fit counts crashes by the progress between them. A start is
+            # retried, and each time Ray Train waits one minute for resources.
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=MINUTES_WAITED - 1
             ),
@@ -191,7 +200,7 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a worker of training takes of a cluster."""
+    """The resources of one training worker."""
 
     memory_bytes: int
     holds_model = True
@@ -216,7 +225,7 @@ def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
 
 
 def _cause(error: Exception) -> LimrankError:
-    """What a death comes to, in one line."""
+    """The cause of a crash as an error of one line."""
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError):
@@ -225,10 +234,10 @@ def _cause(error: Exception) -> LimrankError:
     return EngineError(f"training failed: {type(inner).__name__}: {_last_line(inner)}")
 
 
-def _had_no_room(error: Exception) -> bool:
+def _lacked_resources(error: Exception) -> bool:
     from ray.train import ControllerError
 
-    # The class is in a private module of Ray Train's.
+    # The class is in a private module of Ray Train.
     return (
         isinstance(error, ControllerError)
         and type(error.controller_failure).__name__ == "WorkerGroupStartupTimeoutError"
@@ -236,10 +245,10 @@ def _had_no_room(error: Exception) -> bool:
 
 
 def _of_workers(failures: dict[int, Exception]) -> LimrankError:
-    """The one error that says most, of those that the workers ended with.
+    """The most informative of the workers' errors.
 
-    When one worker fails, the others fail too, by losing it; an error that limrank
-    raised on purpose is the first cause, whichever rank it came from.
+    When one worker fails, the others fail because they lose it. An error that limrank raised itself is
+    the first cause, whatever its rank.
     """
     # Ray Train keeps the original exception in a private field; without it the text remains.
     originals = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}

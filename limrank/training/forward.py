@@ -1,4 +1,4 @@
-"""The model over packed rows: the loss that is trained, and what held-out data comes to."""
+"""The model on packed rows: the training loss, the held-out loss, and log-odds for the dev set."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def training_units(examples: Sequence[Example | EncodedExample], objective: Objective) -> list[Unit]:
-    """What is looked at together: an example, or a query with its examples of both labels."""
+    """The units of the loss: single examples, or queries with their examples of both labels."""
     return query_units(examples) if compares(objective) else single_units(examples)
 
 
 def row_loss(
     model: nn.Module, objective: Objective, labels: tuple[int, int], mixed_precision: bool = False
 ) -> nn.Module:
-    """A module: a :class:`~limrank.training.batches.PackedRow` → its summed loss.
+    """A module that maps a :class:`~limrank.training.batches.PackedRow` to its summed loss.
 
-    The model computes logits for the completions' tokens only; with a vocabulary of
-    49,152 or more, all the prompt's would cost more memory than the rest of the model.
+    The model computes logits only for the completions' tokens: with a vocabulary of 49,152 or more, the
+    prompts' logits would take more memory than the rest of the model.
     """
     import torch
 
@@ -66,7 +66,7 @@ def mean_loss(
     batch_size: int,
     device: torch.device | str,
 ) -> float:
-    """Mean loss of a completion token (or a unit, see ``objectives``), over all processes; no gradient."""
+    """The mean loss of a completion token (or a unit, see ``objectives``) over all processes, without gradients."""
     import torch
 
     units = training_units(examples, objective)
@@ -84,7 +84,7 @@ def direct_log_odds(
     device: torch.device | str,
     mixed_precision: bool = False,
 ) -> list[float]:
-    """logit(true) − logit(false) of each pair, shared by all processes; no gradient."""
+    """logit(true) − logit(false) of each pair, computed by all processes together, without gradients."""
     import torch
 
     odds = torch.zeros(len(pairs), dtype=torch.float64, device=device)
@@ -104,9 +104,9 @@ def _shared_rows(
     batch_size: int,
     device: torch.device | str,
 ) -> Iterator[tuple[list[Unit], PackedRow]]:
-    """This process's share of the units, with the row of each batch, without gradients and
-    in the module's evaluation mode. An empty batch has a row too, of which nothing counts:
-    where weights lie in parts, all processes go forward equally often."""
+    """This process's share of the units, with the row of each batch, without gradients and in the
+    module's evaluation mode. An empty batch has a row, too, which does not count: with sharded weights
+    every process has to run the same number of forward passes."""
     import torch
 
     rank, workers = process()

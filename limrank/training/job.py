@@ -23,21 +23,21 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
-    """Train into ``config.run_dir``; the same call again goes on from the last checkpoint.
+    """Train into ``config.run_dir``; the same call continues from the last checkpoint.
 
     Raises:
         UserError, EngineError: see :func:`train_job`.
     """
     result = train_job(config, address=address, progress=progress, overwrite=overwrite)
-    return JobResult(0, [], _shown(config, result))
+    return JobResult(0, [], _messages(config, result))
 
 
 def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: bool = False) -> TrainResult:
-    """Train as :func:`run` does, and say what came of it.
+    """Train as :func:`run` does, and return the details.
 
     Raises:
-        UserError: the file, the model, the dtype or the number of workers does not do.
-        EngineError: as :func:`~limrank.training.fit.fit`.
+        UserError: the file, the model, the dtype or the number of workers is unsuitable.
+        EngineError: see :func:`~limrank.training.fit.fit`.
     """
     chosen = choose(config)
     with (
@@ -51,7 +51,7 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
         ) as run_dir,
         cluster.connect(address, paths=[config.run_dir]),
     ):
-        for warning in chosen.warnings:  # now: the end may be days away
+        for warning in chosen.warnings:  # shown now: the end may be days away
             _log.warning("%s", printable(warning))
         prepared = prepare(config, chosen, encode_on_cluster)
         steps = prepared.plan["steps"]
@@ -60,7 +60,7 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
         result = fit(config, run_dir.storage, lambda line: progress.update(_event(line, steps, pace)), prepared)
         progress.update(Event("train", result.steps, steps, "steps", finished=True))
         run_dir.note(
-            counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.cut},
+            counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.truncated},
             seconds={"work": round(result.seconds, 3)},
             tokens={"trained": result.tokens},
             dtype={"model": result.dtype},
@@ -71,7 +71,7 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
 
 
 def plan(config: TrainJob) -> dict[str, Any]:
-    """What a run would do, for ``--dry-run``: nothing is started or written.
+    """What a run would do, for ``--dry-run``. Starts and writes nothing.
 
     Raises:
         UserError: as :func:`run` does for file, model, dtype and number of workers.
@@ -80,7 +80,7 @@ def plan(config: TrainJob) -> dict[str, Any]:
 
 
 def training_hash(config: TrainJob) -> str:
-    """The hash of all that the trained weights depend on."""
+    """The hash of everything that the trained weights depend on."""
     return config_hash(
         {
             "job": "train",
@@ -88,7 +88,7 @@ def training_hash(config: TrainJob) -> str:
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
-            # What these name is in the fingerprint, or its text stands here.
+            # The excluded keys name contents that are in the fingerprint, or are here as text.
             "dev": [
                 config.dev.model_dump(exclude={"data": {"path", "revision", "first_stage_queries", "query_template"}}),
                 benchmarks.fingerprint(config.dev.data),
@@ -105,11 +105,12 @@ _NOT_OF_WEIGHTS = {
     *("train_file", "save_steps", "keep_checkpoints", "tensorboard"),
     *("gradient_checkpointing", "sharding"),
 }
-"""Settings that may change while a run directory keeps its checkpoints; what the file holds counts."""
+"""Settings that may change while a run directory keeps its checkpoints. The contents of ``train_file``
+count."""
 
 
 class Pace:
-    """Steps a second since the first one that this call saw; None at that one."""
+    """Steps a second since the first step that this call saw; None at that step."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
@@ -123,8 +124,8 @@ class Pace:
 
 
 def _event(line: dict[str, Any], steps: int, pace: Pace) -> Event:
-    looked = (("validation_loss", "held out"), ("ndcg", "nDCG@10"))
-    held_out = "".join(f", {name} {line[key]:.4f}" for key, name in looked if key in line)
+    measures = (("validation_loss", "held out"), ("ndcg", "nDCG@10"))
+    held_out = "".join(f", {name} {line[key]:.4f}" for key, name in measures if key in line)
     return Event(
         "train",
         line["step"],
@@ -136,7 +137,7 @@ def _event(line: dict[str, Any], steps: int, pace: Pace) -> Event:
     )
 
 
-def _shown(config: TrainJob, result: TrainResult) -> list[str]:
+def _messages(config: TrainJob, result: TrainResult) -> list[str]:
     held_out = "" if result.validation_loss is None else f", held out {result.validation_loss:.4f}"
     if result.best_step is not None:
         ranked = "" if result.best_ndcg is None else f", nDCG@10 {result.best_ndcg:.4f}"
@@ -145,6 +146,6 @@ def _shown(config: TrainJob, result: TrainResult) -> list[str]:
         held_out += f", weights of step {result.exported_step}"
     rate = f", {result.tokens / result.seconds:.0f} tokens/s" if result.seconds else ""
     return [
-        f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.cut} cut",
+        f"{result.examples} examples, {result.steps} steps, loss {result.final_loss:.4f}{held_out}{rate}, {result.truncated} truncated",
         f"model: {result.model_dir}",
     ]

@@ -1,7 +1,7 @@
-"""The training loop: a plain function of a model and examples. It knows nothing of Ray.
+"""The training loop: a plain function of a model and examples, without Ray.
 
-It runs alone, or in every process of a ``torch.distributed`` group; the numbers are the
-same but for rounding, since a step's loss is one sum over all tokens of all processes.
+It runs in a single process, or in every process of a ``torch.distributed`` group. The numbers are the
+same except for rounding, because a step's loss is one sum over all tokens of all processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from limrank.training.batches import epoch_steps, micro_batches, pack, steps_per
 from limrank.training.forward import direct_log_odds, mean_loss, of_units, row_loss, training_units
 from limrank.training.objectives import weight
 from limrank.training.processes import gathered, process, summed
-from limrank.training.sharding import is_sharded, whole
+from limrank.training.sharding import gather, is_sharded
 from limrank.training.state import Progress, TrainState
 
 if TYPE_CHECKING:
@@ -53,24 +53,23 @@ def train(
     mixed_precision: bool = False,
     on_step: Callable[[dict[str, Any], bool], None] = lambda metrics, over: None,
 ) -> Progress:
-    """Train from where ``state`` stands to the end of the last epoch, or until ``patience``
-    looks at the held-out data in a row found nothing better.
+    """Train from the step of ``state`` to the end of the last epoch, or until ``patience`` consecutive
+    evaluations on held-out data have brought no improvement.
 
-    Every process of a group calls this with the same arguments (but its own device) and
-    takes its share of every step.
+    Every process of a group calls this with the same arguments (except its own device) and takes its
+    share of every step.
 
     Args:
         labels: the tokens of true and false.
-        mixed_precision: compute in bfloat16 where autocast deems it safe.
-        on_step: called in every process after each optimizer step, with ``step``
-            (1-based), ``epoch`` (a fraction), ``loss``, ``learning_rate``,
-            ``tokens_per_second``, ``examples`` (seen so far), and where held-out data was
-            looked at ``validation_loss`` and ``ndcg``, all of them over all processes; and
-            with whether training is over.
+        mixed_precision: compute in bfloat16 by autocast.
+        on_step: called in every process after each optimizer step with the metrics, over all processes,
+            and whether training is over. The metrics are ``step`` (1-based), ``epoch`` (a fraction),
+            ``loss``, ``learning_rate``, ``tokens_per_second``, ``examples`` (seen so far) and, after an
+            evaluation, ``validation_loss`` and ``ndcg``.
 
     Raises:
-        EngineError: the loss or its gradient is not finite, and the message names step and examples; or
-            what is measured on held-out data is not.
+        EngineError: the loss, its gradient or a held-out measure is not finite. The message names the
+            step and, for the first two, the examples.
     """
     import torch
 
@@ -84,7 +83,7 @@ def train(
     in_epoch = steps_per_epoch(len(units), per_step)
     lengths = [len(example.ids) for example in examples]
     progress = state.progress
-    look_every = training.eval_steps or in_epoch
+    eval_every = training.eval_steps or in_epoch
 
     def is_over() -> bool:
         out_of_patience = training.patience is not None and progress.evals_since_best >= training.patience
@@ -97,7 +96,7 @@ def train(
             if is_over():
                 return progress
             started = time.perf_counter()
-            # Randomness (dropout) depends on the step, so that a resumed run repeats it.
+            # Dropout is seeded by the step, so that a resumed run repeats it.
             torch.manual_seed(seed + 1_000_003 * progress.step + rank)
             batches = micro_batches(step, lengths, training.batch_size, rank, workers)
             rate = state.schedule.get_last_lr()[0]
@@ -116,7 +115,7 @@ def train(
                 "tokens_per_second": round(tokens / seconds, 1),
                 "examples": progress.examples,
             }
-            if (validation or dev) and (progress.step % look_every == 0 or progress.step == state.total_steps):
+            if (validation or dev) and (progress.step % eval_every == 0 or progress.step == state.total_steps):
                 measured = {}
                 if validation:
                     held_out = mean_loss(local_loss, validation, training.objective, training.batch_size, device)
@@ -132,7 +131,7 @@ def train(
 
 
 def _step(state, loss, examples, step, batches, objective, device) -> float:
-    """One optimizer step; returns the loss, the mean over the whole step."""
+    """One optimizer step; returns the mean loss of the step over all processes."""
     import torch
 
     workers = process()[1]
@@ -140,19 +139,19 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
     found: tuple[str, float, list[int]] | None = None
     total = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(batches, 1):
-        # A worker that has run out still meets the others, with a unit that counts nothing.
+        # A worker without units still takes part in the synchronization, with a unit that counts nothing.
         chosen = of_units(examples, batch or step[:1])
         last = number == len(batches)
         with _synchronized(loss, state.model, last):
             batch_loss = loss(pack(chosen, device)) * (1 if batch else 0)
             if found is None and not torch.isfinite(batch_loss):
                 found = ("loss", batch_loss.item(), _lines(chosen))
-            # Averaged over the processes where gradients meet, hence × workers.
+            # The gradients are averaged over the processes, hence × workers.
             (batch_loss * workers / share).backward()
         total += batch_loss.detach()
-    norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters.values(), MAX_GRADIENT_NORM))
+    norm = gather(torch.nn.utils.clip_grad_norm_(state.parameters.values(), MAX_GRADIENT_NORM))
     if not torch.isfinite(norm):
-        # So it is in every process, and all of them stop here; one that knows more says so.
+        # The norm is the same in every process, so all of them stop here, with the most precise error.
         errors = [each for each in gathered(found) if each] or [
             ("gradient", norm.item(), _lines(of_units(examples, step)))
         ]
@@ -164,8 +163,8 @@ def _step(state, loss, examples, step, batches, objective, device) -> float:
 
 
 def _synchronized(loss: nn.Module, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Gradients meet in the last backward pass of a step; those of weights in parts in each
-    one, since until they meet they are whole."""
+    """Gradients are synchronized in the last backward pass of a step. Those of sharded weights are
+    synchronized in every pass: unsynchronized gradients are unsharded."""
     return nullcontext() if last or process()[1] == 1 or is_sharded(model) else loss.no_sync()
 
 
@@ -174,7 +173,7 @@ def _lines(units: Sequence[Sequence[EncodedExample]]) -> list[int]:
 
 
 def _finite(step: int, what: str, value: float) -> float:
-    """It is the same in every process, and so all of them stop here."""
+    """The value, which is the same in every process, so that all of them stop if it is not finite."""
     if not math.isfinite(value):
         raise EngineError(f"training stopped at step {step}: the {what} is {value}; lower training.learning_rate")
     return value
@@ -183,5 +182,5 @@ def _finite(step: int, what: str, value: float) -> float:
 def _diverged(step: int, what: str, value: float, lines: Sequence[int]) -> str:
     return (
         f"training stopped at step {step}: the {what} is {value} (lines {', '.join(map(str, lines))} of the "
-        "training file); look at these, or lower training.learning_rate"
+        "training file); check these, or lower training.learning_rate"
     )

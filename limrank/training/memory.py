@@ -1,9 +1,9 @@
-"""What training takes of a worker's memory, told before it starts.
+"""Estimates a training worker's memory before it starts.
 
-Five parts: the process itself; the weights; of what is trained the gradient and AdamW's two
-moments, float32 each; what the forward pass keeps for the backward one of the largest row; and
-that row's logits. Measured on a CPU (SmolLM2-135M, rows of 2,048 tokens) the peak was between
-0.7 and 1.0 of the sum in full fine-tuning, and 1.4 of it with LoRA, whose allocations split the heap.
+The estimate is a sum of five terms: the process itself; the weights; the gradient and AdamW's two
+moments of the trained parameters, in float32; the activations of the largest row; the logits of that
+row. Measured on a CPU (SmolLM2-135M, rows of 2,048 tokens), the peak was 0.7 to 1.0 of the estimate
+in full fine-tuning, and 1.4 of it with LoRA, whose allocations fragment the heap.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")
 _PROCESS = 3 << 28
 """Python, torch and Ray: three quarters of a GiB."""
 _LOGIT_COPIES = 4
-"""The logits, as float32, the softmax of them and the gradients of both."""
+"""The logits in float32, their softmax, and the gradients of both."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The most that one forward pass can be given: ``tokens``, of which ``kept`` have logits."""
+    """The largest row of a forward pass: ``tokens``, of which ``kept`` have logits."""
 
     tokens: int
     kept: int
 
 
 def largest_row(config: TrainJob, examples: Sequence[EncodedExample]) -> Row:
-    """The row of the longest units that fit into a batch."""
+    """The row of a batch of the longest units."""
     units = training_units(examples, config.training.objective)
     sizes = sorted((sum(len(examples[index].ids) for index in unit), unit) for unit in units)
     chosen = sizes[-config.training.batch_size :]
@@ -47,13 +47,13 @@ def largest_row(config: TrainJob, examples: Sequence[EncodedExample]) -> Row:
 
 
 def training_bytes(config: TrainJob, row: Row) -> int:
-    """Bytes that one worker takes at its peak, roughly; 0 where the model's weights
-    are not on this machine. Weights that are to lie in parts (``sharding: full``) are counted
-    whole, as they are when they are loaded; what is trained of them the first worker also
-    gathers whole for a checkpoint, with the two moments.
+    """Estimated peak memory of one worker in bytes; 0 if the model's weights are not on this machine.
 
-    What a layer keeps is counted as a Llama's: of each token the inputs of its two norms and
-    seven projections, in the shape of its config.
+    Sharded weights (``sharding: full``) are counted unsharded, as they are when they are loaded; the
+    first worker also gathers the trained parameters and their two moments unsharded for a checkpoint.
+
+    The activations of a layer are counted as a Llama's: for each token the inputs of its two norms and
+    seven projections, in the shape of the model's config.
     """
     training = config.training
     shapes = models.shapes(config.model.id)
@@ -62,12 +62,12 @@ def training_bytes(config: TrainJob, row: Row) -> int:
     shape = models.text_config(config.model.id)
     weights = sum(map(math.prod, shapes.values()))
     trained = weights if training.method == "full" else _adapter(shapes, training)
-    # Of auto: as on this machine, by which the workers' can only be guessed.
+    # auto: the dtype of this machine is a guess for that of the workers.
     dtype = auto_dtype(local_device(), training=True) if config.model.dtype == "auto" else config.model.dtype
     held = 2 if training.method == "lora" and dtype == "bfloat16" else _FLOAT
     a_layer = row.tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size)
     if training.gradient_checkpointing:
-        # Each layer's input, and one layer's insides at a time.
+        # The input of each layer, and the activations of one layer at a time.
         kept = shape.num_hidden_layers * row.tokens * shape.hidden_size + a_layer
     else:
         kept = shape.num_hidden_layers * a_layer
@@ -77,7 +77,7 @@ def training_bytes(config: TrainJob, row: Row) -> int:
 
 
 def _adapter(shapes: dict[str, tuple[int, ...]], training: TrainingConfig) -> int:
-    """Parameters of an adapter on the linear layers that get one, and of the embeddings where they are trained."""
+    """Parameters of the adapter, and of the embeddings if they are trained."""
     layers = {name: shape for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name}
     targets = training.lora_targets or {_layer(name) for name in layers}
     ranks = sum(training.lora_rank * sum(shape) for name, shape in layers.items() if _layer(name) in targets)
@@ -88,5 +88,5 @@ def _adapter(shapes: dict[str, tuple[int, ...]], training: TrainingConfig) -> in
 
 
 def _layer(weight: str) -> str:
-    """``q_proj`` of ``model.layers.0.self_attn.q_proj.weight``."""
+    """``model.layers.0.self_attn.q_proj.weight`` → ``q_proj``."""
     return weight.split(".")[-2]

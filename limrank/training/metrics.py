@@ -1,5 +1,5 @@
-"""``metrics.jsonl`` of a run directory: one JSON line an optimizer step, by which a run is
-followed while it lasts, and drawn when it is over."""
+"""``metrics.jsonl`` of a run directory: one JSON line for each optimizer step. Progress is read from it
+during a run, and the curves are drawn from it at the end."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from limrank.storage import Storage
 FILE = "metrics.jsonl"
 
 PUT_EVERY_S = 5.0
-"""An object store's file cannot be appended to: it is put there anew, no more often than this."""
+"""Seconds between uploads: an object store's file cannot be appended to, so it is uploaded whole."""
 
 _KEYS = ("step", "loss", "learning_rate", "tokens_per_second")
-"""What every line has."""
+"""Keys that every line has."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
-    """Every complete line, of a file that another process may be writing; none where there is
-    no file."""
+    """Every complete line of a file that another process may be writing; none if there is no file."""
     return MetricsReader(storage).new()
 
 
 def steps_made(storage: Storage) -> int:
-    """The last step that a line tells of, whatever else it says."""
+    """The last step in the file; the other keys of its lines may be missing."""
     return max((line["step"] for line in MetricsReader(storage, ("step",)).new()), default=0)
 
 
 class MetricsReader:
-    """Reads on from where it stopped the last time. ``keys`` are what a line has to have."""
+    """Reads the lines that were added since its last read. Lines without all ``keys`` are skipped."""
 
     def __init__(self, storage: Storage, keys: Sequence[str] = _KEYS) -> None:
         self._storage = storage
@@ -47,8 +46,8 @@ class MetricsReader:
         self._read = 0
 
     def new(self) -> list[dict[str, Any]]:
-        """The complete lines that were not there yet; of a file that has become shorter, since
-        a run goes back to its last checkpoint, all of them."""
+        """The complete lines that are new. All lines if the file has become shorter, which happens when
+        a run returns to its last checkpoint."""
         try:
             with self._storage.open_input(FILE) as file:
                 if file.size() < self._read:
@@ -63,8 +62,8 @@ class MetricsReader:
 
 
 def _parsed(line: bytes, keys: Sequence[str]) -> dict[str, Any] | None:
-    """None for what is no line of :class:`MetricsWriter`, such as the rest of one: the file became
-    shorter, and longer again, between two looks."""
+    """The metrics of a line; None if :class:`MetricsWriter` did not write it. The rest of a line is read
+    if the file became shorter and then longer between two reads."""
     try:
         metrics = parse_json(line, FILE, expect=dict, finite=False)
     except UserError:
@@ -78,7 +77,7 @@ def _is_number(value: Any) -> bool:
 
 
 class MetricsWriter:
-    """Adds lines to a run's file; the steps after ``step``, which are made again, go first."""
+    """Adds lines to a run's file, after removing those of steps after ``step``, which are repeated."""
 
     def __init__(self, storage: Storage, step: int) -> None:
         self._storage = storage
@@ -86,18 +85,18 @@ class MetricsWriter:
         self._appends = not is_uri(storage.root)
         self._put()
         if self._appends:
-            self._lines.clear()  # they are in the file, and are not put there again
+            self._lines.clear()  # they are in the file now
 
     def add(self, metrics: dict[str, Any], *, now: bool) -> None:
-        """Raises StorageError where it cannot be written.
+        """Raises StorageError if the line cannot be written.
 
         Args:
-            now: it must not wait, since a checkpoint follows.
+            now: upload at once, because a checkpoint follows.
         """
         line = json.dumps(metrics) + "\n"
         if self._appends:
             path = self._storage.local(FILE)
-            if path.is_symlink():  # what it leads to is not ours
+            if path.is_symlink():  # its target is not ours
                 path.unlink()
             with self._storage.writing(), path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -113,10 +112,10 @@ class MetricsWriter:
 
 @contextmanager
 def following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None]:
-    """Hand on the line of each step that a run's metrics gain while the block runs.
+    """Call ``on_progress`` with the metrics of each new step while the block runs.
 
-    A file is the one channel that does not slow the workers down (Ray Train takes in one
-    report a poll, every two seconds) and that outlives a driver.
+    A file is the only channel that outlives a driver and does not slow the workers down: Ray Train
+    takes one report a poll, every two seconds.
     """
     if on_progress is None:
         yield
@@ -127,11 +126,11 @@ def following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None
 
     def follow() -> None:
         nonlocal reported
-        last_look = False
-        while not last_look:
-            last_look = ended.wait(seconds)
+        last_read = False
+        while not last_read:
+            last_read = ended.wait(seconds)
             lines = []
-            with suppress(OSError):  # of a store that hiccups; the next look finds what this one missed
+            with suppress(OSError):  # a store may fail for a moment; the next read finds what this one missed
                 lines = metrics.new()
             for line in lines:
                 if line["step"] > reported:
@@ -139,9 +138,9 @@ def following(storage: Storage, on_progress: OnProgress | None) -> Iterator[None
                     on_progress(line)
 
     with ThreadPoolExecutor(1, thread_name_prefix="train-progress") as pool:
-        looking = pool.submit(follow)
+        follower = pool.submit(follow)
         try:
             yield
         finally:
             ended.set()
-        looking.result()
+        follower.result()

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """The model's tokenizer, with ``<think>`` and ``</think>`` one token each, and which ids are new.
+    """The model's tokenizer, with ``<think>`` and ``</think>`` as one token each, and the ids of the added ones.
 
-    They are added as *special* tokens, so that ``split_special_tokens`` can encode a
-    person's text that happens to contain them as plain text.
+    They are added as *special* tokens, so that ``split_special_tokens`` can encode a person's text that
+    contains them as plain text.
 
     Raises:
-        UserError: a label is not one token after ``</think>``, or there is no
-            end-of-sequence token: such a model cannot become this kind of reranker.
+        UserError: a label is not one token after ``</think>``, or there is no end-of-sequence token:
+            such a model cannot become this kind of reranker.
     """
     from transformers import AddedToken
 
@@ -47,10 +47,10 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
 def load_for_training(
     model_dir: Path, training: TrainingConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, ready to train (:func:`make_trainable`), and its tokenizer.
+    """A causal language model that is ready to train (:func:`make_trainable`), and its tokenizer.
 
     Raises:
-        UserError: the directory holds no such model, or no safetensors; or as ``make_trainable`` does.
+        UserError: the directory has no such model, or no safetensors; see also :func:`make_trainable`.
     """
     import torch
 
@@ -60,18 +60,18 @@ def load_for_training(
 
 
 def make_trainable(model: PreTrainedModel, training: TrainingConfig, added: list[int]) -> PreTrainedModel:
-    """The model with rows for the added tokens, and with what of it is to be trained.
+    """The model with rows for the added tokens, and with its trainable parameters selected.
 
-    ``lora`` puts an adapter on every linear layer (or those of ``lora_targets``) and trains, of
-    the embeddings, the rows of the added tokens, or all with ``lora_embeddings``: these outweigh
-    the adapter (28 M of 33 M parameters for the 135M model, 1.1 of 1.2 G for a 7B one), and the
-    other rows have little new to learn. ``full`` trains everything.
+    ``lora`` puts an adapter on every linear layer (or those of ``lora_targets``). It also trains the
+    embeddings of the added tokens, or with ``lora_embeddings=all`` all embeddings. These outweigh the
+    adapter (28 M of 33 M parameters for the 135M model, 1.1 of 1.2 G for a 7B one), and the other rows
+    have little to learn. ``full`` trains everything.
 
-    What is trained is float32 whatever the frozen rest is: at a learning rate of 3e-5 most
-    updates are lost in the rounding of bfloat16.
+    Trained parameters are float32 whatever the frozen ones are: at a learning rate of 3e-5 most updates
+    are lost in the rounding of bfloat16.
 
     Raises:
-        UserError: the model has no linear layer of a name in ``lora_targets``.
+        UserError: the model has no linear layer with a name in ``lora_targets``.
     """
     if added:
         _set_embeddings(model, added)
@@ -110,13 +110,12 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _set_embeddings(model: PreTrainedModel, added: list[int]) -> None:
-    """Give the added tokens their row in both embeddings: the mean of the learned rows.
+    """Set the rows of the added tokens in both embeddings to the mean of the learned rows.
 
-    A random or zero output row can have a larger logit than everything that the model
-    knows; the mean's is bounded by theirs (Hewitt, "Initializing New Word Embeddings
-    for Pretrained Language Models", 2021). Rows may be there already, as padding that
-    was never trained (Qwen2.5 has 152,064 for 151,665 tokens): then the matrix keeps
-    its size, and they are set just the same.
+    A random or zero output row can have a larger logit than every known token; the mean's logit is
+    bounded by theirs (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
+    The matrix keeps its size if it already has the rows, as padding that was never trained (Qwen2.5 has
+    152,064 for 151,665 tokens); they are set all the same.
     """
     import torch
 
@@ -134,7 +133,7 @@ def _with_adapter(model: PreTrainedModel, training: TrainingConfig, added: list[
     from transformers.pytorch_utils import Conv1D
 
     embeddings = [model.get_input_embeddings()]
-    # Tied embeddings are one matrix, and PEFT then trains the output's with the input's.
+    # Tied embeddings are one matrix: PEFT then trains the output's with the input's.
     if not model.config.tie_word_embeddings:
         embeddings.append(model.get_output_embeddings())
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in embeddings]
@@ -175,13 +174,16 @@ def merge_and_save(
 ) -> None:
     """Write ``adapter/`` (LoRA only) and ``model/`` into a run directory.
 
-    ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and
-    generation config, with the adapter merged into the weights. ``cards`` are the READMEs of
-    the two, ``base`` is the name of the model that an adapter is for. The model is consumed.
-    Each is whole once its config is there.
+    ``model/`` is an ordinary model directory in ``dtype``: safetensors, tokenizer and generation config,
+    with the adapter merged into the weights. A directory is complete once its config is there.
+    ``model`` cannot be used afterwards.
+
+    Args:
+        base: the name of the adapter's base model.
+        cards: the READMEs, by directory.
 
     Raises:
-        StorageError: it could not be written.
+        StorageError: a directory could not be written.
     """
     from peft import PeftModel
 
@@ -190,13 +192,13 @@ def merge_and_save(
             model.save_pretrained(folder, **options)
             tokenizer.save_pretrained(folder)
             if cards:
-                # PEFT has put a template there that nobody filled in.
+                # This replaces PEFT's unfilled template.
                 (folder / "README.md").write_text(cards[name], encoding="utf-8")
 
     if isinstance(model, PeftModel):
         if base:
             model.peft_config["default"].base_model_name_or_path = base
-        # What is trained of the embeddings is in the adapter; PEFT would add the whole matrices.
+        # The adapter has the trained rows of the embeddings; PEFT would add the whole matrices.
         save("adapter", "adapter_config.json", save_embedding_layers=False)
         model = model.merge_and_unload()
     model.config.use_cache = True

@@ -1,17 +1,19 @@
-"""What training makes smaller, as sums that micro-batches and workers may add up.
+"""The training objectives, as sums that micro-batches and workers may add up.
 
-``label``    cross-entropy of the completions' tokens: the paper's.
-``binary``   −log p of the passage's label, of the two labels alone: what the served score is made
-             of. It need not teach first, over the whole vocabulary, that a label comes next.
-``softmax``  of a query's passages, −log softmax of each relevant one's log-odds among itself and
-             the passages that are not: what cross-encoders are fine-tuned with (localized
-             contrastive estimation, Gao et al., ECIR 2021, arXiv 2101.08751).
-``ranknet``  −log sigmoid of the difference, for each relevant and each other passage of a
-             query (Burges et al., ICML 2005).
+===========  ===================================================================================
+``label``    cross-entropy of the completions' tokens: the paper's
+``binary``   −log p of the passage's label, normalized over the two labels, as in the served
+             score. It need not first teach, over the whole vocabulary, that a label follows
+``softmax``  −log softmax of each relevant passage's log-odds among itself and its query's other
+             passages. Cross-encoders are fine-tuned with it (localized contrastive
+             estimation, Gao et al., ECIR 2021, arXiv 2101.08751)
+``ranknet``  −log sigmoid of the difference of log-odds, for each pair of a relevant and another
+             passage of a query (Burges et al., ICML 2005)
+===========  ===================================================================================
 
-The log-odds of a passage are logit(true) − logit(false) where its label stands, so that they
-order passages as the served score does. All but ``label`` leave open how likely the two are among
-all tokens: an endpoint that tells no more than its few likeliest may then tell neither.
+The log-odds of a passage are logit(true) − logit(false) at its label's position: they order passages
+as the served score does. Only ``label`` makes the two labels likely among all tokens. With the other
+objectives an endpoint that returns only its few likeliest tokens may return neither.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def compares(objective: Objective) -> bool:
-    """Whether it looks at the passages of a query together."""
+    """Whether an objective compares the passages of a query."""
     return objective in ("softmax", "ranknet")
 
 
 def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> float:
-    """What a sum of losses over these units is divided by: completion tokens as often as they
-    count, or units."""
+    """The divisor of a sum of losses over these units: the weighted number of completion tokens, or the
+    number of units."""
     if objective == "label":
         return sum(example.completion_tokens * example.token_weight for unit in units for example in unit)
     return len(units)

@@ -1,4 +1,4 @@
-"""From a training recipe to token ids, and what a run would do with them: no weights."""
+"""From a training recipe to token ids and the plan of a run, without the model's weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from limrank.training.sampling import select, select_queries, split
 from limrank.training.sources import PAIR_PROMPT, Example, read_examples
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
-"""What of the plan has to be as it was, for a checkpoint's step to mean the same."""
+"""Keys of the plan that a checkpoint has to agree with, so that its step means the same."""
 
 Encode = Callable[[TrainJob, Sequence[Example]], list[EncodedExample]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a model is trained and tried on, encoded; and the ``plan``: what a run does with
-    it, in numbers, and ``warnings``, sentences about what its person may not have meant."""
+    """The encoded examples for training and evaluation, and the ``plan``: the numbers of a run, and
+    ``warnings``, sentences about what may not be intended."""
 
     training: list[EncodedExample]
     validation: list[EncodedExample]
@@ -40,7 +40,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What of the training file is trained on, what is held out, and what a model is tried on."""
+    """The examples to train on, the held-out ones, and the dev set."""
 
     training: list[Example]
     validation: list[Example]
@@ -49,11 +49,11 @@ class Chosen:
 
 
 def choose(config: TrainJob) -> Chosen:
-    """Read all that a run needs, and look whether it will do: what can be told before anything
-    is started, and before a hub's weights are fetched.
+    """Read and check everything that a run needs, before anything starts and before a hub's weights are
+    downloaded.
 
     Raises:
-        UserError: the file, the model, the dtype, the dev set or the number of workers does not do.
+        UserError: the file, the model, the dtype, the dev set or the number of workers is unsuitable.
     """
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
@@ -71,7 +71,7 @@ def choose(config: TrainJob) -> Chosen:
     if dev and (without := len(dev.qrels) - len({query_id for query_id, _ in dev.documents})):
         warnings.append(f"dev: {without} of {len(dev.qrels)} queries have no candidate: they count 0")
     if dev and training.target == "think":
-        warnings.append("dev: the model is tried directly, which training.target=think does not teach it")
+        warnings.append("dev: the model reranks directly, which training.target=think does not teach it")
     kept, held_out = split(set_target(examples, training.target), training.validation_share, config.seed)
     units = len(training_units(kept, training.objective))
     if units < config.workers.min_replicas:
@@ -83,10 +83,10 @@ def choose(config: TrainJob) -> Chosen:
 
 
 def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = encode_here) -> Prepared:
-    """Encode what was chosen.
+    """Encode the chosen examples, and plan the run.
 
     Raises:
-        UserError: as :func:`choose` does; or an example does not fit into the cut-off, or the model's context.
+        UserError: as :func:`choose`; or an example does not fit into the cut-off, or the model's context.
     """
     chosen = chosen or choose(config)
     encoded = encode(config, [*chosen.training, *chosen.validation])
@@ -100,13 +100,13 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
 
 
 def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tuple[list[Example], list[str]]:
-    """What is drawn for an objective that compares a query's passages, and what to say of the rest.
+    """The examples for an objective that compares a query's passages, and warnings about the others.
 
     Raises:
-        UserError: no query has both labels, or none has as few passages as are to be drawn.
+        UserError: no query has both labels, or every one has more passages than are to be drawn.
     """
-    whole = select_queries(found, None, seed)
-    if not whole:
+    usable = select_queries(found, None, seed)
+    if not usable:
         raise UserError(
             f"{training.train_file}: no query has a relevant and another passage, which "
             f"training.objective={training.objective} compares: take objective=binary, or more negatives"
@@ -117,16 +117,16 @@ def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tupl
             f"training.max_examples={training.max_examples}: every query of {training.train_file} that "
             f"training.objective={training.objective} can compare has more passages: raise it"
         )
-    if len(whole) == len(found):
+    if len(usable) == len(found):
         return examples, []
     return examples, [
-        f"{training.train_file}: {len(found) - len(whole)} of {len(found)} examples are left out: their query has "
+        f"{training.train_file}: {len(found) - len(usable)} of {len(found)} examples are left out: their query has "
         f"passages of one label only, and training.objective={training.objective} compares both"
     ]
 
 
 def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
-    """Raises UserError where chains are to be learned and there are none."""
+    """Warnings about missing chains. Raises UserError if chains are to be learned and there are none."""
     training = config.training
     lacking = sum(not example.chain.strip() for example in examples)
     if training.target == "direct" or not lacking:
@@ -140,7 +140,8 @@ def _of_chains(config: TrainJob, examples: Sequence[Example]) -> list[str]:
 
 
 def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Example]) -> list[str]:
-    """Raises UserError where training is to stop by what is held out, and nothing is."""
+    """Warnings about labels and held-out data. Raises UserError if ``patience`` needs held-out data and
+    there is none."""
     training, found = config.training, []
     if len({example.label for example in kept}) < 2:
         found.append(
@@ -173,7 +174,7 @@ def _plan(
         "examples": len(training),
         "validation_examples": len(validation),
         "dev_pairs": len(chosen.dev.pairs) if chosen.dev else 0,
-        "cut": sum(example.cut for example in training + validation),
+        "cut": sum(example.truncated for example in training + validation),
         "longest_tokens": max(lengths),
         "largest_row_tokens": row.tokens,
         "bytes_a_worker": training_bytes(config, row),

@@ -1,4 +1,4 @@
-"""The processes that train together, one where there is no group."""
+"""The group of processes that train together: rank, sums, gathers and turns. It may be a single process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def process() -> tuple[int, int]:
-    """(rank, processes) of the group that this process is in; (0, 1) where it is alone."""
+    """(rank, number of processes) in this process's group; (0, 1) without a group."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -23,7 +23,7 @@ def process() -> tuple[int, int]:
 
 
 def summed(value: torch.Tensor) -> float:
-    """A number summed over all processes."""
+    """The sum of a scalar over all processes."""
     from torch import distributed
 
     if process()[1] > 1:
@@ -32,7 +32,7 @@ def summed(value: torch.Tensor) -> float:
 
 
 def gathered(value: T) -> list[T]:
-    """What each process has, in the order of their ranks."""
+    """The values of all processes, in the order of their ranks."""
     from torch import distributed
 
     values = [value] * process()[1]
@@ -41,21 +41,23 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def in_turn(work: Callable[[], T], place: int, places: int) -> T:
-    """What ``work`` returns, done by one process of a node after another. All processes of the
-    group call this; they meet before the first turn and after each, so that none may take longer
-    than the group waits (half an hour, unless it was made otherwise).
+def in_turn(work: Callable[[], T], turn: int, turns: int) -> T:
+    """The result of ``work``, which the processes of a node run one after another.
+
+    All processes of the group call this. They synchronize before the first turn and after each one, so
+    no turn may take longer than the group's timeout (half an hour by default).
 
     Args:
-        place: of this process among the ``places`` of its node, from 0; with 0 of 1 in all of them,
-            they do it at once.
+        turn: this process's turn among the ``turns`` of its node, from 0. With 0 of 1 everywhere all run
+            at once.
 
     Raises:
-        LimrankError: any of them had one (a node may lack what another has); all raise the first.
+        LimrankError: ``work`` raised one in any process (a node may lack what another has); all
+            processes raise the first one.
     """
     result, error = None, None
-    for turn in range(max(gathered(places))):
-        if turn == place:
+    for current in range(max(gathered(turns))):
+        if current == turn:
             try:
                 result = work()
             except LimrankError as raised:

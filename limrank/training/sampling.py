@@ -1,4 +1,4 @@
-"""Which examples of a file are trained on, and which are held out: drawn by the run's seed."""
+"""The examples of a file to train on and to hold out, drawn by the run's seed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Q = TypeVar("Q", bound=_Asked)
 
 
 def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-    """At most ``count`` examples, half of each label where there are enough of both.
+    """At most ``count`` examples, half of each label if there are enough of both.
 
-    The sample depends on ``seed`` alone, and keeps the order of the file.
+    The sample depends only on ``seed``, and keeps the order of the file.
     """
     if count is None or count >= len(examples):
         return examples
@@ -31,23 +31,23 @@ def select(examples: list[Example], count: int | None, seed: int) -> list[Exampl
     for group in groups:
         chance.shuffle(group)
     first, second = groups
-    # A label that is short of its half leaves the rest to the other.
+    # A label with too few examples leaves the rest to the other.
     of_second = min(len(second), count - min(len(first), (count + 1) // 2))
     chosen = first[: count - of_second] + second[:of_second]
     return sorted(chosen, key=lambda example: example.line)
 
 
 def select_queries(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-    """At most ``count`` examples: whole queries with both labels, for an objective that compares
-    their passages. The sample depends on ``seed`` alone, and keeps the order of the file."""
+    """At most ``count`` examples in whole queries with both labels, for an objective that compares their
+    passages. The sample depends only on ``seed``, and keeps the order of the file."""
     groups = [group for group in _by_query(examples, seed) if len({one.label for one in group}) == 2]
     chosen = list(chain.from_iterable(_while_they_fit(groups, len(examples) if count is None else count)))
     return sorted(chosen, key=lambda example: example.line)
 
 
 def split(examples: list[Q], share: float, seed: int) -> tuple[list[Q], list[Q]]:
-    """(training, validation): at most ``share`` of the examples is held out, in whole queries:
-    a model that has seen a query's other passages would be tried on what it knows."""
+    """(training, validation): at most ``share`` of the examples is held out, by whole queries. A model
+    that was trained on a query's other passages would be evaluated on what it knows."""
     held_out = {
         one.query for group in _while_they_fit(_by_query(examples, seed), int(len(examples) * share)) for one in group
     }

@@ -1,7 +1,6 @@
-"""A model whose weights lie in parts over all workers (FSDP2), and how parts become whole.
+"""Sharding a model's weights over all workers (FSDP2), and gathering them.
 
-The numbers are those of one worker, but for rounding. Whatever makes a part whole is done
-by all workers at once.
+The numbers are those of one worker, except for rounding. All workers gather at the same time.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ if TYPE_CHECKING:
 
 
 def mesh_of(device: torch.device) -> DeviceMesh:
-    """All processes of the group, which make it at once."""
+    """A mesh of all processes of the group. All of them call this at the same time."""
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh(device.type, (process()[1],))
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, mixed_precision: bool) -> None:
-    """Split a model's weights over the processes of a mesh, in place, each part on its
-    process's device: those of each decoder layer by themselves, so that one layer's at a time
-    are whole. Before that the process holds the model in its main memory. It waits for no other.
+    """Shard a model in place over the processes of a mesh, each shard on its process's device.
+
+    Each decoder layer is sharded separately, so that only one layer at a time is unsharded. The model
+    has to be in the process's main memory. A process does not wait for the others.
 
     Args:
-        mixed_precision: compute in bfloat16, and add gradients up in float32.
+        mixed_precision: compute in bfloat16, and reduce gradients in float32.
     """
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -48,27 +48,27 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(value: Any, keep: bool = True) -> Any:
-    """A tensor of which each process has a part, whole and on the CPU; all else as it is.
-    Nested dictionaries and lists likewise.
+def gather(value: Any, keep: bool = True) -> Any:
+    """A sharded tensor, gathered and on the CPU; any other value unchanged. Dictionaries and lists are
+    treated recursively.
 
     Args:
-        keep: False in a process that only takes part: it gets None in place of what was made whole.
+        keep: False in a process that only takes part: it gets None instead of the gathered tensor.
     """
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, dict):
-        return {key: whole(each, keep) for key, each in value.items()}
+        return {key: gather(each, keep) for key, each in value.items()}
     if isinstance(value, list):
-        return [whole(each, keep) for each in value]
+        return [gather(each, keep) for each in value]
     if not isinstance(value, DTensor):
         return value
     found = value.full_tensor()
     return found.cpu() if keep else None
 
 
-def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's part of a whole tensor, split as ``like`` is; the tensor where that is whole."""
+def shard_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a tensor, sharded as ``like`` is; the whole tensor if that is unsharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):
@@ -77,5 +77,5 @@ def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _decoder_layers(model: nn.Module) -> set[str]:
-    """The classes whose modules transformers would not split over devices."""
+    """The names of the classes whose modules transformers does not split over devices."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}

@@ -1,12 +1,11 @@
-"""What a reranker is trained on: files of examples in the shapes that people have them in.
+"""Reads training files of the common shapes.
 
-An example is what the reranker sees and what it should write after it: a chain of thought
-and a label (the paper's format). The *shape* of a file is told by the keys of its first
-record (of Parquet: the columns): it is the first of these whose keys are all there, and every
-record must have them. Other keys are not looked at.
+An example is a prompt and its completion: a chain of thought and a label (the paper's format). The
+*shape* of a file is the first of these whose keys are all in the first record (for Parquet: in the
+columns). Every record must have them; other keys are ignored.
 
 ==============================  ==========================================================
-``prompt, completion``          as ``limrank synthesize`` leaves them in ``train.jsonl``
+``prompt, completion``          as in the ``train.jsonl`` of ``limrank synthesize``
 ``instruction, output``         LLaMA-Factory's alpaca; ``input`` is appended to the
                                 instruction after a newline
 ``query, passage, label``       pairs, such as the synthesizer's ``examples.parquet``; also
@@ -39,7 +38,7 @@ from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
 
 PAIR_PROMPT = "relevance"
-"""The scoring prompt by which a pair becomes a prompt."""
+"""The scoring prompt that turns a pair into a prompt."""
 
 
 _KEY = "training.train_file"
@@ -50,17 +49,17 @@ _TRUTHS = {"true": True, "false": False}
 _COLUMNS_SHOWN = 12
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
-"""``(1-based number, where it is for a person, record)``."""
+"""``(1-based number, location for messages, record)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One record of a training file.
 
-    ``line`` is its 1-based number: of the line, else of the element or row (in a folder over
-    all its files; rows that are not taken count). ``chain`` is all before ``</think>``,
-    ``label`` one of :data:`limrank.scoring.LABELS`. ``query`` tells which examples ask the
-    same: of pairs query and instruction, else what stands before the passage.
+    ``line`` is the 1-based number of its line, element or row (over all files of a folder; skipped rows
+    count). ``chain`` is the text before ``</think>``, ``label`` one of :data:`limrank.scoring.LABELS`.
+    ``query`` is equal for examples that ask the same: query and instruction of a pair, else the text
+    before the passage.
     """
 
     line: int
@@ -71,18 +70,16 @@ class Example:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Every example of a training file or folder, in its order; blank lines are passed over.
+    """Every example of a training file or folder, in its order; blank lines are skipped.
 
-    The ``<think>`` that begins a completion or output is the prompt's. An alpaca prompt
-    always ends in it, on a line of its own. Of pairs only those with ``selected`` true are
-    taken, where there is no such key those with ``kept`` true; a chain whose ``verdict`` is
-    not the label is left out, since a chain must end in its own label.
+    A ``<think>`` that begins a completion or output belongs to the prompt. An alpaca prompt always ends
+    in it, on a line of its own. Pairs are taken if ``selected`` is true or, without that key, if ``kept``
+    is true. A chain whose ``verdict`` is not the label is left out: a chain must end in its label.
 
     Raises:
         UnavailableError: there is no such file.
-        UserError: naming the file, and the line, element or row where there is one: it
-            cannot be read, is of no kind or shape above, holds no example, or a value is
-            missing or is not what it should be.
+        UserError: the file cannot be read, has no kind or shape of the above, has no example, or a value
+            is missing or invalid. The message names the file, and the line, element or row.
     """
     path = Path(path)
     rows = _rows(path)
@@ -92,14 +89,14 @@ def read_examples(path: str | Path) -> list[Example]:
     _, where, record = first
     shape = _shape(list(record), f"{where}: keys")
     wanted = next((key for key in shape.taken_by if key in record), None)
-    # The passages of a query stand for one text in memory.
+    # The examples of a query share one text in memory.
     queries: dict[tuple[str, ...], tuple[str, ...]] = {}
     examples = []
     for number, where, record in chain([first], rows):
         if wanted and not _truth(record, wanted, where):
             continue
         query, prompt, completed = shape.read(record, where)
-        thought, label = _parted(completed, shape.written, where)
+        thought, label = _split_completion(completed, shape.written, where)
         examples.append(Example(number, prompt, thought, label, queries.setdefault(query, query)))
     if not examples:
         raise UserError(f"{path}: holds no examples: there is none whose {wanted} is true")
@@ -107,8 +104,8 @@ def read_examples(path: str | Path) -> list[Example]:
 
 
 def fingerprint(path: str | Path) -> Any:
-    """What stands for the contents of a training file (SHA-256, hex), or of the files of a
-    folder (a list of them). Raises UserError as :func:`read_examples` does."""
+    """The SHA-256 (hex) of a training file, or a list of those of a folder's files. Raises UserError as
+    :func:`read_examples` does."""
     path = Path(path)
     return open_parts(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
 
@@ -138,7 +135,7 @@ def _line_rows(path: Path) -> _Rows:
 def _arrow_rows(path: Path) -> _Rows:
     before = 0
     for part in open_parts(str(path), "train", _KEY)[0]:
-        # Only these: a table of embeddings may have columns that are wide.
+        # Only the columns of the shape: others may be large, such as embeddings.
         shape = _shape(part.schema.names, f"{part.name}: columns")
         columns = [name for name in part.schema.names if name in shape.keys]
         number = 0
@@ -150,7 +147,7 @@ def _arrow_rows(path: Path) -> _Rows:
 
 
 def _records(batch: Any, name: str, before: int) -> Iterable[dict[str, Any]]:
-    """The rows of an Arrow batch or table, of which ``before`` are gone."""
+    """The rows of an Arrow batch; ``before`` rows precede it."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError):
@@ -201,9 +198,11 @@ def _of_pair(record: dict[str, Any], where: str) -> tuple[tuple[str, ...], str, 
 
 
 class _Shape(NamedTuple):
-    """A shape's keys, and how a record of it is read: ``(record, where) → (query, prompt,
-    completion)``. ``written`` is the key that the completion comes of; a record is taken
-    where the first of ``taken_by`` that is there is true."""
+    """The keys of a shape, and its reader: ``(record, where) → (query, prompt, completion)``.
+
+    ``written`` is the key of the completion. A record is taken if the first of ``taken_by`` that the
+    file has is true.
+    """
 
     needed: tuple[str, ...]
     optional: tuple[str, ...]
@@ -232,18 +231,20 @@ _SHAPES = (
 def _shape(keys: list[str], what: str) -> _Shape:
     found = next((shape for shape in _SHAPES if set(shape.needed) <= set(keys)), None)
     if found is None:
-        shown = ", ".join(f"{key:.40}" for key in keys[:_COLUMNS_SHOWN]) + (", …" if len(keys) > _COLUMNS_SHOWN else "")
+        listed = ", ".join(f"{key:.40}" for key in keys[:_COLUMNS_SHOWN]) + (
+            ", …" if len(keys) > _COLUMNS_SHOWN else ""
+        )
         raise UserError(
-            f"{what} {shown or '(none)'} are not known: "
+            f"{what} {listed or '(none)'} are not known: "
             "give prompt and completion, instruction and output, or query, passage and label"
         )
     return found
 
 
 def _mark_in_prompt(prompt: str, written: str) -> tuple[str, str]:
-    """Both, with the ``<think>`` between them, if there is one, at the end of the prompt: only
-    there it is read as the mark. The text of both together stays as it was, but for one
-    newline before ``<think>`` and none between two of them."""
+    """Prompt and completion with the ``<think>`` between them at the end of the prompt: only there it is
+    a token. Their joint text is unchanged, except for one newline before ``<think>``, and none between
+    two of them."""
     head, thought = prompt.rstrip(), written.lstrip()
     if thought.startswith(THINK_OPEN):
         return head if head.endswith(THINK_OPEN) else _marked(prompt), thought.removeprefix(THINK_OPEN)
@@ -257,7 +258,7 @@ def _marked(prompt: str) -> str:
 
 
 def before_passage(prompt: str) -> str | None:
-    """The prompt up to where its passage begins; None where it does not say."""
+    """The prompt up to its passage; None if it has no mark of one."""
     before, mark, _ = prompt.partition(PASSAGE_MARK)
     return before if mark else None
 
@@ -267,7 +268,7 @@ def _asked(prompt: str) -> tuple[str, ...]:
     return (prompt if before is None else before,)
 
 
-def _parted(written: str, key: str, where: str) -> tuple[str, str]:
+def _split_completion(written: str, key: str, where: str) -> tuple[str, str]:
     """Chain and label of a completion."""
     found = _COMPLETION.fullmatch(written)
     if not found:

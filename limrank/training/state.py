@@ -1,4 +1,4 @@
-"""What training changes: the weights, the optimizer, the schedule, and how far it is."""
+"""The state of training: weights, optimizer, schedule and progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.config import TrainingConfig
 from limrank.errors import EngineError
-from limrank.training.sharding import part_of, whole
+from limrank.training.sharding import gather, shard_of
 
 if TYPE_CHECKING:
     import torch
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far training is, over all processes and resumed runs.
+    """The progress of training, over all processes and resumed runs.
 
-    ``loss`` is the mean over the completion tokens (or units, see ``objectives``) of the last
-    step, ``tokens`` counts prompts and completions, ``seconds`` is time spent in steps.
-    ``validation_loss`` is of the last evaluation on held-out data, ``best_score`` of the best one: an
-    nDCG, or a loss with its sign turned.
+    ``loss`` is the mean over the completion tokens (or units, see ``objectives``) of the last step.
+    ``tokens`` counts prompts and completions, ``seconds`` the time in steps. ``validation_loss`` is that
+    of the last evaluation on held-out data, ``best_score`` that of the best one: an nDCG, or a negated
+    loss.
     """
 
     step: int = 0
@@ -35,8 +35,7 @@ class Progress:
     evals_since_best: int = 0
 
     def record_evaluation(self, validation_loss: float | None, ndcg: float | None) -> None:
-        """Take in what was measured on held-out data: the nDCG says what is best, or where
-        there is none the loss."""
+        """Record an evaluation on held-out data. The score is the nDCG, or without one the negated loss."""
         self.validation_loss = validation_loss
         score = ndcg if ndcg is not None else -validation_loss
         self.evals_since_best += 1
@@ -45,15 +44,15 @@ class Progress:
 
 
 _RENAMED = {"looks_since_best": "evals_since_best"}
-"""Names of :class:`Progress` in checkpoints of limrank 0.1, and what they are called now."""
+"""Old → new names of fields of :class:`Progress`: checkpoints of limrank 0.1 have the old ones."""
 
 
 class TrainState:
-    """A model with its optimizer, schedule and progress: what a checkpoint holds.
+    """A model with its optimizer, schedule and progress: the contents of a checkpoint.
 
-    AdamW without weight decay; the rate rises linearly over ``warmup_ratio`` of the
-    steps (rounded down: a run of one step must not spend it at a rate of zero), then
-    falls to zero along a cosine.
+    The optimizer is AdamW without weight decay. The learning rate rises linearly over ``warmup_ratio`` of
+    the steps (rounded down, so that the only step of a run has a rate above zero), then falls to zero
+    along a cosine.
     """
 
     def __init__(self, model: nn.Module, training: TrainingConfig, total_steps: int) -> None:
@@ -70,32 +69,32 @@ class TrainState:
         self.progress = Progress()
 
     def state_dict(self, keep: bool = True) -> dict[str, Any]:
-        """Everything that changes, by name: the frozen weights are not in it. All processes
-        ask for it at once, and those that ``keep`` it get it whole."""
+        """Everything that training changes, without the frozen weights. All processes call this at the
+        same time; those with ``keep`` get it, unsharded."""
         return {
-            "parameters": self.whole_parameters(keep),
-            "optimizer": whole(self.optimizer.state_dict(), keep),
+            "parameters": self.gathered_parameters(keep),
+            "optimizer": gather(self.optimizer.state_dict(), keep),
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
         }
 
-    def whole_parameters(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        return {name: whole(each.detach(), keep) for name, each in self.parameters.items()}
+    def gathered_parameters(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        return {name: gather(each.detach(), keep) for name, each in self.parameters.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["parameters"].keys() != self.parameters.keys():
             raise EngineError("the checkpoint holds other parameters than this model trains")
         self.load_parameters(state["parameters"])
         optimizer = state["optimizer"]
-        parts = {
-            place: {
-                name: part_of(value, parameter) if value.shape == parameter.shape else value
-                for name, value in optimizer["state"][place].items()
+        shards = {
+            index: {
+                name: shard_of(value, parameter) if value.shape == parameter.shape else value
+                for name, value in optimizer["state"][index].items()
             }
-            for place, parameter in enumerate(self.parameters.values())
-            if place in optimizer["state"]
+            for index, parameter in enumerate(self.parameters.values())
+            if index in optimizer["state"]
         }
-        self.optimizer.load_state_dict(optimizer | {"state": parts})
+        self.optimizer.load_state_dict(optimizer | {"state": shards})
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**{_RENAMED.get(name, name): value for name, value in state["progress"].items()})
 
@@ -104,4 +103,4 @@ class TrainState:
 
         with torch.no_grad():
             for name, each in self.parameters.items():
-                each.copy_(part_of(values[name], each))
+                each.copy_(shard_of(values[name], each))

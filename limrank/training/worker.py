@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the loop, with checkpoints, metrics and the export."""
+"""The function of a Ray Train worker: the loop with checkpoints, metrics and the export."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:
-    """Train, or go on from the last checkpoint, and export; the same in every worker.
+    """Train, from the last checkpoint if there is one, and export. Every worker runs this.
 
     Args:
-        task: ``config`` (a TrainJob), ``storage`` (which every worker can see), ``data`` (a
-            Ray reference to what was prepared) and ``plan`` (what a checkpoint must agree with).
+        task: ``config`` (a TrainJob), ``storage`` (which every worker can see), ``data`` (a Ray reference
+            to a :class:`~limrank.training.prepare.Prepared`) and ``plan`` (which a checkpoint has to
+            agree with).
 
     Returns:
-        ``progress``, the fields of :class:`~limrank.training.state.Progress` at the end, and the
-        ``dtype`` that was trained with; or
-        ``error``, which all workers come to at once and which another try would not mend
-        (what is raised, Ray Train takes for a death, and starts all of them again).
+        ``progress``, the fields of :class:`~limrank.training.state.Progress` at the end, and ``dtype``,
+        that of the computation. Or ``error``, an error that all workers have at the same time and that a
+        retry would not fix: an exception would be a crash for Ray Train, which restarts all workers.
     """
     try:
         progress, dtype = _train(task)
         return {"progress": progress, "dtype": dtype}
     except StorageError:
-        raise  # the first worker's alone: the others wait for it
+        raise  # only the first worker has it, and the others wait for that one
     except LimrankError as error:
         return {"error": error}
 
@@ -76,7 +76,7 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     if saved and saved["over"] and gathered(first and storage.exists(f"model/{models.MODEL_CONFIG}"))[0]:
         return saved["progress"], saved.get("dtype")
 
-    # As it began, wherever it goes on.
+    # A resumed run keeps its dtype, whatever machine it continues on.
     dtype_name = saved["dtype"] if saved and "dtype" in saved else _agreed_dtype(config.model.dtype, device.type)
     dtype = getattr(torch, dtype_name)
     mixed_precision = dtype != torch.float32
@@ -95,9 +95,9 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
             model.to(device)
         return model, tokenizer
 
-    # Nobody waits for a turn while another downloads: that may take longer than a group waits.
+    # All download at once: waiting for turns might exceed the group's timeout.
     model_dir = in_turn(lambda: models.resolve(config.model.id), 0, 1)
-    # Until it lies in parts, a model is whole: a node holds one of them at a time.
+    # A model is unsharded while it loads, so a node loads one at a time.
     model, tokenizer = in_turn(load, *(context.get_local_rank(), here) if sharded else (0, 1))
     state = TrainState(model, config.training, total_steps)
     if saved:
@@ -134,7 +134,7 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         mixed_precision=mixed_precision,
         on_step=on_step,
     )
-    values = state.whole_parameters(first) if sharded else None
+    values = state.gathered_parameters(first) if sharded else None
     if first:
         if config.training.export == "best" and progress.best_step not in (None, progress.step):
             values = checkpoints.of_step(storage, progress.best_step)["parameters"]
@@ -149,8 +149,8 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def _agreed_dtype(name: str, device: str) -> str:
-    """The name of the dtype that all workers train with: ``model.dtype``, or what is best for
-    each of them where that is ``auto``, and float32 where they differ."""
+    """The dtype of all workers, by name: ``model.dtype``, or if that is ``auto`` the best one for all of
+    them, which is float32 if they differ."""
     from limrank.training.processes import gathered
 
     if name != "auto":

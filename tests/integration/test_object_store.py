@@ -280,7 +280,7 @@ def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, 
     resumed = limrank(arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert f"model: {bucket}/runs/train/model" in resumed.stdout
-    assert "was half written when its driver died" in resumed.stderr
+    assert "is incomplete because its driver crashed" in resumed.stderr
     metrics = read_metrics(storage)
     assert [line["step"] for line in metrics] == list(range(1, 481))
     # Their times too are as they were: those of the steps that were not made again.

@@ -138,7 +138,7 @@ def test_a_budget_stops_the_run_and_goes_on_once_raised(local_ray, seeds, tmp_pa
     assert 0.6 * spent / 4 < sum(stats["tokens"].values()) < 1.1 * spent / 4
     assert 0 < stats["seeds"] < SEEDS and stats["queries"] == 2 * stats["seeds"]
     assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
-    assert any("raise it, and the same command goes on" in line for line in result.messages)
+    assert any("raise it, and the same command continues" in line for line in result.messages)
     before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
     _, stats = synthesize(seeds, run, judge="another", max_tokens=spent // 4)  # nothing is left to spend
     assert {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()} == before

@@ -348,7 +348,7 @@ def test_a_run_trains_exports_and_resumes(
     assert [line["step"] for line in metrics] == list(range(1, 9))
     outputs = {"checkpoints", "adapter", "model", "metrics.jsonl", "curves.png"}
     assert {path.name for path in tmp_path.iterdir()} == outputs
-    assert (result.examples, result.steps, result.cut) == (7, 8, 0)
+    assert (result.examples, result.steps, result.truncated) == (7, 8, 0)
     assert result.final_loss == metrics[-1]["loss"]
     assert result.validation_loss == metrics[-1]["validation_loss"] < metrics[1]["validation_loss"]
 
@@ -369,7 +369,7 @@ def test_a_run_trains_exports_and_resumes(
         card = (tmp_path / folder / "README.md").read_text()
         assert "5 examples of train.jsonl, 2 held out" in card
         assert tied_model.name in card and str(tied_model.parent) not in card
-    assert "This is the adapter alone" in card and "- lora_targets: all linear layers" in card
+    assert "This is only the adapter" in card and "- lora_targets: all linear layers" in card
     assert f"- lora_embeddings: {embeddings}" in card
 
     # Started again it has nothing to do, and says the same.
@@ -472,7 +472,7 @@ def test_a_cluster_encodes_as_this_process_does(tied_model, train_file, tmp_path
         assert one.ids.tolist() == other.ids.tolist() and other.ids.dtype == "int32"
         for name in ("line", "prompt_tokens", "label", "query", "cut", "token_weight"):
             assert getattr(one, name) == getattr(other, name)
-    assert {each.cut for each in there.training} == {False, True}
+    assert {each.truncated for each in there.training} == {False, True}
     short = train_job(tied_model, train_file, tmp_path, cutoff_tokens=20)
     with pytest.raises(UserError, match=r"train.jsonl:\d: instruction, query and label do not fit in .*=20"):
         prepare(short, encode=encoding.encode_on_cluster)
@@ -556,6 +556,8 @@ def test_workers_that_the_cluster_has_no_room_for_end_the_training(
 
     other = Other.remote()
     ray.get(other.ready.remote())
-    with pytest.raises(EngineError, match="the cluster had no room for the workers within 2 minutes: it lost a node"):
+    with pytest.raises(
+        EngineError, match="the cluster had no resources for the workers within 2 minutes: it lost a node"
+    ):
         fit.fit(train_job(tied_model, train_file, tmp_path), Storage(str(tmp_path)))
     ray.kill(other)

@@ -90,7 +90,7 @@ def diverging(model_dir, rank):
     model, _ = load_for_training(model_dir, training, torch.float32)
     model.get_input_embeddings().weight.data[BROKEN] = float("nan")
     examples = [
-        EncodedExample(line, np.asarray([5, token, 2629], dtype=np.int32), 2, True, (str(line),), cut=False)
+        EncodedExample(line, np.asarray([5, token, 2629], dtype=np.int32), 2, True, (str(line),), truncated=False)
         for line, token in ((1, 6), (2, BROKEN), (3, 7))
     ]
     try:

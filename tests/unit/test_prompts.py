@@ -1,4 +1,4 @@
-"""Prompts are data: they have places and conditions, and nothing in them runs or goes on for ever."""
+"""Prompts are data: they have placeholders and conditions, and nothing in them runs or loops for ever."""
 
 import time
 
@@ -9,7 +9,7 @@ from limrank.cli import main
 from limrank.errors import UserError
 
 
-def test_places_conditions_and_filters_of_text():
+def test_placeholders_conditions_and_filters_of_text():
     text = "{{ who | upper }}{% if kind == 'a' and not more %} one{% elif more %} two{% else %} three{% endif %}"
     assert prompts.render(text, who="ada", kind="a", more="") == "ADA one"
     assert prompts.render(text, who="ada", kind="b", more="x") == "ADA two"
@@ -23,7 +23,7 @@ def test_places_conditions_and_filters_of_text():
 @pytest.mark.parametrize(
     "held", ["{{ query }}", "{{ cycler.__init__ }}", "{% for a in b %}", "{# gone #}", "{% raw %}"]
 )
-def test_what_fills_a_place_stays_text(held):
+def test_what_fills_a_placeholder_stays_text(held):
     assert prompts.render("Q: {{ query }}{% if query %}.{% endif %}", query=held) == f"Q: {held}."
 
 
@@ -78,7 +78,7 @@ def test_nothing_of_a_prompt_runs_or_goes_on(text, tmp_path, monkeypatch):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="^prompt "):
-        prompts.check_places(text, {"query", "passage"})
+        prompts.check_placeholders(text, {"query", "passage"})
 
 
 def test_a_prompt_that_grows_with_its_fields_has_an_end(monkeypatch):

@@ -155,7 +155,7 @@ def test_what_depends_on_another_key(recipe):
     train = "job: train\nrun_dir: out\ntraining: "
     assert "training.target=direct" in refusal(recipe(train + "{objective: softmax, target: think}\n"))
     assert "names layers for an adapter" in refusal(recipe(train + "{method: full, lora_targets: [q_proj]}\n"))
-    assert "said of an adapter" in refusal(recipe(train + "{method: full, lora_embeddings: all}\n"))
+    assert "belongs to an adapter" in refusal(recipe(train + "{method: full, lora_embeddings: all}\n"))
     assert "learning_rate" in refusal(recipe(train + "{train_file: t.jsonl, learning_rate: .inf}\n"))
     board = "job: train\nrun_dir: s3://bucket/run\ntraining: {train_file: t.jsonl, tensorboard: true}\n"
     assert "need a local run_dir, which s3://bucket/run is not" in refusal(recipe(board))

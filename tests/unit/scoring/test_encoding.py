@@ -183,7 +183,7 @@ def test_training_and_scoring_ask_with_the_same_ids(kind, before, after, passage
         assert ids[: len(asked.ids)] == asked.ids
     else:
         # Both lose the end of the passage and keep what follows it; where a cut falls may differ by a token.
-        assert trained.cut and ids[: len(asked.ids) - 20] == asked.ids[:-20]
+        assert trained.truncated and ids[: len(asked.ids) - 20] == asked.ids[:-20]
     assert asked.ids[-1] == tokenizer.convert_tokens_to_ids(THINK_OPEN)
 
 

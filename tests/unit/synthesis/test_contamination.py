@@ -146,7 +146,7 @@ def test_a_benchmark_that_has_a_name(tmp_path):
     query, document = pydocs.queries("test")[0], next(iter(pydocs.benchmark("test").qrels.values()))
     assert index.query_overlap(query.text).benchmark == "pydocs"
     contents = {each.doc_id: each.contents for each in pydocs.documents()}
-    assert index.passage_overlap(contents[next(iter(document))]).part == "document"
+    assert index.passage_overlap(contents[next(iter(document))]).kind == "document"
     assert index.query_overlap(pydocs.queries("dev")[0].text) is None
     with pytest.raises(UserError, match="benchmark://msmarco: there is no such benchmark; there are: pydocs, bright/"):
         Benchmarks.of(["benchmark://msmarco"])

@@ -115,5 +115,5 @@ def test_weights_that_could_run_code_are_not_loaded(model, tmp_path):
     torch.save(BertModel.from_pretrained(model).state_dict(), tmp_path / "pytorch_model.bin")
     check_embedder(str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"^synthesis\.embedder .*: it does not embed a text: OSError: .*safetensors"):
+    with pytest.raises(UserError, match=r"^synthesis\.embedder .*: cannot embed a text: OSError: .*safetensors"):
         check_embedder(str(tmp_path))

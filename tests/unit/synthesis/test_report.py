@@ -189,7 +189,7 @@ def test_tokens_and_cost_by_step():
         "total 12,345 4,000 678 1,234.5001 What was run"
     ) in words(page(ROWS, steps=priced(query=1234.5, judge=0.0001)))
     partly = words(page(ROWS, steps=priced(query=0.5)))
-    assert "A step without a price is not in their total. Step" in partly
+    assert "The total leaves out steps without a price. Step" in partly
     assert "600 0.5000 judge 2,345 0 78 – total 12,345 4,000 678 0.5000 What" in partly
     mined = words(page(ROWS, steps={"mine": RUN["steps"]["judge"]}))
     assert "Tokens by step In mine the reranker picks passages of the corpus" in mined and "Costs" not in mined
@@ -207,7 +207,7 @@ def test_the_card_lists_tokens_and_cost_by_step():
         "- query: 10,000 in prompts (4,000 of them cached), 600 generated\n"
         "- judge: 2,345 in prompts (0 of them cached), 78 generated, cost 0.2500\n"
         "- total: 12,345 in prompts (4,000 of them cached), 678 generated, cost 0.2500\n\n"
-        "Costs are in the currency of the recipe's prices. A step without a price is not in their total.\n\n"
+        "Costs are in the currency of the recipe's prices. The total leaves out steps without a price.\n\n"
         "## Prompts\n"
     ) in shown(priced(judge=0.25))
     assert "678 generated\n\n## Prompts\n" in shown(RUN["steps"])

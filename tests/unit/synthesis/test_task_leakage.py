@@ -1,11 +1,8 @@
-"""What writers say of their task, and what others say that sounds like it."""
+"""Texts in which a writer speaks of its task, and texts that only sound like it."""
 
 import pytest
 
 from limrank.synthesis.task_leakage import gives_answer, speaks_of_task
-
-TOPIC = "how do bees live through the winter"
-OF_DATABASES = "A query is planned before it runs, and each query is logged"
 
 
 @pytest.mark.parametrize(
@@ -21,22 +18,11 @@ OF_DATABASES = "A query is planned before it runs, and each query is logged"
         "Query: how do I keep bees alive in winter",
         "Search query 1: how do I keep bees alive",
         '{"query": "how do I keep bees alive in winter"}',
-        "query_description of somebody who keeps bees",
-        "query-1234567890.jpg.png, answer:",
-        "My name is [Name] and I live in [City]: who sells hives",
-        "what should a beginner know of [insert topic here]",
-        "Relevant documents should mention the price of wax",
-        "a passage that helps would say how wax is made",
-        "A passage that answers would join several facts on bees",
-        "what is said in the passage that tells how wax is made",
-        "what is a sentence that describes this passage",
-        "search queries for a benchmark of hard retrieval",
-        "A question that requires domain knowledge and reasoning",
-        "No single fact settles it: bees winter in many ways",
+        "Query: how do I drop an index",
     ],
 )
 def test_queries_that_speak_of_the_task(query):
-    assert speaks_of_task(query, TOPIC)
+    assert speaks_of_task(query)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +41,7 @@ def test_queries_that_speak_of_the_task(query):
     ],
 )
 def test_queries_that_do_not(query):
-    assert not speaks_of_task(query, TOPIC)
+    assert not speaks_of_task(query)
 
 
 @pytest.mark.parametrize(
@@ -65,19 +51,11 @@ def test_queries_that_do_not(query):
         "Certainly! Below is an encyclopedia entry. Bees form a cluster.",
         "Here's a rewritten version: bees form a cluster.",
         "The passage: bees form a cluster.",
-        "This text meets the need of the reader and is relevant, as bees form a cluster.",
-        "This passage is about bees, which form a cluster.",
-        "The passage is a classic example of what is known of bees.",
-        "This is a relevant passage on bees.",
-        "This paragraph is a hard negative: bees form a cluster.",
-        "Bees form a cluster. (Word count: 100)",
-        "Bees form a cluster. Note: I have avoided mentioning the query or relevance as you instructed.",
-        "It is on this topic: how bees live through the winter.",
         "The topic is positive_response_11285, of which bees know.",
     ],
 )
 def test_passages_that_speak_of_the_task(passage):
-    assert speaks_of_task(passage, TOPIC)
+    assert speaks_of_task(passage)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +72,7 @@ def test_passages_that_speak_of_the_task(passage):
     ],
 )
 def test_passages_that_do_not(passage):
-    assert not speaks_of_task(passage, TOPIC)
-
-
-def test_where_the_topic_is_queries_one_phrase_of_them_proves_nothing():
-    text = "An index answers the query without a scan."
-    assert speaks_of_task(text, TOPIC)
-    assert not speaks_of_task(text, OF_DATABASES)
-    assert speaks_of_task(f"{text} This query is about indexes.", OF_DATABASES)
-    # But it is no topic of passages, and nothing is a label's topic.
-    assert speaks_of_task("This passage is about indexes.", OF_DATABASES)
-    assert speaks_of_task("Query: how do I drop an index", OF_DATABASES)
+    assert not speaks_of_task(passage)
 
 
 @pytest.mark.parametrize(

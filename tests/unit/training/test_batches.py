@@ -12,7 +12,7 @@ from limrank.training.objectives import summed_loss, weight
 
 
 def example(ids, prompt_tokens, label=True, query="q"):
-    return EncodedExample(1, np.asarray(ids, dtype=np.int32), prompt_tokens, label, (query,), cut=False)
+    return EncodedExample(1, np.asarray(ids, dtype=np.int32), prompt_tokens, label, (query,), truncated=False)
 
 
 def labelled(*pairs):

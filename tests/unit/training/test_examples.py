@@ -54,7 +54,7 @@ def test_loss_is_on_the_completion_and_the_end():
     one = encoded(example())
     assert decode(one.ids[: one.prompt_tokens]) == "Judge.\nQuery: q\nPassage: abcdefgh\n<think>"
     assert decode(one.ids[one.prompt_tokens :]) == "\nIt fits.\n</think> true<end>"
-    assert not one.cut
+    assert not one.truncated
 
 
 def test_a_direct_example_is_prompt_close_and_label():
@@ -69,7 +69,7 @@ def test_what_is_too_long_loses_the_end_of_its_chain_first():
     full = len(encoded(example()).ids)
     one = encoded(example(), cutoff=full - 3)
     assert decode(one.ids) == "Judge.\nQuery: q\nPassage: abcdefgh\n<think>\nIt fi\n</think> true<end>"
-    assert one.cut
+    assert one.truncated
     assert len(one.ids) == full - 3
 
 

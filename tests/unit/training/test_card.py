@@ -1,0 +1,52 @@
+"""The READMEs of a trained model and its adapter, as the hub reads them."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from limrank.config import ModelConfig, TrainingConfig, TrainJob
+from limrank.training import card
+
+PLAN = {"examples": 5, "validation_examples": 2, "cut": 1, "units_a_step": 4}
+PROGRESS = {"step": 8, "tokens": 900, "loss": 0.25, "best_step": 6, "best_score": -0.5}
+
+
+def loaded(tmp_path, folder="model", model="owner/base", **training):
+    config = TrainJob(
+        run_dir=str(tmp_path / "run"),
+        model=ModelConfig(id=model),
+        training=TrainingConfig(train_file=str(tmp_path / "train.jsonl"), **training),
+    )
+    path = tmp_path / "README.md"
+    path.write_text(card.render(config, PLAN, PROGRESS)[folder], encoding="utf-8")
+    return ModelCard.load(path)
+
+
+@pytest.mark.parametrize(("folder", "library"), [("model", "transformers"), ("adapter", "peft")])
+def test_the_front_matter_is_the_hub_s(tmp_path, folder, library):
+    found = loaded(tmp_path, folder)
+    assert found.data.to_dict() == {
+        "base_model": "owner/base",
+        "library_name": library,
+        "pipeline_tag": "text-ranking",
+        "tags": ["limrank", "reranker"],
+    }
+    assert found.text.startswith("\n# A pointwise reranker from owner/base\n")
+    assert ("This is only the adapter" in found.text) == (folder == "adapter")
+
+
+def test_a_model_that_is_not_of_the_hub_is_no_base_model_there(tmp_path):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for name in (str(tmp_path / "models" / "mine"), "s3://bucket/models/mine", "smollm2-135m-instruct", "a/b/c"):
+        found = loaded(tmp_path, model=name)
+        assert "base_model" not in found.data.to_dict()
+        assert str(tmp_path) not in found.content
+
+
+def test_the_card_says_what_was_trained_on_and_measured(tmp_path):
+    text = loaded(tmp_path, export="best").text
+    assert "- 5 examples of train.jsonl, 2 held out, 1 truncated to 2500 tokens\n- 900 tokens over 8 steps\n" in text
+    assert "- lora_targets: all linear layers\n" in text
+    assert "- weights of step 6, the best on held-out data: loss 0.5000\n" in text
+    last = loaded(tmp_path, export="last").text
+    assert "- weights of step 8, the last; not of step 6, the best on held-out data: loss 0.5000\n" in last
+    assert "lora_rank" not in loaded(tmp_path, method="full").text
