@@ -13,7 +13,7 @@ from helpers.rundirs import rows
 from helpers.units import fake_engine, planned, runner, write_embedder
 from limrank.batch.plan import write_plan
 from limrank.batch.receipts import summarize
-from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
+from limrank.config import EngineConfig, FaultConfig, ScoringConfig, SynthesisConfig, SynthesisPrompts, SynthesizeJob
 from limrank.engines.base import Generation, Limits, RequestLimiter, meter
 from limrank.engines.fake import ByteTokenizer
 from limrank.errors import EngineError, RowError, UserError
@@ -1114,8 +1114,8 @@ def with_settings(config, **changed):
     return config.model_copy(update={"synthesis": config.synthesis.model_copy(update=changed)})
 
 
-def with_engine(config, **changed):
-    return config.model_copy(update={"engine": config.engine.model_copy(update=changed)})
+def with_fault(config, **fault):
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"fault": FaultConfig(**fault)})})
 
 
 def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
@@ -1164,7 +1164,7 @@ def test_a_preview_says_which_benchmarks_it_cannot_look_through(config, tmp_path
 
 
 def test_a_preview_shows_the_prompt_of_a_request_that_failed(config):
-    text = previewed(with_engine(config, fail_rate=1.0))
+    text = previewed(with_fault(config, fail_rate=1.0))
     asked = text[text.index("## query") : text.index("failed: ")]
     assert "Somebody searched for: merge sorted lists" in asked
     error = "the fake engine failed this request (engine.fault.fail_rate)"
@@ -1175,7 +1175,7 @@ def test_a_preview_shows_the_prompt_of_a_request_that_failed(config):
 def test_a_preview_shows_what_an_engine_died_of(config):
     shown = []
     with pytest.raises(EngineError, match="poisoned"):
-        job.preview(with_engine(config, poison="merge sorted lists"), 1, shown.append)
+        job.preview(with_fault(config, poison="merge sorted lists"), 1, shown.append)
     assert shown[-1].startswith("## query\n\n") and "merge sorted lists" in shown[-1]
     assert shown[-1].endswith("\n\nfailed: EngineError: the fake engine was poisoned\n")
 
@@ -1206,7 +1206,7 @@ def test_what_is_asked_is_kept_whether_or_not_it_is_answered():
 def test_a_preview_spells_out_control_characters_wherever_they_are(config, fail_rate):
     with open(config.synthesis.seeds, "w") as file:
         file.write(json.dumps({"id": "s\x1b[31m1", "query": "merge \x07lists", "passage": "a \x9b passage"}) + "\n")
-    text = previewed(with_engine(config, fail_rate=fail_rate))
+    text = previewed(with_fault(config, fail_rate=fail_rate))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
     assert "# seed s⟨U+001B⟩[31m1" in text
     assert re.search(r"\n(failed: )?s⟨U\+001B⟩\[31m1/daily/\S+: (kept|rejected|write)", text)
