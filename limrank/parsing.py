@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -110,7 +110,7 @@ def parse_json(
         raise UserError(f"{where}: not UTF-8 text")
     text = text.removeprefix("\ufeff")
     try:
-        value, end = parse_json_start(text, _BLANK.match(text).end(), where, finite=finite, unicode=True)
+        value, end = _decode_at(text, _after_blanks(text, 0), where, finite=finite, unicode=True)
         if rest := text[end:].strip(" \t\r\n"):
             raise json.JSONDecodeError("Extra data", text, text.index(rest[0], end))
     except json.JSONDecodeError as error:
@@ -121,12 +121,59 @@ def parse_json(
     return value
 
 
-def parse_json_start(text: str, at: int, where: str, *, finite: bool = True, unicode: bool = False) -> tuple[Any, int]:
-    """The JSON value that begins at a place in a text, and the place where it ends. Half a
-    surrogate pair is refused where ``unicode`` says so.
+def parse_json_array(data: bytes, where: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield ``(1-based number, "where: element number", object)`` of a text that is one JSON array of objects.
+
+    Elements are parsed one by one, so that a message can name the element and only the text is in memory
+    as a whole. Strings may hold half a surrogate pair.
 
     Raises:
-        json.JSONDecodeError: it is not JSON, or not all of it is there.
+        UserError: the text is not UTF-8, not an array, or goes on after it; or, naming the element, one is not
+            JSON, not an object, deeper than :data:`DEEPEST`, or has a key twice or a number that is not finite.
+    """
+    text = decode(data, where)
+    del data  # the text alone is needed from here on
+    at = _after_blanks(text, 0)
+    if not text.startswith("[", at):
+        raise UserError(f"{where}: not a JSON array, but {_character(text, at)}")
+    at = _after_blanks(text, at + 1)
+    number, closed = 0, text.startswith("]", at)
+    while not closed:
+        number += 1
+        element = f"{where}: element {number}"
+        if not text.startswith("{", at):
+            raise UserError(f"{element}: not a JSON object, but {_character(text, at)}")
+        try:
+            value, at = _decode_at(text, at, element)
+        except json.JSONDecodeError as error:
+            raise GrammarError(
+                f"{element}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+            ) from None
+        yield number, element, value
+        at = _after_blanks(text, at)
+        if not text.startswith((",", "]"), at):
+            raise UserError(f"{element}: after it there should be , or the array's ], not {_character(text, at)}")
+        closed = text[at] == "]"
+        at = at if closed else _after_blanks(text, at + 1)
+    at = _after_blanks(text, at + 1)
+    if at < len(text):
+        raise UserError(f"{where}: {text[at]!r} after the end of the array: one array is the whole file")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    return _BLANK.match(text, at).end()
+
+
+def _character(text: str, at: int) -> str:
+    return repr(text[at]) if at < len(text) else "the end of the file"
+
+
+def _decode_at(text: str, at: int, where: str, *, finite: bool = True, unicode: bool = False) -> tuple[Any, int]:
+    """The JSON value that begins at index ``at`` of a text, and the index after it. Half a surrogate pair
+    is refused if ``unicode`` is set.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or is truncated.
         UserError: as :func:`parse_json` raises it for what is JSON.
     """
     try:

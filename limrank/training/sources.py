@@ -20,6 +20,7 @@ Parquet, one file or a folder of ``*.parquet`` in the order of their names; a fo
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,11 +31,10 @@ from typing import Any, NamedTuple
 from limrank import prompts
 from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
-from limrank.data.json_array import begins_array, read_array
 from limrank.data.tables import open_parts
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of
-from limrank.parsing import brief, clipped
+from limrank.files import is_folder, kind_of, opened
+from limrank.parsing import brief, clipped, parse_json_array
 from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
 
@@ -127,7 +127,19 @@ def _rows(path: Path) -> _Rows:
             f"{_KEY}: {path}: not read from this kind of file: give .jsonl, .json (also .gz), .parquet, "
             "a folder of *.parquet or a saved dataset"
         )
-    return read_array(path) if begins_array(path) else _line_rows(path)
+    return _array_rows(path) if _is_array(path) else _line_rows(path)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether the first character of a file is ``[``, up to 64 KiB of blanks aside."""
+    with opened(path) as file:
+        return file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n").startswith(b"[")
+
+
+def _array_rows(path: Path) -> _Rows:
+    with opened(path) as file:
+        rows = parse_json_array(file.read(), str(path))
+    yield from rows
 
 
 def _line_rows(path: Path) -> _Rows:
