@@ -116,41 +116,16 @@ class TextIndex:
 
 
 def same_but_for_few(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many words two texts have in the same order, where all but one, or all but one in
-    ``WORDS_A_CHANGE`` of the longer, are the same; 0 where more differ."""
+    """The length of the longest common subsequence of two texts' words, where all but one, or all but one in
+    ``WORDS_A_CHANGE`` of the longer, are in it; 0 where more differ."""
+    from rapidfuzz.distance import LCSseq
+
     longer = max(len(one), len(other))
-    needed = longer - _changes(longer)
-    # What is cheap to know rules most out.
-    if min(len(one), len(other)) < needed or (Counter(one) & Counter(other)).total() < needed:
-        return 0
-    common = _in_order(one, other)
-    return common if common >= needed else 0
+    return LCSseq.similarity(one, other, score_cutoff=max(0, longer - _changes(longer)))
 
 
 def _changes(length: int) -> int:
     return max(1, length // WORDS_A_CHANGE)
-
-
-def _in_order(one: Sequence[str], other: Sequence[str]) -> int:
-    """The length of the longest common subsequence."""
-    # What is the same at both ends is in one of the longest, and of a copy that is nearly all.
-    same = _same_at_start(one, other)
-    one, other = one[same:], other[same:]
-    same_at_end = _same_at_start(one[::-1], other[::-1])
-    one, other = one[: len(one) - same_at_end], other[: len(other) - same_at_end]
-    lengths = [0] * (len(other) + 1)
-    for word in one:
-        diagonal = 0
-        for column, other_word in enumerate(other, start=1):
-            above = lengths[column]
-            lengths[column] = diagonal + 1 if word == other_word else max(above, lengths[column - 1])
-            diagonal = above
-    return same + lengths[-1] + same_at_end
-
-
-def _same_at_start(one: Sequence[str], other: Sequence[str]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((at for at, (word, other_word) in enumerate(pairs) if word != other_word), min(len(one), len(other)))
 
 
 def _run_around(one: Sequence[str], at: int, other: Sequence[str], other_at: int) -> Sequence[str]:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from limrank.text.overlap import Repeat, TextIndex
+from limrank.text.overlap import Repeat, TextIndex, same_but_for_few
 from limrank.text.words import words
 
 RUN = 8
@@ -142,6 +142,22 @@ def in_order(one, other):
         for j, other_word in enumerate(other):
             best[i + 1][j + 1] = best[i][j] + 1 if word == other_word else max(best[i][j + 1], best[i + 1][j])
     return best[-1][-1]
+
+
+def test_the_words_in_common_are_the_longest_common_subsequence():
+    draw = random.Random(2)
+    kept = 0
+    for _ in range(3000):
+        one = tuple(draw.choices(["a", "b", "c", "bread", "dough", "é", "漢"], k=draw.randrange(30)))
+        other = list(one)
+        for _ in range(draw.randrange(6)):
+            at = draw.randrange(len(other) + 1)
+            other[at : at + draw.randrange(2)] = draw.choices(["a", "b", "rye"], k=draw.randrange(2))
+        common, longer = in_order(one, other), max(len(one), len(other))
+        expected = common if longer - common <= max(1, longer // 5) else 0
+        assert same_but_for_few(one, tuple(other)) == expected
+        kept += bool(expected)
+    assert 1000 < kept < 2900
 
 
 def repeated(text, other):
