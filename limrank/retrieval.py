@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from limrank.config import FirstStageConfig
 from limrank.data import trec
-from limrank.data.fitting import fit_run, strange_documents
+from limrank.data.run_ids import match_run, unknown_documents
 from limrank.errors import UserError
 from limrank.records import Benchmark, Candidate, Document, Query, Run
 from limrank.text.analyzer import Analyzer
@@ -137,8 +137,8 @@ def _published(benchmark: Benchmark) -> Run:
 
 def _fitting(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
     """The run's lists for the benchmark's queries, of documents that it has."""
-    lists, warning = fit_run(run, benchmark, where)
-    if strange := strange_documents(lists, benchmark):
+    lists, warning = match_run(run, benchmark, where)
+    if strange := unknown_documents(lists, benchmark):
         raise UserError(f"{where}: {strange}")
     warnings += warning
     return lists

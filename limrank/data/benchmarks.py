@@ -13,7 +13,7 @@ from typing import get_args
 
 from limrank import prompts
 from limrank.config import DataConfig, Rewriting
-from limrank.data import beir, hub
+from limrank.data import beir, hub_benchmarks
 from limrank.errors import UserError
 from limrank.files import kind_of, opened, printable_path
 from limrank.parsing import brief
@@ -30,7 +30,7 @@ def load(data: DataConfig) -> Benchmark:
     if data.format == "beir":
         benchmark = beir.load(data.path, data.split)
     elif data.format == "hub":
-        benchmark = hub.load(data.name, data.split, data.path, data.revision)
+        benchmark = hub_benchmarks.load(data.name, data.split, data.path, data.revision)
     elif data.format == "pydocs":
         from limrank.data import pydocs
 
@@ -52,7 +52,7 @@ def query_template(data: DataConfig) -> str:
     Raises:
         UserError: there is no such prompt, or it has no place for the query, or another place.
     """
-    named = data.query_template or (hub.query_template(data.name) if data.format == "hub" else None)
+    named = data.query_template or (hub_benchmarks.query_template(data.name) if data.format == "hub" else None)
     if named is None:
         return ""
     try:
@@ -92,7 +92,7 @@ def _rewritten(data: DataConfig) -> dict[str, str]:
     if source in get_args(Rewriting):
         if data.format != "hub":
             raise UserError(f"data.first_stage_queries: {source} is BRIGHT's; data.format={data.format} takes a file")
-        return hub.rewritten(data.name, source, data.path, data.revision)
+        return hub_benchmarks.rewritten(data.name, source, data.path, data.revision)
     if kind_of(source) != "file":
         raise UserError(
             f"data.first_stage_queries: {printable_path(source)}: no such file, and BRIGHT's are {', '.join(get_args(Rewriting))}"
@@ -170,7 +170,7 @@ def provenance(data: DataConfig) -> dict[str, str | None]:
     asked for (None: the newest). Empty for a folder, whose contents the config hash covers."""
     if data.format != "hub" or data.path:
         return {}
-    return {"name": data.name, "revision": hub.pinned(data.name, data.revision)}
+    return {"name": data.name, "revision": hub_benchmarks.pinned(data.name, data.revision)}
 
 
 def file_fingerprint(path: str | Path) -> str:
@@ -189,7 +189,7 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
     elif data.format == "hub":
         yield data.name.encode()
         if data.revision:
-            yield f"at {hub.pinned(data.name, data.revision)}".encode()
+            yield f"at {hub_benchmarks.pinned(data.name, data.revision)}".encode()
         if data.path:
             for file in sorted(file for file in Path(data.path).rglob("*") if file.is_file()):
                 yield from _file_parts(file)

@@ -7,7 +7,7 @@ A *source* of seeds is one of:
 a BEIR folder                   each query that is judged relevant, with its best passage
 a ``.jsonl``/``.parquet`` file  ``query`` and ``passage`` a row, and ``seed_id`` or ``id``
 a folder of ``datasets``        the same; of several splits ``train``
-``hub://OWNER/NAME``            a dataset of the hub, judged or of such rows (``named.py``), or
+``hub://OWNER/NAME``            a dataset of the hub, judged or of such rows (``hub_datasets.py``), or
                                 a local directory of its layout
 ==============================  ========================================================
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank.data import beir, tables
-from limrank.data.named import NAMED, Repository
+from limrank.data.hub_datasets import SCHEME, HubDataset
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, printable_path
@@ -63,8 +63,8 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
-    elif repository := _repository(source):
-        seeds = _hub_seeds(repository)
+    elif dataset := _hub_dataset(source):
+        seeds = _hub_seeds(dataset)
     elif kind_of(source) == "folder" and not tables.is_saved_dataset(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
@@ -90,10 +90,10 @@ def load_corpus(source: str) -> list[Document]:
         from limrank.data import pydocs
 
         return pydocs.documents()
-    repository = _repository(source)
-    if repository and repository.is_retrieval():
-        return list(repository.documents())
-    if not repository and is_folder(source) and not tables.is_saved_dataset(Path(source)):
+    dataset = _hub_dataset(source)
+    if dataset and dataset.is_retrieval():
+        return list(dataset.documents())
+    if not dataset and is_folder(source) and not tables.is_saved_dataset(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not come back as a negative of the second.
     by_passage: dict[str, Document] = {}
@@ -116,9 +116,9 @@ def load_personas(path: str | None) -> list[Persona]:
     if path is None:
         with resources.as_file(resources.files("limrank.data").joinpath("personas.txt")) as built_in:
             return load_personas(str(built_in))
-    repository = Repository.of(path, "synthesis.personas") if path.startswith(NAMED) else None
-    if repository or _is_jsonl(path):
-        rows = repository.rows(("id", "persona")) if repository else _jsonl_rows(path)
+    dataset = HubDataset.of(path, "synthesis.personas") if path.startswith(SCHEME) else None
+    if dataset or _is_jsonl(path):
+        rows = dataset.rows(("id", "persona")) if dataset else _jsonl_rows(path)
         personas = [
             Persona(persona_id, _string(record, "persona", where).strip())
             for persona_id, where, record in _identified(rows, "id")
@@ -144,20 +144,20 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
     return digest.hexdigest()
 
 
-def _repository(source: str) -> Repository | None:
-    if not source.startswith(NAMED) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
+def _hub_dataset(source: str) -> HubDataset | None:
+    if not source.startswith(SCHEME) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
         return None
-    return Repository.of(source, "synthesis.seeds")
+    return HubDataset.of(source, "synthesis.seeds")
 
 
-def _hub_seeds(repository: Repository) -> list[Seed]:
-    if not repository.is_retrieval():
-        return _row_seeds(repository.rows(_SEED_KEYS), str(repository))
-    qrels = repository.qrels()
-    passages = {document.doc_id: document.contents for document in repository.documents(_relevant(qrels))}
-    seeds = _judged_seeds(repository.queries(), qrels, passages, str(repository))
+def _hub_seeds(dataset: HubDataset) -> list[Seed]:
+    if not dataset.is_retrieval():
+        return _row_seeds(dataset.rows(_SEED_KEYS), str(dataset))
+    qrels = dataset.qrels()
+    passages = {document.doc_id: document.contents for document in dataset.documents(_relevant(qrels))}
+    seeds = _judged_seeds(dataset.queries(), qrels, passages, str(dataset))
     if not seeds:
-        raise UserError(f"{repository}: there are no seeds: no query has a relevant passage in the corpus")
+        raise UserError(f"{dataset}: there are no seeds: no query has a relevant passage in the corpus")
     return seeds
 
 
@@ -223,8 +223,8 @@ def _row_seeds(rows: _Rows, source: str) -> list[Seed]:
 
 
 def _seed_rows(path: str) -> _Rows:
-    if repository := _repository(path):
-        return repository.rows(_SEED_KEYS)
+    if dataset := _hub_dataset(path):
+        return dataset.rows(_SEED_KEYS)
     kind = kind_of(path)
     if kind == "folder":
         return _dataset_rows(Path(path))

@@ -13,7 +13,7 @@ _MTEB_LETTERS = {"litsearch": ("q", "d")}
 """What mteb puts before a benchmark's own query and document ids: its runs have ``q0`` and ``d123``."""
 
 
-def fit_run(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
+def match_run(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
     """A run's lists for a benchmark's queries, and sentences for a person about what does not fit.
 
     Ids as mteb writes them become the benchmark's own, where none of the run's is one of these.
@@ -25,14 +25,14 @@ def fit_run(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]
         UserError: the run has no list for any of the queries.
     """
     run, warnings = _without_letters(run, benchmark, where)
-    lists, left_out = fit_queries(run, benchmark.queries, where, benchmark.name, benchmark.unselected)
+    lists, left_out = match_queries(run, benchmark.queries, where, benchmark.name, benchmark.unselected)
     return lists, warnings + left_out
 
 
-def fit_queries(
+def match_queries(
     run: Run, queries: Sequence[Query], where: str, whose: str, unselected: Collection[str] = ()
 ) -> tuple[Run, list[str]]:
-    """As :func:`fit_run`, of queries alone.
+    """As :func:`match_run`, of queries alone.
 
     Args:
         whose: where the queries are from.
@@ -57,7 +57,7 @@ def fit_queries(
     return {query_id: scores for query_id, scores in run.items() if query_id in asked}, warnings
 
 
-def strange_documents(run: Run, benchmark: Benchmark) -> str:
+def unknown_documents(run: Run, benchmark: Benchmark) -> str:
     """A sentence about the documents of a run that the corpus lacks; empty where it has them all."""
     known = {document.doc_id for document in benchmark.documents}
     ranked = {doc_id: query_id for query_id, scores in run.items() for doc_id in scores}
