@@ -132,7 +132,7 @@ class _Part:
         repeat = self.index.find(text)
         if repeat is None:
             return None
-        benchmark, an_id = self.ids[repeat.place]
+        benchmark, an_id = self.ids[repeat.index]
         return Overlap(benchmark, self.name, an_id, repeat.words, repeat.share)
 
 
