@@ -8,10 +8,9 @@ name                          repository                          judged by
 ``followir/<collection>``     ``jhu-clsp/…-instructions-mteb``    config ``default``
 ============================  ==================================  =========================
 
-Every function takes ``path``: a local directory of the repository's layout (its
-``README.md`` names the files of each config), which is then read instead of the hub; and
-``revision``: a git revision of the repository on the hub, ``mteb`` for the one of
-:data:`MTEB_REVISIONS`, None for the newest.
+Every function takes ``path``, a local directory of the repository's layout (its ``README.md`` names the files
+of each config) to read instead of the hub, and ``revision``, a git revision of the repository on the hub:
+``mteb`` for that of :data:`MTEB_REVISIONS`, None for the newest.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _TASKS = {
     "theoremqa_questions": "bright_theoremqa",
     "theoremqa_theorems": "bright_theoremqa",
 }
-"""BRIGHT's subsets with a task sentence of their own, and the prompts that hold them."""
+"""Subsets of BRIGHT with a task sentence of their own → the prompt that holds it."""
 
 FOLLOWIR_COLLECTIONS = ("core17", "robust04", "news21")
 NAMES = (
@@ -65,7 +64,7 @@ MTEB_REVISIONS = {
     "jhu-clsp/news21-instructions-mteb": "39db677749b3b783bb277d0e2d4712f5f133f52b",
     "jhu-clsp/robust04-instructions-mteb": "0a3efedfcac0a7f859c46cff3a0fac0f8747b28f",
 }
-"""What mteb's tasks read, whose published scores are of these. BRIGHT has changed since."""
+"""The revisions that mteb's tasks read, and of which its scores are published. BRIGHT has changed since."""
 
 
 def load(name: str, split: str = "test", path: str | None = None, revision: str | None = None) -> Benchmark:
@@ -86,35 +85,36 @@ def load(name: str, split: str = "test", path: str | None = None, revision: str 
 
 
 def flipped(name: str, path: str | None = None, revision: str | None = None) -> dict[str, list[str]]:
-    """FollowIR's ``qrel_diff``: for each topic (a bare id) the documents that are relevant
-    under the original instruction and no longer under the changed one."""
+    """FollowIR's ``qrel_diff``: topic id → documents relevant under the original instruction but not the changed one."""
     rows = _followir_repository(name, path, revision, "changed instructions").only_split("qrel_diff")
     with _as_published(path or name):
         return {str(row["query-id"]): [str(doc_id) for doc_id in row["corpus-ids"]] for row in rows}
 
 
 def top_ranked(name: str, path: str | None = None, revision: str | None = None) -> Run:
-    """FollowIR's candidates to rerank: 1000 documents for each query (``-og`` and
-    ``-changed``), as a run whose scores are the negated places in the published list."""
+    """FollowIR's candidates to rerank as a run: 1000 documents for each query (``-og`` and ``-changed``).
+
+    A score is the negated rank in the published list.
+    """
     rows = _followir_repository(name, path, revision, "published candidates").only_split("top_ranked")
     with _as_published(path or name):
         return {
-            str(row["query-id"]): {
-                str(doc_id): -float(place) for place, doc_id in enumerate(row["corpus-ids"], start=1)
-            }
+            str(row["query-id"]): {str(doc_id): -float(rank) for rank, doc_id in enumerate(row["corpus-ids"], start=1)}
             for row in rows
         }
 
 
 def query_template(name: str) -> str | None:
-    """The prompt that Rank1 and LimRank put a benchmark's queries into, by its name in
-    ``limrank/prompts``: one of BRIGHT's tasks. The other benchmarks have none."""
+    """The name of the prompt (in ``limrank/prompts``) that Rank1 and LimRank put a benchmark's queries into.
+
+    BRIGHT's subsets have one; for other benchmarks it is None.
+    """
     family, _, subset = name.partition("/")
     return _TASKS.get(subset, "bright") if family == "bright" else None
 
 
 def rewritten(name: str, config: str, path: str | None = None, revision: str | None = None) -> dict[str, str]:
-    """BRIGHT's queries as a model rewrote them, by their ids: what the paper's first stage is asked.
+    """BRIGHT's queries as a model rewrote them, by id: the paper's first stage searches for these.
 
     Args:
         config: of the repository, such as ``gpt4_reason``.
@@ -129,7 +129,7 @@ def rewritten(name: str, config: str, path: str | None = None, revision: str | N
 
 @contextmanager
 def _as_published(source: str) -> Iterator[None]:
-    """Rows that are not as the table above says, or cannot be read, are the fault of their source."""
+    """Turn errors of rows that cannot be read, or lack a column, into a UserError that names their source."""
     try:
         yield
     except LimrankError:
@@ -160,8 +160,7 @@ def _bright(name: str, repository: HubRepository) -> Benchmark:
 
 
 def _litsearch(name: str, repository: HubRepository) -> Benchmark:
-    # The queries have no ids of their own: their number in the file, from 0, as in the
-    # published runs.
+    # The queries have no ids: as in the published runs, the id is the index in the file.
     queries: list[Query] = []
     qrels: Qrels = {}
     for number, row in enumerate(repository.rows("query", "full")):
@@ -200,7 +199,7 @@ def _followir(name: str, repository: HubRepository) -> Benchmark:
 
 
 def _repository(name: str, path: str | None, revision: str | None) -> HubRepository:
-    """Where a benchmark lies. Raises UserError: there is none of that name."""
+    """The repository of a benchmark. Raises UserError: there is no benchmark of that name."""
     if name not in NAMES:
         raise UserError(f"data.name: {name!r} is none of {', '.join(NAMES)}")
     family, _, part = name.partition("/")
@@ -214,7 +213,7 @@ def _repository(name: str, path: str | None, revision: str | None) -> HubReposit
 
 
 def _followir_repository(name: str, path: str | None, revision: str | None, what: str) -> HubRepository:
-    """Where a benchmark lies that has ``what`` FollowIR's alone have."""
+    """The repository of a FollowIR benchmark. Raises UserError: it is another benchmark, which has no ``what``."""
     repository = _repository(name, path, revision)
     if not name.startswith("followir/"):
         raise UserError(f"data.name: {name} has no {what}; followir/<collection> has")

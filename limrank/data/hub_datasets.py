@@ -1,18 +1,16 @@
-"""Datasets of the Hugging Face hub by name, as seeds and personas come from them: the name
-``hub://OWNER/NAME`` or ``hub://OWNER/NAME/CONFIG``.
+"""Datasets of the Hugging Face hub with seeds or personas, named ``hub://OWNER/NAME`` or ``hub://OWNER/NAME/CONFIG``.
 
 ==============================  ========================================================
 layout                          what is read
 ==============================  ========================================================
 retrieval, as ``mteb/msmarco``  configs ``corpus`` (``_id, title, text``), ``queries``
                                 (``_id, text``) and ``default`` or ``qrels`` (``query-id,
-                                corpus-id, score``); as ``BeIR/msmarco`` the last of these in
-                                a repository of its own, ``OWNER/NAME-qrels``
-rows                            a config's rows; of several splits ``train``
+                                corpus-id, score``); for a dataset like ``BeIR/msmarco``, the
+                                judgements in a second repository, ``OWNER/NAME-qrels``
+rows                            a config's rows; ``train`` if there are several splits
 ==============================  ========================================================
 
-Everything reads a local directory of that layout just as well: its ``README.md`` names the
-files of each config.
+A local directory of that layout can be given instead; its ``README.md`` names the files of each config.
 """
 
 from __future__ import annotations
@@ -69,8 +67,10 @@ class HubDataset:
         return self.config is None and {"corpus", "queries"} <= set(self.repository.configs())
 
     def rows(self, columns: Collection[str], config: str | None = None) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """``(1-based number, where it is for a person, record)`` of a config's rows; of these
-        ``columns`` those that there are."""
+        """Yield ``(1-based number, location for messages, record)`` for a config's rows.
+
+        A record has those of ``columns`` that the config has.
+        """
         dataset, number = self._split(config or self.config), 0
         there = [name for name in columns if name in dataset.column_names]
         if not there:
@@ -91,7 +91,7 @@ class HubDataset:
         ]
 
     def qrels(self) -> Qrels:
-        """The judgements of ``train``, where there is none of ``test``, else of the first split by name."""
+        """The judgements of the split ``train``, or else ``test``, or else the first by name."""
         configs = self.repository.configs()
         config = next((name for name in _QRELS if name in configs), None)
         separate = replace(self.repository, source=f"{self.repository.source}-qrels")
@@ -106,7 +106,7 @@ class HubDataset:
         return found
 
     def documents(self, wanted: Collection[str] | None = None) -> Iterator[Document]:
-        """The documents of ``corpus``, or those of these ids; a batch of them in memory at a time."""
+        """Yield the documents of ``corpus``, or only those of the ``wanted`` ids; memory holds a batch of them."""
         for _, where, record in self.rows(("_id", "id", "title", "text"), "corpus"):
             doc_id = _id(record, where)
             if wanted is None or doc_id in wanted:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from limrank import prompts
 from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
-from limrank.data.tables import open_parts
+from limrank.data.tables import open_tables
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, opened
 from limrank.parsing import brief, clipped, parse_json_array
@@ -110,7 +110,7 @@ def fingerprint(path: str | Path) -> Any:
     """What stands for the contents of a training file (SHA-256, hex), or of the files of a
     folder (a list of them). Raises UserError as :func:`read_examples` does."""
     path = Path(path)
-    return open_parts(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
+    return open_tables(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
 
 
 # ---- files → records -----------------------------------------------------------------
@@ -149,15 +149,15 @@ def _line_rows(path: Path) -> _Rows:
 
 def _arrow_rows(path: Path) -> _Rows:
     before = 0
-    for part in open_parts(str(path), "train", _KEY)[0]:
+    for table in open_tables(str(path), "train", _KEY)[0]:
         # Only these: a table of embeddings may have columns that are wide.
-        shape = _shape(part.schema.names, f"{part.name}: columns")
-        columns = [name for name in part.schema.names if name in shape.keys]
+        shape = _shape(table.schema.names, f"{table.name}: columns")
+        columns = [name for name in table.schema.names if name in shape.keys]
         number = 0
-        for batch in part.batches(columns):
-            for record in _records(batch, part.name, number):
+        for batch in table.batches(columns):
+            for record in _records(batch, table.name, number):
                 number += 1
-                yield before + number, f"{part.name}: row {number}", record
+                yield before + number, f"{table.name}: row {number}", record
         before += number
 
 

@@ -183,7 +183,7 @@ def test_the_hash_covers_it(folder):
         ("no such prompt", "data.query_template: prompt no such prompt: no such file, and not one of"),
         ("{% if query %}{{ query }}{% endif %}", "data.query_template: has {% … %}"),
         ("{{ question }}", "has no {{ query }}"),
-        ("{{ query }} {{ passage }}", "{{ passage }} is no place of it"),
+        ("{{ query }} {{ passage }}", "{{ passage }} is no placeholder of it"),
         ("{{ query.__class__ }}", "has no {{ query }}"),
     ],
 )
