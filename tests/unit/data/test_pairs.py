@@ -202,7 +202,9 @@ def test_a_score_is_a_finite_number(tmp_path, score, message):
 def test_a_query_with_rows_in_two_runs_is_found_over_files_and_among_many(tmp_path):
     write(tmp_path / "a.parquet", many(5000, 1))
     write(tmp_path / "b.parquet", [("q4321", "need 4321", "d7", "text")])
-    with pytest.raises(UserError, match=r"b\.parquet: row 1: query_id 'q4321' has rows after other queries.*a\.parquet: row 4322"):
+    with pytest.raises(
+        UserError, match=r"b\.parquet: row 1: query_id 'q4321' has rows after other queries.*a\.parquet: row 4322"
+    ):
         read(tmp_path)
 
 

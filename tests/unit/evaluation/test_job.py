@@ -24,7 +24,7 @@ MEASURES = EvaluationConfig(measures=("RR", "P@1"), bootstrap_samples=200)
 
 @pytest.fixture
 def rerank_dir(tmp_path):
-    """What a rerank job leaves: it moved d1 of q1 from the second place to the first."""
+    """What a rerank job leaves: it moved d1 of q1 from rank 2 to rank 1."""
     directory = tmp_path / "run"
     (directory / "rows").mkdir(parents=True)
     (directory / "run.trec").write_text(RUN)
