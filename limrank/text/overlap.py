@@ -63,25 +63,25 @@ class TextIndex:
         self._indexes: list[int] = []
         vocabulary: dict[str, str] = {}  # each word is held once, in memory and in a pickle
         for index, text in enumerate(texts):
-            spelt = [tuple(vocabulary.setdefault(word, word) for word in words) for words in spellings(text)]
-            for words in filter(None, spelt):
+            variants = [tuple(vocabulary.setdefault(word, word) for word in words) for words in spellings(text)]
+            for words in filter(None, variants):
                 self._same.setdefault(words, index)
-            if count(spelt[-1]) >= MIN_WORDS:
-                self._spellings += spelt
-                self._indexes += [index] * len(spelt)
+            if count(variants[-1]) >= MIN_WORDS:
+                self._spellings += variants
+                self._indexes += [index] * len(variants)
         self._matches_needed = [1 + len(words) // _WORDS_A_MATCH for words in self._spellings]
         self._rare = self._by_rare_word()
         self._blocks = self._by_block()
 
     def find(self, text: str) -> Repeat | None:
         """The indexed text of which ``text`` repeats the largest share, the first at a tie; None if there is none."""
-        spelt = spellings(text)
-        same = [Repeat(self._same[words], len(words), 1.0) for words in spelt if words in self._same]
+        variants = spellings(text)
+        same = [Repeat(self._same[words], len(words), 1.0) for words in variants if words in self._same]
         if same:
             return min(same, key=lambda repeat: repeat.index)
-        if count(spelt[-1]) < MIN_WORDS:
+        if count(variants[-1]) < MIN_WORDS:
             return None
-        repeats = chain.from_iterable(chain(self._near(words), self._runs(words)) for words in spelt)
+        repeats = chain.from_iterable(chain(self._near(words), self._runs(words)) for words in variants)
         return max(repeats, key=lambda repeat: (repeat.share, -repeat.index), default=None)
 
     def _by_rare_word(self) -> dict[str, list[int]]:
