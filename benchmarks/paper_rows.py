@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from limrank.data.hub import BRIGHT_SUBSETS, FOLLOWIR_COLLECTIONS
+from limrank.data.hub_benchmarks import BRIGHT_SUBSETS, FOLLOWIR_COLLECTIONS
 
 ROOT = Path(__file__).parents[1]
 ROWS_FAILED = 3

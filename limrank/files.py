@@ -1,7 +1,6 @@
-"""A person's files and folders: opened, or refused in one line that says which and why.
+"""The user's files and folders: opened, or refused with one line that says which and why.
 
-What is no regular file is never opened: a pipe that nobody writes to would keep a job waiting
-for ever, and a device has no end.
+Only regular files are read: a pipe without a writer would block a job forever, and a device has no end.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import BinaryIO, Literal
 from limrank.errors import LimrankError, UserError, first_line
 from limrank.uris import redacted
 
-_LONGEST_SHOWN = 200
+_LONGEST_PATH = 200
 _OTHER_KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -30,11 +29,11 @@ Kind = Literal["file", "folder", "missing"]
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What lies at a path; a link counts as what it leads to.
+    """The kind of a path; links are followed.
 
     Raises:
-        UserError: it cannot be looked at (a folder that may not be entered, links that lead
-            to themselves, a text that is no path), or it is neither a file nor a folder.
+        UserError: the path cannot be read (no permission for a folder, a loop of links, an invalid path), or it
+            is neither a file nor a folder.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -50,20 +49,20 @@ def kind_of(path: str | Path) -> Kind:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether :func:`kind_of` is a file; False too where it cannot be looked at."""
+    """Whether :func:`kind_of` is a file; False if the path cannot be read."""
     return _kind_or_none(path) == "file"
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether :func:`kind_of` is a folder; False too where it cannot be looked at."""
+    """Whether :func:`kind_of` is a folder; False if the path cannot be read."""
     return _kind_or_none(path) == "folder"
 
 
 def listed(folder: str | Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is no such folder.
+    """The paths in a folder, sorted; [] if there is no such folder.
 
     Raises:
-        UserError: it may not be looked into, or it is none.
+        UserError: it is not a folder, or may not be read.
     """
     try:
         return sorted(Path(folder).iterdir())
@@ -82,18 +81,18 @@ def _kind_or_none(path: str | Path) -> Kind | None:
 
 @contextmanager
 def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: str = "file") -> Iterator[BinaryIO]:
-    """The bytes of a file. What cannot be read within the block is told as a UserError too.
+    """The bytes of a file. A read that fails within the block raises a UserError, too.
 
     Args:
-        pipe: whether a pipe will do (``<(…)`` of a shell), for what is read once.
-        what: what the person calls it.
-        unpack: whether to read through gzip where the name ends in ``.gz``.
+        pipe: whether a pipe is accepted (``<(…)`` of a shell), for files that are read once.
+        unpack: whether to decompress a file whose name ends in ``.gz``.
+        what: the word for the file in messages.
 
     Raises:
-        UserError: naming the file: it is missing, no file, or cannot be read.
+        UserError: the file is missing, is not a file, or cannot be read; the message names it.
     """
     try:
-        # Without waiting for the other end of a pipe: what has none reads as empty.
+        # Does not wait for a pipe's writer: a pipe without one reads as empty.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise UserError(f"{printable_path(path)}: no such {what}") from None
@@ -118,17 +117,17 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
-    """What to raise for an OSError of a path, or the ValueError of a text that is none."""
+    """The UserError for an OSError of a path, or for the ValueError of an invalid path."""
     reason = getattr(error, "strerror", None) or first_line(error)
     return UserError(f"{printable_path(path)}: cannot be read: {reason}")
 
 
 def printable_path(path: str | Path) -> str:
-    """A path for a message, on one line: of a long one the beginning and the end."""
+    """A path for a message, on one line; the middle of a long path is left out."""
     text = redacted(str(path))
     text = text if text.isprintable() else repr(text)[1:-1]
-    half = _LONGEST_SHOWN // 2
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+    half = _LONGEST_PATH // 2
+    return text if len(text) <= _LONGEST_PATH else f"{text[:half]}…{text[-half:]}"
 
 
 def _other_kind(mode: int) -> str:

@@ -10,7 +10,7 @@ from limrank.errors import UserError
 _EVAL = frozenset({"ir_measures", "numpy", "pyarrow", "matplotlib"})
 _BATCH = frozenset(
     {"ray", "grpc", "pyarrow", "pandas", "numpy", "scipy", "datasets"}
-    | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch"}
+    | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch", "rapidfuzz"}
 )
 _SERVE = frozenset({"ray", "fastapi", "starlette"})
 _TRAIN = _BATCH | _EVAL | {"torch", "peft", "accelerate", "gguf", "tensorboardX"}

@@ -1,7 +1,7 @@
-"""How far a job is: one event shape, drawn for a terminal, a log, or another process.
+"""Progress of a job: events that are rendered for a terminal, for a log, or for another process.
 
-A job only calls ``Progress.update``. Inside a submitted job the events go to its log as
-JSON lines, which the client that follows the log draws as if the job ran there.
+A job only calls ``Progress.update``. A submitted job writes its events to its log as JSON lines, and the client
+that follows the log renders them as if the job ran locally.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LINE_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Event:
-    """``done`` of ``total`` units (``pairs``, ``seeds``, ``steps``) of a stage.
+    """``done`` of ``total`` of a stage, counted in ``unit`` (``pairs``, ``seeds``, ``steps``).
 
-    ``rate`` and ``tokens_per_second`` are of this session's work, engines' start-up left
-    out; ``detail`` is a few words more, such as a loss.
+    ``rate`` and ``tokens_per_second`` are of this session, without the engines' start-up. ``detail`` is a short
+    addition, such as the loss.
     """
 
     stage: str
@@ -54,7 +54,7 @@ class Renderer(Protocol):
 
 
 class Progress:
-    """What a job is given to report to; throttled, so it may be called for every row."""
+    """The interface for a job's progress. It is throttled, so it may be called for every row."""
 
     def __init__(self, renderer: Renderer, every_s: float = 0.5) -> None:
         self._renderer = renderer
@@ -72,8 +72,10 @@ class Progress:
 
 
 def open_progress(stream: IO[str] | None = None) -> Progress:
-    """The renderer that fits: JSON where LIMRANK_PROGRESS=json, bars on a terminal,
-    else a line every few seconds. Bars and lines go to stderr."""
+    """Progress as JSON if LIMRANK_PROGRESS=json, as bars on a terminal, or else as a line every few seconds.
+
+    Bars and lines go to stderr.
+    """
     if os.environ.get("LIMRANK_PROGRESS") == "json":
         return Progress(JsonRenderer(stream or sys.stdout))
     stream = stream or sys.stderr
@@ -81,7 +83,7 @@ def open_progress(stream: IO[str] | None = None) -> Progress:
 
 
 class SilentRenderer:
-    """Shows nothing: for a script that has not asked for progress."""
+    """No output: for a script that did not ask for progress."""
 
     def show(self, event: Event) -> None:
         return None
@@ -102,12 +104,12 @@ class JsonRenderer:
 
 
 def parse_json_line(line: str) -> Event | None:
-    """The event of a log line that JsonRenderer wrote; None for any other line."""
+    """The event of a log line by JsonRenderer; None for any other line."""
     if not line.startswith(JSON_PREFIX):
         return None
     try:
         return Event(**parse_json(line[len(JSON_PREFIX) :], "log", expect=dict))
-    except (UserError, TypeError):  # cut off, or another program's
+    except (UserError, TypeError):  # truncated, or another program's
         return None
 
 
@@ -127,7 +129,7 @@ class LineRenderer:
 
 
 class BarRenderer:
-    """A bar a stage, on a terminal."""
+    """A bar for each stage, on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

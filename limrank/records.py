@@ -1,7 +1,7 @@
-"""The nouns of the project and the Arrow schemas of what is written to disk.
+"""The records of the project, and the Arrow schemas of the files that it writes.
 
-Plain frozen dataclasses, with no behaviour beyond what their fields imply: they travel
-between processes, so they know nothing of Ray, engines or files.
+Records are plain frozen dataclasses without behaviour. They are sent between processes, so they do not depend on
+Ray, engines or files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Run = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a person wants to find.
+    """A search query.
 
-    ``instruction`` narrows relevance (FollowIR); it is appended to the text when the
-    query is put to a model. ``excluded`` documents are dropped before ranking (BRIGHT).
-    ``template`` is the sentence that a reranker finds the query in (BRIGHT's tasks), with the
-    place ``{{ query }}``; empty: the query alone. A first stage does not see it.
-    ``retrieval_text`` is what BM25 is asked instead of text and instruction: a rewriting of
-    the query; empty where there is none.
+    Attributes:
+        instruction: narrows relevance (FollowIR); a model reads it after the text.
+        excluded: ids of documents that are dropped before ranking (BRIGHT).
+        template: the sentence around the query in a reranker's prompt (BRIGHT's tasks), with the placeholder
+            ``{{ query }}``; empty: none. The first stage does not read it.
+        retrieval_text: a rewritten query that BM25 searches for instead of text and instruction; empty: none.
     """
 
     query_id: str
@@ -51,14 +51,13 @@ class Document:
 
     @property
     def contents(self) -> str:
-        """Title and text joined with one space: what is indexed and what is judged."""
+        """Title and text joined by a space: the text that is indexed and judged."""
         return f"{self.title} {self.text}" if self.title and self.text else self.title or self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document as the first stage gave it: ``rank`` is 1-based; ``score`` is None where
-    it gave an order alone."""
+    """A document of the first stage's ranking; ``rank`` is 1-based, and ``score`` is None if there are only ranks."""
 
     doc_id: str
     text: str
@@ -68,12 +67,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Documents, queries and judgements of one test collection.
+    """Documents, queries and judgements of a test collection.
 
-    ``warnings`` are sentences for a person, about judgements that were left out. ``published``
-    loads the candidates that the collection itself gives for its queries; None where it gives none.
-    ``unselected`` are the ids of queries that it has beyond these: no judgement names them, or
-    ``data.max_queries`` left them out.
+    Attributes:
+        warnings: sentences for the user, such as about judgements that were left out.
+        published: loads the candidates that the collection publishes for its queries; None if it has none.
+        unselected: ids of its other queries, which are not judged or which ``data.max_queries`` left out.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Benchmark:
 
 
 class ScoreStatus(StrEnum):
-    """How a score came about. ``failed`` pairs have no score."""
+    """How a pair was scored. A ``failed`` pair has no score."""
 
     DIRECT = "direct"
     COMPLETE = "complete"
@@ -97,12 +96,13 @@ class ScoreStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One scored (query, passage) pair.
+    """A scored (query, passage) pair.
 
-    ``score`` is p(true) / (p(true) + p(false)) in [0, 1]; None where ``status`` is
-    ``failed`` (``error`` then says why) or ``skipped``. ``reasoning`` is the chain as it was judged.
-    A cascade keeps what its score is fused of: ``direct_score`` without a chain, and
-    ``think_score`` after one.
+    Attributes:
+        score: p(true) / (p(true) + p(false)), in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
+        reasoning: the chain after which the label was read.
+        error: why the pair failed.
+        direct_score, think_score: a cascade's scores without and after a chain, which ``score`` is fused from.
     """
 
     doc_id: str
@@ -119,7 +119,7 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What an example grows from: a simple real query and the passage that answers it."""
+    """The start of synthetic examples: a simple real query and the passage that answers it."""
 
     seed_id: str
     query: str
@@ -138,8 +138,7 @@ class QueryKind(StrEnum):
 
 
 class Difficulty(StrEnum):
-    """How far the passage that helps is from saying so: outright, by inference, or only
-    together with other facts."""
+    """How a passage answers its query: outright, by inference, or only together with other facts."""
 
     DIRECT = "direct"
     INDIRECT = "indirect"
@@ -148,8 +147,12 @@ class Difficulty(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QueryBrief:
-    """What a writer is asked for: one query. ``domain`` None: the writer names it.
-    ``instructed``: with an instruction that narrows what is relevant."""
+    """The specification of a query for the writer model.
+
+    Attributes:
+        domain: None: the writer chooses it.
+        instructed: whether to write an instruction that narrows what is relevant.
+    """
 
     kind: QueryKind
     persona: Persona
@@ -168,11 +171,13 @@ class PassageRole(StrEnum):
 class SynthesisExample:
     """One synthetic (query, passage) pair with its intended label and the judge's chain.
 
-    A field that the writer never produced is None; then ``kept`` is False and
-    ``reject_reason`` says why. ``verdict`` is the judge's, ``judge_score`` its p(true), None
-    where it was judged by its written answer; ``base_score`` is without a chain that of the
-    reranker to be bettered, None where the recipe names none. ``reject_detail`` says what of
-    a benchmark, or which other query, is repeated.
+    If the writer did not produce a field, it is None, ``kept`` is False and ``reject_reason`` says why.
+
+    Attributes:
+        verdict: the judge's label.
+        judge_score: the judge's p(true); None if the label was read from its written answer.
+        base_score: p(true) of the reranker to be improved, without a chain; None if the recipe names none.
+        reject_detail: the benchmark text, or the other query, that is repeated.
     """
 
     example_id: str
@@ -197,7 +202,7 @@ class SynthesisExample:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that could not run: a row of ``failures/``."""
+    """A failed request: a row of ``failures/``."""
 
     unit_id: str
     step: str
@@ -213,7 +218,7 @@ class Failure:
 
 
 # ---- Arrow schemas -------------------------------------------------------------------
-# pyarrow takes a while to import, and `import limrank` must not: schemas are functions.
+# Schemas are functions, so that `import limrank` does not import pyarrow, which is slow.
 
 
 def _schema(name: str, version: int, fields: list[tuple[str, object]]) -> pa.Schema:
@@ -223,7 +228,7 @@ def _schema(name: str, version: int, fields: list[tuple[str, object]]) -> pa.Sch
 
 
 def rerank_unit_schema() -> pa.Schema:
-    """A query with its candidates, the unit of reranking."""
+    """A unit of reranking: a query with its candidates."""
     import pyarrow as pa
 
     candidate = pa.struct(
@@ -243,8 +248,8 @@ def rerank_unit_schema() -> pa.Schema:
 
 
 def rerank_row_schema() -> pa.Schema:
-    """One scored pair; ``rank`` is the 1-based place that the reranker gave it. A cascade's
-    ``direct_score`` and ``think_score`` are null in other modes."""
+    """A scored pair; ``rank`` is the reranker's, from 1. ``direct_score`` and ``think_score`` are null except in a
+    cascade."""
     import pyarrow as pa
 
     return _schema(
@@ -269,9 +274,10 @@ def rerank_row_schema() -> pa.Schema:
 
 
 def synthesis_unit_schema() -> pa.Schema:
-    """A seed and the queries to be written from it, the unit of synthesis: each brief as
-    in :class:`QueryBrief`. ``contaminated`` names what of a benchmark the seed repeats;
-    null: nothing."""
+    """A unit of synthesis: a seed and the queries to write from it, each a :class:`QueryBrief`.
+
+    ``contaminated`` names the benchmark text that the seed repeats; null: none.
+    """
     import pyarrow as pa
 
     brief = pa.struct(
@@ -300,7 +306,7 @@ def synthesis_unit_schema() -> pa.Schema:
 
 
 def synthesis_row_schema() -> pa.Schema:
-    """One synthetic example: the fields of :class:`SynthesisExample`, in order."""
+    """A synthetic example: the fields of :class:`SynthesisExample`, in order."""
     import pyarrow as pa
 
     strings = "example_id seed_id persona_id query_kind domain difficulty query instruction passage passage_role"
@@ -322,7 +328,7 @@ def synthesis_row_schema() -> pa.Schema:
 
 
 def synthesis_example_schema() -> pa.Schema:
-    """A row as the whole pool leaves it: ``selected`` ones are what is trained on."""
+    """A row after selection over the whole pool; the ``selected`` rows are for training."""
     import pyarrow as pa
 
     fields = [(field.name, field.type) for field in synthesis_row_schema()]

@@ -1,4 +1,4 @@
-"""The first stage: which documents of a corpus a query's candidates are."""
+"""The first stage: the candidate documents of each query."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from limrank.config import FirstStageConfig
 from limrank.data import trec
-from limrank.data.fitting import fit_run, strange_documents
+from limrank.data.run_ids import match_run, unknown_documents
 from limrank.errors import UserError
 from limrank.records import Benchmark, Candidate, Document, Query, Run
 from limrank.text.analyzer import Analyzer
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 def candidates(
     benchmark: Benchmark, first_stage: FirstStageConfig, warnings: list[str] | None = None
 ) -> Iterator[tuple[Query, list[Candidate]]]:
-    """Each query with its candidates, at most ``first_stage.depth``, best first.
+    """Yield each query with its candidates, at most ``first_stage.depth``, best first.
 
-    Excluded documents are dropped before the cut, so that the depth is kept. A query for
-    which nothing was found has no candidates.
+    Excluded documents are dropped before the list is truncated to the depth. A query for which nothing is found
+    has no candidates.
 
     Args:
-        warnings: takes sentences for a person, about a given run that does not fit the benchmark.
+        warnings: the list to which warnings about a run that does not match the benchmark are added.
 
     Raises:
-        UserError: the given run cannot be read, is of other queries altogether, or names a
-            document that the corpus lacks; or the benchmark publishes no candidates.
+        UserError: the given run cannot be read, has none of the queries, or names a document that the corpus
+            lacks; or the benchmark publishes no candidates.
     """
     warnings = [] if warnings is None else warnings
     if first_stage.kind == "run":
-        run = _fitting(trec.read_run(first_stage.path), benchmark, first_stage.path, warnings)
+        run = _matched(trec.read_run(first_stage.path), benchmark, first_stage.path, warnings)
     elif first_stage.kind == "published":
-        run = _fitting(_published(benchmark), benchmark, f"the candidates of {benchmark.name}", warnings)
+        run = _matched(_published(benchmark), benchmark, f"the candidates of {benchmark.name}", warnings)
     else:
         run = bm25(
             benchmark.documents,
@@ -51,7 +51,7 @@ def candidates(
         )
     contents = {document.doc_id: document.contents for document in benchmark.documents}
     for query in benchmark.queries:
-        # sorted() is stable: documents of one score stay in the order of the run.
+        # sorted() is stable: documents with the same score keep the order of the run.
         ranked = sorted(run.get(query.query_id, {}).items(), key=lambda item: -item[1])
         kept = [(doc_id, score) for doc_id, score in ranked if doc_id not in query.excluded][: first_stage.depth]
         yield (
@@ -70,43 +70,49 @@ def bm25(
     query_weights: Literal["count", "bm25"] = "count",
     analyzer: Analyzer | None = None,
 ) -> Run:
-    """BM25 by bm25s (Lucene's variant) over the words that :mod:`limrank.text.analyzer` finds.
+    """BM25 by bm25s (Lucene's variant) over the words of :mod:`limrank.text.analyzer`.
 
     Documents that share no word with the query are left out.
 
     Args:
-        query_weights: what a word of a query weighs: how often it is there, or its BM25 weight there,
-            as a document's is. The latter is how BRIGHT's BM25 (gensim's) and Anserini's ``bm25qs`` rank.
-        analyzer: which words there are; None: English, as Lucene has it.
+        query_weights: the weight of a word in a query: its count, or its BM25 weight as in a document. The
+            latter is that of BRIGHT's BM25 (gensim's) and Anserini's ``bm25qs``.
+        analyzer: None: that for English, as in Lucene.
     """
     import bm25s
 
     analyzer = analyzer or Analyzer(FirstStageConfig())
     indexed = analyzer.tokens(document.contents for document in documents)
-    if not indexed.vocab:  # bm25s cannot index a corpus in which there is no word at all
+    if not indexed.vocab:  # bm25s cannot index a corpus without words
         return {query.query_id: {} for query in queries}
     index = bm25s.BM25(k1=k1, b=b)
     index.index(indexed, show_progress=False)
     depth = min(depth, len(documents))
-    asked = analyzer.tokens(query.retrieval_text or f"{query.text} {query.instruction}" for query in queries)
+    searched = analyzer.tokens(query.retrieval_text or f"{query.text} {query.instruction}" for query in queries)
     if query_weights == "count":
-        places, scores = index.retrieve(asked, k=depth, show_progress=False, n_threads=1)
+        indexes, scores = index.retrieve(searched, k=depth, show_progress=False, n_threads=1)
     else:
         length = sum(map(len, indexed.ids)) / len(documents)
-        places, scores = _retrieve_weighted(index, asked, depth, length)
+        indexes, scores = _retrieve_weighted(index, searched, depth, length)
     return {
         query.query_id: {
-            documents[place].doc_id: float(score)
-            for place, score in zip(query_places, query_scores, strict=True)
+            documents[found].doc_id: float(score)
+            for found, score in zip(query_indexes, query_scores, strict=True)
             if score > 0
         }
-        for query, query_places, query_scores in zip(queries, places.tolist(), scores.tolist(), strict=True)
+        for query, query_indexes, query_scores in zip(queries, indexes.tolist(), scores.tolist(), strict=True)
     }
 
 
-def _retrieve_weighted(index: bm25s.BM25, asked: Tokenized, depth: int, length: float) -> tuple[ndarray, ndarray]:
-    """As ``index.retrieve``: places and scores of the best ``depth`` documents, a row a query; the words
-    of a query by their BM25 weights. ``length`` is the mean document's, in words."""
+def _retrieve_weighted(index: bm25s.BM25, searched: Tokenized, depth: int, length: float) -> tuple[ndarray, ndarray]:
+    """Like ``index.retrieve``, with the words of a query weighted by BM25.
+
+    Args:
+        length: of the mean document, in words.
+
+    Returns:
+        indexes and scores of the best ``depth`` documents, each of shape (queries, depth).
+    """
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -114,17 +120,17 @@ def _retrieve_weighted(index: bm25s.BM25, asked: Tokenized, depth: int, length: 
     weights = csr_matrix((index.scores["data"], index.scores["indices"], starts), shape=(len(starts) - 1, documents))
     holding = np.diff(starts)
     idf = np.log1p((documents - holding + 0.5) / (holding + 0.5))
-    words = {place: word for word, place in asked.vocab.items()}
+    words = {word_id: word for word, word_id in searched.vocab.items()}
     found = []
-    for query in asked.ids:
-        known = np.asarray(index.get_tokens_ids([words[place] for place in query]), dtype=np.int64)
+    for query in searched.ids:
+        known = np.asarray(index.get_tokens_ids([words[word_id] for word_id in query]), dtype=np.int64)
         ids, counts = np.unique(known, return_counts=True)
         norm = index.k1 * (1 - index.b + index.b * len(known) / length)
         query_weights = csr_matrix((idf[ids] * counts / (counts + norm), ids, [0, len(ids)]), shape=(1, len(holding)))
         scores = (query_weights @ weights).toarray()[0]
         best = np.argsort(-scores, kind="stable")[:depth]
         found.append((best, scores[best]))
-    return np.array([places for places, _ in found]), np.array([scores for _, scores in found])
+    return np.array([indexes for indexes, _ in found]), np.array([scores for _, scores in found])
 
 
 def _published(benchmark: Benchmark) -> Run:
@@ -135,10 +141,10 @@ def _published(benchmark: Benchmark) -> Run:
     return benchmark.published()
 
 
-def _fitting(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
-    """The run's lists for the benchmark's queries, of documents that it has."""
-    lists, warning = fit_run(run, benchmark, where)
-    if strange := strange_documents(lists, benchmark):
-        raise UserError(f"{where}: {strange}")
+def _matched(run: Run, benchmark: Benchmark, where: str, warnings: list[str]) -> Run:
+    """The run's lists for the benchmark's queries. Raises UserError: they name documents that the corpus lacks."""
+    lists, warning = match_run(run, benchmark, where)
+    if unknown := unknown_documents(lists, benchmark):
+        raise UserError(f"{where}: {unknown}")
     warnings += warning
     return lists

@@ -1,7 +1,6 @@
-"""Files below one root, on a local path or, through pyarrow's filesystems, in an object store.
+"""Files below one root: a local path or, through pyarrow's filesystems, a prefix in an object store.
 
-A file appears whole or not at all: locally it is written beside its name and renamed; an
-object store's put is atomic by itself.
+Writes are atomic. A local file is written under a temporary name and renamed; an object store's put is atomic.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COPIED_AT_ONCE = 16 << 20
-"""Bytes of a file on its way to a store, or from one."""
+"""Bytes in memory while a file is copied to or from a store."""
 
 
 @lru_cache
 def filesystem(path: str) -> tuple[Any, str]:
-    """The pyarrow filesystem of a local path or URI, and the path there.
+    """The pyarrow filesystem of a local path or URI, and the path in it.
 
-    A URI's query holds the store's settings (``s3://bucket/run?endpoint_override=…&scheme=http``);
-    they may as well be in the environment (``AWS_ENDPOINT_URL``). Made once a process: clients
-    keep their connections.
+    The store's settings are in the URI's query (``s3://bucket/run?endpoint_override=…&scheme=http``) or in the
+    environment (``AWS_ENDPOINT_URL``). A process creates one filesystem per path, so that clients keep their
+    connections.
 
     Raises:
-        ValueError: pyarrow knows no such kind of URI, or it holds credentials.
+        ValueError: pyarrow does not know the URI's scheme, or the URI holds credentials.
         OSError: the store cannot be reached.
     """
     from pyarrow.fs import FileSystem, LocalFileSystem
@@ -46,15 +45,15 @@ def filesystem(path: str) -> tuple[Any, str]:
     if not is_uri(path):
         return LocalFileSystem(), path
     if found := credentials_in(path):
-        raise ValueError(f"holds credentials ({found}); they belong into the environment (AWS_ACCESS_KEY_ID, …)")
+        raise ValueError(f"holds credentials ({found}); put them into the environment (AWS_ACCESS_KEY_ID, …)")
     found, below = FileSystem.from_uri(path)
     return found, below.rstrip("/")
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A new path to write to, which takes the target's place when the block ends. A link there is
-    replaced itself: what it leads to stays as it is."""
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces the target when the block ends. A symbolic link is replaced itself,
+    and not the file that it points to."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
@@ -68,19 +67,19 @@ def _beside(target: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Storage:
-    """Files below one root, by relative name. Travels between processes."""
+    """Files below one root, by relative name. It can be pickled."""
 
     root: str
 
     def read_bytes(self, name: str) -> bytes:
-        """Raises FileNotFoundError; StorageError where it is there and cannot be read."""
+        """Raises FileNotFoundError; StorageError: the file exists and cannot be read."""
         with self._reading(name):
             files, path = self._at(name)
             with files.open_input_stream(path) as stream:
                 return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Publish a file atomically; a second writer of the same name replaces it whole.
+        """Publish a file atomically. A second writer of the same name replaces the whole file.
 
         Raises:
             StorageError: it could not be written.
@@ -94,7 +93,7 @@ class Storage:
             with files.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        with _beside(Path(path)) as temporary, open(temporary, "wb") as file:
+        with _replacing(Path(path)) as temporary, open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -103,11 +102,11 @@ class Storage:
         return self.read_bytes(name).decode()
 
     def write_text(self, name: str, text: str) -> None:
-        """As :meth:`write_bytes`, without what the environment keeps secret."""
+        """Like :meth:`write_bytes`, with the secrets of the environment removed."""
         self.write_bytes(name, without_secrets(text).encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file, or just some of its columns."""
+        """A Parquet file, or some of its columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -128,16 +127,12 @@ class Storage:
         return files.get_file_info(path).type != FileType.NotFound
 
     def names(self, folder: str) -> list[str]:
-        """File names in a folder, sorted; [] where there is no such folder. Files that
-        are being written are not among them."""
+        """Names of the files in a folder, sorted, without files that are being written; [] if there is no such
+        folder."""
         return self._entries(folder, is_file=True)
 
-    def folders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder, sorted; [] where there is no such folder."""
-        return self._entries(folder, is_file=False)
-
     def others(self, folder: str) -> list[str]:
-        """Names of all in a folder that is no file (folders, pipes), sorted."""
+        """Names of everything in a folder that is not a file (folders, pipes), sorted; [] if there is no such folder."""
         return self._entries(folder, is_file=False)
 
     def _entries(self, folder: str, *, is_file: bool) -> list[str]:
@@ -151,7 +146,7 @@ class Storage:
         )
 
     def remove(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none.
+        """Delete a file, if it exists.
 
         Raises:
             StorageError: it could not be deleted.
@@ -164,7 +159,7 @@ class Storage:
                 Path(path).unlink()
 
     def entries(self) -> list[str]:
-        """Names of all that lies in the root itself, hidden ones too; [] where there is no root."""
+        """Names of everything in the root itself, including hidden names; [] if there is no root."""
         if not is_uri(self.root):
             root = Path(self.root)
             return sorted(each.name for each in root.iterdir()) if root.is_dir() else []
@@ -174,8 +169,8 @@ class Storage:
         return sorted(each.base_name for each in files.get_file_info(FileSelector(path, allow_not_found=True)))
 
     def walk(self) -> tuple[list[str], list[str], list[str]]:
-        """Names of all files below the root, hidden ones too, of all folders, and of those of both
-        that are links. A link's target is not walked through."""
+        """Names of all files below the root, of all folders, and of the symbolic links among both, including
+        hidden names. Links are not followed."""
         if is_uri(self.root):
             from pyarrow.fs import FileSelector
 
@@ -190,13 +185,13 @@ class Storage:
         return sorted(names[0]), sorted(names[1]), sorted(names[2])
 
     def remove_folder(self, name: str) -> None:
-        """Delete a folder; one that is not empty stays, and nothing happens where there is none."""
+        """Delete a folder, if it exists and is empty."""
         if not is_uri(self.root):
             with contextlib.suppress(OSError):
                 self.local(name).rmdir()
 
     def open_input(self, name: str):
-        """A seekable binary stream. Raises as :meth:`read_bytes`."""
+        """A seekable binary stream. Raises the errors of :meth:`read_bytes`."""
         with self._reading(name):
             files, path = self._at(name)
             return files.open_input_file(path)
@@ -214,7 +209,7 @@ class Storage:
             raise StorageError(f"run_dir {self.root}: {name} cannot be read: {reason}") from error
 
     def _is_plain(self, name: str) -> bool:
-        """Whether reading may begin: a pipe that nobody writes to would never end."""
+        """Whether a name can be read. Reading a pipe without a writer would never end."""
         with contextlib.suppress(OSError):
             mode = self.local(name).stat().st_mode
             return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
@@ -222,19 +217,19 @@ class Storage:
 
     @contextlib.contextmanager
     def open_output(self, name: str) -> Iterator[Any]:
-        """A binary stream to a file, for output that is too large to hold. By a path the file
-        appears when the block ends, and not where it fails."""
+        """A binary stream to a file, for output that does not fit in memory. A local file appears when the block
+        ends without an error."""
         files, path = self._at(name)
         if is_uri(self.root):
             with files.open_output_stream(path) as stream:
                 yield stream
             return
-        with _beside(Path(path)) as temporary, files.open_output_stream(str(temporary)) as stream:
+        with _replacing(Path(path)) as temporary, files.open_output_stream(str(temporary)) as stream:
             yield stream
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """What cannot be written inside is told as a StorageError, by the root's name."""
+        """Turn OSErrors of the block into a StorageError that names the root."""
         try:
             yield
         except StorageError:
@@ -242,15 +237,16 @@ class Storage:
         except OSError as error:
             raise StorageError(
                 f"run_dir {self.root}: cannot be written: {getattr(error, 'strerror', None) or error}; "
-                "the same command goes on once that is mended"
+                "the same command resumes once that is fixed"
             ) from error
 
     @contextlib.contextmanager
     def new_folder(self, name: str, last: str) -> Iterator[Path]:
-        """A local folder to put files in, which becomes the root's folder ``name`` when the
-        block ends. By a path it takes the name of the old one, with what a person has put there;
-        in an object store, which knows files only, ``last`` goes first of the old ones and comes
-        last of the new, so that whoever looks for it finds a folder that is whole.
+        """A local folder for new files, which becomes the root's folder ``name`` when the block ends.
+
+        On a local path it replaces the old folder and keeps the files that the user put there. In an object store,
+        which has no folders, the old ``last`` is deleted first and the new one is uploaded last: while it exists,
+        the folder is complete.
 
         Raises:
             StorageError: it could not be written.
@@ -270,8 +266,8 @@ class Storage:
             work.mkdir(parents=True, exist_ok=True)
             yield work
             _drop_written(target, name)
-            for stays in target.iterdir() if target.is_dir() else ():
-                stays.rename(work / stays.name)
+            for kept in target.iterdir() if target.is_dir() else ():
+                kept.rename(work / kept.name)
             if target.is_dir():
                 target.rmdir()
             work.rename(target)
@@ -282,7 +278,7 @@ class Storage:
             shutil.copyfileobj(source, target, COPIED_AT_ONCE)
 
     def display_path(self, name: str) -> str:
-        """A file's path or URI for a person, without the store's settings."""
+        """A file's path or URI for messages, without the store's settings."""
         return f"{self.root.partition('?')[0].rstrip('/') if is_uri(self.root) else self.root}/{name}"
 
     def local(self, name: str = "") -> Path:
@@ -301,7 +297,7 @@ class Storage:
 
 
 def _drop_written(folder: Path, name: str) -> None:
-    """Delete what training writes into a folder of this name; a person's files stay."""
+    """Delete the files that training writes into a folder of this name; the user's files stay."""
     for each in folder.iterdir() if folder.is_dir() else ():
         if is_written(f"{name}/{each.name}", "train"):
             each.unlink()

@@ -1,8 +1,7 @@
-"""Credentials: none in a value of a recipe that may be a URL, none in what is told or written.
+"""Credentials in URLs and texts: refused in recipes, removed from messages and files.
 
-A URL is stored in ``config.yaml`` and shown in reports and messages, so one that holds a
-password, a key or a token is refused. What others say (an endpoint, a store) is told without
-them.
+A recipe's URL is stored in ``config.yaml`` and displayed in reports and messages, so one that holds a password, a
+key or a token is refused. Texts of other programs (an endpoint, a store) are displayed without credentials.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _SECRET_ENDS = (
     *("token", "tokens", "key", "keys", "secret", "password", "passwd", "passphrase", "pwd", "signature", "sig"),
     *("credential", "credentials", "auth", "authorization", "bearer", "sas", "jwt", "cookie"),
 )
-_SECRET_PARTS = ("secret", "password", "passwd", "apikey", "accesskey", "credential", "authorization", "signature")
+_SECRET_INFIXES = ("secret", "password", "passwd", "apikey", "accesskey", "credential", "authorization", "signature")
 _SECRET_STARTS = ("xamz", "xgoog")
 _SECRET_NAMES = {"code", "pass", "pw", "user", "username", "userinfo"}
 _NOT_TOKENS = re.compile(r"(max|min|num|n|think|prompt|completion|generated|total|query|chain|passage|judge)tokens")
@@ -34,15 +33,15 @@ _FORMS = (
     r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
 )
 _KEY = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_FORMS)}|sk-(?:[a-z0-9]{{1,8}}-)*[A-Za-z0-9_]{{20,}})")
-"""What is a key by its form alone, whatever text it stands in."""
+"""Text that is a key by its form, in any context."""
 
 _LIKE_KEY = re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{8,}")
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):")
-# Bounded, so that a long text takes a time that grows with its length alone.
+# Bounded, so that the time is linear in the length of the text.
 _URL_IN_TEXT = re.compile(r"(?<![A-Za-z])[A-Za-z][A-Za-z0-9+.-]{0,15}:(?:/|\\/\\/|%3[Aa]%2[Ff]%2[Ff])[^\s\"'<>`]+")
-_LOGIN_CUT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+[^/?#\[\]:]+:(?!\d*(?:[/?#]|$))")
-"""A URL that somebody cut after the password began: what follows the host is no port."""
+_TRUNCATED_LOGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+[^/?#\[\]:]+:(?!\d*(?:[/?#]|$))")
+"""A URL that was truncated within the password: the text after the host is no port."""
 
 _LOGIN_IN_TEXT = re.compile(r"(?<![\w.:/@-])[^\s\"'<>`/:@=(]{1,100}:[^\s\"'<>`/@]{1,200}@(?=[\w\[])")
 _HEADER = re.compile(
@@ -56,7 +55,7 @@ _NAMED = re.compile(
 )
 
 _SECRET_VARIABLE = re.compile(r"(?i)(?:token|(?:^|_)key|apikey|secret|passw(?:or)?d|passphrase|access_key_id)$")
-"""Narrower than :func:`is_secret_name`: $PWD is a folder, and $…_CREDENTIALS often a file."""
+"""Narrower than :func:`is_secret_name`: $PWD is a folder, and $…_CREDENTIALS is often a file."""
 
 _SHORTEST = 8
 _known: dict[str, str] = {}
@@ -68,31 +67,34 @@ def is_uri(path: str) -> bool:
 
 
 def split_query(url: str) -> tuple[str, list[tuple[str, str]]]:
-    """A URL without its query and without a slash at its end, and the query's names and values."""
-    parts = urlsplit(url)
-    base = parts._replace(query="", fragment="", path=parts.path.rstrip("/")).geturl()
-    return base, parse_qsl(parts.query, keep_blank_values=True)
+    """A URL without its query and trailing slash, and the query's names and values."""
+    split = urlsplit(url)
+    base = split._replace(query="", fragment="", path=split.path.rstrip("/")).geturl()
+    return base, parse_qsl(split.query, keep_blank_values=True)
 
 
 # ---- refused in a value --------------------------------------------------------------
 
 
 def credentials_in(value: str) -> str | None:
-    """What a value holds that is a secret, in words that do not show it; None for nothing.
+    """A description of the secret that a value holds, without the secret itself; None if it holds none.
 
-    A user or password before the host, with or without a scheme; a parameter of the query or
-    the fragment by its name (``token``, ``api_key``, ``X-Amz-Signature``, …); both also where
-    they are percent-encoded, or in a URL that a parameter holds; a key by its form (``AKIA…``);
-    and what a secret variable of the environment holds.
+    Secrets are
+
+    - a user or password before the host, with or without a scheme,
+    - a parameter of the query or the fragment with a secret name (``token``, ``api_key``, ``X-Amz-Signature``, …),
+    - both of these percent-encoded, or in a URL that a parameter holds,
+    - a key by its form (``AKIA…``),
+    - the value of a secret variable of the environment.
     """
-    seen = value
+    text = value
     for _ in range(4):
-        if found := _credentials(seen):
+        if found := _credentials(text):
             return found
-        decoded = unquote(seen)
-        if decoded == seen:
+        decoded = unquote(text)
+        if decoded == text:
             break
-        seen = decoded
+        text = decoded
     if _KEY.search(value):
         return "what looks like a key"
     for name, secret in _secrets():
@@ -117,16 +119,16 @@ def _credentials(text: str) -> str | None:
 
 def _has_login(text: str) -> bool:
     is_sentence = len(text.split()) > 1
-    text = "".join(text.split()).replace("\\", "/")  # clients drop or turn these
+    text = "".join(text.split()).replace("\\", "/")  # clients drop white space and convert backslashes
     scheme = _SCHEME.match(text)
     if not text.startswith("//") and (not scheme or (is_sentence and text[scheme.end() : scheme.end() + 1] != "/")):
         return False
-    # By one slash, three or none clients still find the host.
+    # With one slash, three or none, clients still find the host.
     rest = text[scheme.end() :] if scheme else text
     authority = re.split(r"[/?#]", rest.lstrip("/"), maxsplit=1)[0]
     if "@" in authority:
         return True
-    # A password may hold a slash (those of AWS do): then what is before it is no host and port.
+    # A password may hold a slash (AWS's do): the text before it is then not a host and port.
     port = authority.rpartition("]")[2].partition(":")[2]
     return bool(port) and not port.isdigit() and "@" in rest
 
@@ -143,16 +145,16 @@ def is_secret_name(name: str) -> bool:
         plain in _SECRET_NAMES
         or plain.endswith(_SECRET_ENDS)
         or plain.startswith(_SECRET_STARTS)
-        or any(part in plain for part in _SECRET_PARTS)
+        or any(infix in plain for infix in _SECRET_INFIXES)
     )
 
 
-# ---- taken out of texts --------------------------------------------------------------
+# ---- removed from texts --------------------------------------------------------------
 
 
 def keep_secret(value: str | None, name: str = "API_KEY") -> None:
-    """Have :func:`redacted` and :func:`without_secrets` take this out too: the key of a variable
-    whose name does not say that it is one."""
+    """Register a secret for :func:`redacted` and :func:`without_secrets`: the value of a variable whose name does not
+    mark it as secret."""
     if value and len(value) >= _SHORTEST:
         _known[value] = name
 
@@ -166,8 +168,10 @@ def without_secrets(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text of others' (an error, an answer) without what could be a credential in it: in URLs,
-    in headers that it quotes, after names that say so, and what the environment keeps secret."""
+    """A text of another program (an error, an answer) without possible credentials.
+
+    These are credentials in URLs and in quoted headers, values after secret names, and secrets of the environment.
+    """
     text = without_secrets(text)
     text = _HEADER.sub(lambda found: f"{found[1] or ''}{found['kind']}{found['gap']}{_HIDDEN}", text)
     text = _URL_IN_TEXT.sub(lambda found: _redacted_url(found[0]), text)
@@ -177,7 +181,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(value: Any) -> Any:
-    """The same of every text in a JSON value."""
+    """A JSON value with every text :func:`redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -196,12 +200,12 @@ def _redacted_named(found: re.Match[str]) -> str:
 def _redacted_url(url: str) -> str:
     """A URL without its login and without the values of secret parameters."""
     scheme, _, rest = url.partition(":")
-    if "@" not in rest and _LOGIN_CUT.match(unquote(url.rstrip(":.,;)"))):
+    if "@" not in rest and _TRUNCATED_LOGIN.match(unquote(url.rstrip(":.,;)"))):
         return f"{scheme}://{_HIDDEN}"
     if _has_login(url) or _has_login(unquote(url)):
         if "@" not in rest:  # percent-encoded
             return f"{scheme}://{_HIDDEN}"
-        # Up to the last @: a password may hold one, or a slash.
+        # Up to the last @, since a password may hold one, or a slash.
         url = f"{scheme}://{_HIDDEN}@{rest.rpartition('@')[2]}"
     address, mark, query = _partition(url)
     if not mark:
@@ -215,14 +219,14 @@ def _partition(url: str) -> tuple[str, str, str]:
 
 
 def _parameters(query: str) -> Iterator[str]:
-    for part in re.split(r"([&;#?])", query):
-        name, equals, value = part.partition("=")
+    for piece in re.split(r"([&;#?])", query):
+        name, equals, value = piece.partition("=")
         secret = equals and (is_secret_name(name) or credentials_in(value))
-        yield f"{name}={_HIDDEN}" if secret else part
+        yield f"{name}={_HIDDEN}" if secret else piece
 
 
 def _secrets() -> Iterator[tuple[str, str]]:
-    """The secrets that this process knows, with the names of their variables."""
+    """``(variable, secret)`` for the secrets that this process knows."""
     for secret, name in _known.items():
         yield name, secret
     for name, value in os.environ.items():

@@ -1,8 +1,7 @@
 """BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
 
-Each file may end in ``.gz``. A query may carry BRIGHT's and FollowIR's fields beside
-``_id`` and ``text``: ``instruction`` (a string) and ``excluded_ids`` (a list of document
-ids, where ``["N/A"]`` means none).
+Each file may end in ``.gz``. Besides ``_id`` and ``text``, a query may have BRIGHT's and FollowIR's fields:
+``instruction`` (a string) and ``excluded_ids`` (a list of document ids; ``["N/A"]`` means none).
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from limrank.records import Benchmark, Document, Qrels, Query
 def load(path: str | Path, split: str = "test") -> Benchmark:
     """Read a BEIR folder.
 
-    The queries are those that the split judges, in the order of the file. Where the
-    folder has no judgements at all, which reranking does not need, they are all queries.
+    The queries are those that the split judges, in the order of the file. A folder without judgements, which
+    reranking does not need, gives all its queries.
 
     Raises:
-        UserError: naming the file, and the line where there is one: something is missing,
-            is there twice, or has the wrong type.
+        UserError: something is missing, occurs twice, or has the wrong type; the message names the file and,
+            if there is one, the line.
     """
     folder = Path(path)
     if kind_of(folder) != "folder":
@@ -47,9 +46,8 @@ def load(path: str | Path, split: str = "test") -> Benchmark:
 def judged_benchmark(name: str, documents: list[Document], queries: list[Query], qrels: Qrels) -> Benchmark:
     """A benchmark of the queries that ``qrels`` judges.
 
-    Judgements of queries that are not there are left out. Judgements of documents that
-    are not there stay, as in trec_eval: the ideal ranking that nDCG and recall compare
-    with is then the published one. Both are told in ``warnings``.
+    Judgements of missing queries are left out. Judgements of missing documents stay, as in trec_eval, so that
+    nDCG and recall compare with the published ideal ranking. ``warnings`` has a sentence about both.
     """
     known_queries = {query.query_id for query in queries}
     known_documents = {document.doc_id for document in documents}
@@ -71,7 +69,7 @@ def judged_benchmark(name: str, documents: list[Document], queries: list[Query],
 
 
 def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -> list[str]:
-    """A warning where no exclusion can have an effect; some of them may well name what is not there."""
+    """A warning if none of the excluded documents is in the collection; some may be missing without harm."""
     excluded = {doc_id: query.query_id for query in queries for doc_id in sorted(query.excluded)}
     if not excluded or any(document.doc_id in excluded for document in documents):
         return []
@@ -83,7 +81,7 @@ def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """``folder/name``, or the same with ``.gz``; a UserError where there is neither."""
+    """``folder/name``, or the same with ``.gz``. Raises UserError: neither is a file."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if kind_of(candidate) == "file":
             return candidate
@@ -91,10 +89,10 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def find_qrels(folder: Path, split: str) -> Path | None:
-    """The judgement file of a split, or None where the folder has no judgements at all.
+    """The judgement file of a split; None if the folder has no judgements.
 
     Raises:
-        UserError: there are judgements, but none of that split; it names those there are.
+        UserError: there are judgements, but none of that split; the message names the splits.
     """
     files = splits(folder)
     if files and split not in files:
@@ -103,7 +101,7 @@ def find_qrels(folder: Path, split: str) -> Path | None:
 
 
 def splits(folder: Path) -> dict[str, Path]:
-    """The judgement files of a folder by split, in the order of their names."""
+    """The judgement files of a folder by split, sorted by name."""
     files = (file for file in listed(folder / "qrels") if file.name.removesuffix(".gz").endswith(".tsv"))
     return dict(sorted((file.name.removesuffix(".gz").removesuffix(".tsv"), file) for file in files))
 
@@ -112,8 +110,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line_number, object)`` of a JSON Lines file, one line in memory at a time.
 
     Raises:
-        UserError: ``file:line`` of a line that :func:`~limrank.parsing.parse_json` refuses, or
-            that is not an object.
+        UserError: :func:`~limrank.parsing.parse_json` refuses a line, or the line is not an object; the
+            message begins with ``file:line``.
     """
     for number, line in read_lines(path):
         yield number, parse_json(line, str(path), line=number, expect=dict)
@@ -128,7 +126,7 @@ def read_corpus(path: str | Path) -> list[Document]:
 
 
 def scan_corpus(path: str | Path) -> Iterator[Document]:
-    """Yield what :func:`read_corpus` reads, one document in memory at a time; it may be none."""
+    """Yield the documents of :func:`read_corpus`, one in memory at a time. The corpus may be empty."""
     for doc_id, record, where in _identified(path):
         yield Document(doc_id, _string(record, "text", where), title=_string(record, "title", where, needed=False))
 
@@ -150,7 +148,7 @@ def _query(query_id: str, record: dict[str, Any], where: str) -> Query:
 
 
 def write_queries(path: str | Path, queries: list[Query]) -> None:
-    """Write what :func:`read_queries` reads; fields that are empty are left out."""
+    """Write a file that :func:`read_queries` reads, without empty fields."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for query in queries:
             record: dict[str, Any] = {"_id": query.query_id, "text": query.text}
@@ -162,7 +160,7 @@ def write_queries(path: str | Path, queries: list[Query]) -> None:
 
 
 def excluded_ids(ids: list[str] | None) -> frozenset[str]:
-    """BRIGHT's ``excluded_ids`` as a set: ``["N/A"]``, an empty list and None are none."""
+    """BRIGHT's ``excluded_ids`` as a set, which is empty for ``["N/A"]``, an empty list and None."""
     return frozenset(ids or ()) - {"N/A"}
 
 

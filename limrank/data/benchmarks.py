@@ -1,4 +1,4 @@
-"""From a recipe's ``data`` section to a benchmark, and to the hash of what it is made of."""
+"""The benchmark of a recipe's ``data`` section, and the hash of its contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import get_args
 
 from limrank import prompts
 from limrank.config import DataConfig, Rewriting
-from limrank.data import beir, hub
+from limrank.data import beir, hub_benchmarks
 from limrank.errors import UserError
 from limrank.files import kind_of, opened, printable_path
 from limrank.parsing import brief
@@ -30,7 +30,7 @@ def load(data: DataConfig) -> Benchmark:
     if data.format == "beir":
         benchmark = beir.load(data.path, data.split)
     elif data.format == "hub":
-        benchmark = hub.load(data.name, data.split, data.path, data.revision)
+        benchmark = hub_benchmarks.load(data.name, data.split, data.path, data.revision)
     elif data.format == "pydocs":
         from limrank.data import pydocs
 
@@ -42,17 +42,19 @@ def load(data: DataConfig) -> Benchmark:
     selected = without_themselves(select(benchmark, data.max_queries))
     if template := query_template(data):
         selected = replace(selected, queries=[replace(query, template=template) for query in selected.queries])
-    return _asked_rewritten(selected, data) if data.first_stage_queries else selected
+    return _with_rewritten_queries(selected, data) if data.first_stage_queries else selected
 
 
 def query_template(data: DataConfig) -> str:
-    """The text that a reranker finds a query in, with its place; empty: the query alone, as where the
-    recipe's template is nothing but the place.
+    """The text around a query in a reranker's prompt, with a placeholder for the query.
+
+    It is empty if the reranker is given only the query: without a template, or with one that is nothing but the
+    placeholder.
 
     Raises:
-        UserError: there is no such prompt, or it has no place for the query, or another place.
+        UserError: there is no such prompt, it has no placeholder for the query, or it has another placeholder.
     """
-    named = data.query_template or (hub.query_template(data.name) if data.format == "hub" else None)
+    named = data.query_template or (hub_benchmarks.query_template(data.name) if data.format == "hub" else None)
     if named is None:
         return ""
     try:
@@ -60,19 +62,21 @@ def query_template(data: DataConfig) -> str:
     except UserError as error:
         raise UserError(f"data.query_template: {error}") from None
     if "{%" in template:
-        raise UserError("data.query_template: has {% … %}; it is a text with the place {{ query }}, and nothing else")
-    places = set(_PLACE.findall(template))
-    prompts.require_placeholders(places, {"query"}, "data.query_template")
-    if unknown := sorted(places - {"query"}):
-        raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no place of it; {{{{ query }}}} is")
-    return "" if _PLACE.fullmatch(template) else template
+        raise UserError(
+            "data.query_template: has {% … %}; it is a text with the placeholder {{ query }}, and nothing else"
+        )
+    placeholders = set(_PLACEHOLDER.findall(template))
+    prompts.require_placeholders(placeholders, {"query"}, "data.query_template")
+    if unknown := sorted(placeholders - {"query"}):
+        raise UserError(f"data.query_template: {{{{ {unknown[0][:60]} }}}} is no placeholder of it; {{{{ query }}}} is")
+    return "" if _PLACEHOLDER.fullmatch(template) else template
 
 
-_PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+_PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 
 
-def _asked_rewritten(benchmark: Benchmark, data: DataConfig) -> Benchmark:
-    """The benchmark, its queries with the rewritings that BM25 is to be asked."""
+def _with_rewritten_queries(benchmark: Benchmark, data: DataConfig) -> Benchmark:
+    """The benchmark with the rewritten queries that BM25 searches for."""
     source = data.first_stage_queries
     texts = _rewritten(data)
     lacking = [query.query_id for query in benchmark.queries if not texts.get(query.query_id, "").strip()]
@@ -91,7 +95,7 @@ def _rewritten(data: DataConfig) -> dict[str, str]:
     if source in get_args(Rewriting):
         if data.format != "hub":
             raise UserError(f"data.first_stage_queries: {source} is BRIGHT's; data.format={data.format} takes a file")
-        return hub.rewritten(data.name, source, data.path, data.revision)
+        return hub_benchmarks.rewritten(data.name, source, data.path, data.revision)
     if kind_of(source) != "file":
         raise UserError(
             f"data.first_stage_queries: {printable_path(source)}: no such file, and BRIGHT's are {', '.join(get_args(Rewriting))}"
@@ -100,10 +104,11 @@ def _rewritten(data: DataConfig) -> dict[str, str]:
 
 
 def without_themselves(benchmark: Benchmark) -> Benchmark:
-    """The benchmark, its queries without the document that they are themselves (ArguAna's corpus
-    holds its queries): one of the same id whose title or text is the query's. BEIR drops by the
-    id alone, which takes documents that share a number with a query by chance (Cranfield's).
-    What is judged to be relevant stays.
+    """Exclude each query's own document from its candidates.
+
+    ArguAna's corpus holds its queries. A query's own document has its id, and its text or title is the query.
+    BEIR compares only the ids, and so drops documents that share a number with a query by chance (Cranfield's).
+    A document that is judged relevant stays.
     """
     asked = {query.query_id: query for query in benchmark.queries}
     own = {
@@ -112,7 +117,7 @@ def without_themselves(benchmark: Benchmark) -> Benchmark:
         if (query := asked.get(document.doc_id))
         and query.query_id not in query.excluded
         and benchmark.qrels.get(query.query_id, {}).get(query.query_id, 0) <= 0
-        and any(is_same_text(query.text, part) for part in (document.text, document.contents, document.title))
+        and any(is_same_text(query.text, text) for text in (document.text, document.contents, document.title))
     }
     if not own:
         return benchmark
@@ -125,20 +130,22 @@ def without_themselves(benchmark: Benchmark) -> Benchmark:
 
 
 _SAME = 0.8
-"""Of the words of both, how many have to be common to them, in their order."""
+"""The least share of the words of both texts that must be common to them, in order."""
 
 
 def is_same_text(one: str, other: str) -> bool:
-    """Whether two texts are one, as far as case, blanks, punctuation and a few words do not count."""
+    """Whether two texts are the same but for case, white space, punctuation and a few words."""
     first, second = list(words(one)), list(words(other))
     compared = SequenceMatcher(None, first, second, autojunk=False)
-    # The first ratio, of lengths alone, tells most texts apart at no cost.
+    # The first ratio compares only lengths: it rules most texts out at no cost.
     return bool(first and second) and compared.real_quick_ratio() >= _SAME and compared.ratio() >= _SAME
 
 
 def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
-    """The benchmark with at most ``max_queries`` queries, evenly spaced over their order
-    (places ``i·n // k`` for ``i`` in ``0…k-1``), and the judgements of just these."""
+    """The benchmark with at most ``max_queries`` queries and their judgements.
+
+    The ``k`` queries of ``n`` are evenly spaced: those at the indexes ``i·n // k`` for ``i`` in ``0…k-1``.
+    """
     n = len(benchmark.queries)
     if max_queries is None or max_queries >= n:
         return benchmark
@@ -149,49 +156,52 @@ def select(benchmark: Benchmark, max_queries: int | None) -> Benchmark:
 
 
 def fingerprint(data: DataConfig) -> str:
-    """SHA-256 (hex) of what a job's rows take from the data: documents, queries, and which
-    queries are selected (split, ``max_queries``). A local folder counts by the contents of
-    its files, wherever it lies; of the hub, which is not asked, the name and ``data.revision``
-    count, and so does what BM25 is asked. Judgements do not.
+    """SHA-256 (hex) of the data that a job's rows depend on.
+
+    It covers the documents, the queries, their selection (split, ``max_queries``) and the queries that BM25
+    searches for, and not the judgements. A local folder is hashed by the contents of its files, not by its
+    path; a benchmark of the hub by its name and ``data.revision``, without a request to the hub.
 
     Raises:
         UserError: a file is missing.
     """
     digest = hashlib.sha256()
-    for part in _parts(data):
-        # The length in front keeps "ab", "c" apart from "a", "bc".
-        digest.update(f"{len(part)}:".encode() + part)
+    for piece in _pieces(data):
+        # With the length in front, "ab", "c" differs from "a", "bc".
+        digest.update(f"{len(piece)}:".encode() + piece)
     return digest.hexdigest()
 
 
 def provenance(data: DataConfig) -> dict[str, str | None]:
-    """What a run's manifest tells of its data: ``name``, and of the hub the git ``revision`` that was
-    asked for (None: the newest). Empty for a folder, whose contents the config hash covers."""
+    """The ``name`` and git ``revision`` (None: the newest) of a benchmark of the hub, for a run's manifest.
+
+    It is empty for a folder, whose contents the config hash covers.
+    """
     if data.format != "hub" or data.path:
         return {}
-    return {"name": data.name, "revision": hub.pinned(data.name, data.revision)}
+    return {"name": data.name, "revision": hub_benchmarks.pinned(data.name, data.revision)}
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 (hex) of a file's contents, wherever it lies. Raises UserError: it is missing."""
+    """SHA-256 (hex) of a file's contents. Raises UserError: it is missing."""
     digest = hashlib.sha256()
-    for part in _file_parts(Path(path)):
-        digest.update(part)
+    for block in _blocks(Path(path)):
+        digest.update(block)
     return digest.hexdigest()
 
 
-def _parts(data: DataConfig) -> Iterator[bytes]:
+def _pieces(data: DataConfig) -> Iterator[bytes]:
     yield json.dumps([data.format, data.split, data.max_queries]).encode()
     if data.format == "beir":
         for name in ("corpus.jsonl", "queries.jsonl"):
-            yield from _file_parts(beir.find_file(Path(data.path), name))
+            yield from _blocks(beir.find_file(Path(data.path), name))
     elif data.format == "hub":
         yield data.name.encode()
         if data.revision:
-            yield f"at {hub.pinned(data.name, data.revision)}".encode()
+            yield f"at {hub_benchmarks.pinned(data.name, data.revision)}".encode()
         if data.path:
             for file in sorted(file for file in Path(data.path).rglob("*") if file.is_file()):
-                yield from _file_parts(file)
+                yield from _blocks(file)
     else:
         from limrank.data import pydocs
 
@@ -205,7 +215,7 @@ def _parts(data: DataConfig) -> Iterator[bytes]:
         yield file_fingerprint(data.first_stage_queries).encode()
 
 
-def _file_parts(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path) -> Iterator[bytes]:
     with opened(path, unpack=False) as file:
         while block := file.read(1 << 20):
             yield block

@@ -1,14 +1,12 @@
-"""Pairs to score, given as they are: one row a (query, document), no first stage.
+"""Pairs to score: a row is a query and a candidate document, and there is no first stage.
 
-Columns: ``query_id``, ``query``, ``doc_id``, ``text``, and where there are any
-``instruction`` and ``score``. Ids may be strings or whole numbers, which become strings.
-A query's rows lie together; their order is the first stage's rank, or, where there is a
-``score``, the score is (highest first, ties in the order of the rows).
+Columns: ``query_id``, ``query``, ``doc_id``, ``text``, and optionally ``instruction`` and ``score``. Ids may be
+strings or whole numbers, which become strings. The rows of a query are contiguous. Candidates are ranked by
+``score`` (highest first, ties in the order of the rows), or by the order of the rows if there is no such column.
 
-The files are a Parquet file, a folder of ``*.parquet`` (in the order of their names), each
-local or in an object store, or a folder that ``datasets`` saved (``save_to_disk``). They are
-read as a stream: what is in memory at a time is a batch of rows and one query's candidates,
-and eight bytes for each query.
+The rows are in a Parquet file or a folder of ``*.parquet`` (in the order of their names), local or in an object
+store, or in a folder that ``datasets`` saved (``save_to_disk``). They are read as a stream: memory holds a batch
+of rows, one query's candidates, and eight bytes per query.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from limrank.data.tables import Part, open_parts
+from limrank.data.tables import Table, open_tables
 from limrank.data.trec import check_length, id_fault
 from limrank.errors import UserError, first_line
 from limrank.parsing import brief
@@ -43,25 +41,25 @@ class _Where(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Files of pairs whose columns are checked and whose rows are not read yet.
+    """Tables of pairs whose columns are checked and whose rows are not read yet.
 
-    ``fingerprints`` stand for the contents: of a local file its SHA-256, of an object its
-    path, size and time of change. ``warnings`` are sentences for a person.
+    Attributes:
+        fingerprints: of the contents: SHA-256 of a local file; path, size and time of change of an object.
+        warnings: sentences for the user.
     """
 
     path: str
-    parts: list[Part]
+    tables: list[Table]
     fingerprints: list[Any]
     warnings: list[str] = field(default_factory=list)
 
     def queries(self, max_queries: int | None = None) -> Iterator[tuple[Query, list[Candidate]]]:
-        """Each query with its candidates, best first; the first ``max_queries`` of them,
-        behind which nothing is read.
+        """Yield the first ``max_queries`` queries, each with its candidates, best first. Later rows are not read.
 
         Raises:
-            UserError: naming the file and the row, or the column: an id or a text is
-                missing, a document is there twice for a query, or a query's rows do not
-                lie together. The last is known only at the end.
+            UserError: an id or a text is missing, a document occurs twice for a query, or a query's rows
+                are not contiguous; the message names the file and the row, or the column. The last fault
+                is found only at the end.
         """
         hashes = array("Q")
         group: _Group | None = None
@@ -88,7 +86,7 @@ class Pairs:
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(twice):
             return
-        # Two ids may share a hash: the ids themselves tell.
+        # Two ids may share a hash, so the ids themselves are compared.
         suspects = set(twice[:_MAX_SUSPECTS].tolist())
         first: dict[str, str] = {}
         for query_id, where in islice(self._starts(), len(hashes)):
@@ -96,13 +94,13 @@ class Pairs:
                 continue
             if query_id in first:
                 raise UserError(
-                    f"{where}: query_id {brief(query_id)} again, after other queries; it began in {first[query_id]}: "
-                    "a query's rows have to lie together, so sort the pairs by query_id"
+                    f"{where}: query_id {brief(query_id)} has rows after other queries; they begin in {first[query_id]} "
+                    "and must be contiguous: sort the pairs by query_id"
                 )
             first[query_id] = where
 
     def _starts(self) -> Iterator[tuple[str, str]]:
-        """_Where each run of rows of one query begins."""
+        """The query id and location of the first row of each run of rows of one query."""
         current = None
         for row, where in self._rows(("query_id",)):
             if row["query_id"] != current:
@@ -110,13 +108,13 @@ class Pairs:
                 yield current, str(where)
 
     def _rows(self, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, Any], _Where]]:
-        for part in self.parts:
-            wanted = [name for name in columns if name in part.schema.names]
+        for table in self.tables:
+            wanted = [name for name in columns if name in table.schema.names]
             start = 1
-            for batch in part.batches(wanted):
-                values = [_values(batch[name], name, _Where(part.name, start)) for name in wanted]
+            for batch in table.batches(wanted):
+                values = [_values(batch[name], name, _Where(table.name, start)) for name in wanted]
                 for offset, cells in enumerate(zip(*values, strict=True)):
-                    yield dict(zip(wanted, cells, strict=True)), _Where(part.name, start + offset)
+                    yield dict(zip(wanted, cells, strict=True)), _Where(table.name, start + offset)
                 start += len(batch)
 
 
@@ -125,36 +123,36 @@ def open_pairs(path: str, split: str = "test") -> Pairs:
 
     Args:
         path: see the module.
-        split: which one of a saved dataset that has several.
+        split: of a saved dataset that has several.
 
     Raises:
         UserError: there are no such files, they cannot be read, or a column is missing or of
             the wrong type.
     """
-    parts, fingerprints = open_parts(path, split)
-    warnings = dict.fromkeys(warning for part in parts for warning in _check_columns(part))
-    scored = [part for part in parts if "score" in part.schema.names]
-    if 0 < len(scored) < len(parts):
-        bare = next(part for part in parts if part not in scored)
+    tables, fingerprints = open_tables(path, split)
+    warnings = dict.fromkeys(warning for table in tables for warning in _check_columns(table))
+    scored = [table for table in tables if "score" in table.schema.names]
+    if 0 < len(scored) < len(tables):
+        bare = next(table for table in tables if table not in scored)
         raise UserError(f"{bare.name}: has no column score, and {scored[0].name} has one: all files or none")
-    return Pairs(path, parts, fingerprints, list(warnings))
+    return Pairs(path, tables, fingerprints, list(warnings))
 
 
-def _check_columns(part: Part) -> Iterator[str]:
-    """Yields warnings; raises UserError where a column is missing or of the wrong type."""
+def _check_columns(table: Table) -> Iterator[str]:
+    """Yield warnings. Raises UserError: a column is missing or has the wrong type."""
     import pyarrow.types as types
 
     for name in NEEDED + OPTIONAL:
-        if name not in part.schema.names:
+        if name not in table.schema.names:
             if name in NEEDED:
                 raise UserError(
-                    f"{part.name}: the column {name} is missing; pairs have {', '.join(NEEDED)} "
-                    f"(it has {', '.join(part.schema.names) or 'none'})"
+                    f"{table.name}: the column {name} is missing; pairs have {', '.join(NEEDED)} "
+                    f"(it has {', '.join(table.schema.names) or 'none'})"
                 )
             continue
-        if part.schema.names.count(name) > 1:
-            raise UserError(f"{part.name}: there are two columns {name}")
-        kind = part.schema.field(name).type
+        if table.schema.names.count(name) > 1:
+            raise UserError(f"{table.name}: there are two columns {name}")
+        kind = table.schema.field(name).type
         values = kind.value_type if types.is_dictionary(kind) else kind
         if name == "score":
             fits, wanted = types.is_integer(values) or types.is_floating(values), "numbers"
@@ -163,13 +161,13 @@ def _check_columns(part: Part) -> Iterator[str]:
             is_id = name.endswith("_id") and types.is_integer(values)
             fits, wanted = is_text or is_id, "strings or whole numbers" if name.endswith("_id") else "strings"
             if is_id:
-                yield f"{part.name}: {name} holds whole numbers ({values}); they are taken as strings"
+                yield f"{table.name}: {name} holds whole numbers ({values}); they are taken as strings"
         if not fits:
-            raise UserError(f"{part.name}: the column {name} is of type {kind}; it should hold {wanted}")
+            raise UserError(f"{table.name}: the column {name} is of type {kind}; it should hold {wanted}")
 
 
 def _values(column: Any, name: str, start: _Where) -> list[Any]:
-    """A batch's column as Python values, checked; ``start`` is its first row's place."""
+    """A batch's column as checked Python values; ``start`` is the location of its first row."""
     import pyarrow as pa
 
     if column.null_count and name != "instruction":
@@ -198,7 +196,7 @@ def _values(column: Any, name: str, start: _Where) -> list[Any]:
 
 
 class _Group:
-    """The rows of one query, as they come."""
+    """The rows of one query, collected as they are read."""
 
     def __init__(self, row: dict[str, Any], where: _Where) -> None:
         for name in ("query", "instruction"):
@@ -221,7 +219,7 @@ class _Group:
         self._passages[row["doc_id"]] = (row["text"], row.get("score"))
 
     def candidates(self) -> list[Candidate]:
-        # sorted() is stable: rows of one score, or of none, stay in their order.
+        # sorted() is stable: rows with the same score, or without one, keep their order.
         ranked = sorted(self._passages.items(), key=lambda item: -(item[1][1] or 0.0))
         return [Candidate(doc_id, text, rank, score) for rank, (doc_id, (text, score)) in enumerate(ranked, start=1)]
 

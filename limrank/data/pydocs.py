@@ -1,15 +1,13 @@
-"""pydocs: a reasoning-retrieval benchmark made from the Python that runs it.
+"""pydocs: a reasoning-retrieval benchmark made from the standard library of the Python that runs it.
 
-The documents are the docstrings of the standard library's public functions, classes,
-methods and properties; the queries (``pydocs_queries.yaml``) are hand-written needs in
-words that the docstrings avoid, with graded relevance: 2 satisfies the need, 1 helps or
-is a sound alternative. Nothing is downloaded, so it is there wherever limrank is.
+The documents are the docstrings of the standard library's public functions, classes, methods and properties. The
+queries (``pydocs_queries.yaml``) are hand-written needs in words that the docstrings avoid, with graded
+relevance: 2 satisfies the need, 1 helps or is a sound alternative. Nothing is downloaded.
 
-A document's id is the name under which one imports the thing, ``heapq.merge`` or
-``collections.deque.rotate``; builtins have their bare names, ``sorted`` or ``str.split``.
-Something that several modules offer is given once, under the name that says most: its
-own name rather than an alias, a builtin, the module family that defines it, the shortest
-path (``random.sample`` rather than ``random.Random.sample``).
+A document's id is the name by which the object is imported, ``heapq.merge`` or ``collections.deque.rotate``;
+builtins have their bare names, ``sorted`` or ``str.split``. An object that several modules export occurs once.
+Its own name comes before an alias, then a builtin, then the module family that defines it, then the shortest
+path (``random.sample`` before ``random.Random.sample``).
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ _log = logging.getLogger(__name__)
 def documents() -> list[Document]:
     """The documented public standard library, sorted by id.
 
-    A title is the id with the signature, where Python knows it; a text is the docstring
-    without its indentation. Two documents never have the same text.
+    A title is the id with the signature, if Python knows it. A text is the docstring without its indentation.
+    Two documents never have the same text.
     """
     return list(_documents())
 
@@ -47,15 +45,15 @@ def queries(split: str) -> list[Query]:
 
 
 def qrels(split: str) -> Qrels:
-    """The judgements of ``split`` as they were written, whatever this Python has."""
+    """The judgements of ``split`` as written, including documents that this Python lacks."""
     return {entry["id"]: dict(entry["relevant"]) for entry in _judged(split)}
 
 
 def benchmark(split: str) -> Benchmark:
-    """The test collection of ``split``, judged only by documents that exist here.
+    """The benchmark of ``split``, with judgements of documents that this Python has.
 
-    A relevant document that this Python lacks leaves the judgements, and a query that
-    loses all of them leaves the queries; ``warnings`` has a sentence for each.
+    A relevant document that it lacks is removed from the judgements, and a query without relevant documents
+    from the queries; ``warnings`` has a sentence for each.
 
     Raises:
         UserError: there is no such split.
@@ -83,8 +81,8 @@ def benchmark(split: str) -> Benchmark:
 def seeds() -> list[Seed]:
     """Short direct needs, each with the contents of the document that answers it.
 
-    They share no query and no relevant document with the test split. A seed whose
-    document this Python lacks is left out with a logged warning.
+    They share no query and no relevant document with the test split. A seed whose document this Python lacks
+    is left out, and a warning is logged.
     """
     by_id = {doc.doc_id: doc for doc in documents()}
     found = []
@@ -109,9 +107,9 @@ def _read(name: str) -> list[dict[str, Any]]:
 
 @cache
 def _documents() -> tuple[Document, ...]:
-    # A clean interpreter of its own: the corpus must not depend on what this process has
-    # patched (pytest replaces threading.excepthook) or on -OO, and hundreds of imports
-    # have no business here. -I -S leaves out the environment and site-packages.
+    # A clean interpreter: the corpus must not depend on what this process has patched (pytest replaces
+    # threading.excepthook) or on -OO, and hundreds of imports would stay in this process. -I -S leaves out the
+    # environment and site-packages.
     script = resources.files("limrank.data").joinpath("pydocs_corpus.py")
     with resources.as_file(script) as path:
         walk = subprocess.run(

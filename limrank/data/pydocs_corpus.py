@@ -1,7 +1,6 @@
-"""Prints the documented public standard library as JSON: rows of id, text and title.
+"""Print the documented public standard library as JSON: rows of id, text and title.
 
-A script for ``pydocs``, which runs it in a clean interpreter; the standard library is all
-that it imports.
+``pydocs`` runs this script in a clean interpreter; it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from types import ModuleType
 from typing import Any
 
 _MIN_DOCSTRING = 40
-"""Characters below which a docstring ("Return the name.") says nothing to retrieve by."""
+"""Characters. A shorter docstring ("Return the name.") says too little to be retrieved by."""
 
 _SKIPPED = {
     # Importing these prints, opens a browser or a window, or takes over the terminal.
     *("this", "antigravity", "turtle", "turtledemo", "tkinter", "idlelib", "readline", "rlcompleter"),
     # Samples and tools that are not a library; setuptools replaces distutils.
     *("xxlimited", "xxlimited_35", "xxsubtype", "lib2to3", "distutils", "ensurepip", "pydoc_data", "encodings"),
-    # Other names of what os, os.path and asyncio offer on the platform at hand.
+    # Other names of what os, os.path and asyncio export on this platform.
     *("posix", "nt", "posixpath", "ntpath", "genericpath", "asyncio.unix_events", "asyncio.windows_events"),
-    # Importable on one platform only; elsewhere they raise a plain ImportError.
+    # Importable on one platform only; on others they raise a plain ImportError.
     *("asyncio.windows_utils", "crypt"),
 }
 
@@ -49,7 +48,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:
-    """Every public module and submodule that this platform has, imported."""
+    """Import and yield every public module and submodule that this platform has."""
     waiting = [*sorted(sys.stdlib_module_names), "os.path"]
     while waiting:
         name = waiting.pop()
@@ -58,8 +57,8 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # Built for another platform, or without a C library (winreg, dbm.gnu): what is
-            # missing is then itself a part of the standard library. Else it is a real fault.
+            # If the missing module is of the standard library, this Python is built for another platform or
+            # without a C library (winreg, dbm.gnu). Otherwise it is a real error.
             if error.name and error.name.partition(".")[0] in sys.stdlib_module_names:
                 continue
             raise
@@ -68,7 +67,7 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
 
 
 def _entries(name: str, module: ModuleType) -> Iterator[tuple[tuple, str, Any]]:
-    """``(rank, docstring, thing)`` for what ``module`` makes public.
+    """Yield ``(rank, docstring, object)`` for the public names of ``module``.
 
     A rank sorts better names first and ends with the id.
     """
@@ -79,7 +78,7 @@ def _entries(name: str, module: ModuleType) -> Iterator[tuple[tuple, str, Any]]:
             continue
         home = (getattr(thing, "__module__", None) or name).partition(".")[0]
         if home not in sys.stdlib_module_names:
-            continue  # put there by somebody else: `site` adds to builtins
+            continue  # added by another package: `site` adds to builtins
         # `_heapq` is of the family of `heapq`, its C half; the builtin `open` comes from io.
         foreign = home.lstrip("_") != family != "builtins"
         if attribute not in exported if exported is not None else foreign:
@@ -95,9 +94,9 @@ def _entries(name: str, module: ModuleType) -> Iterator[tuple[tuple, str, Any]]:
 
 
 def _members(cls: type) -> Iterator[tuple[str, Any, Any]]:
-    """``(name, docstring, thing)`` of the methods and properties that ``cls`` defines.
+    """Yield ``(name, docstring, object)`` for the methods and properties that ``cls`` defines.
 
-    What a private base defines counts as the class's own: nobody can look it up there.
+    Those of a private base count as the class's own, since the base is not documented.
     """
     owners = [k for k in cls.__mro__ if k is cls or k.__name__.startswith("_") or k.__module__.startswith("_")]
     defined = {name: thing for owner in reversed(owners) for name, thing in vars(owner).items()}
@@ -113,10 +112,10 @@ class _Elided:
 
 
 def _signature(thing: Any) -> str:
-    """``(iterable, n=1)``, or nothing where Python does not know it.
+    """``(iterable, n=1)``; empty if Python does not know the signature.
 
-    A default is written only where it is the same in every process and on every
-    machine: no addresses, no sets, no absolute paths, and never ``os.environ``.
+    A default is written only if it is the same in every process and on every machine: no addresses, no sets,
+    no absolute paths, and never ``os.environ``.
     """
     try:
         signature = inspect.signature(thing)

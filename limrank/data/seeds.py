@@ -1,18 +1,19 @@
-"""What synthesis grows from: seeds (a query and the passage that answers it) and personas.
+"""The inputs of synthesis: seeds (a query and the passage that answers it) and personas.
 
 A *source* of seeds is one of:
 
 ==============================  ========================================================
-``"pydocs"``                    the embedded seeds, about the Python standard library
-a BEIR folder                   each query that is judged relevant, with its best passage
-a ``.jsonl``/``.parquet`` file  ``query`` and ``passage`` a row, and ``seed_id`` or ``id``
-a folder of ``datasets``        the same; of several splits ``train``
-``hub://OWNER/NAME``            a dataset of the hub, judged or of such rows (``named.py``), or
-                                a local directory of its layout
+``"pydocs"``                    the built-in seeds, about the Python standard library
+a BEIR folder                   each query with a relevant passage, and its best passage
+a ``.jsonl``/``.parquet`` file  rows of ``query``, ``passage`` and ``seed_id`` or ``id``
+a folder of ``datasets``        the same rows; ``train`` if there are several splits
+``hub://OWNER/NAME``            a retrieval dataset or such rows (``hub_datasets.py``), or a
+                                local directory of that layout
 ==============================  ========================================================
 
-Personas are a ``.jsonl`` file (``persona``, ``id``), any text file, one a line, or a dataset of
-the hub, ``hub://OWNER/NAME/CONFIG``, of such rows. Text files may end in ``.gz``.
+Personas are in a ``.jsonl`` file (``persona``, ``id``), in a dataset of the hub
+(``hub://OWNER/NAME/CONFIG``) of such rows, or in any other text file, one a line. The name of a text file may
+end in ``.gz``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from limrank.data import beir, tables
-from limrank.data.named import NAMED, Repository
+from limrank.data.hub_datasets import SCHEME, HubDataset
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, printable_path
@@ -35,7 +36,7 @@ from limrank.parsing import brief, clipped
 from limrank.records import Document, Persona, Qrels, Query, Seed
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
-"""Of a file: ``(1-based number, where it is for a person, record)``."""
+"""``(1-based number, location for messages, record)``."""
 
 _SEED_KEYS = ("seed_id", "id", "query", "passage")
 
@@ -43,28 +44,25 @@ _log = logging.getLogger(__name__)
 
 
 def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> list[Seed]:
-    """The seeds of ``source``, at most ``max_seeds`` of them: which ones is drawn by ``seed``,
-    the run's; they stay in its order.
+    """The seeds of ``source``, or a sample of ``max_seeds`` of them, drawn by ``seed`` and in the order of the source.
 
-    What is judged, a BEIR folder or a dataset of the hub, is so by its ``train`` split, where there is none by ``test``, else
-    by the first split by name. A query's passage is the contents of the document with its
-    highest grade above 0, at a tie the one judged first. Queries without such a document,
-    or whose text is blank, are left out; a warning that is logged counts those judged.
-    The order is that of the queries. Of a corpus only what is relevant is held.
+    In a BEIR folder or a retrieval dataset, the judgements are those of the split ``train``, or else ``test``,
+    or else the first by name. A query's passage is the contents of the document with its highest grade above
+    0, the one judged first at a tie. Queries without such a document, or with a blank text, are left out; a
+    logged warning counts those that are judged. Memory holds only the relevant documents of a corpus.
 
     In a file, a seed without an id gets its 1-based line (in Parquet: row) number.
 
     Raises:
-        UserError: naming the file, and the line where there is one: it is missing, not of
-            the kinds above or empty, a key is missing or has the wrong type, an id is
-            there twice.
+        UserError: the source is missing, is of no kind above, or is empty; a key is missing or has the wrong
+            type; or an id occurs twice. The message names the file and, if there is one, the line.
     """
     if source == "pydocs":
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
-    elif repository := _repository(source):
-        seeds = _hub_seeds(repository)
+    elif dataset := _hub_dataset(source):
+        seeds = _hub_seeds(dataset)
     elif kind_of(source) == "folder" and not tables.is_saved_dataset(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
@@ -72,30 +70,28 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
     if max_seeds is None or max_seeds >= len(seeds):
         return seeds
     drawn = random.Random(f"{seed}/seeds").sample(range(len(seeds)), max_seeds)
-    return [seeds[place] for place in sorted(drawn)]
+    return [seeds[index] for index in sorted(drawn)]
 
 
 def load_corpus(source: str) -> list[Document]:
-    """The documents of ``source`` among which negatives can be mined: those of pydocs, a
-    BEIR folder's or the hub's corpus, or the different passages of rows, under the id of the first
-    seed that has each.
+    """All documents of ``source``, among which negatives can be mined.
 
-    All of them, whichever seeds are selected. The passage of a seed is the ``contents`` of
-    one of them.
+    These are the documents of pydocs or of a corpus, or the distinct passages of rows, each with the id of the
+    first seed that has it. The passage of every seed is the ``contents`` of one of them.
 
     Raises:
-        UserError: as in :func:`load_seeds`.
+        UserError: see :func:`load_seeds`.
     """
     if source == "pydocs":
         from limrank.data import pydocs
 
         return pydocs.documents()
-    repository = _repository(source)
-    if repository and repository.is_retrieval():
-        return list(repository.documents())
-    if not repository and is_folder(source) and not tables.is_saved_dataset(Path(source)):
+    dataset = _hub_dataset(source)
+    if dataset and dataset.is_retrieval():
+        return list(dataset.documents())
+    if not dataset and is_folder(source) and not tables.is_saved_dataset(Path(source)):
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
-    # A passage that answers two seeds must not come back as a negative of the second.
+    # A passage that answers two seeds must not become a negative of the second.
     by_passage: dict[str, Document] = {}
     for seed in _row_seeds(_seed_rows(source), source):
         by_passage.setdefault(seed.passage, Document(seed.seed_id, seed.passage))
@@ -103,22 +99,21 @@ def load_corpus(source: str) -> list[Document]:
 
 
 def load_personas(path: str | None) -> list[Persona]:
-    """The personas of a file or of a dataset of the hub, or the built-in ones where ``path`` is None.
+    """The personas of a file or of a dataset of the hub; the built-in ones if ``path`` is None.
 
-    A dataset, and a file that ends in ``.jsonl`` has ``persona`` and perhaps ``id`` a row; any other file is
-    text, one persona a line. Blank lines are skipped; a persona without an id gets its
-    1-based line number.
+    The rows of a dataset or of a ``.jsonl`` file have ``persona`` and optionally ``id``. Any other file is text
+    with one persona a line. Blank lines are skipped; a persona without an id gets its 1-based line number.
 
     Raises:
-        UserError: naming the file, and the line where there is one: it is missing or
-            empty, ``persona`` is missing or has the wrong type, an id is there twice.
+        UserError: the file is missing or empty, ``persona`` is missing or has the wrong type, or an id occurs
+            twice. The message names the file and, if there is one, the line.
     """
     if path is None:
         with resources.as_file(resources.files("limrank.data").joinpath("personas.txt")) as built_in:
             return load_personas(str(built_in))
-    repository = Repository.of(path, "synthesis.personas") if path.startswith(NAMED) else None
-    if repository or _is_jsonl(path):
-        rows = repository.rows(("id", "persona")) if repository else _jsonl_rows(path)
+    dataset = HubDataset.of(path, "synthesis.personas") if path.startswith(SCHEME) else None
+    if dataset or _is_jsonl(path):
+        rows = dataset.rows(("id", "persona")) if dataset else _jsonl_rows(path)
         personas = [
             Persona(persona_id, _string(record, "persona", where).strip())
             for persona_id, where, record in _identified(rows, "id")
@@ -134,9 +129,9 @@ def load_personas(path: str | None) -> list[Persona]:
 
 
 def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
-    """SHA-256 (hex) of seeds and personas: ids, texts and order, wherever they came from."""
+    """SHA-256 (hex) of seeds and personas: their ids, texts and order, not their source."""
     digest = hashlib.sha256()
-    # A JSON array a line: where a field or a record ends cannot be mistaken.
+    # A JSON array a line: the end of a field or a record is unambiguous.
     for seed in seeds:
         digest.update(json.dumps(["seed", seed.seed_id, seed.query, seed.passage]).encode() + b"\n")
     for persona in personas:
@@ -144,20 +139,20 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
     return digest.hexdigest()
 
 
-def _repository(source: str) -> Repository | None:
-    if not source.startswith(NAMED) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
+def _hub_dataset(source: str) -> HubDataset | None:
+    if not source.startswith(SCHEME) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
         return None
-    return Repository.of(source, "synthesis.seeds")
+    return HubDataset.of(source, "synthesis.seeds")
 
 
-def _hub_seeds(repository: Repository) -> list[Seed]:
-    if not repository.is_retrieval():
-        return _row_seeds(repository.rows(_SEED_KEYS), str(repository))
-    qrels = repository.qrels()
-    passages = {document.doc_id: document.contents for document in repository.documents(_relevant(qrels))}
-    seeds = _judged_seeds(repository.queries(), qrels, passages, str(repository))
+def _hub_seeds(dataset: HubDataset) -> list[Seed]:
+    if not dataset.is_retrieval():
+        return _row_seeds(dataset.rows(_SEED_KEYS), str(dataset))
+    qrels = dataset.qrels()
+    passages = {document.doc_id: document.contents for document in dataset.documents(_relevant(qrels))}
+    seeds = _judged_seeds(dataset.queries(), qrels, passages, str(dataset))
     if not seeds:
-        raise UserError(f"{repository}: there are no seeds: no query has a relevant passage in the corpus")
+        raise UserError(f"{dataset}: there are no seeds: no query has a relevant passage in the corpus")
     return seeds
 
 
@@ -175,7 +170,7 @@ def _beir_seeds(folder: Path) -> list[Seed]:
         raise UserError(f"{corpus_file}: the corpus is empty")
     seeds = _judged_seeds(beir.read_queries(queries_file), qrels, passages, str(folder))
     if not seeds:
-        # No other split in its place: it may be the one that the model is evaluated on.
+        # No other split is tried: it may be the one that the model is evaluated on.
         raise UserError(
             f"{qrels_file}: there are no seeds: no query of {queries_file.name} has a relevant passage "
             f"in {corpus_file.name}; give the queries and passages of this split"
@@ -188,7 +183,7 @@ def _relevant(qrels: Qrels) -> set[str]:
 
 
 def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str, str], source: str) -> list[Seed]:
-    """Each query that has a relevant passage, with the best one."""
+    """A seed for each query that has a relevant passage, with its best one."""
     seeds = []
     judged = 0
     for query in queries:
@@ -197,7 +192,7 @@ def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str,
         usable = [doc_id for doc_id in relevant if passages.get(doc_id, "").strip()]
         judged += bool(relevant)
         if usable and query.text.strip():
-            best = max(usable, key=grades.__getitem__)  # the first of several: as they were judged
+            best = max(usable, key=grades.__getitem__)  # the first judged at a tie
             seeds.append(Seed(query.query_id, query.text, passages[best]))
     if seeds and (lost := judged - len(seeds)):
         _log.warning("%s: %d judged queries left out: no text, or no relevant passage in the corpus", source, lost)
@@ -205,7 +200,7 @@ def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str,
 
 
 def _seed_qrels(folder: Path) -> Path:
-    """The judgements that seeds are taken from: train, else test, else the first by name."""
+    """The judgement file of the split train, or else test, or else the first by name."""
     files = beir.splits(folder)
     if not files:
         raise UserError(f"{folder / 'qrels'}: no judgements (.tsv) there; a seed is a query with a relevant passage")
@@ -223,8 +218,8 @@ def _row_seeds(rows: _Rows, source: str) -> list[Seed]:
 
 
 def _seed_rows(path: str) -> _Rows:
-    if repository := _repository(path):
-        return repository.rows(_SEED_KEYS)
+    if dataset := _hub_dataset(path):
+        return dataset.rows(_SEED_KEYS)
     kind = kind_of(path)
     if kind == "folder":
         return _dataset_rows(Path(path))
@@ -262,7 +257,7 @@ def _parquet_rows(path: str) -> _Rows:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            # Only these: a table of embeddings may have columns that are wide.
+            # Only these columns: others, such as embeddings, may be wide.
             columns = [name for name in _SEED_KEYS if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=columns):
                 for record in batch.to_pylist():
@@ -273,9 +268,9 @@ def _parquet_rows(path: str) -> _Rows:
 
 
 def _identified(rows: _Rows, *keys: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """``(id, where, record)`` of every row; ids are unique and not empty.
+    """Yield ``(id, location, record)`` for every row; ids are unique and not empty.
 
-    An id is the first of ``keys`` that is there and not null, else the row's number.
+    An id is the value of the first of ``keys`` that is not missing or null, or else the row's number.
     """
     first_seen: dict[str, str] = {}
     for number, where, record in rows:
@@ -301,7 +296,7 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
         raise UserError(f"{where}: {key} is of type {type(value).__name__}; it should be a string")
     if not value.strip():
         raise UserError(f"{where}: {key} is empty")
-    if key != "passage":  # of which a prompt may leave out the end
+    if key != "passage":  # a prompt may truncate a passage
         check_length(key, value, where)
     return value
 

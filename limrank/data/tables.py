@@ -1,5 +1,4 @@
-"""Files that hold rows, read as streams: Parquet, here or in an object store, and datasets
-that ``datasets`` saved."""
+"""Tables of rows, read as streams: Parquet files, local or in an object store, and datasets saved by ``datasets``."""
 
 from __future__ import annotations
 
@@ -20,45 +19,46 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH_ROWS = 1024
-"""Read at a time."""
+"""Rows read at a time."""
 
 _READ_BUFFER = 1 << 20
 
 
-class Part(NamedTuple):
-    """One stream of rows: ``batches`` of given columns, in order, about a thousand rows each."""
+class Table(NamedTuple):
+    """A file or dataset of rows; ``batches(columns)`` yields them in order, about a thousand at a time."""
 
     name: str
     schema: pa.Schema
     batches: Callable[[list[str]], Iterator[Any]]
 
 
-def open_parts(path: str, split: str, key: str = "data.split") -> tuple[list[Part], list[Any]]:
-    """The streams of a Parquet file, a folder of them, or a saved dataset, and what stands for
-    their contents: of a local file its SHA-256, of an object its path, size and time of change.
+def open_tables(path: str, split: str, key: str = "data.split") -> tuple[list[Table], list[Any]]:
+    """The tables of a Parquet file, a folder of such files, or a saved dataset, and fingerprints of their contents.
+
+    The fingerprint of a local file is its SHA-256; that of an object is its path, size and time of change.
 
     Args:
-        key: the recipe's, which says the split, for a person.
+        key: the recipe's key for the split, for messages.
 
     Raises:
         UserError: there are no such files, or they cannot be read.
     """
     dataset = None if is_uri(path) else _saved_dataset(Path(path), split, key)
-    return dataset or _parquet_parts(path)
+    return dataset or _parquet_tables(path)
 
 
-def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
+def _parquet_tables(path: str) -> tuple[list[Table], list[Any]]:
     from pyarrow.fs import FileSelector, FileType
 
     if not is_uri(path):
-        kind_of(path)  # refuses what is neither a file nor a folder, which would keep the reader waiting
+        kind_of(path)  # raises if it is neither a file nor a folder: a pipe would block the reader
     try:
         files, root = filesystem(path)
         found = [files.get_file_info(root)]
         if found[0].type == FileType.Directory:
             listed = [each for each in files.get_file_info(FileSelector(root)) if each.is_file]
             found = sorted((each for each in listed if _is_parquet(each.base_name)), key=lambda each: each.base_name)
-    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+    except (OSError, ValueError) as error:  # ValueError: a scheme that pyarrow does not know
         raise unreadable(path, error) from None
     if not found:
         raise UserError(f"{path}: no *.parquet in this folder, nor is it a dataset that save_to_disk wrote")
@@ -67,13 +67,13 @@ def _parquet_parts(path: str) -> tuple[list[Part], list[Any]]:
             f"{path}: no such file or folder; data.path is Parquet, a folder of *.parquet, or a saved dataset"
         )
     scheme = f"{path.partition('://')[0]}://" if is_uri(path) else ""
-    parts = []
+    tables = []
     for each in found:
         name = f"{scheme}{each.path}"
-        parts.append(Part(name, _parquet_schema(files, each.path, name), partial(_batches, files, each.path, name)))
+        tables.append(Table(name, _parquet_schema(files, each.path, name), partial(_batches, files, each.path, name)))
     if scheme:
-        return parts, [[each.path, each.size, each.mtime_ns] for each in found]
-    return parts, [file_fingerprint(each.path) for each in found]
+        return tables, [[each.path, each.size, each.mtime_ns] for each in found]
+    return tables, [file_fingerprint(each.path) for each in found]
 
 
 def _is_parquet(name: str) -> bool:
@@ -93,15 +93,15 @@ def _batches(files: Any, path: str, name: str, columns: list[str]) -> Iterator[p
     import pyarrow.parquet as pq
 
     try:
-        # With a buffer a column is read page by page: a row group may be the whole file.
+        # With a buffer, a column is read page by page instead of by row group, which may be the whole file.
         with pq.ParquetFile(path, filesystem=files, buffer_size=_READ_BUFFER, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
     except Exception as error:  # what pyarrow raises depends on what is damaged
         raise unreadable(name, error) from None
 
 
-def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list[Any]] | None:
-    """The rows of a folder that ``datasets`` saved; None where it is none."""
+def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Table], list[Any]] | None:
+    """The table of a folder that ``datasets`` saved; None for any other folder."""
     if not is_saved_dataset(folder):
         return None
     loaded, folder = load_saved_dataset(folder, split, key)
@@ -110,7 +110,7 @@ def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Part], list
         yield from loaded.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)
 
     contents = [file_fingerprint(file) for file in sorted(folder.glob("*.arrow"))]
-    return [Part(str(folder), loaded.features.arrow_schema, batches)], contents
+    return [Table(str(folder), loaded.features.arrow_schema, batches)], contents
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -121,7 +121,7 @@ def load_saved_dataset(folder: Path, split: str, key: str) -> tuple[Dataset, Pat
     """A saved dataset, or one split of a saved ``DatasetDict``, and the folder of its files.
 
     Args:
-        key: the recipe's, which says the split, for a person.
+        key: the recipe's key for the split, for messages.
 
     Raises:
         UserError: it cannot be loaded, or has no such split.
@@ -140,5 +140,5 @@ def load_saved_dataset(folder: Path, split: str, key: str) -> tuple[Dataset, Pat
 
 
 def unreadable(name: str, error: Exception) -> UserError:
-    """What to raise where a Parquet file cannot be read."""
+    """The error to raise if a Parquet file cannot be read."""
     return UserError(f"{printable_path(name)}: cannot be read as Parquet: {clipped(first_line(error))}")

@@ -1,8 +1,8 @@
-"""Run files and judgement files: TREC's columns, the JSON form of runs, BEIR's qrels.
+"""Run files and judgement files: TREC's columns, runs as JSON, BEIR's qrels.
 
-A run's documents come back in ranking order: by score descending, ties in the order of
-the file. A TREC line is split at tabs where it has any, since ids may hold spaces (BRIGHT),
-else at white space. Files whose name ends in ``.gz`` are read through gzip.
+A run's documents are read in ranking order: by score descending, ties in the order of the file. A TREC line is
+split at tabs if it has any, since ids may hold spaces (BRIGHT), else at white space. A file whose name ends in
+``.gz`` is decompressed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ LONGEST_ID = 1000
 """Characters."""
 
 LONGEST_QUERY = 1 << 20
-"""Characters. A query is never cut, and no model's context holds more."""
+"""Characters. A query is never truncated, and no model's context holds more."""
 
 LONGEST_LINE = 1 << 27
-"""Bytes. What has no line end after so many is no text file, or packed to harm."""
+"""Bytes. A file with a longer line is not a text file, or is a decompression bomb."""
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield ``(line_number, line)`` of a text file, without line ends and blank lines.
 
     Raises:
-        UserError: the file is missing, no file, cannot be read, or is not UTF-8 (or not gzip).
+        UserError: the file is missing, is not a file, cannot be read, or is not UTF-8 (or gzip).
     """
     with opened(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
@@ -45,14 +45,14 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a ranking: JSON (``{query_id: {doc_id: score}}``) where the name ends in
-    ``.json`` or ``.json.gz``, else TREC (``query_id Q0 doc_id rank score tag``).
+    """Read a run: JSON (``{query_id: {doc_id: score}}``) if the name ends in ``.json`` or ``.json.gz``, else TREC
+    (``query_id Q0 doc_id rank score tag``).
 
-    The score orders, as in trec_eval; the rank column is not looked at.
+    Documents are ordered by score, as in trec_eval; the rank column is ignored.
 
     Raises:
-        UserError: naming the line of a bad entry, or both lines of a document that is
-            ranked twice for a query; or the file ranks nothing.
+        UserError: an entry is bad (the message names its line), a document is ranked twice for a query (it
+            names both lines), or the file ranks nothing.
     """
     is_json = str(path).removesuffix(".gz").endswith(".json")
     run = _read_json_run(path) if is_json else _read_trec_run(path)
@@ -62,16 +62,16 @@ def read_run(path: str | Path) -> Run:
 
 
 def ranking(scores: dict[str, float]) -> list[tuple[str, float]]:
-    """``(doc_id, score)`` best first; ties stay in the order given."""
+    """``(doc_id, score)``, best first; ties keep their order."""
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
 def read_qrels(path: str | Path) -> Qrels:
-    """Read judgements: BEIR's three tab-separated columns under ``query-id corpus-id
-    score``, or TREC's four (``query_id iteration doc_id grade``), told apart line by line.
+    """Read judgements: BEIR's three tab-separated columns under ``query-id corpus-id score``, or TREC's four
+    (``query_id iteration doc_id grade``). The number of columns decides, line by line.
 
     Raises:
-        UserError: naming a bad line, or both lines of two grades that contradict.
+        UserError: a line is bad, or two lines give a document different grades; the message names the lines.
     """
     qrels: Qrels = {}
     seen: dict[tuple[str, str], int] = {}
@@ -96,12 +96,12 @@ def read_qrels(path: str | Path) -> Qrels:
 
 
 def write_run_trec(path_or_file: str | Path | TextIO, run: Run, tag: str = "limrank") -> None:
-    """Write a ranking in TREC's six columns, best document first, ranks from 1.
+    """Write a run in TREC's six columns, best document first, ranks from 1.
 
-    The columns are separated as :func:`run_separator` says.
+    :func:`run_separator` chooses the separator.
 
     Raises:
-        UserError: an id is one that no TREC file can carry (:func:`id_fault`).
+        UserError: no TREC file can hold one of the ids (:func:`id_fault`).
     """
     ids = {doc_id for scores in run.values() for doc_id in scores} | run.keys()
     _check_writable(ids, "run")
@@ -115,21 +115,20 @@ def write_run_trec(path_or_file: str | Path | TextIO, run: Run, tag: str = "limr
 
 
 def run_separator(ids: Iterable[str]) -> str:
-    """What separates a run's columns: a tab where an id holds white space (a no-break
-    space too), else a single space."""
+    """The separator of a run's columns: a tab if an id holds white space (such as a no-break space), else a space."""
     return "\t" if any(an_id.split() != [an_id] for an_id in ids) else " "
 
 
 def run_line(query_id: str, doc_id: str, rank: int, score: float, gap: str = " ", tag: str = "limrank") -> str:
-    """One line of a TREC run, without its end."""
+    """A line of a TREC run, without its line end."""
     return gap.join((query_id, "Q0", doc_id, str(rank), repr(score), tag))
 
 
 def write_qrels(path: str | Path, qrels: Qrels) -> None:
-    """Write judgements as BEIR's tab-separated file, header included.
+    """Write judgements as BEIR's tab-separated file with a header.
 
     Raises:
-        UserError: an id is one that no such file can carry (:func:`id_fault`).
+        UserError: no such file can hold one of the ids (:func:`id_fault`).
     """
     _check_writable({doc_id for grades in qrels.values() for doc_id in grades} | qrels.keys(), "qrels")
     rows = (f"{query_id}\t{doc_id}\t{grade}" for query_id, grades in qrels.items() for doc_id, grade in grades.items())
@@ -160,7 +159,7 @@ def _check_writable(ids: set[str], what: str) -> None:
 
 
 def id_fault(an_id: str) -> str | None:
-    """Why an id could not stand in a run or a judgement file; None where it could."""
+    """Why a run or judgement file cannot hold an id; None if it can."""
     if not an_id.strip() or any(mark in an_id for mark in "\t\r\n"):
         return "is empty or holds a tab or a line end"
     if "\0" in an_id:
@@ -169,7 +168,7 @@ def id_fault(an_id: str) -> str | None:
 
 
 def check_length(name: str, text: str, where: str) -> None:
-    """Raises UserError for a text that every prompt holds whole, and that is longer than any."""
+    """Raises UserError: a text that prompts hold in full is longer than any prompt."""
     if len(text) > LONGEST_QUERY:
         raise UserError(f"{where}: {name} has {len(text)} characters: no model reads more than {LONGEST_QUERY} of it")
 

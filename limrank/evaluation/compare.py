@@ -1,7 +1,7 @@
-"""Several rerank runs over the same queries: what their quality costs in generated tokens.
+"""Comparison of rerank runs over the same queries: their quality against their generated tokens.
 
-The run that generated most is the reference, the ceiling that cheaper ones are held
-against: which of them are not inferior to it, and was it worth its tokens?
+The run that generated most is the reference. The comparison says which cheaper runs are not inferior to it, and
+whether it is worth its tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from limrank.evaluation.significance import Difference, paired_bootstrap
 from limrank.evaluation.system import Evaluation, Interval, evaluate_run
 
 MARGIN = 0.01
-"""How much of the first measure a run may lose, at the lower end of the interval of its
-difference from the reference, and still be called not inferior to it."""
+"""A run is not inferior to the reference if the interval of its difference in the first measure does not
+go below minus this."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A run, or the first stage that all runs share, beside the others.
+    """A run in a comparison, or the first stage that all runs share.
 
-    ``generated`` and ``prompt`` are tokens a query. ``from_reference`` and
-    ``from_first_stage`` are differences of the first measure, paired by query; None for the
-    reference and the first stage themselves. ``is_first_stage``: this is what all others
-    reorder. ``on_frontier``: nothing that costs as little is as good.
+    Attributes:
+        generated, prompt: tokens per query.
+        is_first_stage: whether all other runs reorder this one.
+        from_reference, from_first_stage: differences of the first measure, paired by query; None for the
+            reference and the first stage themselves.
+        on_frontier: whether no run with as few tokens is as good.
     """
 
     evaluation: Evaluation
@@ -51,7 +53,7 @@ class Compared:
 
     @property
     def values(self) -> list[float]:
-        """The first measure by query."""
+        """The first measure of each query."""
         return list(next(iter(self.evaluation.values.values())).values())
 
     @property
@@ -65,8 +67,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything compared, cheapest first; the last one is the reference. The first stage
-    is among them where the runs share it."""
+    """The compared runs, cheapest first; the last one is the reference.
+
+    The first stage is one of them if the runs share it.
+    """
 
     measure: str
     compared: list[Compared]
@@ -80,20 +84,19 @@ class Comparison:
         return next((each for each in self.compared if each.is_first_stage), None)
 
     def share(self, each: Compared) -> float | None:
-        """Its part of the reference's generated tokens."""
+        """The share of the reference's generated tokens that a run generates; None if the reference generates none."""
         return each.generated / self.reference.generated if self.reference.generated else None
 
 
 def compare(inputs: Sequence[Inputs], measures: Sequence[str], samples: int, seed: int) -> Comparison:
-    """Measure runs over the same queries and hold them against the one that generated most;
-    touches no files.
+    """Evaluate runs over the same queries and compare them with the one that generated most. No files are written.
 
     Args:
-        inputs: as ``inputs.read_compared`` gives them: with their tokens.
-        measures: the first one decides.
+        inputs: from ``inputs.read_compared``, with their tokens.
+        measures: the comparison is by the first one.
         samples, seed: of the bootstrap.
     """
-    # One order of queries for all: their values are paired.
+    # All runs have the same order of queries, so their values are paired.
     queries, qrels = len(inputs[0].queries), inputs[0].qrels
     shared = share_first_stage(inputs)
     compared = []
@@ -112,7 +115,7 @@ def compare(inputs: Sequence[Inputs], measures: Sequence[str], samples: int, see
         generated, prompt = each.generated_tokens / queries, (each.prompt_tokens or 0) / queries
         is_first_stage = shared and each.scoring == "none"
         compared.append(Compared(evaluation, each.model, each.scoring, generated, prompt, is_first_stage))
-    # Of several that generated as much, the first one given.
+    # At a tie, the first one given.
     reference = max(compared, key=lambda each: each.generated)
     compared.remove(reference)
     if shared and all(each.scoring != "none" for each in inputs):
@@ -141,12 +144,12 @@ def compare(inputs: Sequence[Inputs], measures: Sequence[str], samples: int, see
 
 
 def conclusion(comparison: Comparison) -> list[str]:
-    """What the comparison says, in plain sentences."""
+    """The findings of a comparison, in sentences."""
     return [*_on_thinking(comparison), *_on_cost(comparison), *_on_first_stage(comparison)]
 
 
 def short_names(comparison: Comparison) -> list[str]:
-    """The names without the model where all runs share it."""
+    """The names, without the model if all runs share it."""
     names = [each.name for each in comparison.compared]
     models = {each.model for each in comparison.compared if each.scoring != "none"}
     if len(models) != 1:
@@ -155,14 +158,13 @@ def short_names(comparison: Comparison) -> list[str]:
 
 
 def _on_thinking(comparison: Comparison) -> Iterator[str]:
-    """Whether the reference's thinking is worth its tokens: against the cheapest run of the
-    same model."""
+    """Whether the reference's thinking is worth its tokens, compared with the cheapest run of the same model."""
     reference = comparison.reference
     others = [each for each in comparison.compared[:-1] if each.model == reference.model and each.scoring != "none"]
     if not reference.thinks or not others:
         return
     cheap = others[0]
-    # Turned around: what thinking adds.
+    # The sign is reversed: the gain by thinking.
     mean, low, high = cheap.from_reference
     added = Difference(-mean, -high, -low)
     if added.high < 0:
@@ -180,7 +182,7 @@ def _on_thinking(comparison: Comparison) -> Iterator[str]:
 
 
 def _on_cost(comparison: Comparison) -> Iterator[str]:
-    """The cheapest that will do in the reference's place."""
+    """The cheapest run that can replace the reference."""
     cheaper = [each for each in comparison.compared if each.generated < comparison.reference.generated]
     if not cheaper:
         return
@@ -202,7 +204,7 @@ def _on_first_stage(comparison: Comparison) -> Iterator[str]:
 
 
 def share_first_stage(inputs: Sequence[Inputs]) -> bool:
-    """Whether all runs reorder the same candidates, from the same order."""
+    """Whether all runs reorder the same candidates in the same order."""
     first = inputs[0].first_stage
     return first is not None and all(each.first_stage == first for each in inputs)
 
@@ -215,7 +217,7 @@ def _first_stage(found: Inputs, measures: Sequence[str], samples: int, seed: int
 
 
 def _frontier(compared: Sequence[Compared]) -> list[Compared]:
-    """Those that are better than everything cheaper, cheapest first."""
+    """The runs that are better than every cheaper one, cheapest first."""
     frontier: list[Compared] = []
     for each in sorted(compared, key=lambda each: (each.generated, -each.quality.mean)):
         if not frontier or each.quality.mean > frontier[-1].quality.mean:

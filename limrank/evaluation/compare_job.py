@@ -1,5 +1,4 @@
-"""The comparison of rerank runs as the evaluate job: ``metrics.json``, ``compare.png`` and
-``report.html``."""
+"""The evaluate job for several rerank runs: ``metrics.json``, ``compare.png`` and ``report.html``."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def run(config: EvaluateJob) -> JobResult:
     and ``report.html`` into ``run_dir``.
 
     Raises:
-        UserError: see ``inputs.read_compared``; a measure is unknown; or ``run_dir`` is one
-            of the runs.
+        UserError: see ``inputs.read_compared``; or a measure is unknown, or ``run_dir`` is one of the runs.
     """
     inputs = _read(config)
     settings = config.evaluation
@@ -53,7 +51,7 @@ def run(config: EvaluateJob) -> JobResult:
 
 
 def plan(config: EvaluateJob) -> dict[str, Any]:
-    """What :func:`run` would compare, for ``--dry-run``. Raises as it does."""
+    """The comparison that :func:`run` would make, for ``--dry-run``. Raises the same errors."""
     inputs = _read(config)
     check_run_dir(config)
     return {
@@ -65,7 +63,7 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
 
 
 def console_table(comparison: Comparison) -> Table:
-    """One row a run, cheapest first, as a rich table."""
+    """A rich table with a row for each run, cheapest first."""
     from rich.table import Table
 
     reference = comparison.reference
@@ -73,7 +71,7 @@ def console_table(comparison: Comparison) -> Table:
     table = Table(title=f"{comparison.measure} by generated tokens · {queries} queries")
     table.add_column("run")
     difference = f"difference from {printable(short_names(comparison)[-1])}"
-    for name in (comparison.measure, "generated\na query", "share", "pairs/s", difference, "not\ninferior"):
+    for name in (comparison.measure, "generated\nper query", "share", "pairs/s", difference, "not\ninferior"):
         table.add_column(name, justify="right")
     for each, name in zip(comparison.compared, short_names(comparison), strict=True):
         share, rate = comparison.share(each), each.evaluation.pairs_per_second
@@ -104,7 +102,7 @@ def _read(config: EvaluateJob) -> list[Inputs]:
 def _warnings(inputs: Sequence[Inputs], comparison: Comparison | None = None) -> list[str]:
     warnings = list(dict.fromkeys(warning for each in inputs for warning in each.warnings))
     if not share_first_stage(inputs):
-        warnings.append("the runs reorder different candidates: a part of their differences is the first stage's")
+        warnings.append("the runs reorder different candidates: some of the difference is due to the first stage")
     for each in comparison.compared if comparison else ():
         if missing := len(each.evaluation.scores.missing):
             warnings.append(f"{each.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
@@ -135,8 +133,8 @@ def _write_outputs(
     png = draw_quality(points, comparison.measure)
     storage.write_bytes("compare.png", png)
     caption = (
-        f"{comparison.measure} by generated tokens a query, with 95 % intervals; "
-        "the line joins the runs that no cheaper run equals."
+        f"{comparison.measure} by generated tokens per query, with 95 % intervals. "
+        "The line joins the runs that no cheaper run equals."
     )
     write_report(
         storage.local("report.html"),

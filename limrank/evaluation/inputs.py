@@ -16,8 +16,8 @@ from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rows import is_chunk_file
 from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
 from limrank.config.recipe import checked
-from limrank.data import beir, benchmarks, hub, trec
-from limrank.data.fitting import fit_queries, fit_run, strange_documents
+from limrank.data import beir, benchmarks, hub_benchmarks, trec
+from limrank.data.run_ids import match_queries, match_run, unknown_documents
 from limrank.errors import UnavailableError, UserError
 from limrank.files import is_file, kind_of, listed, opened
 from limrank.parsing import parse_yaml
@@ -127,7 +127,7 @@ def _given_run(config: EvaluateJob) -> Inputs:
     # A given run is ranked already: the texts that BM25 or a reranker would get do not matter.
     unused = {"first_stage_queries": None, "query_template": "{{ query }}"}
     benchmark = benchmarks.load(config.data.model_copy(update=unused))
-    fitting, of_queries = fit_run(given, benchmark, str(path))
+    fitting, of_queries = match_run(given, benchmark, str(path))
     run = drop_excluded(fitting, benchmark.queries)
     warnings = [*benchmark.warnings, *of_queries, *_of_documents(run, benchmark, path)]
     return Inputs(
@@ -147,7 +147,7 @@ def _of_documents(run: Run, benchmark: Benchmark, path: Path) -> list[str]:
     Raises:
         UserError: neither the corpus nor the judgements know any document of the run, which would score 0.
     """
-    strange = strange_documents(run, benchmark)
+    strange = unknown_documents(run, benchmark)
     if not strange:
         return []
     known = {document.doc_id for document in benchmark.documents}
@@ -209,7 +209,7 @@ def _rerank_run(directory: Path) -> Inputs:
         )
     queries = beir.read_queries(directory / "queries.jsonl")
     file = directory / "run.trec"
-    run, of_run = fit_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
+    run, of_run = match_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
     selected = {query.query_id for query in queries}
     judged = trec.read_qrels(directory / "qrels.tsv")
     qrels = {query_id: grades for query_id, grades in judged.items() if query_id in selected}
@@ -271,7 +271,7 @@ def _flipped(data: DataConfig, qrels: Qrels, warnings: list[str]) -> dict[str, l
     if data.format != "hub" or not data.name.startswith("followir/"):
         return {}
     try:
-        topics = hub.flipped(data.name, data.path, data.revision)
+        topics = hub_benchmarks.flipped(data.name, data.path, data.revision)
     except UserError as error:
         # The other measures do not need the hub.
         warnings.append(f"p-MRR is left out: {error}")

@@ -22,11 +22,12 @@ _MAX_CUTOFF = 1_000_000
 
 @dataclass(frozen=True)
 class Scores:
-    """What :func:`evaluate` measured.
+    """The result of :func:`evaluate`.
 
-    ``mean`` is ``{measure: value}`` and ``per_query`` ``{measure: {query_id: value}}``,
-    both in the order of the measures asked for and under ir_measures' names; queries are
-    in the order of the judgements. ``missing`` are the judged queries that the run lacks.
+    Attributes:
+        mean: ``{measure: value}``, in the order of the measures given, by ir_measures' names.
+        per_query: ``{measure: {query_id: value}}``; queries are in the order of the judgements.
+        missing: the judged queries that the run lacks.
     """
 
     mean: dict[str, float]
@@ -42,10 +43,9 @@ class Scores:
 def evaluate(qrels: Qrels, run: Run, measures: Sequence[str]) -> Scores:
     """Measure a run over every judged query, as the ``ir_measures`` command does.
 
-    A judged query that the run lacks, or for which it ranks nothing, is 0 in every measure
-    and counts in every mean. So does one that has no relevant document (trec_eval's rule:
-    0, not left out). What the run has beyond the judged queries is not looked at. Equal
-    scores are ordered by trec_eval's rule, document id descending.
+    A judged query that the run lacks, or for which it ranks nothing, is 0 in every measure and counts in every
+    mean. The same holds for a query without a relevant document, as in trec_eval. Queries that are not judged
+    are ignored. Documents with equal scores are ordered by id, descending, as in trec_eval.
 
     Args:
         qrels: grades; a grade of 1 or more is relevant.
@@ -73,8 +73,8 @@ def parse_measure(name: str) -> ir_measures.Measure:
     """ir_measures' object for a measure's name.
 
     Raises:
-        UserError: the name is unknown or not well formed; the measure is a count instead of
-            a mean over queries; or nothing installed here computes it.
+        UserError: the name is unknown or malformed, the measure is a count instead of a mean over queries,
+            or no installed package computes it.
     """
     import ir_measures
 
@@ -82,7 +82,7 @@ def parse_measure(name: str) -> ir_measures.Measure:
     try:
         measure = ir_measures.parse_measure(name)
         supported = _provider().supports(measure)
-    except (NameError, ValueError, TypeError, KeyError, AssertionError):  # it asserts on what people write
+    except (NameError, ValueError, TypeError, KeyError, AssertionError):  # it asserts on invalid names
         raise UserError(f"{what} is not a measure; examples: {_EXAMPLES}") from None
     cutoff = measure.params.get("cutoff", 1)
     if not 1 <= cutoff <= _MAX_CUTOFF:  # trec_eval crashes the process on 0
@@ -103,8 +103,8 @@ def p_mrr(original: Run, changed: Run, flipped: dict[str, list[str]]) -> float:
         flipped: for each topic (bare id) the documents that the change made irrelevant.
 
     Returns:
-        the mean over topics, in (-1, 1): above 0 where these documents fell, below where
-        they rose. Papers print it times 100.
+        the mean over topics, in (-1, 1): positive if these documents fell, negative if they rose. Papers
+        print it times 100.
 
     Raises:
         UserError: no topic has a flipped document.
@@ -116,40 +116,40 @@ def p_mrr(original: Run, changed: Run, flipped: dict[str, list[str]]) -> float:
 
 
 def p_mrr_by_topic(original: Run, changed: Run, flipped: dict[str, list[str]]) -> dict[str, float]:
-    """The terms that :func:`p_mrr` is the mean of: ``{topic: value}``.
+    """``{topic: value}``, of which :func:`p_mrr` is the mean.
 
-    A topic that either run lacks is 0; a topic without flipped documents is left out, for
-    a mean over none is undefined.
+    A topic that one of the runs lacks is 0. A topic without flipped documents is left out, since a mean over
+    none is undefined.
     """
     values = {}
     for topic, doc_ids in flipped.items():
         if not doc_ids:
             continue
-        before = _places(original.get(f"{topic}-og") or original.get(topic))
-        after = _places(changed.get(f"{topic}-changed") or changed.get(topic))
+        before = _ranks(original.get(f"{topic}-og") or original.get(topic))
+        after = _ranks(changed.get(f"{topic}-changed") or changed.get(topic))
         values[topic] = 0.0
         if before and after:
-            # A document that a run lacks comes right after its last one.
-            places = [(before.get(doc, len(before) + 1), after.get(doc, len(after) + 1)) for doc in doc_ids]
-            values[topic] = sum(_rank_change(old, new) for old, new in places) / len(places)
+            # A document that a run lacks is ranked directly after its last one.
+            ranks = [(before.get(doc, len(before) + 1), after.get(doc, len(after) + 1)) for doc in doc_ids]
+            values[topic] = sum(_rank_change(old, new) for old, new in ranks) / len(ranks)
     return values
 
 
 def _rank_change(old: int, new: int) -> float:
-    """FollowIR's s(d) of a document's 1-based ranks: positive where it fell."""
+    """FollowIR's s(d) of a document's 1-based ranks: positive if it fell."""
     return new / old - 1 if old >= new else 1 - old / new
 
 
-def _places(scores: dict[str, float] | None) -> dict[str, int]:
+def _ranks(scores: dict[str, float] | None) -> dict[str, int]:
     """1-based ranks by score, ties by document id, both descending (trec_eval's order)."""
     order = sorted((scores or {}).items(), key=lambda item: (item[1], item[0]), reverse=True)
-    return {doc_id: place for place, (doc_id, _) in enumerate(order, start=1)}
+    return {doc_id: rank for rank, (doc_id, _) in enumerate(order, start=1)}
 
 
 @cache
 def _provider() -> ir_measures.providers.Provider:
-    """The implementations that the ``ir_measures`` command uses too, but for those that are
-    outside programs or that accept numbers only as query ids (gdeval)."""
+    """The implementations of the ``ir_measures`` command, except external programs and those that accept only
+    numeric query ids (gdeval)."""
     import ir_measures
 
     names = ("pytrec_eval", "judged", "msmarco")

@@ -1,4 +1,4 @@
-"""Quality against generated tokens, drawn."""
+"""A plot of quality against generated tokens."""
 
 from __future__ import annotations
 
@@ -11,26 +11,18 @@ from limrank.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Where a label may stand: beside the mean, or over an end of the bar; offsets in points of a
-# 72nd of an inch. The first free place is taken, the last one in any case.
-_PLACES = [
-    ("mean", 8, 8, "left", "center"),
-    ("mean", -8, 8, "right", "center"),
-    ("mean", 8, -8, "left", "center"),
-    ("mean", -8, -8, "right", "center"),
-    ("high", 0, 5, "center", "bottom"),
-    ("low", 0, -5, "center", "top"),
-    *(("mean", side * 8, y, {1: "left", -1: "right"}[side], "center") for y in (20, -20, 32, -32) for side in (1, -1)),
-]
-
 
 _LONGEST_NAME = 60
+_MARKERS = "osD^vP"
+_COLORS = 10
+"""Of matplotlib's cycle, C0 to C9."""
+
+_TWO_COLUMNS = 44
+"""Characters of a name up to which the legend has two columns."""
 
 
 class Point(NamedTuple):
-    """``tokens`` generated a query, and the mean of a measure with its interval."""
+    """A system: the tokens it generates per query, and the mean of a measure with its interval."""
 
     name: str
     tokens: float
@@ -41,78 +33,72 @@ class Point(NamedTuple):
 
 
 def draw_quality(points: Sequence[Point], measure: str) -> bytes:
-    """Labelled points with interval bars, and a line of steps along those on the frontier,
-    as a PNG. The axis of tokens is logarithmic and holds 0."""
+    """Points with interval bars, a dashed step line through those on the frontier, and a legend below, as a PNG.
+
+    The marker of a system that is on the frontier is filled. The axis of tokens is logarithmic and holds 0.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    names = [printable(point.name, _LONGEST_NAME) for point in points]
+    columns = 2 if max(map(len, names)) <= _TWO_COLUMNS else 1
+    rows = math.ceil((len(points) + 1) / columns)
+    figure = Figure(figsize=(8, 5 + 0.2 * max(0, rows - 3)), layout="constrained")
     axes = figure.subplots()
+    for index, (point, name) in enumerate(zip(points, names, strict=True)):
+        color = f"C{index % _COLORS}"
+        # If all queries score the same, the ends may miss the mean by a rounding error.
+        bars = [[max(0.0, point.mean - point.low)], [max(0.0, point.high - point.mean)]]
+        axes.errorbar(
+            [point.tokens],
+            [point.mean],
+            yerr=bars,
+            fmt=_MARKERS[index // _COLORS % len(_MARKERS)],
+            color=color,
+            markerfacecolor=color if point.on_frontier else "white",
+            capsize=3,
+            linewidth=1.5,
+            label=name,
+        )
     frontier = sorted((point for point in points if point.on_frontier), key=lambda point: point.tokens)
     rightmost = max(point.tokens for point in points)
     xs = [point.tokens for point in frontier] + [rightmost]
     ys = [point.mean for point in frontier] + [frontier[-1].mean]
-    axes.step(xs, ys, where="post", color="tab:gray", linewidth=1, linestyle="--", label="best for its tokens")
-    for point in points:
-        # Where all queries score the same, the ends may miss the mean by a rounding error.
-        bars = [[max(0.0, point.mean - point.low)], [max(0.0, point.high - point.mean)]]
-        color = "tab:blue" if point.on_frontier else "tab:gray"
-        axes.errorbar([point.tokens], [point.mean], yerr=bars, fmt="o", color=color, capsize=3, linewidth=1.5)
-    axes.margins(y=0.12)  # room for names
+    axes.step(
+        xs,
+        ys,
+        where="post",
+        color="tab:gray",
+        linewidth=1,
+        linestyle="--",
+        zorder=0,
+        label="best for its tokens (filled)",
+    )
     _scale_tokens(axes, [point.tokens for point in points])
-    axes.set_xlabel("generated tokens a query")
+    axes.set_xlabel("generated tokens per query")
     axes.set_ylabel(f"{measure} (mean and 95 % interval)", parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    _label(figure, axes, points)
+    legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a name is one
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
 
 
 def _scale_tokens(axes: Axes, tokens: Sequence[float]) -> None:
-    from matplotlib.ticker import NullLocator, StrMethodFormatter, SymmetricalLogLocator
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     positive = [each for each in tokens if each > 0]
     if not positive:
         return
     # Linear from 0 to the decade of the cheapest, logarithmic above.
     threshold = 10.0 ** math.floor(math.log10(min(positive)))
+    left, right = -0.6 * threshold if 0 in tokens else 0.5 * min(positive), 2 * max(positive)
     axes.set_xscale("symlog", linthresh=threshold, linscale=0.7)
-    axes.set_xlim(-0.6 * threshold if 0 in tokens else 0.5 * min(positive), 4 * max(positive))
-    axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold))
+    axes.set_xlim(left, right)
+    decades = math.ceil(math.log10(right / threshold))
+    factors = (1, 2, 5) if decades <= 2 else (1,)
+    ticks = [threshold * 10**power * factor for power in range(decades) for factor in factors]
+    axes.set_xticks([tick for tick in (0.0, *ticks) if left <= tick <= right])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-
-
-def _label(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points, each where it covers no other name and no bar."""
-    figure.draw_without_rendering()
-    taken = [_bar_box(axes, point) for point in points]
-    frame = axes.get_window_extent()
-    for point in points:
-        for place in _PLACES:
-            anchor, x, y, side, height = place
-            label = axes.annotate(
-                printable(point.name, _LONGEST_NAME),
-                (point.tokens, getattr(point, anchor)),
-                xytext=(x, y),
-                textcoords="offset points",
-                ha=side,
-                va=height,
-                fontsize=9,
-                parse_math=False,  # a dollar sign in a name is one
-            )
-            box = label.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if (inside and not any(box.overlaps(other) for other in taken)) or place is _PLACES[-1]:
-                taken.append(box)
-                break
-            label.remove()
-
-
-def _bar_box(axes: Axes, point: Point):
-    """What a point and its bar cover, in pixels."""
-    from matplotlib.transforms import Bbox
-
-    (x, low), (_, high) = axes.transData.transform([(point.tokens, point.low), (point.tokens, point.high)])
-    return Bbox([[x - 5, low - 3], [x + 5, high + 3]])

@@ -1,6 +1,6 @@
-"""One self-contained HTML page that shows what an evaluation found.
+"""The report of an evaluation: a self-contained HTML page.
 
-No scripts and nothing loaded from elsewhere: the file can be mailed, printed and kept.
+It has no scripts and loads no other files, so it can be mailed, printed and archived.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ QUERIES_SHOWN = 20
 
 _QUERY_CHARACTERS = 280
 _PLOT_PERCENT = 94.0
-"""Width of the chart's scale; the rest leaves room for its last label."""
+"""Width of the chart's scale, in percent; the rest is for its last label."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A ranking under comparison. ``tokens_per_pair`` counts prompt and generated tokens;
-    what was not measured is None and is shown as a dash. ``generated_per_query`` has a
-    column where a system has it."""
+    """A ranking under comparison.
+
+    ``tokens_per_pair`` counts prompt and generated tokens. A value that was not measured is None and is displayed
+    as a dash. The report has a column for ``generated_per_query`` if a system has it.
+    """
 
     name: str
     scores: Scores
@@ -43,19 +45,19 @@ class System:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture for the report: PNG bytes, and what it shows in words."""
+    """A plot for the report: PNG bytes and a caption."""
 
     png: bytes
     caption: str
 
     @property
     def source(self) -> str:
-        """The picture as a URL that holds it."""
+        """The PNG as a ``data:`` URL."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 def provenance(measures: Sequence[str]) -> dict[str, str]:
-    """The facts that every report ends with: what measured, in which versions."""
+    """The facts at the end of every report: the measures, and the versions of the packages that computed them."""
     tools = ", ".join(f"{name} {version(name)}" for name in ("ir_measures", "pytrec-eval-terrier"))
     return {
         "measures": ", ".join(measures),
@@ -75,7 +77,7 @@ def write_report(
     conclusion: Sequence[str] = (),
     plot: Plot | None = None,
 ) -> None:
-    """Write the page of :func:`render`, which says what the arguments are, to a file."""
+    """Write the page of :func:`render` to a file."""
     page = render(title, systems, queries, facts, samples=samples, seed=seed, conclusion=conclusion, plot=plot)
     Storage(str(Path(path).parent)).write_text(Path(path).name, page)
 
@@ -95,13 +97,13 @@ def render(
 
     Args:
         title: the page's heading.
-        systems: at least one; all measured by the same measures over the same queries. The
-            first is what the others are compared with; the first measure is the main one.
-        queries: ``{query_id: text}``; a query without a text is shown by its id.
-        facts: what was run, by name: versions, configuration, machine.
+        systems: at least one; all with the same measures over the same queries. The others are compared with
+            the first. The first measure is the main one.
+        queries: ``{query_id: text}``; a query without a text is displayed by its id.
+        facts: name → value: versions, configuration, machine.
         samples, seed: of the bootstrap, see ``significance``.
         conclusion: sentences at the top of the page.
-        plot: a picture below them.
+        plot: displayed below them.
     """
     measures = list(systems[0].scores.mean)
     rows = [_system_row(system, systems[0], samples, seed) for system in systems]
@@ -112,7 +114,7 @@ def render(
         measures=measures,
         rows=rows,
         chart=_chart([(row["name"], row["cells"][0]) for row in rows]),
-        hardest=_telling_queries(systems, measures[0], queries),
+        hardest=_notable_queries(systems, measures[0], queries),
         queries=len(systems[0].scores.queries),
         facts=facts,
         samples=samples,
@@ -124,7 +126,7 @@ def render(
 
 
 def _system_row(system: System, first: System, samples: int, seed: int) -> dict[str, Any]:
-    """Means with their intervals, and the paired differences from the first system."""
+    """Means with their intervals, and paired differences from the first system."""
     cells, differences = [], []
     for measure, mean in system.scores.mean.items():
         values = list(system.scores.per_query[measure].values())
@@ -144,8 +146,8 @@ def _system_row(system: System, first: System, samples: int, seed: int) -> dict[
     }
 
 
-def _telling_queries(systems: list[System], measure: str, queries: dict[str, str]) -> list[dict[str, Any]]:
-    """The queries where the systems differ most, or with one system its worst queries."""
+def _notable_queries(systems: list[System], measure: str, queries: dict[str, str]) -> list[dict[str, Any]]:
+    """The queries on which the systems differ most; the worst queries if there is only one system."""
     rows = []
     for query_id in systems[0].scores.queries:
         values = [system.scores.per_query[measure][query_id] for system in systems]
@@ -164,11 +166,13 @@ def _telling_queries(systems: list[System], measure: str, queries: dict[str, str
 
 
 def _chart(bars: list[tuple[str, dict[str, float]]]) -> dict[str, Any]:
-    """Horizontal bars with interval whiskers; positions are in percent of the width, so
-    that the letters keep their size on a narrow screen."""
+    """Horizontal bars with interval whiskers.
+
+    Positions are in percent of the width, so that text keeps its size on a narrow screen.
+    """
     top, step = _axis(max(cell["high"] for _, cell in bars))
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(_PLOT_PERCENT * value / top, 2)
 
     ticks = [round(step * index, 10) for index in range(round(top / step) + 1)]
@@ -177,19 +181,19 @@ def _chart(bars: list[tuple[str, dict[str, float]]]) -> dict[str, Any]:
             {
                 "name": name,
                 "mean": cell["mean"],
-                "width": place(cell["mean"]),
-                "low": place(cell["low"]),
-                "high": place(cell["high"]),
+                "width": position(cell["mean"]),
+                "low": position(cell["low"]),
+                "high": position(cell["high"]),
             }
             for name, cell in bars
         ],
-        "ticks": [{"at": place(tick), "label": f"{tick:g}"} for tick in ticks],
+        "ticks": [{"at": position(tick), "label": f"{tick:g}"} for tick in ticks],
     }
 
 
 def _axis(highest: float) -> tuple[float, float]:
-    """``(end, step)`` of an axis from 0 that covers ``highest`` in at most six steps of
-    1, 2 or 5 times a power of ten."""
+    """``(end, step)`` of an axis from 0 to at least ``highest``, in at most six steps of 1, 2 or 5 times a power of
+    ten."""
     if highest <= 0:
         return 1.0, 0.2
     power = 10.0 ** math.floor(math.log10(highest / 6))
@@ -202,7 +206,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def signed(value: float) -> str:
-    """``+0.0123`` or ``−0.0123`` with a true minus sign; a value that rounds to 0 has none."""
+    """``+0.0123`` or ``−0.0123``, with a minus sign instead of a hyphen; a value that rounds to 0 has no sign."""
     if round(value, 4) == 0:
         return "0.0000"
     return f"{'+' if value > 0 else '−'}{abs(value):.4f}"

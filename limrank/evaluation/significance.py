@@ -1,9 +1,8 @@
 """Confidence intervals of means over queries, by the percentile bootstrap.
 
-Queries are drawn with replacement, as many as there are; the interval holds the middle
-``confidence`` share of the resampled means (Efron and Tibshirani, 1993, ch. 13; for
-retrieval, Sakai, SIGIR 2006). It is an interval of this set of queries, not of a test of
-several hypotheses: comparing many systems, expect a few intervals to miss.
+Each sample draws as many queries as there are, with replacement. The interval holds the middle ``confidence``
+share of the samples' means (Efron and Tibshirani, 1993, ch. 13; for retrieval, Sakai, SIGIR 2006). There is no
+correction for multiple comparisons: among many systems, expect a few intervals to miss.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ class Difference(NamedTuple):
 def bootstrap_interval(
     values: Sequence[float], samples: int = 2000, confidence: float = 0.95, *, seed: int
 ) -> tuple[float, float]:
-    """``(low, high)`` of the mean of one value a query; the same for the same seed.
+    """``(low, high)`` of the mean over queries; the same for the same seed.
 
     Args:
-        values: one value a query, at least one.
+        values: one value per query, at least one.
         samples: resampled sets of queries.
         confidence: the share of resampled means inside the interval, between 0 and 1.
     """
@@ -55,11 +54,11 @@ def paired_bootstrap(
 ) -> Difference:
     """The mean difference ``a - b`` of two systems over the same queries, with its interval.
 
-    ``a`` and ``b`` hold one value a query, in the same order. An interval without 0 says
-    that the queries alone do not explain the difference.
+    ``a`` and ``b`` hold one value per query, in the same order. If the interval excludes 0, the choice of
+    queries does not explain the difference.
     """
     if len(a) != len(b):
-        raise ValueError(f"paired values are of the same queries: {len(a)} and {len(b)} given")
+        raise ValueError(f"paired values need the same queries: {len(a)} and {len(b)} given")
     differences = [x - y for x, y in zip(a, b, strict=True)]
     low, high = bootstrap_interval(differences, samples, confidence, seed=seed)
     return Difference(sum(differences) / len(differences), low, high)

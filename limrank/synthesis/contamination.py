@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from limrank.data import beir, hub
+from limrank.data import beir, hub_benchmarks
 from limrank.data.trec import read_qrels
 from limrank.errors import UserError
 from limrank.files import kind_of
@@ -68,7 +68,7 @@ class Benchmarks:
 
         Args:
             sources: BEIR folders, or ``benchmark://NAME`` for pydocs and for benchmarks of the hub
-                (:data:`limrank.data.hub.NAMES`), the latter also with ``?revision=…``. A folder may
+                (:data:`limrank.data.hub_benchmarks.NAMES`), the latter also with ``?revision=…``. A folder may
                 lack ``corpus.jsonl``: only copies of its queries are then found, and a warning says so.
             split: the split of a folder whose judgements count; None: all but ``train``.
 
@@ -136,7 +136,7 @@ class _IndexedTexts:
         repeat = self.index.find(text)
         if repeat is None:
             return None
-        benchmark, an_id = self.ids[repeat.place]
+        benchmark, an_id = self.ids[repeat.index]
         return Overlap(benchmark, self.name, an_id, repeat.words, repeat.share)
 
 
@@ -169,10 +169,12 @@ def _named(source: str) -> tuple[list[_Text], list[_Text]]:
         from limrank.data import pydocs
 
         benchmark = pydocs.benchmark("test")
-    elif name in hub.NAMES:
-        benchmark = hub.load(name, revision=revision or None)
+    elif name in hub_benchmarks.NAMES:
+        benchmark = hub_benchmarks.load(name, revision=revision or None)
     else:
-        raise UserError(f"{NAMED}{source}: there is no such benchmark; there are: pydocs, {', '.join(hub.NAMES)}")
+        raise UserError(
+            f"{NAMED}{source}: there is no such benchmark; there are: pydocs, {', '.join(hub_benchmarks.NAMES)}"
+        )
     relevant = {doc_id for grades in benchmark.qrels.values() for doc_id, grade in grades.items() if grade > 0}
     return (
         [(name, each.query_id, each.text) for each in benchmark.queries],

@@ -11,7 +11,7 @@ from functools import lru_cache
 from limrank.config import SynthesisConfig
 from limrank.records import PassageRole, Seed, SynthesisExample
 from limrank.synthesis.task_leakage import gives_answer, speaks_of_task
-from limrank.text.languages import LETTERS_TO_TELL, SURELY, languages, letters
+from limrank.text.languages import CERTAIN, MIN_LETTERS, languages, letters
 from limrank.text.overlap import same_but_for_few
 from limrank.text.words import count, runs, similarity, words
 
@@ -288,8 +288,8 @@ def _source(seed: Seed) -> str:
 
 def _foreign(text: str, source: str) -> bool:
     """Whether a text is surely in a language other than its source's."""
-    if min(letters(text), letters(source)) < LETTERS_TO_TELL:
+    if min(letters(text), letters(source)) < MIN_LETTERS:
         return False
     (own, surely), *_ = languages(source)
     ranked = languages(text)
-    return surely >= SURELY and ranked[0][1] >= SURELY and dict(ranked)[own] < _HARDLY
+    return surely >= CERTAIN and ranked[0][1] >= CERTAIN and dict(ranked)[own] < _HARDLY

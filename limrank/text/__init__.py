@@ -1,1 +1,1 @@
-"""What a text holds: its words, its language, and which other text it repeats."""
+"""Words and languages of texts, overlap between texts, and near-duplicates."""

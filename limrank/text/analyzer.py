@@ -1,9 +1,9 @@
-"""A text → the words that BM25 counts, as Lucene's analyzers for the language find them.
+"""The words of a text that BM25 counts, as Lucene's analyzers for its language find them.
 
-Words are lower case, whole whatever marks they combine, at least two characters long, without
-stop words, and stemmed (Snowball). Scripts that put no blanks between words, and Hangul, are cut
-into overlapping pairs of characters, as Lucene's CJKAnalyzer does; a character that stands alone
-is a word. Which of the two a run of characters is depends on its script alone, so texts may mix them.
+A word is lower case, keeps its combining marks, has at least two characters, is not a stop word, and is
+stemmed (Snowball). Scripts that put no spaces between words, and Hangul, are split into overlapping
+bigrams of characters, as Lucene's CJKAnalyzer does; a single character is a word. The script of a run of
+characters decides how it is split, so a text may mix scripts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bm25s.tokenization import Tokenized
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー"
-"""Scripts, and the mark of length that Japanese scripts share."""
+"""Scripts, and the prolonged sound mark that Japanese scripts share."""
 
 
 @lru_cache
@@ -31,15 +31,15 @@ def _pattern():
 
 @lru_cache
 def _invisible():
-    """Soft hyphens, joiners and marks of direction, which split no word; a space of no width does."""
+    """Soft hyphens, joiners and direction marks, which split no word. A zero-width space does."""
     import regex
 
     return regex.compile(r"(?V1)[\p{Cf}--[\u200b]]")
 
 
 def folded(text: str) -> str:
-    """What looks the same as the same characters: half-width kana, composed accents, capitals."""
-    # Folding case takes some characters apart, so they are put together again; İ becomes an i with a second dot.
+    """The text with half-width kana, composed accents and capitals in one form (NFKC, case-folded)."""
+    # Case folding decomposes some characters, so the text is composed a second time; İ becomes i and a combining dot.
     normal = unicodedata.normalize("NFKC", text) if not text.isascii() else text
     if normal.isascii():
         return normal.casefold()
@@ -48,7 +48,7 @@ def folded(text: str) -> str:
 
 
 def words(text: str) -> Iterator[str]:
-    """The words of a text in their order, stop words and endings included.
+    """The words of a text in order, with stop words and before stemming.
 
     >>> list(words("Merging 2 feeds: 東京都"))
     ['merging', 'feeds', '東京', '京都']
@@ -64,7 +64,7 @@ def words(text: str) -> Iterator[str]:
 
 
 class Analyzer:
-    """The words of ``first_stage.language``, without its stop words, as their stems."""
+    """The stems of a text's words in ``first_stage.language``, without stop words."""
 
     def __init__(self, first_stage: FirstStageConfig) -> None:
         from bm25s.tokenization import _infer_stopwords
@@ -73,19 +73,19 @@ class Analyzer:
         known = first_stage.word_list
         self._stopwords = frozenset(map(folded, _infer_stopwords(known))) if known else frozenset()
         self._stemmer = Stemmer(first_stage.stems) if first_stage.stems else None
-        # Turkish has a pair of letters each with and without a dot, which other languages take for one.
+        # In Turkish, i with and without a dot are two letters, each with its own capital.
         self._capitals = {ord("I"): "ı", ord("İ"): "i"} if first_stage.language == "turkish" else {}
 
     def tokens(self, texts: Iterable[str]) -> Tokenized:
-        """The texts as bm25s indexes and searches them. Each different word is stemmed once."""
+        """The texts as bm25s indexes and searches them. Each distinct word is stemmed once."""
         from bm25s.tokenization import Tokenized
 
-        places: dict[str, int] = {}
-        found = [[places.setdefault(word, len(places)) for word in self._counted(text)] for text in texts]
-        stems = self._stemmer.stemWords(list(places)) if self._stemmer else list(places)
+        word_ids: dict[str, int] = {}
+        found = [[word_ids.setdefault(word, len(word_ids)) for word in self._counted(text)] for text in texts]
+        stems = self._stemmer.stemWords(list(word_ids)) if self._stemmer else list(word_ids)
         vocabulary: dict[str, int] = {}
-        ids = [vocabulary.setdefault(stem, len(vocabulary)) for stem in stems]
-        return Tokenized(ids=[[ids[place] for place in text] for text in found], vocab=vocabulary)
+        stem_ids = [vocabulary.setdefault(stem, len(vocabulary)) for stem in stems]
+        return Tokenized(ids=[[stem_ids[word_id] for word_id in text] for text in found], vocab=vocabulary)
 
     def _counted(self, text: str) -> Iterator[str]:
         return (word for word in words(text.translate(self._capitals)) if word not in self._stopwords)

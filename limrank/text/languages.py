@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid."""
+"""The language of a text, identified by py3langid."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cache
 from limrank.config import LANGUAGE_CODES, LANGUAGES, FirstStageConfig
 from limrank.records import Document
 
-SURELY = 0.9
-"""Probability from which a text is in a language."""
+CERTAIN = 0.9
+"""The least probability at which a language counts as identified."""
 
-LETTERS_TO_TELL = 40
-"""A shorter text is in no language that could be told."""
+MIN_LETTERS = 40
+"""The language of a shorter text is not identified."""
 
 _SAMPLE, _CHARACTERS = 200, 300
-"""Documents that tell a corpus's language, and how much of each is read."""
+"""Documents of a corpus by which its language is identified, and characters read of each."""
 
 
 def letters(text: str) -> int:
@@ -28,16 +28,18 @@ def languages(text: str) -> list[tuple[str, float]]:
 
 
 def with_language(first_stage: FirstStageConfig, documents: Sequence[Document]) -> FirstStageConfig:
-    """``first_stage.language: auto`` as the language of a sample of the documents, evenly spaced
-    over them: English where none is sure, ``none`` where BM25 knows nothing of the one that is."""
+    """Replace ``first_stage.language: auto`` by the language of an evenly spaced sample of the documents.
+
+    It is English if no language is certain, and ``none`` if BM25 has no analyzer for the language.
+    """
     if first_stage.language != "auto":
         return first_stage
     count = min(_SAMPLE, len(documents))
     text = " ".join(documents[i * len(documents) // count].contents[:_CHARACTERS] for i in range(count))
     language = "english"
-    if letters(text) >= LETTERS_TO_TELL:
+    if letters(text) >= MIN_LETTERS:
         (code, probability), *_ = languages(text)
-        if probability >= SURELY:
+        if probability >= CERTAIN:
             name = LANGUAGE_CODES.get(code)
             language = name if name in LANGUAGES else "none"
     return first_stage.model_copy(update={"language": language})

@@ -1,8 +1,7 @@
-"""Which of many texts another text repeats: the same words, the same but for a few, or a run
-of them.
+"""Overlap between texts: the same words, the same words but for a few, or a common run of words.
 
-Texts are found by their rarest words and by blocks of words, and then compared word by
-word: no answer is a guess, and none is missed.
+Index each text by its rarest words and by blocks of words; a candidate must share several of its rare words,
+or a block. Candidates are compared word by word, so the result is exact.
 """
 
 from __future__ import annotations
@@ -15,41 +14,45 @@ from itertools import chain
 from limrank.text.words import count, spellings
 
 MIN_WORDS = 4
-"""Between white space. Fewer are a topic ("bank holidays") that many texts have in common:
-only the same words repeat them."""
+"""Words between white space. A shorter text is a topic ("bank holidays") that many texts share; only a text of
+the same words repeats it."""
 
 WORDS_A_CHANGE = 5
-"""One word in five may differ, and one of four. With one in three, "what county is galva ks
-in" would repeat "what county is cabazon ca in"."""
+"""One word in five may differ, and one word of four. With one in three, "what county is galva ks in" would
+repeat "what county is cabazon ca in"."""
 
-_SPARE = 12
-"""Of a text more rare words are looked up than may be missing, by one in twelve of all its
-words, and so many must be there: a word or two alone would have it compared with too many."""
+_WORDS_A_MATCH = 12
+"""A candidate must share one rare word, and one more for every twelve words of the text. With one or two,
+every long text would be compared with too many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """``words`` words of the text at ``place`` (from 0) are repeated in order, a ``share`` in
-    (0, 1] of them."""
+    """What is repeated of an indexed text.
 
-    place: int
+    Attributes:
+        index: of the text, from 0.
+        words: how many of its words are repeated in order.
+        share: of its words, in (0, 1].
+    """
+
+    index: int
     words: int
     share: float
 
 
 class TextIndex:
-    """Texts that others may repeat. Plain data, which can be pickled.
+    """Texts that other texts may repeat. It is plain data and can be pickled.
 
-    A text repeats one of these where it has
+    A text repeats an indexed one if it has
 
     1. the same words;
-    2. the same words in the same order but for one, or one in ``WORDS_A_CHANGE`` of the
-       longer of the two: replaced, left out or put in;
-    3. anywhere, a run of ``run`` of its words, or all of them where they are fewer but at
-       least half as many.
+    2. the same words in the same order, but for one, or one in ``WORDS_A_CHANGE`` of the longer text, that is
+       replaced, left out or inserted;
+    3. a run of ``run`` of its words anywhere, or all of its words if they are at least half as many.
 
-    The last two need ``MIN_WORDS`` words. Words are those of either of the
-    :func:`~limrank.text.words.spellings`: a word with hyphens that is replaced is one.
+    Rules 2 and 3 need ``MIN_WORDS`` words. They hold for either of the :func:`~limrank.text.words.spellings`,
+    so a hyphenated word that is replaced counts as one.
     """
 
     def __init__(self, texts: Iterable[str], run: int) -> None:
@@ -57,42 +60,42 @@ class TextIndex:
         self._block = (run + 1) // 2
         self._same: dict[tuple[str, ...], int] = {}
         self._spellings: list[tuple[str, ...]] = []
-        self._places: list[int] = []
-        vocabulary: dict[str, str] = {}  # a word is in memory once, and once in a pickle
-        for place, text in enumerate(texts):
-            spelt = [tuple(vocabulary.setdefault(word, word) for word in words) for words in spellings(text)]
-            for words in filter(None, spelt):
-                self._same.setdefault(words, place)
-            if count(spelt[-1]) >= MIN_WORDS:
-                self._spellings += spelt
-                self._places += [place] * len(spelt)
-        self._sure = [1 + len(words) // _SPARE for words in self._spellings]
+        self._indexes: list[int] = []
+        vocabulary: dict[str, str] = {}  # each word is held once, in memory and in a pickle
+        for index, text in enumerate(texts):
+            variants = [tuple(vocabulary.setdefault(word, word) for word in words) for words in spellings(text)]
+            for words in filter(None, variants):
+                self._same.setdefault(words, index)
+            if count(variants[-1]) >= MIN_WORDS:
+                self._spellings += variants
+                self._indexes += [index] * len(variants)
+        self._matches_needed = [1 + len(words) // _WORDS_A_MATCH for words in self._spellings]
         self._rare = self._by_rare_word()
         self._blocks = self._by_block()
 
     def find(self, text: str) -> Repeat | None:
-        """What ``text`` repeats most of, by share; at a tie the first. None where nothing."""
-        spelt = spellings(text)
-        same = [Repeat(self._same[words], len(words), 1.0) for words in spelt if words in self._same]
+        """The indexed text of which ``text`` repeats the largest share, the first at a tie; None if there is none."""
+        variants = spellings(text)
+        same = [Repeat(self._same[words], len(words), 1.0) for words in variants if words in self._same]
         if same:
-            return min(same, key=lambda repeat: repeat.place)
-        if count(spelt[-1]) < MIN_WORDS:
+            return min(same, key=lambda repeat: repeat.index)
+        if count(variants[-1]) < MIN_WORDS:
             return None
-        repeats = chain.from_iterable(chain(self._near(words), self._runs(words)) for words in spelt)
-        return max(repeats, key=lambda repeat: (repeat.share, -repeat.place), default=None)
+        repeats = chain.from_iterable(chain(self._near(words), self._runs(words)) for words in variants)
+        return max(repeats, key=lambda repeat: (repeat.share, -repeat.index), default=None)
 
     def _by_rare_word(self) -> dict[str, list[int]]:
-        """The texts by their rarest words: as many as may be missing, and some that may not."""
+        """The texts by their rarest words: as many as may differ, and as many as must match."""
         found: dict[str, list[int]] = {}
         texts_with = Counter(chain.from_iterable(map(set, self._spellings)))
         for number, words in enumerate(self._spellings):
             rarest = sorted(words, key=lambda word: (texts_with[word], word))
-            for word in rarest[: _changes(len(words)) + self._sure[number]]:
+            for word in rarest[: _changes(len(words)) + self._matches_needed[number]]:
                 found.setdefault(word, []).append(number)
         return found
 
     def _by_block(self) -> dict[tuple[str, ...], list[tuple[int, int]]]:
-        """The texts cut into blocks, of which any run holds a whole one, wherever it begins."""
+        """The texts by blocks of words, so short that every run of ``run`` words holds a whole block."""
         found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         for number, words in enumerate(self._spellings):
             for at in range(0, len(words) - self._block + 1, self._block):
@@ -101,10 +104,10 @@ class TextIndex:
 
     def _near(self, words: Sequence[str]) -> Iterator[Repeat]:
         present = Counter(chain.from_iterable(self._rare.get(word, ()) for word in dict.fromkeys(words)))
-        for number in (number for number, rare in present.items() if rare >= self._sure[number]):
+        for number in (number for number, rare in present.items() if rare >= self._matches_needed[number]):
             other = self._spellings[number]
             if common := same_but_for_few(words, other):
-                yield Repeat(self._places[number], common, common / len(other))
+                yield Repeat(self._indexes[number], common, common / len(other))
 
     def _runs(self, words: Sequence[str]) -> Iterator[Repeat]:
         for start, block in enumerate(zip(*(words[skipped:] for skipped in range(self._block)), strict=False)):
@@ -112,45 +115,20 @@ class TextIndex:
                 other = self._spellings[number]
                 run = _run_around(other, at, words, start)
                 if len(run) == len(other) or count(run) >= self._run:
-                    yield Repeat(self._places[number], len(run), len(run) / len(other))
+                    yield Repeat(self._indexes[number], len(run), len(run) / len(other))
 
 
 def same_but_for_few(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many words two texts have in the same order, where all but one, or all but one in
-    ``WORDS_A_CHANGE`` of the longer, are the same; 0 where more differ."""
+    """The length of the longest common subsequence of two texts' words, where all but one, or all but one in
+    ``WORDS_A_CHANGE`` of the longer, are in it; 0 where more differ."""
+    from rapidfuzz.distance import LCSseq
+
     longer = max(len(one), len(other))
-    needed = longer - _changes(longer)
-    # What is cheap to know rules most out.
-    if min(len(one), len(other)) < needed or (Counter(one) & Counter(other)).total() < needed:
-        return 0
-    common = _in_order(one, other)
-    return common if common >= needed else 0
+    return LCSseq.similarity(one, other, score_cutoff=max(0, longer - _changes(longer)))
 
 
 def _changes(length: int) -> int:
     return max(1, length // WORDS_A_CHANGE)
-
-
-def _in_order(one: Sequence[str], other: Sequence[str]) -> int:
-    """The length of the longest common subsequence."""
-    # What is the same at both ends is in one of the longest, and of a copy that is nearly all.
-    same = _same_at_start(one, other)
-    one, other = one[same:], other[same:]
-    same_at_end = _same_at_start(one[::-1], other[::-1])
-    one, other = one[: len(one) - same_at_end], other[: len(other) - same_at_end]
-    lengths = [0] * (len(other) + 1)
-    for word in one:
-        diagonal = 0
-        for column, other_word in enumerate(other, start=1):
-            above = lengths[column]
-            lengths[column] = diagonal + 1 if word == other_word else max(above, lengths[column - 1])
-            diagonal = above
-    return same + lengths[-1] + same_at_end
-
-
-def _same_at_start(one: Sequence[str], other: Sequence[str]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((at for at, (word, other_word) in enumerate(pairs) if word != other_word), min(len(one), len(other)))
 
 
 def _run_around(one: Sequence[str], at: int, other: Sequence[str], other_at: int) -> Sequence[str]:

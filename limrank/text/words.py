@@ -1,7 +1,7 @@
-"""The words of a text, whatever its case, punctuation, white space or Unicode form.
+"""The words of a text, regardless of case, punctuation, white space and Unicode form.
 
-Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese)
-have a word a character, and two of those are counted as one word.
+In scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is
+a word; :func:`count` counts two of them as one.
 """
 
 from __future__ import annotations
@@ -11,50 +11,52 @@ from collections.abc import Sequence
 from functools import cache
 
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-"""How Unicode's names of the letters of these scripts begin."""
+"""The beginnings of the Unicode names of these scripts' letters."""
 
 _MARK = "\0"
-"""Stands for punctuation and symbols until it is said whether they part a word."""
+"""Replaces punctuation and symbols until it is known whether they split a word."""
 
 
 def words(text: str) -> list[str]:
-    """The words of ``text``, parted at punctuation too: ``IL-6's`` is ``il``, ``6``, ``s``."""
-    return _spelt(text).replace(_MARK, " ").split()
+    """The words of ``text``, split at punctuation too: ``IL-6's`` is ``il``, ``6``, ``s``."""
+    return _normalized(text).replace(_MARK, " ").split()
 
 
 def spellings(text: str) -> list[tuple[str, ...]]:
-    """The words of ``text`` parted at punctuation and, where that differs, with punctuation
-    taken out of them: people strip it in both ways. The last are those between white space."""
-    spelt = _spelt(text)
-    parted = tuple(spelt.replace(_MARK, " ").split())
-    whole = tuple(spelt.replace(_MARK, "").split())
-    return [parted] if parted == whole else [parted, whole]
+    """The words of ``text`` split at punctuation and, if that differs, with punctuation removed.
+
+    People strip punctuation in both ways. The last spelling has the words between white space.
+    """
+    normalized = _normalized(text)
+    split = tuple(normalized.replace(_MARK, " ").split())
+    whole = tuple(normalized.replace(_MARK, "").split())
+    return [split] if split == whole else [split, whole]
 
 
 def count(words: Sequence[str]) -> int:
-    """How many words these are, two characters of a script without spaces being one."""
-    # Chinese words are 1.5 to 2 characters long on average, Japanese and Thai ones longer.
+    """The number of words; two characters of a script without spaces count as one."""
+    # The average word has 1.5 to 2 characters in Chinese, and more in Japanese and Thai.
     characters = sum(len(word) == 1 and not word.isascii() and _unspaced(word) for word in words)
     return len(words) - characters // 2
 
 
-def _spelt(text: str) -> str:
+def _normalized(text: str) -> str:
     if text.isascii():
-        return text.lower().translate(_spelling)
-    # NFKC_Casefold of the Unicode standard, 3.13: folding can undo the form, so it is taken again.
+        return text.lower().translate(_normal_forms)
+    # NFKC_Casefold of the Unicode standard, 3.13: folding can undo the normal form, so it is applied twice.
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return unicodedata.normalize("NFKC", folded).translate(_spelling)
+    return unicodedata.normalize("NFKC", folded).translate(_normal_forms)
 
 
-class _Spelling(dict[int, str]):
-    """What becomes of a character, learned as characters come."""
+class _NormalForms(dict[int, str]):
+    """The normal form of each character, computed at its first use."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = spelt = _letter(chr(code))
-        return spelt
+        self[code] = normal = _letter(chr(code))
+        return normal
 
 
-_spelling = _Spelling()
+_normal_forms = _NormalForms()
 
 
 def _letter(character: str) -> str:
@@ -74,13 +76,15 @@ def _unspaced(character: str) -> bool:
 
 
 def runs(words: Sequence[str], length: int) -> set[tuple[str, ...]]:
-    """All runs of so many words."""
+    """All runs of ``length`` words."""
     return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
 def similarity(one: Sequence[str], other: Sequence[str], length: int = 3) -> float:
-    """Jaccard similarity of two texts' runs of words, in [0, 1]; where one is shorter than a
-    run, of runs as long as it."""
+    """Jaccard similarity of two texts' runs of ``length`` words, in [0, 1].
+
+    If a text is shorter, the runs are as long as it.
+    """
     length = max(1, min(length, len(one), len(other)))
     left, right = runs(one, length), runs(other, length)
     return len(left & right) / len(left | right) if left | right else 1.0

@@ -122,7 +122,7 @@ def _found(storage: Storage) -> Iterator[dict[str, Any]]:
     from ray.train import Checkpoint
 
     files, path = filesystem(storage.root)
-    names = [name for name in storage.folders(FOLDER) if name.startswith(_CHECKPOINT)]
+    names = [name for name in storage.others(FOLDER) if name.startswith(_CHECKPOINT)]
     for name in sorted(names, reverse=True):
         if saved := _whole(Checkpoint(f"{path}/{FOLDER}/{name}", filesystem=files), storage):
             yield saved

@@ -19,6 +19,7 @@ Parquet, one file or a folder of ``*.parquet`` in the order of their names; a fo
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,11 +30,10 @@ from typing import Any, NamedTuple
 from limrank import prompts
 from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
-from limrank.data.json_array import begins_array, read_array
-from limrank.data.tables import open_parts
+from limrank.data.tables import open_tables
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of
-from limrank.parsing import brief, clipped
+from limrank.files import is_folder, kind_of, opened
+from limrank.parsing import brief, clipped, parse_json_array
 from limrank.records import Query
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, completion, pair_text
 
@@ -107,7 +107,7 @@ def fingerprint(path: str | Path) -> Any:
     """The SHA-256 (hex) of a training file, or a list of those of a folder's files. Raises UserError as
     :func:`read_examples` does."""
     path = Path(path)
-    return open_parts(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
+    return open_tables(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
 
 
 # ---- files → records -----------------------------------------------------------------
@@ -124,7 +124,19 @@ def _rows(path: Path) -> _Rows:
             f"{_KEY}: {path}: not read from this kind of file: give .jsonl, .json (also .gz), .parquet, "
             "a folder of *.parquet or a saved dataset"
         )
-    return read_array(path) if begins_array(path) else _line_rows(path)
+    return _array_rows(path) if _is_array(path) else _line_rows(path)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether the first character of a file is ``[``, up to 64 KiB of blanks aside."""
+    with opened(path) as file:
+        return file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n").startswith(b"[")
+
+
+def _array_rows(path: Path) -> _Rows:
+    with opened(path) as file:
+        rows = parse_json_array(file.read(), str(path))
+    yield from rows
 
 
 def _line_rows(path: Path) -> _Rows:
@@ -134,15 +146,15 @@ def _line_rows(path: Path) -> _Rows:
 
 def _arrow_rows(path: Path) -> _Rows:
     before = 0
-    for part in open_parts(str(path), "train", _KEY)[0]:
+    for table in open_tables(str(path), "train", _KEY)[0]:
         # Only the columns of the shape: others may be large, such as embeddings.
-        shape = _shape(part.schema.names, f"{part.name}: columns")
-        columns = [name for name in part.schema.names if name in shape.keys]
+        shape = _shape(table.schema.names, f"{table.name}: columns")
+        columns = [name for name in table.schema.names if name in shape.keys]
         number = 0
-        for batch in part.batches(columns):
-            for record in _records(batch, part.name, number):
+        for batch in table.batches(columns):
+            for record in _records(batch, table.name, number):
                 number += 1
-                yield before + number, f"{part.name}: row {number}", record
+                yield before + number, f"{table.name}: row {number}", record
         before += number
 
 

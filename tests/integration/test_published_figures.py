@@ -13,7 +13,7 @@ import pytest
 
 from helpers import REPOSITORY
 from limrank.config import DataConfig, FirstStageConfig
-from limrank.data import benchmarks, hub
+from limrank.data import benchmarks, hub_benchmarks
 from limrank.data.trec import read_lines, read_qrels, read_run
 from limrank.evaluation.inputs import drop_excluded
 from limrank.evaluation.metrics import evaluate, p_mrr
@@ -72,7 +72,7 @@ def test_published_effectiveness(run, qrels, measure, published, digits):
 def test_bm25_on_rewritten_queries_over_all_of_bright(shared_data):
     """27.07 is the mean over the twelve subsets: BM25 that was asked GPT-4o's rewritings."""
     subsets = {folder.name: folder for folder in (shared_data / BRIGHT).iterdir()}
-    assert subsets.keys() == set(hub.BRIGHT_SUBSETS)
+    assert subsets.keys() == set(hub_benchmarks.BRIGHT_SUBSETS)
     means = []
     for folder in subsets.values():
         run, qrels = read_run(folder / "run.bm25_gpt4o_qe.trec.gz"), read_qrels(folder / "qrels" / "test.tsv")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from limrank.errors import UserError
-from limrank.parsing import DEEPEST, brief, finite_number, parse_json, parse_yaml, whole_number
+from limrank.parsing import DEEPEST, brief, finite_number, parse_json, parse_json_array, parse_yaml, whole_number
 
 DEEP = 50_000
 
@@ -73,6 +73,38 @@ def test_json_that_is_taken():
 
 def test_numbers_of_an_endpoint_may_be_infinite():
     assert parse_json('{"logprob": -Infinity}', "f", finite=False) == {"logprob": -math.inf}
+
+
+# ---- arrays of objects ---------------------------------------------------------------
+
+
+def test_an_array_of_objects():
+    records = [{"text": '"],[{ \\ é 漢'}, {}, {"list": [1, {"a": None}]}, {"long": "x" * 1000}]
+    for indent in (None, 1):
+        data = json.dumps(records, ensure_ascii=False, indent=indent).encode()
+        assert list(parse_json_array(data, "f")) == [
+            (number, f"f: element {number}", record) for number, record in enumerate(records, start=1)
+        ]
+    assert list(parse_json_array("\ufeff \n[ ] \n".encode(), "f")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', "f: not a JSON array, but '{'"),
+        ("", "f: not a JSON array, but the end of the file"),
+        ('[{"a": 1}, {"a": 2}, and what is no JSON', "f: element 3: not a JSON object, but 'a'"),
+        ('[{"a": 1},\n{"a" 2}', "f: element 2: not JSON: Expecting ':' delimiter (line 2, column 6)"),
+        ('[{"a": 1}, {"a": 1, "a": 2}]', "f: element 2: the key 'a' is there twice"),
+        ('[{"a": 1}, {"a": NaN}]', "f: element 2: nan is not a finite number (in a)"),
+        ('[{"a": ' + "[" * DEEP, f"f: element 1: more than {DEEPEST} levels deep"),
+        ('[{"a": ' + "9" * 5000 + "}]", "f: element 1: a number of very many digits"),
+        ('[{"a": 1}]]', "f: ']' after the end of the array: one array is the whole file"),
+        ('[{"a": 1},\n{"a": "\ud800"}]', "f:2: not UTF-8 text"),
+    ],
+)
+def test_an_array_that_is_refused(text, message):
+    assert refusal(lambda: list(parse_json_array(text.encode("utf-8", "surrogatepass"), "f"))) == message
 
 
 # ---- YAML ----------------------------------------------------------------------------

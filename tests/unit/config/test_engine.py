@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from limrank import pipeline
 from limrank.config import EngineConfig, FaultConfig, dump_config
 from limrank.config.recipe import load_config, parse_config
+from limrank.config.stages import pipeline_hash
 from limrank.errors import UserError
 
 FAULTS = {
@@ -109,7 +109,7 @@ def test_a_pipeline_s_hash_is_that_of_its_run_directories_so_far():
     """The hashes that limrank gave before engine.fault."""
 
     def hashed(engine):
-        return pipeline._stages_hash(parse_config({"job": "pipeline", "run_dir": "/run", "engine": engine}))
+        return pipeline_hash(parse_config({"job": "pipeline", "run_dir": "/run", "engine": engine}))
 
     assert hashed({"kind": "fake"}) == "7e5519223ff1f182"
     assert hashed(FLAT) == hashed(NESTED) == "9244f0745c51ea10"

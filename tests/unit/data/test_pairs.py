@@ -145,7 +145,10 @@ def test_a_saved_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([*ROWS, ROWS[0]], r"row 4: query_id 'q2' again, after other queries; it began in .*p\.parquet: row 1: .*sort"),
+        (
+            [*ROWS, ROWS[0]],
+            r"row 4: query_id 'q2' has rows after other queries; they begin in .*p\.parquet: row 1 .*sort",
+        ),
         ([*ROWS, ROWS[2]], r"row 4: doc_id 'd1' is there twice for query_id 'q1', which begins in .*row 3"),
         ([*ROWS, ("q1", "dog roof", "d9", "x")], r"row 4: query_id 'q1' has another query than in .*row 3"),
         ([*ROWS, (None, "x", "d9", "x")], r"row 4: query_id is null"),
@@ -196,10 +199,12 @@ def test_a_score_is_a_finite_number(tmp_path, score, message):
         read(write(tmp_path / "p.parquet", score=pa.array([1.0, score, 2.0])))
 
 
-def test_a_query_apart_is_found_over_files_and_among_many(tmp_path):
+def test_a_query_with_rows_in_two_runs_is_found_over_files_and_among_many(tmp_path):
     write(tmp_path / "a.parquet", many(5000, 1))
     write(tmp_path / "b.parquet", [("q4321", "need 4321", "d7", "text")])
-    with pytest.raises(UserError, match=r"b\.parquet: row 1: query_id 'q4321' again.*a\.parquet: row 4322"):
+    with pytest.raises(
+        UserError, match=r"b\.parquet: row 1: query_id 'q4321' has rows after other queries.*a\.parquet: row 4322"
+    ):
         read(tmp_path)
 
 

@@ -9,7 +9,7 @@ from helpers.beir import write_beir
 from helpers.units import repository, silent
 from limrank import cli
 from limrank.config import DataConfig, RerankJob
-from limrank.data import benchmarks, hub
+from limrank.data import benchmarks, hub_benchmarks
 from limrank.data.beir import read_queries
 from limrank.errors import UserError
 from limrank.reranking import job
@@ -100,10 +100,10 @@ def prompt_of(config):
 
 
 def test_there_is_a_task_for_each_subset():
-    assert TASKS.keys() == set(hub.BRIGHT_SUBSETS)
+    assert TASKS.keys() == set(hub_benchmarks.BRIGHT_SUBSETS)
 
 
-@pytest.mark.parametrize("subset", hub.BRIGHT_SUBSETS)
+@pytest.mark.parametrize("subset", hub_benchmarks.BRIGHT_SUBSETS)
 def test_the_full_prompt_of_each_of_bright_s_subsets(tmp_path, subset):
     data = {"format": "hub", "name": f"bright/{subset}", "path": bright(tmp_path, subset)}
     config, (unit,) = planned(data)
@@ -183,7 +183,7 @@ def test_the_hash_covers_it(folder):
         ("no such prompt", "data.query_template: prompt no such prompt: no such file, and not one of"),
         ("{% if query %}{{ query }}{% endif %}", "data.query_template: has {% … %}"),
         ("{{ question }}", "has no {{ query }}"),
-        ("{{ query }} {{ passage }}", "{{ passage }} is no place of it"),
+        ("{{ query }} {{ passage }}", "{{ passage }} is no placeholder of it"),
         ("{{ query.__class__ }}", "has no {{ query }}"),
     ],
 )

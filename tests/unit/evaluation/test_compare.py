@@ -17,19 +17,19 @@ from limrank.evaluation.inputs import read_compared, unique_names
 from limrank.evaluation.plot import Point, draw_quality
 
 QUERIES = [f"q{number}" for number in range(10)]
-FIRST_STAGE_PLACE = 4
+FIRST_STAGE_RANK = 4
 """Where the first stage puts every query's one relevant document: its reciprocal rank is 0.25."""
 
 
-def write_run(root, mode, places, generated=0, *, model="/models/smol", queries=QUERIES, depth=4, **settings):
-    """What a finished rerank job leaves. ``places`` are the ranks that it gave the relevant
+def write_run(root, mode, ranks, generated=0, *, model="/models/smol", queries=QUERIES, depth=4, **settings):
+    """What a finished rerank job leaves. ``ranks`` are those that it gave the relevant
     document ``yes`` of each query, among ``depth`` candidates."""
     (root / "rows").mkdir(parents=True)
     rows, trec = [], []
-    for query_id, place in zip(queries, places, strict=True):
+    for query_id, relevant_rank in zip(queries, ranks, strict=True):
         others = [f"no{number}" for number in range(1, depth)]
-        for rank, doc_id in enumerate([*others[: place - 1], "yes", *others[place - 1 :]], start=1):
-            before = FIRST_STAGE_PLACE if doc_id == "yes" else int(doc_id[2:]) + (int(doc_id[2:]) >= FIRST_STAGE_PLACE)
+        for rank, doc_id in enumerate([*others[: relevant_rank - 1], "yes", *others[relevant_rank - 1 :]], start=1):
+            before = FIRST_STAGE_RANK if doc_id == "yes" else int(doc_id[2:]) + (int(doc_id[2:]) >= FIRST_STAGE_RANK)
             rows.append({"query_id": query_id, "doc_id": doc_id, "first_stage_rank": before})
             trec.append(f"{query_id} Q0 {doc_id} {rank} {-rank} x\n")
     pq.write_table(pa.Table.from_pylist(rows), root / "rows" / "chunk-000000.parquet")
@@ -115,16 +115,16 @@ def test_thinking_that_helps_and_what_does_for_less(runs):
 
 
 @pytest.mark.parametrize(
-    ("places", "verdict"),
+    ("ranks", "verdict"),
     [
         # As often better as worse; always worse.
         ([1] * 5 + [2] * 5, "Thinking does not help here, as far as these queries can tell: "),
         ([3] * 10, "Thinking hurts here: "),
     ],
 )
-def test_thinking_that_does_not_help(tmp_path, places, verdict):
+def test_thinking_that_does_not_help(tmp_path, ranks, verdict):
     direct = write_run(tmp_path / "a", "direct", [2] * 5 + [1] * 5, generated=40)
-    think = write_run(tmp_path / "b", "think", places, generated=8_000)
+    think = write_run(tmp_path / "b", "think", ranks, generated=8_000)
     sentences = conclusion(compared([direct, think]))
     assert sentences[0].startswith(verdict)
     assert sentences[0].endswith("for 200 times the generated tokens.")
@@ -140,8 +140,8 @@ def test_longer_against_shorter_chains(tmp_path):
 
 
 def test_a_run_no_better_than_the_first_stage_is_told(tmp_path):
-    same = write_run(tmp_path / "a", "direct", [FIRST_STAGE_PLACE] * 10, generated=40)
-    none = write_run(tmp_path / "b", "none", [FIRST_STAGE_PLACE] * 10)
+    same = write_run(tmp_path / "a", "direct", [FIRST_STAGE_RANK] * 10, generated=40)
+    none = write_run(tmp_path / "b", "none", [FIRST_STAGE_RANK] * 10)
     comparison = compared([same, none])
     # The run that is the first stage is not drawn twice, and has no speed of a model.
     assert [each.name for each in comparison.compared] == ["first stage", "smol, direct"]
@@ -158,7 +158,7 @@ def test_different_candidates_have_no_common_first_stage(tmp_path, capsys):
     assert compared([shallow, deep]).first_stage is None
     assert main(["evaluate", "--compare", shallow, deep, "-s", f"run_dir={tmp_path}/out"]) == 0
     assert capsys.readouterr().err == (
-        "warning: the runs reorder different candidates: a part of their differences is the first stage's\n"
+        "warning: the runs reorder different candidates: some of the difference is due to the first stage\n"
     )
 
 

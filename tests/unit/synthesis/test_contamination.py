@@ -161,7 +161,7 @@ def test_a_benchmark_of_the_hub_is_read_at_its_revision(monkeypatch):
         asked.append((name, revision))
         return pydocs.benchmark("test")
 
-    monkeypatch.setattr("limrank.synthesis.contamination.hub.load", load)
+    monkeypatch.setattr("limrank.synthesis.contamination.hub_benchmarks.load", load)
     Benchmarks.of(["benchmark://litsearch", "benchmark://litsearch?revision=mteb"])
     assert asked == [("litsearch", None), ("litsearch", "mteb")]
 

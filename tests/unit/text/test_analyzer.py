@@ -16,13 +16,13 @@ from limrank.text.languages import with_language
 
 def stems(text, **first_stage):
     found = Analyzer(FirstStageConfig(**first_stage)).tokens([text])
-    by_id = {place: stem for stem, place in found.vocab.items()}
-    return [by_id[place] for place in found.ids[0]]
+    by_id = {position: stem for stem, position in found.vocab.items()}
+    return [by_id[position] for position in found.ids[0]]
 
 
 def found(query, *texts, **first_stage):
-    """Places of the texts that BM25 finds."""
-    documents = [Document(str(place), text) for place, text in enumerate(texts)]
+    """Positions of the texts that BM25 finds."""
+    documents = [Document(str(position), text) for position, text in enumerate(texts)]
     analyzer = Analyzer(with_language(FirstStageConfig(**first_stage), documents))
     run = bm25(documents, [Query("q", query)], len(texts), analyzer=analyzer)
     return sorted(map(int, run["q"]))

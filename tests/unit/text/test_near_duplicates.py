@@ -13,7 +13,7 @@ RYE = "Which yeast is best for a long cold fermentation of rye dough with little
 
 
 def found(*texts, **options):
-    """Places of duplicates → place of their first."""
+    """Positions of duplicates → position of their first."""
     return find_duplicates(enumerate(texts), **options)
 
 
@@ -23,11 +23,11 @@ def many(count):
     vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randrange(2, 9))) for _ in range(500)]
     texts = []
     for number in range(count):
-        parts = draw.choices(vocabulary, k=draw.randrange(1, 25))
+        words = draw.choices(vocabulary, k=draw.randrange(1, 25))
         if number % 10 == 9:
-            parts = draw.choice(texts).split()
-            parts[draw.randrange(len(parts))] = draw.choice(["zebra", parts[0]])
-        texts.append(" ".join(parts))
+            words = draw.choice(texts).split()
+            words[draw.randrange(len(words))] = draw.choice(["zebra", words[0]])
+        texts.append(" ".join(words))
     return texts
 
 
@@ -139,13 +139,13 @@ def test_no_more_and_hardly_fewer_than_comparing_all_with_all():
     texts = many(600)
     sets = [shingles(text) for text in texts]
     expected, staying = {}, []
-    for place, one in enumerate(sets):
+    for position, one in enumerate(sets):
         alike = (other for other in staying if len(one & sets[other]) >= 0.7 * len(one | sets[other]))
         first = next(alike, None)
         if first is None:
-            staying.append(place)
+            staying.append(position)
         else:
-            expected[place] = first
+            expected[position] = first
     assert len(expected) > 40
     result = found(*texts)
     assert result.items() <= expected.items()
@@ -165,9 +165,9 @@ def test_many_in_one_frame_are_compared_with_few(monkeypatch):
 def test_the_same_in_every_process():
     program = (
         "import json, sys; from limrank.text.near_duplicates import find_duplicates; "
-        "print(json.dumps(find_duplicates((str(place), text) for place, text in enumerate(json.load(sys.stdin)))))"
+        "print(json.dumps(find_duplicates((str(position), text) for position, text in enumerate(json.load(sys.stdin)))))"
     )
     texts = many(300)
     outputs = in_other_processes(program, json.dumps(texts))
     assert outputs[0] == outputs[1]
-    assert json.loads(outputs[0]) == find_duplicates((str(place), text) for place, text in enumerate(texts)) != {}
+    assert json.loads(outputs[0]) == find_duplicates((str(position), text) for position, text in enumerate(texts)) != {}

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from limrank.text.overlap import Repeat, TextIndex
+from limrank.text.overlap import Repeat, TextIndex, same_but_for_few
 from limrank.text.words import words
 
 RUN = 8
@@ -22,26 +22,26 @@ INDEX = TextIndex(TEXTS, RUN)
 def changed(text):
     """Every copy of a text in which one word between white space is another."""
     parts = text.split()
-    for place in range(len(parts)):
+    for position in range(len(parts)):
         for other in ("zebra", "semi-detached"):
-            yield " ".join([*parts[:place], other, *parts[place + 1 :]])
+            yield " ".join([*parts[:position], other, *parts[position + 1 :]])
 
 
 # ---- the rule ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", range(len(TEXTS)))
-def test_copies(place):
-    whole = len(TEXTS[place].split())
-    for copy in (TEXTS[place], TEXTS[place].upper() + "?!", f"  {TEXTS[place]}\n"):
-        assert INDEX.find(copy) == Repeat(place, whole, 1.0)
+@pytest.mark.parametrize("position", range(len(TEXTS)))
+def test_copies(position):
+    whole = len(TEXTS[position].split())
+    for copy in (TEXTS[position], TEXTS[position].upper() + "?!", f"  {TEXTS[position]}\n"):
+        assert INDEX.find(copy) == Repeat(position, whole, 1.0)
 
 
-@pytest.mark.parametrize("place", [0, 1, 5])
-def test_one_word_changed_at_every_place(place):
-    whole = len(TEXTS[place].split())
-    for copy in changed(TEXTS[place]):
-        assert INDEX.find(copy) == Repeat(place, whole - 1, (whole - 1) / whole)
+@pytest.mark.parametrize("position", [0, 1, 5])
+def test_one_word_changed_at_every_position(position):
+    whole = len(TEXTS[position].split())
+    for copy in changed(TEXTS[position]):
+        assert INDEX.find(copy) == Repeat(position, whole - 1, (whole - 1) / whole)
 
 
 def test_one_word_left_out_or_put_in():
@@ -76,9 +76,9 @@ def test_words_are_those_between_white_space():
     assert index.find("B-cell-based CAR-T") is None  # four words of five parted at hyphens, but one of two
     assert TextIndex(["B cell based CAR T"], RUN).find("T-cell-based CAR-T") is None
     for copy in changed("T-cell-based CAR-T works in 60% of IL-6-low patients"):
-        assert index.find(copy).place == 1
-    assert index.find("t cell based car t works in 60 of il 6 low children").place == 1
-    assert index.find("tcellbased cart works in 60 of il6low children").place == 1
+        assert index.find(copy).index == 1
+    assert index.find("t cell based car t works in 60 of il 6 low children").index == 1
+    assert index.find("tcellbased cart works in 60 of il6low children").index == 1
 
 
 def test_a_run_anywhere():
@@ -101,7 +101,7 @@ def test_the_greatest_share_and_then_the_first():
     assert index.find("a b c d e f g h") == Repeat(0, 8, 1.0)
     assert index.find("a b c d e f g y") == Repeat(0, 7, 7 / 8)
     assert index.find("a b c d e f y x") == Repeat(1, 7, 7 / 8)
-    assert TextIndex(["tcell", "t cell"], RUN).find("T-cell").place == 0
+    assert TextIndex(["tcell", "t cell"], RUN).find("T-cell").index == 0
     assert index.find("a b c d e f g y, q r s t u") == Repeat(3, 5, 1.0)
 
 
@@ -144,6 +144,22 @@ def in_order(one, other):
     return best[-1][-1]
 
 
+def test_the_words_in_common_are_the_longest_common_subsequence():
+    draw = random.Random(2)
+    kept = 0
+    for _ in range(3000):
+        one = tuple(draw.choices(["a", "b", "c", "bread", "dough", "é", "漢"], k=draw.randrange(30)))
+        other = list(one)
+        for _ in range(draw.randrange(6)):
+            at = draw.randrange(len(other) + 1)
+            other[at : at + draw.randrange(2)] = draw.choices(["a", "b", "rye"], k=draw.randrange(2))
+        common, longer = in_order(one, other), max(len(one), len(other))
+        expected = common if longer - common <= max(1, longer // 5) else 0
+        assert same_but_for_few(one, tuple(other)) == expected
+        kept += bool(expected)
+    assert 1000 < kept < 2900
+
+
 def repeated(text, other):
     """The share by the rule, said once more and without an index; 0 where nothing is repeated."""
     text, other = words(text), words(other)
@@ -184,6 +200,6 @@ def test_the_index_finds_what_comparing_with_every_text_finds():
         best = max(shares)
         found = index.find(text)
         assert (found and found.share) == (best or None)
-        assert found is None or found.place == shares.index(best)
+        assert found is None or found.index == shares.index(best)
         kinds["none" if found is None else "whole" if best == 1 else "part"] += 1
     assert min(kinds.values()) > 10 and len(kinds) == 3

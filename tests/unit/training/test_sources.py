@@ -11,8 +11,6 @@ from helpers.units import fake_engine, planned, runner
 from limrank.batch.plan import write_plan
 from limrank.batch.summary import summarize
 from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, SynthesizeJob
-from limrank.data import json_array
-from limrank.data.json_array import read_array
 from limrank.errors import UnavailableError, UserError
 from limrank.records import Persona, Seed, synthesis_unit_schema
 from limrank.storage import Storage
@@ -370,7 +368,7 @@ def test_bytes_that_are_no_text(tmp_path):
     good, bad = json.dumps(GOOD).encode(), b'{"prompt": "caf\xe9", "completion": "</think> true"}'
     for name, content, place in (
         ("lines.jsonl", good + b"\n" + bad + b"\n", ":2"),
-        ("array.json", b"[" + good + b",\n" + bad + b"]", ": element 2"),
+        ("array.json", b"[" + good + b",\n" + bad + b"]", ":2"),
     ):
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path / name) == f"{tmp_path / name}{place}: not UTF-8 text"
@@ -401,35 +399,6 @@ def write_only_test_split(path):
 
     DatasetDict(test=Dataset.from_list(PAIRS)).save_to_disk(path)
     return path
-
-
-# ---- an array as a stream ------------------------------------------------------------
-
-
-def test_an_array_is_the_same_however_little_is_read_at_once(tmp_path, monkeypatch):
-    records = [{"text": '"],[{ \\ é 漢'}, {}, {"list": [1, {"a": None}]}, {"long": "x" * 1000}]
-    path = write_array(tmp_path / "array.json", records)
-    for characters in (1, 2, 7, 10**6):
-        monkeypatch.setattr(json_array, "_AT_ONCE", characters)
-        assert [record for _, _, record in read_array(path)] == records
-    path.write_text("\ufeff \n[ ] \n", encoding="utf-8")
-    assert list(read_array(path)) == []
-
-
-def test_an_array_is_not_read_to_its_end_before_its_first_element(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_array, "_AT_ONCE", 16)
-    rows = read_array(write(tmp_path / "array.json", '[{"a": 1}, {"a": 2}, and what is no JSON'))
-    assert [next(rows)[2], next(rows)[2]] == [{"a": 1}, {"a": 2}]
-    with pytest.raises(UserError, match="element 3: not a JSON object, but 'a'"):
-        next(rows)
-
-
-def test_what_is_not_json_is_not_searched_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_array, "_AT_ONCE", 16)
-    monkeypatch.setattr(json_array, "LONGEST", 100)
-    path = write(tmp_path / "array.json", '[{"a": 1}, {"a" 2}' + " " * 10_000)
-    with pytest.raises(UserError, match="element 2: not JSON: Expecting ':' delimiter"):
-        list(read_array(path))
 
 
 @pytest.mark.parametrize("key", ["system", "history"])

@@ -8,7 +8,7 @@ import pytest
 from helpers.units import repository, silent
 from limrank.batch.manifest import Data, read_manifest
 from limrank.config import DataConfig, EvaluateJob, RerankJob
-from limrank.data import benchmarks, hub
+from limrank.data import benchmarks, hub_benchmarks
 from limrank.errors import UserError
 from limrank.evaluation.job import evaluate_job
 from limrank.records import Document, Query
@@ -41,7 +41,7 @@ def test_bright(tmp_path):
             },
         },
     )
-    benchmark = hub.load("bright/pony", path=path)
+    benchmark = hub_benchmarks.load("bright/pony", path=path)
     assert benchmark.documents == [Document("a b.txt", "Operators"), Document("c.txt", "Classes")]
     assert benchmark.queries == [
         Query("0", "is it prime?"),
@@ -50,9 +50,9 @@ def test_bright(tmp_path):
     assert benchmark.qrels == {"0": {"a b.txt": 1}, "1": {"gone.txt": 1}}
     assert "1 judgements name documents" in benchmark.warnings[0]
     with pytest.raises(UserError, match=r"no split 'aops'; there are: biology, pony"):
-        hub.load("bright/aops", path=path)
+        hub_benchmarks.load("bright/aops", path=path)
     with pytest.raises(UserError, match="cannot load 'query'"):
-        hub.load("litsearch", path=path)
+        hub_benchmarks.load("litsearch", path=path)
 
 
 def test_litsearch(tmp_path):
@@ -68,7 +68,7 @@ def test_litsearch(tmp_path):
             },
         },
     )
-    benchmark = hub.load("litsearch", path=path)
+    benchmark = hub_benchmarks.load("litsearch", path=path)
     assert benchmark.documents == [Document("7", "We compress.", title="MiniLM"), Document("9", "")]
     assert benchmark.queries == [Query("0", "papers on distillation")]
     assert benchmark.qrels == {"0": {"7": 1, "9": 1}}
@@ -137,14 +137,14 @@ def test_followir(core17):
     ]
     assert benchmark.documents[0] == Document("d1", "one", title="T")
     assert benchmark.qrels == {"310-og": {"d1": 1, "d2": 1}, "310-changed": {"d2": 1}}
-    assert hub.flipped("followir/core17", core17) == {"310": ["d1"]}
-    assert hub.top_ranked("followir/core17", core17) == {"310-og": {"d2": -1.0, "d1": -2.0}}
+    assert hub_benchmarks.flipped("followir/core17", core17) == {"310": ["d1"]}
+    assert hub_benchmarks.top_ranked("followir/core17", core17) == {"310-og": {"d2": -1.0, "d1": -2.0}}
 
 
 def test_a_query_without_an_instruction_is_told(core17):
     file = Path(core17) / "instruction" / "instruction.jsonl"
     file.write_text(file.read_text().replace("310-changed", "310-Changed"))
-    benchmark = hub.load("followir/core17", path=core17)
+    benchmark = hub_benchmarks.load("followir/core17", path=core17)
     assert benchmark.warnings == ["followir/core17: 1 of 2 queries have no instruction, such as '310-changed'"]
 
 
@@ -154,7 +154,7 @@ def test_instructions_that_are_of_no_query_are_refused(core17):
     file.write_text(file.read_text().replace("310-", "311-"))
     message = "2 of 2 queries have no instruction, such as '310-og'; 'instruction' is for '311-og', '311-changed'"
     with pytest.raises(UserError, match=message):
-        hub.load("followir/core17", path=core17)
+        hub_benchmarks.load("followir/core17", path=core17)
 
 
 # ---- first stages --------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_rewritten_queries_that_are_not_all_there(pony):
         benchmarks.load(DataConfig(**data, first_stage_queries="llama3-70b_reason"))
     for name in ("litsearch", "followir/core17"):
         with pytest.raises(UserError, match=f"{name} has no gpt4_reason, only bright/<subset> has"):
-            hub.rewritten(name, "gpt4_reason")
+            hub_benchmarks.rewritten(name, "gpt4_reason")
 
 
 def test_what_bm25_is_asked_is_in_the_fingerprint():
@@ -230,11 +230,11 @@ def test_followir_s_own_candidates_are_a_first_stage(core17, tmp_path):
 
 def test_what_is_unknown_is_refused():
     with pytest.raises(UserError, match="'bright/bio' is none of bright/biology, "):
-        hub.load("bright/bio")
+        hub_benchmarks.load("bright/bio")
     with pytest.raises(UserError, match="litsearch has no split 'dev', only test"):
-        hub.load("litsearch", split="dev")
+        hub_benchmarks.load("litsearch", split="dev")
     with pytest.raises(UserError, match="has no changed instructions"):
-        hub.flipped("litsearch")
+        hub_benchmarks.flipped("litsearch")
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
@@ -244,7 +244,7 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
-        hub.load("bright/biology")
+        hub_benchmarks.load("bright/biology")
     assert "cannot load 'examples' of xlangai/BRIGHT: Couldn't reach" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -293,15 +293,17 @@ def test_every_config_is_read_at_the_revision(asked, revision, resolved):
 
 def test_followir_s_other_configs_too(asked):
     core17 = "7030c7efc3585d9020f243b12862997889243b78"
-    hub.flipped("followir/core17", revision="mteb")
-    hub.top_ranked("followir/core17", revision="mteb")
+    hub_benchmarks.flipped("followir/core17", revision="mteb")
+    hub_benchmarks.top_ranked("followir/core17", revision="mteb")
     repository = "jhu-clsp/core17-instructions-mteb"
     assert asked == [(repository, "qrel_diff", core17), (repository, "top_ranked", core17)]
 
 
 def test_mteb_pins_every_benchmark():
-    assert all(len(hub.pinned(name, "mteb")) == 40 for name in hub.NAMES)
-    assert {hub.pinned(name, "mteb") for name in hub.NAMES} == set(hub.MTEB_REVISIONS.values())
+    assert all(len(hub_benchmarks.pinned(name, "mteb")) == 40 for name in hub_benchmarks.NAMES)
+    assert {hub_benchmarks.pinned(name, "mteb") for name in hub_benchmarks.NAMES} == set(
+        hub_benchmarks.MTEB_REVISIONS.values()
+    )
 
 
 def test_the_fingerprint_is_of_the_revision_and_not_of_its_name():
@@ -320,7 +322,7 @@ def test_a_revision_that_is_not_there_is_named(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match="cannot load 'examples' of xlangai/BRIGHT at gone: Revision 'gone' doesn't"):
-        hub.load("bright/pony", revision="gone")
+        hub_benchmarks.load("bright/pony", revision="gone")
 
 
 def test_a_manifest_tells_the_revision(asked, tmp_path):
@@ -349,4 +351,4 @@ def test_a_manifest_tells_the_revision(asked, tmp_path):
 def test_rows_that_are_not_as_published(tmp_path, example, message):
     configs = {"examples": {"pony": [example]}, "documents": {"pony": [{"id": "x", "content": "y"}]}}
     with pytest.raises(UserError, match=message):
-        hub.load("bright/pony", path=repository(tmp_path / "BRIGHT", configs))
+        hub_benchmarks.load("bright/pony", path=repository(tmp_path / "BRIGHT", configs))

@@ -10,7 +10,7 @@ from helpers.units import repository
 from limrank.cli import main
 from limrank.config.recipe import input_paths, parse_config
 from limrank.data import seeds as seed_data
-from limrank.data.named import Repository
+from limrank.data.hub_datasets import HubDataset
 from limrank.data.seeds import load_corpus, load_personas, load_seeds
 from limrank.errors import UnavailableError, UserError
 from limrank.records import Document, Persona, Seed
@@ -44,13 +44,16 @@ SEEDS = [Seed("q2", "why does dough rise", "Yeast feeds on sugar."), Seed("q1", 
 def by_name(monkeypatch):
     """Has the hub's names lead to local directories of its layout."""
     folders = {}
-    named = Repository.of.__func__
+    named = HubDataset.of.__func__
 
     def of(cls, value, key):
         found = named(cls, value, key)
-        return found and replace(found, source=folders.get(found.source, found.source))
+        if found is None:
+            return None
+        source = found.repository.source
+        return replace(found, repository=replace(found.repository, source=folders.get(source, source)))
 
-    monkeypatch.setattr(Repository, "of", classmethod(of))
+    monkeypatch.setattr(HubDataset, "of", classmethod(of))
     return folders
 
 

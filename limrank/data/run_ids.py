@@ -1,5 +1,7 @@
-"""Whether a run is one of a benchmark's: query and document ids that do not meet give empty lists and
-scores of 0, and nobody would know why."""
+"""Match the query and document ids of a run to those of a benchmark.
+
+Ids that do not match would give empty lists and scores of 0 without an explanation.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +11,35 @@ from limrank.errors import UserError
 from limrank.parsing import brief
 from limrank.records import Benchmark, Query, Run
 
-_MTEB_LETTERS = {"litsearch": ("q", "d")}
-"""What mteb puts before a benchmark's own query and document ids: its runs have ``q0`` and ``d123``."""
+_MTEB_PREFIXES = {"litsearch": ("q", "d")}
+"""The prefixes that mteb puts before a benchmark's query and document ids: its runs have ``q0`` and ``d123``."""
 
 
-def fit_run(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
-    """A run's lists for a benchmark's queries, and sentences for a person about what does not fit.
+def match_run(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
+    """A run's lists for a benchmark's queries, and warnings about ids that do not match.
 
-    Ids as mteb writes them become the benchmark's own, where none of the run's is one of these.
+    mteb's prefixes are removed if none of the run's ids is an id of the benchmark.
 
     Args:
-        where: what the run is called: its file.
+        where: the name of the run, such as its file, for messages.
 
     Raises:
         UserError: the run has no list for any of the queries.
     """
-    run, warnings = _without_letters(run, benchmark, where)
-    lists, left_out = fit_queries(run, benchmark.queries, where, benchmark.name, benchmark.unselected)
+    run, warnings = _without_prefixes(run, benchmark, where)
+    lists, left_out = match_queries(run, benchmark.queries, where, benchmark.name, benchmark.unselected)
     return lists, warnings + left_out
 
 
-def fit_queries(
+def match_queries(
     run: Run, queries: Sequence[Query], where: str, whose: str, unselected: Collection[str] = ()
 ) -> tuple[Run, list[str]]:
-    """As :func:`fit_run`, of queries alone.
+    """Like :func:`match_run`, for query ids only.
 
     Args:
-        whose: where the queries are from.
-        unselected: ids of queries that are not judged, or that ``data.max_queries`` left out; their lists
-            are no surprise.
+        whose: the source of the queries, for messages.
+        unselected: ids of queries that are not judged, or that ``data.max_queries`` left out; there is no
+            warning about their lists.
     """
     asked = {query.query_id for query in queries}
     unknown = [query_id for query_id in run if query_id not in asked and query_id not in unselected]
@@ -57,8 +59,8 @@ def fit_queries(
     return {query_id: scores for query_id, scores in run.items() if query_id in asked}, warnings
 
 
-def strange_documents(run: Run, benchmark: Benchmark) -> str:
-    """A sentence about the documents of a run that the corpus lacks; empty where it has them all."""
+def unknown_documents(run: Run, benchmark: Benchmark) -> str:
+    """A sentence about the documents of a run that the corpus lacks; empty if it has them all."""
     known = {document.doc_id for document in benchmark.documents}
     ranked = {doc_id: query_id for query_id, scores in run.items() for doc_id in scores}
     unknown = [doc_id for doc_id in ranked if doc_id not in known]
@@ -73,15 +75,15 @@ def strange_documents(run: Run, benchmark: Benchmark) -> str:
     return warning
 
 
-def _without_letters(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
-    if benchmark.name not in _MTEB_LETTERS:
+def _without_prefixes(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, list[str]]:
+    if benchmark.name not in _MTEB_PREFIXES:
         return run, []
-    of_queries, of_documents = _MTEB_LETTERS[benchmark.name]
+    of_queries, of_documents = _MTEB_PREFIXES[benchmark.name]
     queries = {query.query_id for query in benchmark.queries} | benchmark.unselected
     documents = {document.doc_id for document in benchmark.documents}
-    query_ids = _shortened(run, of_queries, queries)
+    query_ids = _without_prefix(run, of_queries, queries)
     ranked = dict.fromkeys(doc_id for scores in run.values() for doc_id in scores)
-    doc_ids = _shortened(ranked, of_documents, documents)
+    doc_ids = _without_prefix(ranked, of_documents, documents)
     if not query_ids and not doc_ids:
         return run, []
     mapped = {
@@ -92,10 +94,9 @@ def _without_letters(run: Run, benchmark: Benchmark, where: str) -> tuple[Run, l
     return mapped, [f"{where}: its ids are as mteb writes them, and read as {benchmark.name}'s: {', '.join(examples)}"]
 
 
-def _shortened(ids: Collection[str], letter: str, known: Collection[str]) -> dict[str, str]:
-    """Ids without the letter that they begin with; empty where some are known as they are, or none is
-    known without it."""
-    shorter = {an_id: an_id[1:] for an_id in ids if an_id.startswith(letter)}
+def _without_prefix(ids: Collection[str], prefix: str, known: Collection[str]) -> dict[str, str]:
+    """Ids → the same without their prefix; empty if some are known as they are, or none is known without it."""
+    shorter = {an_id: an_id.removeprefix(prefix) for an_id in ids if an_id.startswith(prefix)}
     if any(an_id in known for an_id in ids) or not any(an_id in known for an_id in shorter.values()):
         return {}
     return shorter

@@ -1,28 +1,26 @@
-"""Datasets of the Hugging Face hub by name, as seeds and personas come from them: the name
-``hub://OWNER/NAME`` or ``hub://OWNER/NAME/CONFIG``.
+"""Datasets of the Hugging Face hub with seeds or personas, named ``hub://OWNER/NAME`` or ``hub://OWNER/NAME/CONFIG``.
 
 ==============================  ========================================================
 layout                          what is read
 ==============================  ========================================================
 retrieval, as ``mteb/msmarco``  configs ``corpus`` (``_id, title, text``), ``queries``
                                 (``_id, text``) and ``default`` or ``qrels`` (``query-id,
-                                corpus-id, score``); as ``BeIR/msmarco`` the last of these in
-                                a repository of its own, ``OWNER/NAME-qrels``
-rows                            a config's rows; of several splits ``train``
+                                corpus-id, score``); for a dataset like ``BeIR/msmarco``, the
+                                judgements in a second repository, ``OWNER/NAME-qrels``
+rows                            a config's rows; ``train`` if there are several splits
 ==============================  ========================================================
 
-Everything reads a local directory of that layout just as well: its ``README.md`` names the
-files of each config.
+A local directory of that layout can be given instead; its ``README.md`` names the files of each config.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from limrank.data import hub
+from limrank.data.hub import HubRepository
 from limrank.errors import UserError, first_line
 from limrank.files import is_file
 from limrank.parsing import clipped
@@ -31,53 +29,48 @@ from limrank.records import Document, Qrels, Query
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NAMED = "hub://"
+SCHEME = "hub://"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?")
 _BATCH = 10_000
 _QRELS = ("default", "qrels")
 
 
 @dataclass(frozen=True)
-class Repository:
-    """``source`` is ``OWNER/NAME`` or a directory; ``config`` None is its only one, or its default.
-    ``key`` is the recipe's, for a person."""
+class HubDataset:
+    """A config of a repository; None is its only config, or its default."""
 
-    source: str
+    repository: HubRepository
     config: str | None
-    key: str
 
     def __str__(self) -> str:
-        return f"{self.source}/{self.config}" if self.config else self.source
+        return f"{self.repository}/{self.config}" if self.config else str(self.repository)
 
     @classmethod
-    def of(cls, value: str, key: str) -> Repository | None:
-        """The repository that a recipe's value names, or the directory of one that it is; None
-        for another kind of value.
+    def of(cls, value: str, key: str) -> HubDataset | None:
+        """The dataset that a recipe's value names, or the local directory of one; None for another kind of value.
+
+        Args:
+            key: the recipe's key, for messages.
 
         Raises:
-            UserError: it is no such name.
+            UserError: the value begins with ``hub://`` and is no such name.
         """
-        if value.startswith(NAMED):
-            found = _NAME.fullmatch(value.removeprefix(NAMED))
+        if value.startswith(SCHEME):
+            found = _NAME.fullmatch(value.removeprefix(SCHEME))
             if not found:
-                raise UserError(f"{key}: {value}: should be {NAMED}OWNER/NAME or {NAMED}OWNER/NAME/CONFIG")
-            return cls(found[1], found[2], key)
+                raise UserError(f"{key}: {value}: should be {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME/CONFIG")
+            return cls(HubRepository(found[1], key), found[2])
         has = [is_file(f"{value}/{name}") for name in ("README.md", "queries.jsonl", "queries.jsonl.gz")]
-        return cls(value, None, key) if has == [True, False, False] else None
-
-    def configs(self) -> list[str]:
-        """Raises UserError: the hub cannot be reached, or has no such repository."""
-        import datasets
-
-        with hub.one_line_errors(self.key, self.source):
-            return datasets.get_dataset_config_names(self.source)
+        return cls(HubRepository(value, key), None) if has == [True, False, False] else None
 
     def is_retrieval(self) -> bool:
-        return self.config is None and {"corpus", "queries"} <= set(self.configs())
+        return self.config is None and {"corpus", "queries"} <= set(self.repository.configs())
 
     def rows(self, columns: Collection[str], config: str | None = None) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """``(1-based number, where it is for a person, record)`` of a config's rows; of these
-        ``columns`` those that there are."""
+        """Yield ``(1-based number, location for messages, record)`` for a config's rows.
+
+        A record has those of ``columns`` that the config has.
+        """
         dataset, number = self._split(config or self.config), 0
         there = [name for name in columns if name in dataset.column_names]
         if not there:
@@ -98,10 +91,11 @@ class Repository:
         ]
 
     def qrels(self) -> Qrels:
-        """The judgements of ``train``, where there is none of ``test``, else of the first split by name."""
-        configs = self.configs()
+        """The judgements of the split ``train``, or else ``test``, or else the first by name."""
+        configs = self.repository.configs()
         config = next((name for name in _QRELS if name in configs), None)
-        judged = self if config else Repository(f"{self.source}-qrels", None, self.key)
+        separate = replace(self.repository, source=f"{self.repository.source}-qrels")
+        judged = self if config else HubDataset(separate, None)
         found: Qrels = {}
         for _, where, record in judged.rows(("query-id", "corpus-id", "score"), config):
             try:
@@ -112,14 +106,14 @@ class Repository:
         return found
 
     def documents(self, wanted: Collection[str] | None = None) -> Iterator[Document]:
-        """The documents of ``corpus``, or those of these ids; a batch of them in memory at a time."""
+        """Yield the documents of ``corpus``, or only those of the ``wanted`` ids; memory holds a batch of them."""
         for _, where, record in self.rows(("_id", "id", "title", "text"), "corpus"):
             doc_id = _id(record, where)
             if wanted is None or doc_id in wanted:
                 yield Document(doc_id, _text(record, "text", where), title=record.get("title") or "")
 
     def _split(self, config: str | None) -> Dataset:
-        splits = hub.load_splits(self.source, config, key=self.key)
+        splits = self.repository.splits(config)
         return splits.get("train") or splits.get("test") or splits[min(splits)]
 
 
