@@ -30,6 +30,25 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes | bytearray) else None
 
 
+ONE_VLLM = {"vllm_engine", "vllm_server"}
+"""Fixtures of engines that several modules share."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Under `pytest -n`, tests that share what takes long to start run in one process: those of vLLM, and
+    those of a module. The kill tests share little: any process takes any of them, but where their module
+    says otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
+        module = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        group = "vllm" if ONE_VLLM & set(item.fixturenames) else module
+        if group == module and module.startswith("faults/"):
+            group = "cluster" if "cluster" in item.fixturenames or "raylet" in item.name else item.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 class LiveEngine:
     """An engine on an event loop of its own, in a thread, for tests that are not coroutines."""
 
