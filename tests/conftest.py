@@ -30,23 +30,29 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes | bytearray) else None
 
 
-ONE_VLLM = {"vllm_engine", "vllm_server"}
-"""Fixtures of engines that several modules share."""
+OF_ONE_VLLM = ("engine_contract", "scoring_parity", "reference_parity", "trained_model", "synthesis_jobs")
+"""Modules of tests/integration whose tests share engines of vLLM."""
+
+INDEPENDENT = ("kills", "interrupts", "startup", "disks", "poison", "engine_orphans", "two_drivers")
+"""Modules of tests/faults whose tests share next to nothing."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Under `pytest -n`, tests that share what takes long to start run in one process: those of vLLM, and
-    those of a module. The kill tests share little: any process takes any of them, but where their module
-    says otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue
-        module = item.path.relative_to(REPOSITORY / "tests").as_posix()
-        group = "vllm" if ONE_VLLM & set(item.fixturenames) else module
-        if group == module and module.startswith("faults/"):
-            group = "cluster" if "cluster" in item.fixturenames or "raylet" in item.name else item.name
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config, log):
+    """`pytest -n 2 --dist loadgroup` runs in one process what shares something that takes long to start: the
+    tests of vLLM, those that kill the shared cluster's nodes, and otherwise those of a module."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, name = nodeid.partition("::")
+            module = Path(path).stem.removeprefix("test_")
+            if module in OF_ONE_VLLM:
+                return "vllm"
+            if module not in INDEPENDENT:
+                return path
+            return "cluster" if "raylet" in name else nodeid
+
+    return ByWhatIsShared(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 class LiveEngine:

@@ -9,7 +9,7 @@ from helpers.beir import write_common
 from helpers.killing import SEED, VICTIMS, Moment, survive
 from helpers.runs import Work, scores
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.faults
 
 WORDS = ("of", "vitamin", "D", "and", "the", "risk", "of", "hip", "fractures", "in", "older", "adults")
 

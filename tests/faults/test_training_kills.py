@@ -20,7 +20,6 @@ from limrank import models
 from limrank.storage import Storage
 from limrank.training.metrics import read_metrics
 
-pytestmark = pytest.mark.xdist_group("training")
 WORKER = ("RayTrainWorker",)
 STEPS = 24
 REPLICAS = 2

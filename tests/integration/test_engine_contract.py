@@ -13,7 +13,6 @@ import pytest
 from limrank.engines import meter
 from limrank.errors import EngineError, RowError, UserError
 
-pytestmark = pytest.mark.xdist_group("vllm")
 TEXT = "The capital of France is"
 CHAT = [{"role": "user", "content": "Name a colour."}]
 STORY = [{"role": "user", "content": "Tell me a very long story."}]

@@ -26,7 +26,6 @@ from limrank.retrieval import candidates
 from limrank.scoring import FALSE, LABELS, TRUE, score_pair
 from limrank.serving import job
 
-pytestmark = pytest.mark.xdist_group("vllm")
 CLOSE_ENOUGH = 1e-4
 PAIRS = 200
 TOKENS = 32

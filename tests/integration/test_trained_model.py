@@ -14,8 +14,6 @@ from limrank.training.loop import train
 from limrank.training.model import load_for_training, merge_and_save
 from limrank.training.state import TrainState
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 
 @pytest.fixture(scope="module")
 def exported(model_dir, tmp_path_factory):
