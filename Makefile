@@ -14,7 +14,7 @@ EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu
 SEEDS         ?= ../shared/data/msmarco_seed_instructir
 DECONTAMINATE ?= ../shared/data/scifact, ../shared/data/cranfield, ../shared/data/bright_pony_tutorial
 
-# Processes of the unit tests.
+# Processes of the tests.
 JOBS          ?= 2
 
 .PHONY: setup model demo synthesis check test faults lint docs reference clean
@@ -44,9 +44,10 @@ synthesis: model
 check: model lint
 	$(BIN)/python -m pytest tests/unit -n $(JOBS)
 
-# What fails fast comes first. Engines and clusters fill a machine by themselves: one test at a time.
+# What fails fast comes first. In two processes: most of these tests wait, for an engine or a cluster.
 test: check
-	$(BIN)/python -m pytest -m "not faults" tests/integration tests/faults
+	$(BIN)/python -m pytest -m "not faults" -n $(JOBS) --dist loadgroup --no-loadscope-reorder --durations 40 \
+		tests/integration tests/faults
 
 faults: model
 	$(BIN)/python -m pytest tests/faults

@@ -6,12 +6,19 @@ import pytest
 
 from helpers.beir import write_common
 from helpers.killing import SEED
-from helpers.runs import Work, committed, scores
+from helpers.runs import Work, committed, left_by_killed, scores
 from limrank.cluster.local import local_cluster
 
 NODES, NODE_CPUS = 3, 3
 
-REPEATED = pytest.StashKey[list]()
+REPEATED = "work begun again"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left():
+    """What killed drivers left behind has ended by the end: Ray's agents take a minute to find out."""
+    yield
+    assert left_by_killed() == {}
 
 
 @pytest.fixture(scope="session")
@@ -56,13 +63,14 @@ def place(request):
 
 
 @pytest.fixture
-def note_repeated(request):
+def note_repeated(record_property):
     """Puts a line of the table at the end of the test session."""
-    return request.config.stash.setdefault(REPEATED, []).append
+    return lambda line: record_property(REPEATED, line)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    lines = config.stash.get(REPEATED, [])
+def pytest_terminal_summary(terminalreporter):
+    ended = [each for each in terminalreporter.getreports("passed") if each.when == "call"]
+    lines = [line for report in ended for name, line in report.user_properties if name == REPEATED]
     if not lines:
         return
     terminalreporter.section(f"work begun again after a kill (LIMRANK_FAULT_SEED={SEED})")

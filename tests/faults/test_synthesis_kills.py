@@ -30,7 +30,8 @@ def test_every_seed_is_there_once_after_two_kills(seeds, tmp_path):
             assert not run.ended(), run.log.read_text()[-3000:]
             os.kill(run.process.pid, 9)
             run.wait()
-            assert run.left() == []
+            assert run.engines_left() == []
+            run.leave()
         after = committed(run_dir)
         assert {name: after[name] for name in before} == before
         before = after

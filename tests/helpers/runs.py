@@ -64,6 +64,10 @@ class Work:
         return [sys.executable, "-m", "limrank", "rerank", str(recipe), "--address", address]
 
 
+KILLED: list[tuple[str, set]] = []
+"""Of each driver that was killed: its command's log, and the processes that it leaves to end by themselves."""
+
+
 class Run:
     """A command as a process, and all processes that were seen below it; with a cluster,
     also the engines and their actors that were seen on its nodes."""
@@ -113,6 +117,18 @@ class Run:
     def left(self):
         """Command lines of all processes of the run that live on."""
         return _lines_of_living(self._engines | self._seen, ALL_GONE_S)
+
+    def leave(self):
+        """Note the processes of a killed driver: :func:`left_by_killed` waits for all of them at once."""
+        KILLED.append((str(self.log), self._engines | self._seen))
+
+
+def left_by_killed():
+    """Command lines of the processes of killed drivers that live on, by the log of the command."""
+    everything = set().union(*(processes for _, processes in KILLED))
+    _lines_of_living(everything, ALL_GONE_S)
+    left = {log: [command_line(each) for each in processes if alive(each)] for log, processes in KILLED}
+    return {log: lines for log, lines in left.items() if lines}
 
 
 def _lines_of_living(processes, patience_s):
