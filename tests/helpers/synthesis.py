@@ -42,8 +42,8 @@ def synthesize(seed=SEEDS[0], *, briefs=BRIEFS, mined=(), inputs=INPUTS, **engin
 
 
 class Writer:
-    """An engine that answers each step with what it is told; the judge in these tests is a
-    fake engine of its own. A step is told apart by the JSON schema it asks for."""
+    """An engine with a given answer for each step; the judge in these tests is a fake engine of its own.
+    A step is recognized by its JSON schema."""
 
     tokenizer = ByteTokenizer()
     limits = Limits(32768, 256)
@@ -69,8 +69,8 @@ class Writer:
 
 
 class Reranker:
-    """Says how relevant a passage is by the mark in it: ``<3>`` is 3 in log-odds; one
-    without a mark cannot be scored."""
+    """Scores a passage by the mark in it: ``<3>`` means log-odds of 3. A passage without a mark cannot
+    be scored."""
 
     tokenizer = ByteTokenizer()
     limits = Limits(32768, 256)
@@ -89,7 +89,7 @@ def example(name, query="a query of five words", passage=LONG, role=HARD):
 
 
 def with_settings(config, **changed):
-    """A config with other values in its synthesis section."""
+    """The config with other values in its synthesis section."""
     return config.model_copy(update={"synthesis": config.synthesis.model_copy(update=changed)})
 
 

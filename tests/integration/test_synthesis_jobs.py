@@ -109,7 +109,7 @@ def test_one_actor_or_four_and_one_pool_or_two_write_the_same(local_ray, seeds, 
     assert in_order(tmp_path / "one") == in_order(tmp_path / "four") and not hosted
     receipts = read_receipts(Storage(str(tmp_path / "four")))
     assert len({work.worker for receipt in receipts for work in receipt.work}) > 1
-    # Another model judges, in a pool of its own; the fake one's answers hang on the prompt alone.
+    # Another model judges, in a pool of its own; the fake one's answers depend only on the prompt.
     synthesize(seeds, tmp_path / "judged", judge="another")
     assert in_order(tmp_path / "one") == in_order(tmp_path / "judged") and hosted == ["another"]
 
@@ -123,7 +123,7 @@ def test_a_reranker_mines_and_says_what_is_hard(local_ray, seeds, tmp_path, judg
     assert kept and all(0 <= row["base_score"] <= 1 for row in kept)
     assert any(row["passage_role"] == "mined_negative" for row in examples(run))
     assert stats["reranker"] == "another" and {"mine", "base"} <= set(stats["steps"])
-    # Three neighbours a query were looked at, by the one token that says true or false.
+    # Three neighbours of each query were scored, each by one label token.
     assert stats["steps"]["mine"]["generated"] == 3 * stats["queries"]
 
 
@@ -154,7 +154,7 @@ def test_a_run_ends_when_enough_is_kept_and_goes_on_once_more_is_asked_for(local
     result, stats = synthesize(seeds, run, size=4, oversample=1.5)
     manifest = json.loads((run / "manifest.json").read_text())
     assert 6 <= manifest["counts"]["kept"] < whole["kept"] and stats["seeds"] < SEEDS
-    # It is what was asked for, and not a part of it.
+    # The run is done, not stopped.
     assert manifest["status"] == "done" and stats["selected"]["examples"] == 4
     assert any(f"enough after {stats['seeds']} of {SEEDS} seeds" in line for line in result.messages)
     before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}

@@ -71,7 +71,7 @@ def test_encoding_in_parts_equals_encoding_the_whole(tied_model, train_file):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_packed_row_s_loss_is_that_of_its_examples_alone(tiny_model, train_file, method):
+def test_a_packed_row_s_loss_is_that_of_its_examples_one_by_one(tiny_model, train_file, method):
     model, tokenizer = load_for_training(tiny_model, settings(method=method), torch.float32)
     perturb(model)
     examples = encode(train_file, tokenizer)[:3]
@@ -334,7 +334,7 @@ def test_a_run_trains_exports_and_resumes(
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Ray Train looks at its workers every two seconds, which is most of a run this small.
+    # Ray Train checks its workers every two seconds, which is most of a run this small.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
     # Five training examples, four a step: in each epoch's last step a worker has nothing to do.
@@ -352,11 +352,11 @@ def test_a_run_trains_exports_and_resumes(
     assert result.final_loss == metrics[-1]["loss"]
     assert result.validation_loss == metrics[-1]["validation_loss"] < metrics[1]["validation_loss"]
 
-    # Two workers make the very steps that one process makes alone.
-    alone = train_alone(config)
+    # Two workers make the same steps as a single process.
+    single = train_in_one_process(config)
     for name in ("loss", "learning_rate", "examples"):
-        assert [line[name] for line in metrics] == pytest.approx([line[name] for line in alone], rel=1e-4)
-    assert metrics[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], rel=1e-4)
+        assert [line[name] for line in metrics] == pytest.approx([line[name] for line in single], rel=1e-4)
+    assert metrics[-1]["validation_loss"] == pytest.approx(single[-1]["validation_loss"], rel=1e-4)
 
     tokenizer = AutoTokenizer.from_pretrained(result.model_dir)
     assert len(tokenizer.encode("</think>")) == 1
@@ -372,7 +372,7 @@ def test_a_run_trains_exports_and_resumes(
     assert "This is only the adapter" in card and "- lora_targets: all linear layers" in card
     assert f"- lora_embeddings: {embeddings}" in card
 
-    # Started again it has nothing to do, and says the same.
+    # A second call has nothing to do, and returns the same.
     assert fit.fit(config, Storage(str(tmp_path)), seen.append) == result
     assert read_metrics(Storage(str(tmp_path))) == metrics == seen
 
@@ -395,7 +395,7 @@ def test_where_nothing_is_held_out_the_last_checkpoints_are_kept(
     assert sorted(state["progress"]["step"] for state in states) == [steps - 2, steps - 1, steps]
 
 
-def train_alone(config):
+def train_in_one_process(config):
     """The same steps in this process: twice the accumulation for half the workers."""
     prepared = prepare(config)
     examples, validation = prepared.training, prepared.validation
@@ -425,7 +425,7 @@ def test_what_the_cluster_cannot_give_is_refused(tied_model, train_file, tmp_pat
         fit.fit(on_gpus, Storage(str(tmp_path)))
 
 
-def test_what_teaches_nothing_is_told_before_anything_starts(tied_model, train_file, tmp_path):
+def test_a_file_that_teaches_nothing_is_reported_before_anything_starts(tied_model, train_file, tmp_path):
     with pytest.raises(UserError, match="9 workers for 8 training examples of .*: take fewer workers"):
         job.plan(train_job(tied_model, train_file, tmp_path, replicas=9))
     one = tmp_path / "one.jsonl"
@@ -478,7 +478,7 @@ def test_a_cluster_encodes_as_this_process_does(tied_model, train_file, tmp_path
         prepare(short, encode=encoding.encode_on_cluster)
 
 
-def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, local_ray):
+def test_memory_is_estimated_before_it_is_taken(tied_model, train_file, tmp_path, local_ray):
     lora, full = (train_job(tied_model, train_file, tmp_path, method=method) for method in ("lora", "full"))
     count = sum(each.numel() for each in load_for_training(tied_model, full.training, torch.float32)[0].parameters())
     count -= 2 * 64  # the rows of the added tokens
@@ -510,7 +510,8 @@ def test_memory_is_told_before_it_is_taken(tied_model, train_file, tmp_path, loc
 
 
 def dying(storage, reached):
-    """A trainer a call, that ends after so many steps, in turn: its controller fails, or dies, or a worker does."""
+    """One trainer for each call. It ends after so many steps: in turn its controller fails, its controller
+    crashes, or a worker crashes."""
     from ray.exceptions import ActorDiedError
     from ray.train import ControllerError, WorkerGroupError
 
@@ -527,8 +528,8 @@ def dying(storage, reached):
     return Dying, calls
 
 
-def test_deaths_are_borne_as_long_as_training_comes_further(tmp_path):
-    """Four between which no step is reached that had not been; each makes some steps again."""
+def test_crashes_are_tolerated_as_long_as_training_makes_progress(tmp_path):
+    """Four crashes without a new step between them end it; each repeats some steps."""
     for reached, message in (
         ([2, 2, 3, 1, 2, 3], "training worker 0 failed: RuntimeError: lost in call 6"),
         ([2, 2, 1, 2], "training failed: RuntimeError: lost in call 4"),
@@ -541,7 +542,7 @@ def test_deaths_are_borne_as_long_as_training_comes_further(tmp_path):
         assert calls == reached
 
 
-def test_workers_that_the_cluster_has_no_room_for_end_the_training(
+def test_workers_that_the_cluster_has_no_resources_for_end_the_training(
     tied_model, train_file, tmp_path, local_ray, monkeypatch
 ):
     import ray

@@ -88,13 +88,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_packaged_model_can_be_packed_whatever_it_is_rounded_to(method, dtype):
-    """In bfloat16 some of its logits in a row differ by 6.7 % of the largest, by rounding alone."""
+    """In bfloat16 some of its logits in a row differ by 6.7 % of the largest, only by rounding."""
     packaged = models.resolve("smollm2-135m-instruct")
     model, _ = load_for_training(packaged, settings(method=method), dtype)
     layers, before = model.config.num_hidden_layers, [each.clone() for each in list(model.parameters())[:3]]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check_packing(model)
-    # It is only looked at.
+    # The check leaves it unchanged.
     assert (model.config.num_hidden_layers, model.config._attn_implementation) == (layers, PACKED)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=False))
 
@@ -268,7 +268,7 @@ def test_checkpointed_gradients_are_the_same(model_dir, train_file):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_held_out_ndcg_is_that_of_pairs_scored_alone(loaded):
+def test_held_out_ndcg_is_that_of_pairs_scored_one_by_one(loaded):
     model, tokenizer = loaded
     dev = read_dev_set(DEV, tokenizer, "Query: {{ query }}\nPassage: {{ passage }}\n<think>", 400)
     assert len(dev.pairs) == 20 and len({query_id for query_id, _ in dev.documents}) == 4
@@ -339,8 +339,8 @@ def test_a_query_s_relevant_passage_rises(model_dir, objective, tmp_path):
     assert lines[-1]["examples"] == 30 * 30
 
 
-def test_looks_that_find_nothing_better_end_the_training(model_dir, train_file):
-    """A learning rate of next to nothing: the first look is the best one."""
+def test_evaluations_without_an_improvement_end_the_training(model_dir, train_file):
+    """With a tiny learning rate the first evaluation is the best one."""
     training = settings(epochs=9, batch_size=5, learning_rate=1e-12, eval_steps=2, patience=2, target="direct")
     model, tokenizer = load_for_training(model_dir, training, torch.float32)
     examples, lines = direct(train_file, tokenizer), []
@@ -369,7 +369,7 @@ def test_looks_that_find_nothing_better_end_the_training(model_dir, train_file):
 def test_the_weights_that_the_recipe_names_are_exported(
     model_dir, train_file, tmp_path, local_ray, monkeypatch, export
 ):
-    """Held-out loss falls and rises again at a rate that is too high; and an event file is there."""
+    """Held-out loss falls and then rises at a rate that is too high; and there is an event file."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     shape = {"epochs": 6, "batch_size": 5, "learning_rate": 0.1, "eval_steps": 2, "validation_share": 0.3}
     config = TrainJob(

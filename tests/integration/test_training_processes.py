@@ -17,24 +17,24 @@ from limrank.training.model import load_for_training
 from limrank.training.processes import gathered, in_turn, process
 from limrank.training.state import TrainState
 
-# The first two are on one node, the third is alone on another.
-PLACES = ((0, 2), (1, 2), (0, 1))
+# (turn, turns) by rank: the first two are on one node, the third on another.
+TURNS = ((0, 2), (1, 2), (0, 1))
 SECONDS = 0.3
 
 
 def member(rank, folder, task):
-    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=len(PLACES))
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=len(TURNS))
     try:
         torch.save(task(rank), f"{folder}/{rank}")
-        gathered(None)  # nobody leaves while another still asks
+        gathered(None)  # a process waits for the others' last request
     finally:
         distributed.destroy_process_group()
 
 
 def together(folder, task):
-    """What the task returns in each process."""
-    torch.multiprocessing.spawn(member, (str(folder), task), nprocs=len(PLACES))
-    return [torch.load(folder / str(rank), weights_only=False) for rank in range(len(PLACES))]
+    """The task's result in each process."""
+    torch.multiprocessing.spawn(member, (str(folder), task), nprocs=len(TURNS))
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(len(TURNS))]
 
 
 def timed(turns, rank):
@@ -43,7 +43,7 @@ def timed(turns, rank):
         time.sleep(SECONDS)
         return began, time.monotonic()
 
-    return process(), in_turn(work, *(PLACES[rank] if turns else (0, 1)))
+    return process(), in_turn(work, *(TURNS[rank] if turns else (0, 1)))
 
 
 def overlap(one, other):
@@ -51,10 +51,10 @@ def overlap(one, other):
 
 
 def test_a_node_s_processes_work_one_after_another_and_nodes_side_by_side(tmp_path):
-    members, (first, second, elsewhere) = zip(*together(tmp_path, partial(timed, True)), strict=True)
+    members, (first, second, remote) = zip(*together(tmp_path, partial(timed, True)), strict=True)
     assert members == ((0, 3), (1, 3), (2, 3))
     assert not overlap(first, second)
-    assert overlap(first, elsewhere)
+    assert overlap(first, remote)
 
 
 def test_without_turns_they_work_at_once(tmp_path):
@@ -69,7 +69,7 @@ def failing(who, rank):
         return rank
 
     try:
-        return in_turn(work, *PLACES[rank])
+        return in_turn(work, *TURNS[rank])
     except LimrankError as error:
         return str(error)
 
@@ -99,8 +99,8 @@ def diverging(model_dir, rank):
         return str(error)
 
 
-def test_a_loss_that_is_no_number_in_one_process_is_told_by_all(tmp_path):
-    """By its line alone: the other two processes' were sound."""
+def test_a_loss_that_is_not_finite_in_one_process_is_raised_by_all(tmp_path):
+    """With only its line: those of the other two processes were sound."""
     model_dir = make_tiny(tmp_path / "model", tied=False)
     errors = together(tmp_path, partial(diverging, model_dir))
     assert errors[0].startswith("training stopped at step 1: the loss is nan (lines 2 of the training file)")

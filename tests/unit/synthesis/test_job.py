@@ -43,7 +43,7 @@ def test_a_plan_says_what_ends_the_run(config):
 
 
 def test_keys_that_came_later_change_no_hash_at_their_default():
-    """A run directory that an earlier limrank made goes on."""
+    """A run directory of an earlier limrank can be resumed."""
     assert "oversample" not in SynthesisConfig().hashed(set()) and "size" in SynthesisConfig().hashed(set())
     assert SynthesisConfig(size=2, oversample=2).hashed({"size"})["oversample"] == 2
 
@@ -101,7 +101,7 @@ def test_a_second_try_writes_what_failed_and_nothing_else(config, tmp_path):
     assert "ask an expert" in writer.prompts[asked] and len(writer.prompts) == asked + 5
 
 
-def test_an_embedder_that_is_not_there_is_told_before_anything_is_started(config, tmp_path):
+def test_a_missing_embedder_is_refused_before_anything_starts(config, tmp_path):
     wrong = with_settings(config, size=2, embedder="/no/such/model")
     with pytest.raises(UserError, match="model /no/such/model: no such directory"):
         job.run(wrong, address="local", progress=open_progress())

@@ -41,17 +41,17 @@ def test_a_chain_before_label_tokens_does_not_say_its_verdict_too():
         async def label_logprobs(self, prompt, labels):
             return {" true": -0.1, " false": -3.0}
 
-    alone = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"negatives": 0}))
+    only_positive = replace(INPUTS, synthesis=INPUTS.synthesis.model_copy(update={"negatives": 0}))
     writer = Writer(describe='{"positive": "one that helps", "hard_negatives": []}')
     message = [
         (example.reasoning, example.kept, example.reject_reason)
         for _ in range(2)
-        for example in synthesize(briefs=[DAILY], writer=writer, judge=Judge(), inputs=alone).examples
+        for example in synthesize(briefs=[DAILY], writer=writer, judge=Judge(), inputs=only_positive).examples
     ]
     assert message == [("It says where to begin.", True, None), ("", False, "bad_chain")]
 
 
-def test_a_pair_that_the_judge_cannot_score_is_told_twice():
+def test_a_pair_that_the_judge_cannot_score_is_a_row_and_a_failure():
     outcome = synthesize(judge=fake_engine(fail_rate=1.0))
     assert {each.reject_reason for each in outcome.examples} == {"judge_failed"}
     assert {each.judge_score for each in outcome.examples} == {None}
@@ -121,7 +121,7 @@ def test_by_ranking_nobody_is_asked_about_what_has_nothing_to_be_compared_with()
     assert asked == []
 
 
-def test_a_judge_s_answer_that_could_not_be_had_is_told_twice():
+def test_a_failed_request_to_a_judge_is_a_row_and_a_failure():
     class Judge(Writer):
         async def generate(self, prompt, *, max_tokens, **sampling):
             raise RowError("refused")
@@ -135,7 +135,7 @@ def test_a_judge_s_answer_that_could_not_be_had_is_told_twice():
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("direct", None), ("budget", "bad_chain")])
-def test_a_chain_is_looked_at_where_one_is_asked_for(mode, reason):
+def test_a_chain_is_checked_where_one_is_asked_for(mode, reason):
     class Silent(Writer):
         """Writes nothing, and answers true."""
 
@@ -193,7 +193,7 @@ def test_a_reranker_says_how_hard_the_kept_examples_are():
     assert surprise(asdict(replace(kept[0], label=False, base_score=0.9, judge_score=0.0))) == pytest.approx(0.9)
 
 
-def test_what_the_reranker_cannot_score_is_not_mined_and_told():
+def test_what_the_reranker_cannot_score_is_not_mined_and_a_failure():
     settings = INPUTS.synthesis.model_copy(update={"mined_negatives": 2})
     outcome = synthesize(
         mined=["one", "two <1>", "three"],

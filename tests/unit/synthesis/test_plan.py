@@ -88,18 +88,18 @@ def test_a_query_is_written_anew_where_anything_of_it_is_missing(config):
     def row(**values):
         return asdict(SynthesisExample("e", "s1", "p1", QueryKind.DAILY, passage="text", kept=True)) | values
 
-    def again(*rows, reranked=True):
+    def rewritten(*rows, reranked=True):
         return [brief.kind for brief in unwritten(unit, rows, reranked=reranked, mined=1)]
 
     mined = row(passage_role=MINED, base_score=0.5)
-    assert again() == ["daily", "expert"]
-    assert again(mined) == ["expert"]
-    assert again(row(base_score=0.5)) == ["daily", "expert"]  # none was mined
-    assert again(row(base_score=0.5), reranked=False) == ["expert"]
-    assert again(mined, row(reject_reason="judge_failed", kept=False)) == ["daily", "expert"]
-    assert again(mined, row(base_score=None)) == ["daily", "expert"]
-    assert again(mined, row(base_score=None, kept=False)) == ["expert"]
-    assert again(row(passage=None, kept=False, reject_reason="unparsable")) == ["expert"]
+    assert rewritten() == ["daily", "expert"]
+    assert rewritten(mined) == ["expert"]
+    assert rewritten(row(base_score=0.5)) == ["daily", "expert"]  # none was mined
+    assert rewritten(row(base_score=0.5), reranked=False) == ["expert"]
+    assert rewritten(mined, row(reject_reason="judge_failed", kept=False)) == ["daily", "expert"]
+    assert rewritten(mined, row(base_score=None)) == ["daily", "expert"]
+    assert rewritten(mined, row(base_score=None, kept=False)) == ["expert"]
+    assert rewritten(row(passage=None, kept=False, reject_reason="unparsable")) == ["expert"]
 
 
 def test_a_seed_that_repeats_a_benchmark_costs_nothing(config, tmp_path):

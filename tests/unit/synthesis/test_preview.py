@@ -41,7 +41,7 @@ def test_a_preview_shows_every_step_and_writes_nothing(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_preview_tells_a_contaminated_seed_and_takes_the_next(config, tmp_path):
+def test_a_preview_reports_a_contaminated_seed_and_takes_the_next(config, tmp_path):
     decontaminate = (write_benchmark(tmp_path / "bench", "Merge sorted lists!"),)
     text = previewed(with_settings(config, decontaminate=decontaminate))
     first, second = text.index("# seed s1"), text.index("# seed s2")
@@ -68,7 +68,7 @@ def test_a_preview_keeps_nothing_that_repeats_a_benchmark(config, tmp_path, repe
     assert f"{kept.example_id}: kept" not in text
 
 
-def test_a_preview_says_which_benchmarks_it_cannot_look_through(config, tmp_path):
+def test_a_preview_says_which_benchmarks_it_cannot_check(config, tmp_path):
     folder = write_benchmark(tmp_path / "bench", "unlike anything in these seeds")
     (tmp_path / "bench" / "corpus.jsonl").unlink()
     (warning,) = read_inputs(with_settings(config, decontaminate=(folder,))).benchmarks.warnings
@@ -84,7 +84,7 @@ def test_a_preview_shows_the_prompt_of_a_request_that_failed(config):
     assert re.search(rf"\nfailed: s1/daily/\S+: write: {re.escape(error)}\n", text)
 
 
-def test_a_preview_shows_what_an_engine_died_of(config):
+def test_a_preview_shows_the_request_that_crashed_an_engine(config):
     shown = []
     with pytest.raises(EngineError, match="poisoned"):
         job.preview(with_fault(config, poison="merge sorted lists"), 1, shown.append)

@@ -53,7 +53,7 @@ def test_a_seed_becomes_a_query_a_kind_and_its_pairs():
     assert len({each.query for each in outcome.examples}) == 2
 
 
-def test_the_same_seed_gives_the_same_examples_whatever_runs_beside_it():
+def test_the_same_seed_gives_the_same_examples_whatever_else_runs():
     async def both():
         engine = fake_engine()
         return await asyncio.gather(
@@ -167,7 +167,7 @@ def test_without_constrained_decoding_no_schema_is_asked_for():
     assert {each.reject_reason for each in outcome.examples} == {"unparsable"}
 
 
-def test_tokens_are_told_by_step():
+def test_tokens_are_counted_by_step():
     async def metered():
         engine = fake_engine()
         with meter() as usage:
@@ -259,7 +259,7 @@ def test_a_writer_s_thought_is_no_part_of_what_it_writes():
     assert {each.reject_reason for each in outcome.examples} == {"length"}
 
 
-def test_a_dead_engine_ends_the_seed():
+def test_a_crashed_engine_ends_the_seed():
     with pytest.raises(EngineError):
         synthesize(judge=fake_engine(poison="passage is relevant"))
 

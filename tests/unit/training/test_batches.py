@@ -35,7 +35,7 @@ def test_micro_batches_are_sorted_by_length_and_dealt_out():
     assert micro_batches(step, lengths, batch_size=2, rank=0, workers=1) == [[(1,), (3,)], [(0,), (4,)], [(2,)]]
     assert micro_batches(step, lengths, batch_size=2, rank=0, workers=2) == [[(1,), (3,)], [(2,)]]
     assert micro_batches(step, lengths, batch_size=2, rank=1, workers=2) == [[(0,), (4,)], []]
-    # A query's examples are never apart: 1 + 3 tokens, 5 + 7 and 9.
+    # A query's examples stay together: 1 + 3 tokens, 5 + 7 and 9.
     step = [(2, 4), (0, 3), (1,)]
     assert micro_batches(step, lengths, batch_size=2, rank=0, workers=1) == [[(0, 3), (1,)], [(2, 4)]]
 
@@ -80,7 +80,7 @@ def test_the_loss_of_labels_is_a_sum_over_tokens():
     assert loss("label", units, logits(3.0, 0.0)) == pytest.approx(even + sure)
 
 
-def test_binary_is_of_the_two_labels_alone():
+def test_binary_is_normalized_over_the_two_labels():
     units = [labelled(("a", True)), labelled(("a", False)), labelled(("b", False))]
     assert weight("binary", units) == 3
     expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)) + math.log(2)
@@ -93,7 +93,7 @@ def test_softmax_is_over_a_relevant_passage_and_those_that_are_not():
     a = labelled(("a", True), ("a", False), ("a", False))
     assert weight("softmax", [a]) == 1
     assert loss("softmax", [a], logits(0.0, 0.0, 0.0)) == pytest.approx(math.log(3))
-    # Of two relevant ones each is compared with the others alone: the mean of both.
+    # Each of two relevant passages is compared only with the others: the mean of both.
     b = labelled(("b", True), ("b", False), ("b", True))
     expected = (math.log(1 + math.exp(1 - 2)) + math.log(1 + math.exp(1 - 0))) / 2
     assert loss("softmax", [b], logits(2.0, 1.0, 0.0)) == pytest.approx(expected)

@@ -60,7 +60,7 @@ def test_loss_is_on_the_completion_and_the_end():
 def test_a_direct_example_is_prompt_close_and_label():
     (one,) = encode_examples(set_target([example(label=" false")], "direct"), encode, END, 1000, "train.jsonl")
     assert decode(one.ids).endswith("abcdefgh\n<think>\n</think> false")
-    # The close is given by whoever asks: the loss is on the label alone.
+    # The close belongs to the prompt: the loss is only on the label.
     assert decode(one.ids[one.prompt_tokens :]) == " false"
     assert (one.label, one.query) == (False, ("q",))
 

@@ -342,7 +342,7 @@ def test_a_bad_element_of_an_array_is_named(tmp_path, text, message):
     assert f"{path}{message}" in refusal(path)
 
 
-def test_keys_that_are_not_known_are_told_with_those_that_are(tmp_path):
+def test_unknown_keys_are_named_with_the_known_ones(tmp_path):
     known = "are not known: give prompt and completion, instruction and output, or query, passage and label"
     records = [{"a": "1", "b": "2"}]
     path = write(tmp_path / "a.jsonl", *records)
