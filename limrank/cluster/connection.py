@@ -55,6 +55,21 @@ def prepare_environment(address: str = "auto") -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _token_file().is_file() or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray._raylet" in sys.modules:
+        _reread_environment()
+
+
+def _reread_environment() -> None:
+    """Have Ray read the variables again: a script may import Ray before it calls limrank."""
+    import ray
+    from ray._private import auto_init_hook, ray_constants
+
+    if ray.is_initialized():
+        return
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    auto_init_hook.enable_auto_connect = os.environ["RAY_ENABLE_AUTO_CONNECT"] != "0"
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(LOOPBACK_SWITCH, ray_constants.ENABLE_RAY_CLUSTER)
 
 
 def _token_file() -> Path:

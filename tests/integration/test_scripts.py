@@ -1,5 +1,6 @@
-"""``Reranker`` in a person's own script, run as such."""
+"""A person's own script, run as such."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -26,3 +27,27 @@ def test_a_script_needs_no_guard_whatever_it_imports(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("ranked 2 ['a'] True") == 1
+
+
+RAY_FIRST = """
+    import ray
+
+    from limrank import cluster, rerank
+
+    with cluster.connect("local"):
+        print("listens on", ray.nodes()[0]["NodeManagerAddress"])
+    options = {"data": {"format": "pydocs", "max_queries": 1}, "first_stage": {"depth": 2}, "engine": {"kind": "fake"}}
+    print("rows", rerank(run_dir="run", **options).rows.num_rows)
+"""
+
+
+def test_ray_may_be_imported_before_limrank(tmp_path):
+    """Ray reads its environment when it is imported: without a token's mode it could not talk to its own cluster."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(RAY_FIRST))
+    of_ray = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    environment = {name: value for name, value in os.environ.items() if name not in of_ray} | {"HOME": str(tmp_path)}
+    command = [sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["listens on 127.0.0.1", "rows 2"]
