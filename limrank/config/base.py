@@ -43,7 +43,7 @@ def _can_be_path(path: str) -> str:
 
 PathStr = Annotated[str, PathMark(), AfterValidator(_can_be_path)]
 
-Unit = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 Seconds = Annotated[float, Field(gt=0, le=31_622_400)]
 """At most a year: clocks and timers overflow at larger numbers."""

@@ -13,9 +13,9 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    Fraction,
     PathStr,
     Section,
-    Unit,
     fault,
 )
 from limrank.parsing import brief
@@ -182,7 +182,7 @@ class FirstStageConfig(Section):
     path: PathStr | None = Field(default=None, description="for kind=run: a run in TREC or JSON form")
     depth: PositiveInt = Field(default=100, description="candidates a query")
     k1: NonNegativeFloat = Field(default=0.9, description="BM25's k1: how fast repeated words saturate")
-    b: Unit = Field(default=0.4, description="BM25's b: how much a document's length counts")
+    b: Fraction = Field(default=0.4, description="BM25's b: how much a document's length counts")
     query_weights: Literal["count", "bm25"] = Field(
         default="count",
         description="how a query's words weigh. count: by their number in the query, as in Lucene. bm25: by their "

@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    Fraction,
     Seconds,
     Section,
-    Unit,
     fault,
 )
 
@@ -64,7 +64,7 @@ def _is_http(url: str) -> bool:
 
 class FaultConfig(Section):
     latency_ms: NonNegativeFloat = Field(default=0.0, description="time that a request takes, in milliseconds")
-    fail_rate: Unit = Field(default=0.0, description="share of prompts that raise a RowError")
+    fail_rate: Fraction = Field(default=0.0, description="share of prompts that raise a RowError")
     poison: str | None = Field(default=None, description="a prompt that holds this text crashes the engine")
     own_process: bool = Field(
         default=False, description="keep a second process, as vLLM does; the engine ends when it crashes"

@@ -1,4 +1,4 @@
-"""``serving``: where a server listens."""
+"""``serving``: where a server listens, and how many requests may wait."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class ServingConfig(Section):
     max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(
         default=256,
         ge=-1,
-        description="requests that may wait, beyond those that the engines work on; one more is answered with 503 "
-        "and Retry-After. -1: no limit",
+        description="requests that may wait, beyond those that the engines work on; the server answers any other request "
+        "with 503 and Retry-After. -1: no limit",
     )

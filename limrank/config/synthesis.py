@@ -14,9 +14,9 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    Fraction,
     PathStr,
     Section,
-    Unit,
 )
 
 
@@ -75,7 +75,7 @@ class SynthesisConfig(Section):
     domains: Shares = Field(
         default={}, description="domain → share of the queries. Empty: the writer names each query's domain"
     )
-    instruction_rate: Unit = Field(
+    instruction_rate: Fraction = Field(
         default=0.0, description="share of the queries with an instruction that narrows what is relevant"
     )
     chains: bool = Field(

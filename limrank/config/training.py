@@ -11,9 +11,9 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    Fraction,
     PathStr,
     Section,
-    Unit,
 )
 from limrank.config.data import (
     DataConfig,
@@ -51,7 +51,7 @@ class TrainingConfig(Section):
     )
     epochs: PositiveInt = Field(default=7, description="passes over the examples")
     learning_rate: float = Field(default=3e-5, gt=0, allow_inf_nan=False, description="highest learning rate")
-    warmup_ratio: Unit = Field(default=0.03, description="share of the steps in which the learning rate rises")
+    warmup_ratio: Fraction = Field(default=0.03, description="share of the steps in which the learning rate rises")
     batch_size: PositiveInt = Field(
         default=4, description="sequences in a forward pass. With softmax or ranknet: queries, with all their passages"
     )

@@ -120,6 +120,8 @@ def open_engine(model: ModelConfig | str, engine: EngineConfig | None = None, *,
         return OpenAIEngine(model, engine)
     if engine.kind == "serve":
         raise UserError("engine.kind serve: only a rerank job and Reranker send their work to a served reranker")
-    from limrank.engines.fake import FakeEngine
+    if engine.kind == "fake":
+        from limrank.engines.fake import FakeEngine
 
-    return FakeEngine(model, engine)
+        return FakeEngine(model, engine)
+    raise NotImplementedError(f"engine.kind {engine.kind}")

@@ -1,4 +1,4 @@
-"""Pointwise judgement of (query, passage) pairs. No other package knows label tokens."""
+"""Pointwise judgement of (query, passage) pairs. The label strings are defined here."""
 
 from limrank.engines.tokens import encode_template, encode_text
 from limrank.scoring.encoding import (

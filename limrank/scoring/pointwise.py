@@ -4,7 +4,7 @@
 chain that it did not close is truncated and closed. One request of one token, whose prefix the
 engine has cached, reads both labels' log-probabilities of the next token. ``direct`` is the same
 with an empty chain. The prompt and the label tokens are Rank1's and LimRank's: the published
-weights need them byte for byte. No other module knows label tokens.
+weights need them byte for byte.
 
 The label follows exactly the tokens that the model wrote, or was trained on: ``.`` and a line end
 are one token in Qwen's vocabulary, and two when they are encoded separately.

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from limrank.training.examples import EncodedExample
     from limrank.training.sources import Example
 
-Unit = tuple[int, ...]
+LossGroup = tuple[int, ...]
 """Indices of the examples that contribute one term to the loss."""
 
 
-def single_units(examples: Sequence[Example | EncodedExample]) -> list[Unit]:
+def single_units(examples: Sequence[Example | EncodedExample]) -> list[LossGroup]:
     """One unit for each example."""
     return [(index,) for index in range(len(examples))]
 
 
-def query_units(examples: Sequence[Example | EncodedExample]) -> list[Unit]:
+def query_units(examples: Sequence[Example | EncodedExample]) -> list[LossGroup]:
     """The examples of each query that has both labels, in the order of the file."""
     by_query: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):
@@ -41,7 +41,7 @@ def steps_per_epoch(units: int, per_step: int) -> int:
     return ceil(units / per_step)
 
 
-def epoch_steps(units: Sequence[Unit], per_step: int, seed: int, epoch: int) -> list[list[Unit]]:
+def epoch_steps(units: Sequence[LossGroup], per_step: int, seed: int, epoch: int) -> list[list[LossGroup]]:
     """The units of each optimizer step of an epoch, over all workers."""
     order = list(units)
     random.Random(f"{seed}/{epoch}").shuffle(order)
@@ -49,8 +49,8 @@ def epoch_steps(units: Sequence[Unit], per_step: int, seed: int, epoch: int) -> 
 
 
 def micro_batches(
-    step: Sequence[Unit], lengths: Sequence[int], batch_size: int, rank: int, workers: int
-) -> list[list[Unit]]:
+    step: Sequence[LossGroup], lengths: Sequence[int], batch_size: int, rank: int, workers: int
+) -> list[list[LossGroup]]:
     """The forward passes of one worker in one step: lists of at most ``batch_size`` units.
 
     A step's gradient is a sum, so the order of its units is free. Batches are ordered by length, longest
@@ -61,7 +61,7 @@ def micro_batches(
         lengths: number of tokens of each example.
     """
 
-    def tokens(unit: Unit) -> int:
+    def tokens(unit: LossGroup) -> int:
         return sum(lengths[index] for index in unit)
 
     ordered = sorted(step, key=lambda unit: (tokens(unit), unit), reverse=True)

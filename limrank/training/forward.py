@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from limrank.config import Objective
-from limrank.training.batches import PackedRow, Unit, micro_batches, pack, query_units, single_units
+from limrank.training.batches import LossGroup, PackedRow, micro_batches, pack, query_units, single_units
 from limrank.training.objectives import compares, summed_loss, weight
 from limrank.training.processes import process, summed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from limrank.training.sources import Example
 
 
-def training_units(examples: Sequence[Example | EncodedExample], objective: Objective) -> list[Unit]:
+def training_units(examples: Sequence[Example | EncodedExample], objective: Objective) -> list[LossGroup]:
     """The units of the loss: single examples, or queries with their examples of both labels."""
     return query_units(examples) if compares(objective) else single_units(examples)
 
@@ -100,10 +100,10 @@ def direct_log_odds(
 def _shared_rows(
     module: nn.Module,
     examples: Sequence[EncodedExample],
-    units: Sequence[Unit],
+    units: Sequence[LossGroup],
     batch_size: int,
     device: torch.device | str,
-) -> Iterator[tuple[list[Unit], PackedRow]]:
+) -> Iterator[tuple[list[LossGroup], PackedRow]]:
     """This process's share of the units, with the row of each batch, without gradients and in the
     module's evaluation mode. An empty batch has a row, too, which does not count: with sharded weights
     every process has to run the same number of forward passes."""
@@ -118,5 +118,5 @@ def _shared_rows(
     module.train()
 
 
-def of_units(examples: Sequence[EncodedExample], units: Sequence[Unit]) -> list[list[EncodedExample]]:
+def of_units(examples: Sequence[EncodedExample], units: Sequence[LossGroup]) -> list[list[EncodedExample]]:
     return [[examples[index] for index in unit] for unit in units]

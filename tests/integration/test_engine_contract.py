@@ -34,7 +34,7 @@ def live(request, live_engine):
     elif request.param == "openai":
         with live_engine("openai", base_url=request.getfixturevalue("vllm_server")) as opened:
             yield opened
-    else:
+    elif request.param == "fake":
         with live_engine("fake", latency_ms=20) as opened:
             yield opened
 

@@ -173,7 +173,7 @@ def test_a_second_server_on_the_cluster_is_refused(server):
         pass
 
 
-def test_an_engine_that_dies_is_told_and_replaced(http, expected):
+def test_an_engine_that_dies_is_reported_and_replaced(http, expected):
     response = http.post("/v1/rerank", json={"query": "q", "documents": [POISON]})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
     assert _status_becomes(http, 503)

@@ -217,12 +217,12 @@ def test_no_address_of_the_environment_is_shown(variable, tmp_path, monkeypatch,
         ("s3://bucket/x?region=eu: no such file; nDCG@10", None),
     ],
 )
-def test_a_text_is_told_without_them(text, left):
+def test_a_text_is_quoted_without_them(text, left):
     assert redacted(text) == (left or text)
     assert redacted(redacted(text)) == redacted(text)
 
 
-def test_every_error_of_ours_is_told_without_them():
+def test_every_error_of_ours_is_printed_without_them():
     for kind in (UserError, RowError, EngineError, StorageError):
         assert SECRET not in str(kind(f"Bearer {SECRET}")) + repr(kind(f"Bearer {SECRET}"))
     assert first_line(OSError(f"http://u:{SECRET}@h\nmore")) == "http://***@h"

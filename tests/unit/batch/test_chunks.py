@@ -298,7 +298,7 @@ def test_a_job_that_is_killed_again_and_again_makes_no_unit_fail(tmp_path, isola
     assert answers(storage) == {"a": "A", "b": "B"}
 
 
-def test_deaths_that_an_earlier_session_saw_still_count(tmp_path):
+def test_crashes_that_an_earlier_session_saw_still_count(tmp_path):
     storage, _ = planned(tmp_path, ["a", "bad"])
     for _ in range(3):
         with pytest.raises(EngineError):
@@ -319,7 +319,7 @@ def test_two_poison_units_of_a_chunk_are_both_found(tmp_path):
     assert sorted(row["unit_id"] for row in rows(storage, "failures")) == ["bad", "worse"]
 
 
-def test_units_run_alone_are_one_at_a_time_in_order(tmp_path):
+def test_isolated_units_are_one_at_a_time_in_order(tmp_path):
     running, most = [], []
 
     class Watched(EchoTask):

@@ -75,7 +75,7 @@ def test_a_model_that_no_node_has_the_memory_for_is_refused():
         check_memory(9 * gib, [{"CPU": 4, "memory": 4 * gib}, {"CPU": 4, "memory": 8 * gib}])
 
 
-def test_a_chunk_that_is_not_committed_is_told(tmp_path):
+def test_a_chunk_that_is_not_committed_is_reported(tmp_path):
     _, plan = planned(tmp_path, ["a"])
     message = pytest.raises(
         EngineError, match="1 chunks were handed out and not committed; run the same command once more"

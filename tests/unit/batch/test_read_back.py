@@ -58,12 +58,12 @@ def test_a_stage_whose_manifest_is_damaged_is_not_done(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", [*STRANGE, '{"schema_version": 1, "chunks": [[1, 2]]}', '{"chunks": [[1, 2, 3]]}'])
-def test_a_plan_that_is_none_is_told(storage, text):
+def test_a_plan_that_is_none_is_reported(storage, text):
     storage.write_text("plan.json", text)
     with pytest.raises(StorageError, match="plan.json is damaged; --overwrite starts over"):
         read_plan(storage)
 
 
-def test_units_that_are_not_there_are_told(storage):
+def test_units_that_are_not_there_are_reported(storage):
     with pytest.raises(StorageError, match="units/part-00000.parquet is damaged .it is not there.; --overwrite starts"):
         read_chunk(storage, 0)

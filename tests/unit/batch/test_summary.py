@@ -49,7 +49,7 @@ def test_a_summary_of_two_chunks_that_overlap():
     }
 
 
-def test_what_models_computed_with_is_told_by_role():
+def test_what_models_computed_with_is_reported_by_role():
     first = replace(WORK, dtypes={"writer": "bfloat16", "judge": "float32"})
     other = replace(WORK, worker="two", dtypes={"writer": "float32"})
     summary = summarize([replace(RECEIPT, work=(first,)), replace(RECEIPT, chunk=1, work=(other,))], 40)

@@ -34,7 +34,7 @@ async def settle():
     await asyncio.sleep(0.02)
 
 
-def test_chunks_enter_while_the_engine_has_room():
+def test_chunks_enter_while_the_engine_has_capacity():
     async def scenario():
         engine, order, leave = Engine(2), [], asyncio.Event()
         admission = Admission({"scorer": engine})
@@ -66,7 +66,7 @@ def test_the_next_chunk_waits_until_the_requests_of_this_one_are_there():
     asyncio.run(scenario())
 
 
-def test_alone_waits_for_the_others_and_keeps_them_out():
+def test_an_isolated_chunk_waits_for_the_others_and_keeps_them_out():
     async def scenario():
         admission, order = Admission({"scorer": Engine(9)}), []
         first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -148,14 +148,14 @@ class Unopenable:
         (ImportError("libcuda"), ("RuntimeError", "ImportError: libcuda")),
     ],
 )
-def test_an_engine_that_does_not_open_is_told_at_once(tmp_path, error, message):
+def test_an_engine_that_does_not_open_is_reported_at_once(tmp_path, error, message):
     storage, _ = planned(tmp_path, ["a"])
     (row,) = answers(ChunkWorker(storage, EchoTask(), {"engine": Unopenable(error)}, "session", 10), 0)
     assert (row["error_type"], row["error"]) == message
     assert row["receipt"] is None
 
 
-def test_an_engine_that_takes_too_long_is_told(tmp_path):
+def test_an_engine_that_takes_too_long_is_reported(tmp_path):
     class Slow(Unopenable):
         def open(self):
             import time
@@ -179,7 +179,7 @@ def test_an_endpoint_that_is_gone_ends_the_job_and_no_unit(tmp_path):
     assert storage.names("rows") == []
 
 
-def test_a_full_disk_is_told_by_the_run_s_name(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_by_the_run_s_name(tmp_path, monkeypatch):
     storage, _ = planned(tmp_path, ["a"])
     worker = ChunkWorker(storage, EchoTask(), {"engine": FAKE}, "session", 10)
 

@@ -149,7 +149,7 @@ def test_load_selects_and_refuses_what_has_no_query(folder):
         benchmarks.load(data)
 
 
-def test_exclusions_and_judgements_that_name_nothing_there_are_told(folder):
+def test_exclusions_and_judgements_that_name_nothing_there_are_reported(folder):
     (folder / "queries.jsonl").write_text(QUERIES.replace('"d3"', '"D3"'))
     (folder / "qrels" / "test.tsv").write_text("q1\tD1\t1\nq2\tD2\t2\n")
     assert beir.load(folder).warnings == [

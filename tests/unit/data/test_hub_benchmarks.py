@@ -141,7 +141,7 @@ def test_followir(core17):
     assert hub_benchmarks.top_ranked("followir/core17", core17) == {"310-og": {"d2": -1.0, "d1": -2.0}}
 
 
-def test_a_query_without_an_instruction_is_told(core17):
+def test_a_query_without_an_instruction_is_reported(core17):
     file = Path(core17) / "instruction" / "instruction.jsonl"
     file.write_text(file.read_text().replace("310-changed", "310-Changed"))
     benchmark = hub_benchmarks.load("followir/core17", path=core17)

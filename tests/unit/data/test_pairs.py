@@ -77,7 +77,7 @@ def test_an_instruction_may_be_null(tmp_path):
     assert [query.instruction for query, _ in open_pairs(str(path)).queries()] == ["only dogs", ""]
 
 
-def test_whole_numbers_become_strings_and_are_told(tmp_path):
+def test_whole_numbers_become_strings_and_are_reported(tmp_path):
     columns = {"query_id": [7, 7], "query": ["a", "a"], "doc_id": [1, 2], "text": ["x", "y"]}
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     assert read(tmp_path / "p.parquet") == {"7": ["1", "2"]}

@@ -103,7 +103,7 @@ def test_what_the_manifest_does_not_count_has_no_share(tmp_path, capsys):
     ]
 
 
-def test_a_pipeline_s_stages_are_told_apart(tmp_path, capsys):
+def test_a_pipeline_s_stages_are_distinguished(tmp_path, capsys):
     root = run_dir(tmp_path / "line", job="pipeline")
     run_dir(tmp_path / "line" / "rerank-base", [too_long("q1\td3", 2301)], counts={"units": 4, "rows": 40})
     run_dir(tmp_path / "line" / "train", job="train")

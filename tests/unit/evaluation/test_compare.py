@@ -139,7 +139,7 @@ def test_longer_against_shorter_chains(tmp_path):
     assert "2.0 times" in conclusion(comparison)[0]
 
 
-def test_a_run_no_better_than_the_first_stage_is_told(tmp_path):
+def test_a_run_no_better_than_the_first_stage_is_reported(tmp_path):
     same = write_run(tmp_path / "a", "direct", [FIRST_STAGE_RANK] * 10, generated=40)
     none = write_run(tmp_path / "b", "none", [FIRST_STAGE_RANK] * 10)
     comparison = compared([same, none])
@@ -172,7 +172,7 @@ def test_two_models_of_one_name_are_two_models(tmp_path):
     assert conclusion(comparison) == ["Nothing cheaper is shown to be within 0.01 of model, think."]
 
 
-def test_names_are_told_apart_by_where_the_runs_lie():
+def test_names_are_distinguished_by_where_the_runs_lie():
     names = unique_names(["smol, direct", "smol, think", "smol, direct"], ["/r/a/run", "/r/c", "/r/b/run"])
     assert names == ["smol, direct (a/run)", "smol, think", "smol, direct (b/run)"]
 

@@ -130,7 +130,7 @@ def test_any_run_is_judged_by_the_data(tmp_path, collection):
     assert result.system.scores.queries == ["q1"]
 
 
-def test_a_run_s_ids_are_looked_at_before_it_is_judged(tmp_path, collection):
+def test_a_run_s_ids_are_checked_before_it_is_judged(tmp_path, collection):
     def evaluated(name, text, **data):
         run = tmp_path / name
         run.write_text(text)

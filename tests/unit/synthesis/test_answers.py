@@ -23,7 +23,7 @@ def wrote(text, reasoning=None, end="stop"):
         (wrote("An answer.", reasoning="It fits.\n"), "It fits.", "An answer."),
     ],
 )  # fmt: skip
-def test_a_thought_is_told_apart(generation, thought, answer):
+def test_a_thought_is_distinguished(generation, thought, answer):
     assert split_reasoning(generation) == (thought, answer)
 
 

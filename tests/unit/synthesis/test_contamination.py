@@ -181,7 +181,7 @@ def test_a_title_is_part_of_a_document(folder):
     assert index.passage_overlap("On yeast: what it feeds on in flour").share == 1.0
 
 
-def test_what_cannot_be_found_is_told(folder):
+def test_what_cannot_be_found_is_reported(folder):
     index = Benchmarks.of([folder])
     short = "{}: 1 of {} queries have fewer than 4 words; of these copies are found, and none with a word changed"
     assert index.warnings == [short.format(folder, 2)]

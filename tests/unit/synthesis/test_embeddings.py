@@ -101,7 +101,7 @@ def test_of_a_long_text_the_beginning_counts(model):
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-4
 
 
-def test_an_embedder_is_looked_at_before_it_is_needed(model, tmp_path):
+def test_an_embedder_is_checked_before_it_is_needed(model, tmp_path):
     check_embedder(model)
     with pytest.raises(UserError, match="model /no/where: no such directory"):
         check_embedder("/no/where")

@@ -247,7 +247,7 @@ def test_how_a_ranking_judge_agrees_is_said_beside_its_scores():
     )
 
 
-def test_what_a_rejected_text_repeats_is_told_beside_it():
+def test_what_a_rejected_text_repeats_is_reported_beside_it():
     detail = "bench, query 7: 100% of its words"
     text = words(page([row("a", reason="contaminated", reject_detail=detail, passage="of a benchmark")]))
     assert (
