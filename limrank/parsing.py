@@ -305,7 +305,7 @@ def parse_yaml(
     except ReaderError as error:
         location = f"{where}:{text.count(chr(10), 0, error.position) + 1}" if lines else where
         raise GrammarError(
-            f"{location}: not YAML: the character U+{ord(text[error.position]):04X} may not stand there"
+            f"{location}: not YAML: the character U+{ord(text[error.position]):04X} is not allowed there"
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -352,7 +352,9 @@ class _Plain:
     def _count_one(self, node: yaml.Node, path: _KeyPath) -> None:
         self._count += 1
         if self._count > MOST_YAML_VALUES:
-            raise _YamlError(f"more than {MOST_YAML_VALUES} values, those that aliases repeat counted", node)
+            raise _YamlError(
+                f"more than {MOST_YAML_VALUES} values, with a value behind an alias counted each time", node
+            )
         if len(path) > DEEPEST:
             raise _YamlError(f"more than {DEEPEST} levels deep, or an alias within itself", node)
 

@@ -1,8 +1,8 @@
 """All stages as one job: synthesize → train → rerank → evaluate → serve.
 
 Each stage is its package's own job, with a directory of its own below ``run_dir``. A second call resumes
-each stage. One engine of the base model serves the writer, the judge and the base ranking, and one of the tuned
-model its ranking and the served answer.
+each stage. One engine of the base model serves the writer, the judge and the base ranking. One engine of the tuned
+model serves its ranking and the served answer.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         run_dir.note(counts={"failed": sum(result.failed for result in results)})
         run_dir.finish("done")
     served = f"served over HTTP: the best document of the first query is {best_document(stages.serve.run_dir)}"
-    return _result(results, [served, *evaluated.messages])
+    return _result([*results, JobResult(warnings=evaluated.warnings)], [served, *evaluated.messages])
 
 
 def plan(config: PipelineJob) -> dict[str, Any]:

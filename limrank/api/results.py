@@ -44,7 +44,7 @@ class JobRun:
 
 @dataclass(frozen=True)
 class RerankResult(JobRun):
-    """Rankings. ``failed`` counts the pairs without a score; ``warnings`` are sentences for a person."""
+    """Rankings. ``failed`` counts the pairs without a score; ``warnings`` are sentences for the user."""
 
     failed: int = 0
     warnings: list[str] = field(default_factory=list)

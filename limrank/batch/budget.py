@@ -1,8 +1,8 @@
 """What ends a run before its plan does: a token budget, or a target of kept rows.
 
-Start a chunk if spent + expected(running) + expected(chunk) ≤ budget. The driver applies this rule to the chunks in
-queue order (:class:`ChunkScheduler`) and writes how many may start into a file of the run directory. A worker waits
-until its chunk may start (:class:`StartGate`). Neither knows Ray.
+The driver starts chunks in queue order while every limit allows it (:class:`TokenLimit`, :class:`RowTarget`), and
+writes how many may start into a file of the run directory (:class:`ChunkScheduler`). A worker waits until its chunk may
+start (:class:`StartGate`). Neither knows Ray.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Task(Protocol):
     """The work on one unit: a pure async function, with the schema of its rows. Picklable.
 
     ``unit_column`` is the column of rows that has the unit's id. The columns of ``row_key`` together identify a row
-    over the whole run. Those of ``retry_key`` identify what a retry does as one: its new rows replace all earlier
-    rows of the same key.
+    over the whole run. The rows of a retry replace all earlier rows with the same values in the columns
+    of ``retry_key``.
     """
 
     step: str

@@ -69,7 +69,7 @@ class Manifest(_Section):
     tokens: Tokens = Tokens()
     rates: dict[str, Amount] = {}
     data: Data = Data()
-    dtype: dict[str, str] = {}
+    dtype: dict[str, str | None] = {}
     finished_at: str = ""
 
     def values(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def read_manifest(storage: Storage, name: str = "manifest.json") -> Manifest | N
     """The manifest of a run directory; None where there is none.
 
     Args:
-        name: of a pipeline's stage, ``rerank-base/manifest.json``.
+        name: the file's name in the storage, such as ``rerank-base/manifest.json`` for a pipeline's stage.
 
     Raises:
         UserError: it cannot be read, is no JSON object, is of another version of limrank, or a key has

@@ -103,7 +103,7 @@ def _check_value(value: Any, *, takes_bool: bool) -> None:
             raise fault(f"is too long ({len(value)} characters; at most {LONGEST_TEXT})")
         if found := credentials_in(value):
             raise fault(
-                f"holds credentials ({found}), and a recipe is stored and printed; they belong into the environment "
+                f"holds credentials ({found}), and a recipe is stored and printed; put them into the environment "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, HF_TOKEN, the variable that engine.api_key_env names)"
             )
     elif isinstance(value, bool):

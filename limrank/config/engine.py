@@ -82,7 +82,7 @@ def _with_fault_section(values: Mapping[str, Any]) -> dict[str, Any]:
     nested = others.get("fault", {})
     if isinstance(nested, FaultConfig):
         nested = nested.model_dump(exclude_unset=True)
-    if not isinstance(nested, Mapping):  # refused as the section that it is not
+    if not isinstance(nested, Mapping):  # pydantic refuses it: it is not a section
         return others
     for name, value in flat.items():
         if name in nested and nested[name] != value:

@@ -70,13 +70,13 @@ class SynthesizeJob(Job):
     workers: WorkersConfig = Field(default=WorkersConfig(), description="the writer's pool")
     judge_workers: WorkersConfig | None = Field(
         default=None,
-        description="the pool of a judge that is a model of its own; of a range it takes the lower bound. null: "
+        description="the pool of a judge that is a model of its own; a range counts as its lower bound. null: "
         "as workers",
     )
     reranker: ModelConfig | None = Field(
         default=None,
         description="the reranker that is to be improved. It chooses mined negatives and says which examples are "
-        "hard. null: BM25 chooses, and the judge's score says",
+        "hard. null: BM25 chooses the negatives, and the judge's score says which are hard",
     )
     reranker_engine: EngineConfig | None = Field(default=None, description="the reranker's engine. null: as engine")
     reranker_workers: WorkersConfig | None = Field(default=None, description="the reranker's pool, as judge_workers")
@@ -170,7 +170,7 @@ class RerankJob(Job):
         chain_fits(self.model, self.scoring)
         if self.engine.kind == "serve" and self.scoring.mode == "cascade" and self.scoring.token_budget:
             raise ValueError(
-                "scoring.token_budget is a whole run's, which a server (engine.kind=serve) knows nothing of"
+                "scoring.token_budget is for a whole run, and a server (engine.kind=serve) does not know the run"
             )
         return self
 

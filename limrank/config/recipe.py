@@ -43,8 +43,8 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     Args:
         recipe: a YAML file.
         overrides: as after ``-s``: ``first_stage.depth=10``. The value of a key that takes text is taken as
-            it stands (``data.path=my data #1``), any other as YAML. ``null`` unsets the key, so that its
-            default holds, in the file too.
+            it stands (``data.path=my data #1``), any other as YAML. ``null``, here or in the
+            file, unsets the key, so that its default holds.
         job: the command that reads it. A recipe of another job is refused.
 
     Raises:
@@ -146,7 +146,7 @@ _NAME_OR_PATH = (
 """Keys whose value is a path if there is such a directory or file, and a name if not."""
 
 _NAME_SCHEMES = ("benchmark://", "hub://")
-"""Names with these schemes may stand where a path may, and are none."""
+"""Names with these schemes are accepted where a path is, and are not paths."""
 
 
 def input_paths(config: Job) -> list[tuple[str, str]]:
@@ -252,7 +252,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not text.strip():
         raise UserError(f"{source}: has no value; {printable_path(key)}=null unsets the key")
     name = _aliases().get(key, key)
-    for old in (old for old, new in _aliases().items() if new == name):
+    for old in (old for old, new in _aliases().items() if new == name or new.startswith(f"{name}.")):
         _unset(values, old.split("."))
     keys = name.split(".")
     _set(values, keys, _override_value(keys, text, source), source)

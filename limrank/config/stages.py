@@ -107,7 +107,8 @@ def pipeline_hash(config: PipelineJob) -> str:
 
 def _decontaminated(config: PipelineJob) -> SynthesisConfig:
     """The synthesis section with the pipeline's own benchmark in ``decontaminate``: a model must not be
-    trained on what it is evaluated with. A recipe itself has to list a hub's benchmark that is read from a folder."""
+    trained on what it is evaluated with. A hub benchmark that is read from a folder is not
+    added: the recipe has to list it."""
     data = config.data
     own = data.path if data.format == "beir" else None if data.path else f"benchmark://{data.name or data.format}"
     if own and data.revision:

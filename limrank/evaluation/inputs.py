@@ -168,9 +168,13 @@ def _check_finished(directory: str) -> None:
             raise UnavailableError(f"{what}: there is no {name} in it")
     manifest = _manifest(Path(directory))
     if manifest.job != "rerank":
-        raise UserError(f"{what}, but one of {manifest.job!r}")
+        raise UserError(
+            f"{what}, but {f'one of {manifest.job!r}' if manifest.job else 'its manifest.json names no job'}"
+        )
     if manifest.status != "done":
-        raise UnavailableError(f"{what}: it is {manifest.status}; the same `limrank rerank` command resumes it")
+        raise UnavailableError(
+            f"{what}: it is {manifest.status or 'without a status'}; the same `limrank rerank` command resumes it"
+        )
     if manifest.tokens.generated is None:
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
 

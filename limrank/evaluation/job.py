@@ -20,7 +20,7 @@ from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import provenance, write_report
 from limrank.evaluation.significance import Difference, paired_bootstrap
-from limrank.evaluation.system import Evaluation, Interval, evaluate_inputs, report_rows
+from limrank.evaluation.system import Evaluation, Interval, evaluate_inputs, p_mrr_facts, report_rows
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
@@ -160,14 +160,9 @@ def write_outputs(
     storage.write_text("metrics.json", text + "\n")
     storage.write_table("per_query.parquet", _per_query(result.system.scores))
     evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
-    p_mrr = {
-        f"p-MRR, {each.name}": "{:.4f} ({:.4f} to {:.4f})".format(*each.intervals["p-MRR"])
-        for each in evaluations
-        if "p-MRR" in each.intervals
-    }
-    title = f"Evaluation of {result.system.name}"
-    rows = report_rows(evaluations)
-    write_report(storage.local("report.html"), title, rows, queries, p_mrr | facts, samples=samples, seed=seed)
+    title, rows = f"Evaluation of {result.system.name}", report_rows(evaluations)
+    facts = p_mrr_facts(evaluations) | facts
+    write_report(storage.local("report.html"), title, rows, queries, facts, samples=samples, seed=seed)
 
 
 def _per_query(scores: Scores) -> pa.Table:

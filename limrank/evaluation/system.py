@@ -89,3 +89,12 @@ def evaluate_inputs(inputs: Inputs, settings: EvaluationConfig, seed: int, name:
 def report_rows(evaluations: Sequence[Evaluation]) -> list[System]:
     """The evaluations as the report shows them."""
     return [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]
+
+
+def p_mrr_facts(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """p-MRR of each evaluation that has it, for the facts of a report: it has no values per query to plot."""
+    return {
+        f"p-MRR, {each.name}": "{:.4f} ({:.4f} to {:.4f})".format(*each.intervals["p-MRR"])
+        for each in evaluations
+        if "p-MRR" in each.intervals
+    }

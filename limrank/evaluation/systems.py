@@ -10,8 +10,8 @@ from limrank import models
 from limrank.batch.rundir import versions
 from limrank.config import PipelineJob
 from limrank.evaluation.inputs import query_texts, read_compared
-from limrank.evaluation.report import write_report
-from limrank.evaluation.system import Evaluation, evaluate_inputs, report_rows
+from limrank.evaluation.report import provenance, write_report
+from limrank.evaluation.system import Evaluation, evaluate_inputs, p_mrr_facts, report_rows
 from limrank.result import JobResult
 
 if TYPE_CHECKING:
@@ -37,20 +37,21 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
         ", ".join(run_dirs).capitalize(),
         report_rows(evaluations),
         query_texts(inputs[0].queries),
-        _facts(config, len(inputs[0].queries)),
+        p_mrr_facts(evaluations) | _facts(config, len(inputs[0].queries)) | provenance(config.evaluation.measures),
         samples=config.evaluation.bootstrap_samples,
         seed=config.seed,
     )
-    return JobResult(messages=[comparison_table(evaluations), f"report: {path}"])
+    warnings = dict.fromkeys(warning for each in inputs for warning in each.warnings)
+    return JobResult(warnings=list(warnings), messages=[comparison_table(evaluations), f"report: {path}"])
 
 
 def comparison_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row a system: the first measure with its 95 % interval, speed and cost."""
+    """A row per system: the first measure with its 95 % interval, speed and cost."""
     from rich.table import Table
 
     measure = next(iter(evaluations[0].intervals))
     table = Table(title="the same candidates in three orders")
-    for name in ("system", measure, "95 % interval", "pairs/s", "tokens a pair"):
+    for name in ("system", measure, "95 % interval", "pairs/s", "tokens per pair"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for evaluation in evaluations:
         interval = evaluation.intervals[measure]

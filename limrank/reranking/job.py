@@ -159,7 +159,7 @@ def run(
         run_dir.finish("done")
     cost = ""
     if config.scoring.mode != "none" and summary.rate:
-        cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens a pair"
+        cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens per pair"
     done = f"{summary.units} queries, {summary.rows} pairs, {summary.failed} failed{cost}"
     return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.display_path('run.trec')}"])
 

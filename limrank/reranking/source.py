@@ -20,7 +20,7 @@ from limrank.storage import Storage
 
 
 class Source(Protocol):
-    """Queries with their candidates. ``warnings`` are sentences for a person."""
+    """Queries with their candidates. ``warnings`` are sentences for the user."""
 
     warnings: list[str]
 

@@ -55,7 +55,7 @@ class Overlap:
 class Benchmarks:
     """Texts that must not be trained on. Plain data, which can be pickled for a worker.
 
-    ``warnings`` are sentences for a person about copies that cannot be found.
+    ``warnings`` are sentences for the user about copies that cannot be found.
     """
 
     queries: _IndexedTexts

@@ -30,7 +30,7 @@ class DevSet:
     """Queries with their candidates, in the order of the first stage.
 
     ``pairs`` are encoded up to the label, query by query; ``documents`` are their (query id, document
-    id). ``warnings`` are sentences for a person about the data.
+    id). ``warnings`` are sentences for the user about the data.
     """
 
     pairs: list[EncodedExample]

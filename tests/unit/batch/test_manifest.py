@@ -231,3 +231,10 @@ def test_a_folder_of_the_name_is_refused(storage):
     (storage.local("manifest.json")).mkdir(parents=True)
     with pytest.raises(UserError, match=r"manifest\.json cannot be read: .*directory"):
         read_manifest(storage)
+
+
+def test_a_model_whose_dtype_is_unknown_has_none_there(tmp_path):
+    """A checkpoint of an earlier version does not say what its model computed with."""
+    storage = Storage(str(tmp_path))
+    Manifest().merged(dtype={"model": None}).write(storage)
+    assert read_manifest(storage).dtype == {"model": None}

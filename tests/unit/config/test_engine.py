@@ -66,6 +66,12 @@ def test_an_override_by_either_name_wins_over_a_recipe_by_either(recipe, written
     assert config.engine.fault == FaultConfig(**FAULTS | {"fail_rate": 0.1, "poison": None})
 
 
+@pytest.mark.parametrize("written", [FLAT, NESTED])
+def test_an_override_of_the_section_replaces_it_in_either_spelling(recipe, written):
+    assert load_config(recipe(engine=written), ["engine.fault={poison: b}"]).engine.fault == FaultConfig(poison="b")
+    assert load_config(recipe(engine=written), ["engine.fault=null"]).engine.fault == FaultConfig()
+
+
 @pytest.mark.parametrize("name", ["engine.poison", "engine.fault.poison", "engine"])
 def test_the_text_of_a_poison_is_taken_as_it_stands(recipe, name):
     text = "{kind: fake, poison: 12}" if name == "engine" else "12"

@@ -42,7 +42,7 @@ def test_one_system_shows_its_worst_queries_and_compares_with_nothing():
 
 
 def test_systems_that_never_differ():
-    assert "On every query the systems score the same." in words(render("t", [first, first], TEXTS, {}))
+    assert "The systems score the same on every query." in words(render("t", [first, first], TEXTS, {}))
 
 
 def test_bars_are_drawn_to_scale():

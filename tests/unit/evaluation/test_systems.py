@@ -57,6 +57,17 @@ def test_each_system_has_a_row_and_the_report_is_in_the_pipeline_s_directory(con
     report = (tmp_path / "report.html").read_text()
     assert "First stage, base model, tuned model" in report
     assert "pydocs dev, 2 queries, depth 100" in report and "why does dough rise" in report
+    assert "evaluated with" in report and "pytrec-eval-terrier" in report
+
+
+def test_what_the_evaluation_warns_of_is_passed_on(config, tmp_path):
+    folder = write_run(tmp_path / "one", ["d1", "d2"], "direct", 400)
+    manifest = tmp_path / "one" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"counts": {"rows": 4, "failed": 1}}))
+    other = write_run(tmp_path / "other", ["d2", "d1"], "direct", 400)
+    (warning,) = systems.run(config, {"base model": folder, "tuned model": other}).warnings
+    assert "1" in warning and "fail" in warning
 
 
 def test_a_run_that_is_not_finished_or_of_other_queries_is_refused(config, tmp_path):
