@@ -77,7 +77,7 @@ def bm25(
     Args:
         query_weights: the weight of a word in a query: its count, or its BM25 weight as in a document. The
             latter is that of BRIGHT's BM25 (gensim's) and Anserini's ``bm25qs``.
-        analyzer: None: that for English, as in Lucene.
+        analyzer: finds the words; None: the English analyzer, as in Lucene.
     """
     import bm25s
 
@@ -108,7 +108,7 @@ def _retrieve_weighted(index: bm25s.BM25, searched: Tokenized, depth: int, lengt
     """Like ``index.retrieve``, with the words of a query weighted by BM25.
 
     Args:
-        length: of the mean document, in words.
+        length: mean length of a document, in words.
 
     Returns:
         indexes and scores of the best ``depth`` documents, each of shape (queries, depth).

@@ -37,9 +37,10 @@ INDEPENDENT = ("kills", "interrupts", "startup", "disks", "poison", "engine_orph
 """Modules of tests/faults whose tests share next to nothing."""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """`pytest -n 2 --dist loadgroup` runs in one process what shares something that takes long to start: the
-    tests of vLLM, those that kill the shared cluster's nodes, and otherwise those of a module."""
+    """`pytest -n 2 --dist loadgroup` runs tests that share something slow to start in one process: those of
+    vLLM, those that kill nodes of the shared cluster, and otherwise those of a module."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByWhatIsShared(LoadScopeScheduling):

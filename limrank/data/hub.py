@@ -33,7 +33,7 @@ class HubRepository:
         import datasets
 
         with self._one_line_errors(self.source):
-            return datasets.get_dataset_config_names(self.source)
+            return datasets.get_dataset_config_names(self.source, revision=self.revision)
 
     def splits(self, config: str | None) -> dict[str, Any]:
         """The splits of a config by name; None: of the only config, or of the default.

@@ -95,8 +95,8 @@ class HostedEngine:
     """The client. A request goes to the host with the fewest requests. If the host crashes, the
     request is retried once: on another host, or on the same one after its restart.
 
-    The client fetches the hosts' tokenizer when it opens, which takes seconds. Fetched later, the
-    hosts would wait for the first request."""
+    The client fetches the hosts' tokenizer when it opens, which takes seconds. If it fetched it
+    later, the hosts would be idle until the first request."""
 
     def __init__(self, hosts: Sequence[Any], limits: Limits, startup_timeout_s: float) -> None:
         self._requests = dict.fromkeys(hosts, 0)

@@ -311,7 +311,7 @@ async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
     """The events of a stream (server-sent events) as JSON objects. An answer in one piece is one event.
 
     Raises:
-        FaultError: the stream breaks off, or is not one of events.
+        FaultError: the stream breaks off, or is not a stream of events.
     """
     if isinstance(response, dict):
         yield response

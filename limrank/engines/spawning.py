@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 _MAIN_ATTRIBUTES = ("__spec__", "__file__")
-"""By these multiprocessing finds the main module."""
+"""The attributes by which multiprocessing finds the main module."""
 
 
 @contextlib.contextmanager

@@ -217,8 +217,8 @@ def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: 
 def _cpu_arguments(model: ModelConfig, path: Path) -> dict[str, Any]:
     """Arguments for the CPU build only.
 
-    A seeded request whose prompt is computed in chunks crashes its sampler and the engine: "CPU
-    Generator does not use offset", vLLM 0.32. So prompts are computed whole, and a step must hold
+    A seeded request whose prompt is computed in chunks crashes the CPU build's sampler, and the
+    engine with it: "CPU Generator does not use offset", vLLM 0.32. So prompts are computed whole, and a step must hold
     the longest prompt.
     """
     context = model.max_model_len or models.text_config(str(path)).max_position_embeddings

@@ -94,7 +94,7 @@ def require_placeholders(found: Collection[str], needed: Iterable[str], where: s
     """Raises UserError where a template lacks a placeholder. ``where`` names the template."""
     if missing := sorted(set(needed) - set(found)):
         names = " and ".join(f"{{{{ {name} }}}}" for name in missing)
-        raise UserError(f"{where}: has no {names}: every answer would be the same")
+        raise UserError(f"{where}: has no {names}: all prompts would be the same")
 
 
 class _PromptError(Exception):

@@ -135,8 +135,8 @@ class _Client(ABC):
             raise EndpointError(f"{self._name}: is gone: {error}") from error
 
     async def _while_healthy(self, request: Awaitable[Any]) -> Any:
-        """Wait for a request, as long as the server is healthy. An answer or an error that arrives
-        while it is not counts, too."""
+        """Wait for a request, as long as the server is healthy. An answer or an error counts
+        even if it arrives while the server is not healthy."""
         sent = asyncio.ensure_future(request)
         check: asyncio.Future[bool] | None = None
         try:

@@ -29,9 +29,9 @@ benchmarks (Brown et al., 2020, arXiv 2005.14165, C)."""
 
 _NEARLY = 0.8
 """Two passages are the same if the longer one has this share of the shorter one's runs of three
-words; for a query and a persona it is the Jaccard similarity. By this rule, or by how few words
-differ, 219 of 8,170 pairs of passages are the same that BM25 ranks near the top for one DL 2019
-query; eight of them were read, and all eight are copies with more or less text around them."""
+words; for a query and a persona it is the Jaccard similarity. Of 8,170 pairs of
+passages that BM25 ranks near the top for one DL 2019 query, 219 are the same by this rule or by how few words differ.
+Eight of these were read, and all eight are copies with more or less text around them."""
 
 _OWN = 0.5
 """A text is repetitive if less than this share of its runs of three words are distinct, as in

@@ -20,7 +20,8 @@ _SEED_CHARACTERS = 1500
 _CHARACTERS_A_TOKEN = 3
 _JSON_TOKENS = 60
 """Tokens of an answer's JSON besides its texts. The schema bounds the texts in characters, and
-max_tokens allows one token for each, so that no script truncates an answer in the middle of its JSON."""
+max_tokens allows one token for each, so that an answer is never truncated in the middle of its JSON, in any writing
+system."""
 
 _VERDICT_TOKENS = 16
 

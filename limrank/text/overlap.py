@@ -1,7 +1,7 @@
 """Overlap between texts: the same words, the same words but for a few, or a common run of words.
 
-Index each text by its rarest words and by blocks of words; a candidate must share several of its rare words,
-or a block. Candidates are compared word by word, so the result is exact.
+Each text is indexed by its rarest words and by blocks of words. A candidate must share enough of its rare words, or a
+block. Candidates are compared word by word, so the result is exact.
 """
 
 from __future__ import annotations

@@ -41,7 +41,11 @@ PAIR_PROMPT = "relevance"
 """The scoring prompt that turns a pair into a prompt."""
 
 
+LONGEST_ARRAY = 1 << 30
+"""Bytes of a file that is one JSON array, unpacked: it is read as a whole."""
+
 _KEY = "training.train_file"
+_BLANKS = b" \t\r\n"
 _COMPLETION = re.compile(rf"(?P<chain>.*){THINK_CLOSE}(?P<label>{'|'.join(LABELS)})\s*", re.DOTALL)
 _LABELS = {label: label for label in LABELS}
 PASSAGE_MARK = "\nPassage: "
@@ -128,15 +132,22 @@ def _rows(path: Path) -> _Rows:
 
 
 def _is_array(path: Path) -> bool:
-    """Whether the first character of a file is ``[``, up to 64 KiB of blanks aside."""
+    """Whether the first character of a file that is not a blank is ``[``."""
     with opened(path) as file:
-        return file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n").startswith(b"[")
+        block = file.read(1 << 16).removeprefix(codecs.BOM_UTF8)
+        while block and not block.strip(_BLANKS):
+            block = file.read(1 << 16)
+    return block.lstrip(_BLANKS).startswith(b"[")
 
 
 def _array_rows(path: Path) -> _Rows:
     with opened(path) as file:
-        rows = parse_json_array(file.read(), str(path))
-    yield from rows
+        data = file.read(LONGEST_ARRAY + 1)
+    if len(data) > LONGEST_ARRAY:
+        raise UserError(
+            f"{path}: an array of more than {LONGEST_ARRAY >> 20} MiB: give JSON Lines, which are read a line at a time"
+        )
+    yield from parse_json_array(data, str(path))
 
 
 def _line_rows(path: Path) -> _Rows:

@@ -1,4 +1,4 @@
-"""BEIR folders: four documents, any number that all suit, any number with rare words."""
+"""Writes BEIR folders: a small one, one whose documents all match, one with rare words."""
 
 import json
 

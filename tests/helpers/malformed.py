@@ -7,7 +7,7 @@ refused: exit 2 and one short line on stderr. What only looks strange should be 
 Anything else is a crash. The small files are in ``tests/malformed/KIND/``, where ``ok-*`` are to be
 accepted; the large ones are made here.
 
-A case more is a line in a list: a file in one of the folders, an entry of a dictionary below, or a
+To add a case, add a line to a list: a file in one of the folders, an entry of a dictionary below, or a
 :class:`Case` in a list of another module that :func:`all_cases` takes in.
 """
 
@@ -32,7 +32,7 @@ from helpers import REPOSITORY
 from helpers.tampered import COMMANDS, tampered, tamperings
 
 SECONDS = 20
-"""Of one case at most."""
+"""Time limit of a case."""
 
 LONGEST_LINE = 500
 CORPUS = REPOSITORY / "tests" / "malformed"

@@ -65,7 +65,7 @@ class Work:
 
 
 KILLED: list[tuple[str, set]] = []
-"""Of each driver that was killed: its command's log, and the processes that it leaves to end by themselves."""
+"""For each killed driver: the log of its command, and the processes that have to end by themselves."""
 
 
 class Run:

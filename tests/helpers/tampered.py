@@ -1,4 +1,4 @@
-"""Run directories that somebody has tampered with, for ``tests/malformed.py``.
+"""Run directories that somebody has tampered with, for ``helpers/malformed.py``.
 
 Each tampering is tried with every command that reads a run back. What can be made again is (exit 0);
 what cannot is refused in one line: exit 2, or 1 where a run of limrank's is damaged and cannot go on.
@@ -69,7 +69,7 @@ TEXTS = {
     "5,000 digits": _is(b'{"a": ' + b"9" * 5000 + b"}"),
     "an empty object": _is(b"{}\n"),
 }
-"""And of one that holds JSON or YAML."""
+"""What may also become of a JSON or YAML file."""
 
 NAMES = ("manifest.json", "config.yaml", "plan.json", "lock.json", "queries.jsonl", "qrels.tsv", "run.trec", "run.json")
 TABLES = (f"rows/{CHUNK}", f"failures/{CHUNK}", "units/part-00000.parquet")

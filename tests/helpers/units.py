@@ -1,4 +1,4 @@
-"""Small real things that the core's tests are made of: a BEIR folder, a plan, fake tasks."""
+"""What the unit tests share: a dataset repository, recipes, a plan, fake tasks, an HTML parser."""
 
 import asyncio
 import json

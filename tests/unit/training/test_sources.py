@@ -19,6 +19,7 @@ from limrank.synthesis.export import export
 from limrank.synthesis.plan import Inputs, units
 from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.training import sources
 from limrank.training.sources import Example, fingerprint, read_examples
 
 TASK = "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
@@ -376,6 +377,15 @@ def test_bytes_that_are_no_text(tmp_path):
     completions = pa.array(["</think> true"] * 2)
     pq.write_table(pa.table({"prompt": prompts, "completion": completions}), tmp_path / "t.parquet")
     assert refusal(tmp_path / "t.parquet") == f"{tmp_path}/t.parquet: row 2: not UTF-8 text"
+
+
+def test_an_array_after_many_blanks_and_one_that_is_too_large(tmp_path, monkeypatch):
+    path = tmp_path / "array.json.gz"
+    path.write_bytes(gzip.compress(b" \n" * 200_000 + json.dumps([GOOD]).encode()))
+    assert len(list(read_examples(path))) == 1
+    monkeypatch.setattr(sources, "LONGEST_ARRAY", 1 << 20)
+    path.write_bytes(gzip.compress(b"[" + b" " * (1 << 20)))
+    assert refusal(path) == f"{path}: an array of more than 1 MiB: give JSON Lines, which are read a line at a time"
 
 
 def test_a_file_that_was_cut(tmp_path):
