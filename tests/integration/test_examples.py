@@ -1,6 +1,7 @@
 """Every script in examples/ and the notebook run, quickly, with the fake engine."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -27,8 +28,12 @@ def test_each_example_is_run():
 def test_it_runs_and_says_what_it_found(name, tmp_path):
     options, said = RUNS[name]
     command = [sys.executable, str(EXAMPLES / name), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # A crash at the interpreter's end would say nothing without it.
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=180, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     assert said in done.stdout
     assert "Traceback" not in done.stderr
 
