@@ -470,7 +470,7 @@ def test_a_cluster_encodes_as_this_process_does(tied_model, train_file, tmp_path
     assert [each.line for each in there.training] == [1, 2, 3, 4, 5, 6, 7, 8]
     for one, other in zip(here.training, there.training, strict=True):
         assert one.ids.tolist() == other.ids.tolist() and other.ids.dtype == "int32"
-        for name in ("line", "prompt_tokens", "label", "query", "cut", "token_weight"):
+        for name in ("line", "prompt_tokens", "label", "query", "truncated", "token_weight"):
             assert getattr(one, name) == getattr(other, name)
     assert {each.truncated for each in there.training} == {False, True}
     short = train_job(tied_model, train_file, tmp_path, cutoff_tokens=20)
