@@ -198,7 +198,7 @@ def test_data_in_an_object_store_stays_as_it_is(recipe):
 
 
 def test_credentials_are_no_part_of_a_path(recipe):
-    with pytest.raises(UserError, match="holds credentials .*; they belong into the environment") as raised:
+    with pytest.raises(UserError, match="holds credentials .*; put them into the environment") as raised:
         load_config(recipe("job: rerank\nrun_dir: s3://key:secret@bucket/out\n"))
     assert "secret" not in str(raised.value)
     assert load_config(recipe("job: rerank\nrun_dir: s3://bucket/me@home\n")).run_dir == "s3://bucket/me@home"

@@ -498,7 +498,7 @@ def test_only_a_rerank_job_can_ask_a_server(values, key):
 
 def test_a_runs_budget_cannot_be_kept_by_a_server():
     values = {"job": "rerank", "run_dir": "out", "engine": {"kind": "serve"}}
-    with pytest.raises(UserError, match="scoring.token_budget is a whole run's"):
+    with pytest.raises(UserError, match="scoring.token_budget is for a whole run"):
         parse_config(values | {"scoring": {"mode": "cascade", "token_budget": 1000}})
     assert parse_config(values | {"scoring": {"mode": "cascade"}})
 
