@@ -122,10 +122,11 @@ def ours(live, found, config):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """200 real pairs: the ten first BM25 candidates of twenty queries, those with the shortest."""
-    benchmark = pydocs.benchmark("test")
+    """200 real pairs: the ten shortest of BM25's first thirty candidates, of the twenty queries with the shortest."""
     found = [
-        (query, ranked) for query, ranked in candidates(benchmark, FirstStageConfig(depth=10)) if len(ranked) == 10
+        (query, sorted(ranked, key=lambda candidate: len(candidate.text))[:10])
+        for query, ranked in candidates(pydocs.benchmark("test"), FirstStageConfig(depth=30))
+        if len(ranked) == 30
     ]
     found.sort(key=lambda each: sum(len(candidate.text) for candidate in each[1]))
     chosen = [(query, candidate) for query, ranked in found[: PAIRS // 10] for candidate in ranked]
