@@ -323,7 +323,7 @@ def test_a_plan_counts_without_ray_or_weights(tied_model, train_file, tmp_path):
     planned = job.plan(config)
     assert (planned["examples"], planned["validation_examples"]) == (6, 2)
     assert (planned["units_a_step"], planned["steps"], planned["workers"]) == (4, 6, 2)
-    assert planned["truncated"] == 0
+    assert planned["cut"] == 0
     assert list(tmp_path.iterdir()) == []
 
 
