@@ -51,7 +51,7 @@ class Data(_Section):
 
 
 class Manifest(_Section):
-    """The facts of a run, in the order in which they are written. Any of them may be missing, as beside a copied run.
+    """The facts of a run, in the order in which they are written. Any of them may be missing, as with a copied run.
 
     ``status`` is ``running``, ``done``, ``stopped`` (at a budget), ``interrupted``, ``failed`` or :data:`EMPTIED`.
     ``seconds`` and ``rates`` are by name (``work``, ``pairs_per_second``), ``dtype`` by role.

@@ -334,7 +334,7 @@ def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _manifest(directory: Path) -> Manifest:
-    """The run's manifest; an empty one where it is missing, as beside a copied run."""
+    """The run's manifest; an empty one where it is missing, as it may be with a copied run."""
     return read_manifest(Storage(str(directory))) or Manifest()
 
 

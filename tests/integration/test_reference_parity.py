@@ -29,7 +29,7 @@ from limrank.serving import job
 CLOSE_ENOUGH = 1e-4
 PAIRS = 200
 TOKENS = 32
-"""Of a chain, at most; of the reference's, the label's beside them."""
+"""The most tokens of a chain. The reference's chain may have one more, for the label."""
 
 STOPS = [f"</think>{label}" for label in LABELS]
 

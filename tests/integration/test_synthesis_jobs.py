@@ -13,19 +13,13 @@ from limrank.batch import fanout
 from limrank.batch.receipts import read_receipts
 from limrank.config.recipe import parse_config
 from limrank.engines import actor as served
-from limrank.progress import Progress
+from limrank.progress import Progress, SilentRenderer
 from limrank.storage import Storage
 from limrank.synthesis import job
 
 SEEDS = 24
 REAL = "smollm2-135m-instruct"
 _MAY_BE_NONE = ("instruction", "reject_reason", "reject_detail", "base_score")
-
-
-class Silent:
-    def show(self, event): ...
-
-    def close(self): ...
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def synthesize(seeds, run_dir, *, workers=1, judge=None, reranker=None, **synthe
             **({"reranker": {"id": reranker}} if reranker else {}),
         }
     )
-    result = job.run(config, address="local", progress=Progress(Silent(), every_s=0))
+    result = job.run(config, address="local", progress=Progress(SilentRenderer(), every_s=0))
     return result, json.loads((run_dir / "stats.json").read_text())
 
 
@@ -240,7 +234,7 @@ def test_a_writer_behind_an_endpoint_and_a_judge_in_a_pool(local_ray, vllm_serve
             },
         }
     )
-    result = job.run(config, address="local", progress=Progress(Silent(), every_s=0))
+    result = job.run(config, address="local", progress=Progress(SilentRenderer(), every_s=0))
     rows, stats = examples(run), json.loads((run / "stats.json").read_text())
     assert (result.failed, stats["seeds"], stats["queries"]) == (0, 3, 6)
     assert {(row["seed_id"], row["query_kind"]) for row in rows} == {
@@ -274,7 +268,7 @@ def test_a_judge_behind_an_endpoint_is_read_by_its_answer(local_ray, vllm_server
             "temperature": 0.5,
         },
     }
-    result = job.run(parse_config(values), address="local", progress=Progress(Silent(), every_s=0))
+    result = job.run(parse_config(values), address="local", progress=Progress(SilentRenderer(), every_s=0))
     asked = [row for row in examples(run) if row["passage"] and (row["reasoning"] or row["verdict"] is not None)]
     assert result.failed == 0 and asked
     for row in asked:
@@ -298,9 +292,9 @@ def test_a_pipeline_trains_on_no_part_of_its_examples(local_ray, seeds, tmp_path
         }
         return parse_config(values)
 
-    result = pipeline.run(config(1), address="local", progress=Progress(Silent(), every_s=0))
+    result = pipeline.run(config(1), address="local", progress=Progress(SilentRenderer(), every_s=0))
     manifest = json.loads((tmp_path / "line" / "manifest.json").read_text())
     assert manifest["status"] == "stopped" and not (tmp_path / "line" / "train").exists()
     assert any("stopped at synthesis.max_tokens" in str(line) for line in result.messages)
     # A larger budget is the same run: it is not refused, and stops later.
-    pipeline.run(config(2), address="local", progress=Progress(Silent(), every_s=0))
+    pipeline.run(config(2), address="local", progress=Progress(SilentRenderer(), every_s=0))
