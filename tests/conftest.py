@@ -30,6 +30,32 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes | bytearray) else None
 
 
+SHARE_VLLM = ("engine_contract", "scoring_parity", "reference_parity", "trained_model", "synthesis_jobs")
+"""Modules of tests/integration whose tests share engines of vLLM."""
+
+INDEPENDENT = ("kills", "interrupts", "startup", "disks", "poison", "engine_orphans", "two_drivers")
+"""Modules of tests/faults whose tests share next to nothing."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`pytest -n 2 --dist loadgroup` runs tests that share something slow to start in one process: those of
+    vLLM, those that kill nodes of the shared cluster, and otherwise those of a module."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharedFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, name = nodeid.partition("::")
+            module = Path(path).stem.removeprefix("test_")
+            if module in SHARE_VLLM:
+                return "vllm"
+            if module not in INDEPENDENT:
+                return path
+            return "cluster" if "raylet" in name else nodeid
+
+    return BySharedFixtures(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 class LiveEngine:
     """An engine on an event loop of its own, in a thread, for tests that are not coroutines."""
 
@@ -40,7 +66,7 @@ class LiveEngine:
         async def opened():
             # Numbers are compared: never by the rounding of the processor that runs the test.
             chosen = ModelConfig(id=model, dtype="float32", max_model_len=CONTEXT)
-            return open_engine(chosen, EngineConfig(kind=kind, **settings))
+            return open_engine(chosen, EngineConfig(kind=kind, **{"kv_cache_gib": 1} | settings))
 
         self.kind = kind
         self._loop = asyncio.new_event_loop()
@@ -116,7 +142,7 @@ def vllm_server(model_dir, tmp_path_factory):
     from limrank.config import EngineConfig
     from limrank.engines.vllm import _environment
 
-    _environment(EngineConfig())
+    _environment(EngineConfig(kv_cache_gib=1))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -221,7 +221,7 @@ def test_a_writer_behind_an_endpoint_and_a_judge_in_a_pool(local_ray, vllm_serve
             "seed": 1,
             "model": {"id": REAL, "max_model_len": 2048},
             "engine": {"kind": "openai", "base_url": vllm_server},
-            "judge_engine": {"kind": "vllm"},
+            "judge_engine": {"kind": "vllm", "kv_cache_gib": 1},
             "scoring": {"mode": "budget", "max_think_tokens": 16},
             "synthesis": {
                 "seeds": str(shared_data / "msmarco_seed_instructir"),
