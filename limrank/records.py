@@ -328,11 +328,20 @@ def synthesis_row_schema() -> pa.Schema:
 
 
 def synthesis_example_schema() -> pa.Schema:
-    """A row after selection over the whole pool; the ``selected`` rows are for training."""
+    """A row after selection over the whole pool; the ``selected`` rows are for training.
+
+    ``source`` is seeds or passages; ``teacher_score`` is in the unit of the ``teacher``, null without one.
+    """
     import pyarrow as pa
 
     fields = [(field.name, field.type) for field in synthesis_row_schema()]
-    return _schema("synthesis_example", 3, [*fields, ("selected", pa.bool_())])
+    added = [
+        ("selected", pa.bool_()),
+        ("source", pa.string()),
+        ("teacher_score", pa.float64()),
+        ("teacher", pa.string()),
+    ]
+    return _schema("synthesis_example", 4, [*fields, *added])
 
 
 def failure_schema() -> pa.Schema:

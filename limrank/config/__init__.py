@@ -43,6 +43,7 @@ from limrank.config.jobs import (
     config_hash,
     dump_config,
 )
+from limrank.config.mining import RoundTripConfig, TeacherConfig
 from limrank.config.scoring import Compatibility, ScoringConfig
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import Shares, SynthesisConfig, SynthesisPrompts, TokenPrices
@@ -82,6 +83,8 @@ __all__ = [
     "Shares",
     "SynthesisConfig",
     "SynthesisPrompts",
+    "RoundTripConfig",
+    "TeacherConfig",
     "SynthesizeJob",
     "TokenPrices",
     "TrainJob",

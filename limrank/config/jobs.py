@@ -106,6 +106,11 @@ class SynthesizeJob(Job):
         _own_engine(self.reranker_engine, "reranker_engine")
         if self.reranker is None and (self.reranker_engine or self.reranker_workers):
             raise ValueError("reranker_engine and reranker_workers need a model: reranker.id")
+        if self.synthesis.source == "passages":
+            keys = ("judge", "judge_engine", "judge_workers", "reranker")
+            if given := [key for key in keys if getattr(self, key) is not None]:
+                raise ValueError(f"{given[0]}: with synthesis.source=passages nothing is judged: set synthesis.teacher")
+            return self
         roles = self.roles()
         chain_fits(roles["judge"].model, self.scoring)
         for name in ("judge", "reranker"):
@@ -115,8 +120,10 @@ class SynthesizeJob(Job):
 
     def roles(self) -> dict[str, Role]:
         """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What the recipe does not set is the
-        writer's."""
+        writer's. Queries for passages have only a writer."""
         writer = Role(self.model, self.engine, self.workers)
+        if self.synthesis.source == "passages":
+            return {"writer": writer}
         roles = {"writer": writer, "judge": _role(writer, self.judge, self.judge_engine, self.judge_workers)}
         if self.reranker:
             roles["reranker"] = _role(writer, self.reranker, self.reranker_engine, self.reranker_workers)

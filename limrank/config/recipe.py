@@ -137,6 +137,7 @@ _NAME_OR_PATH = (
     ("judge.id", is_folder),
     ("reranker.id", is_folder),
     ("synthesis.embedder", is_folder),
+    ("synthesis.teacher.model", is_folder),
     ("data.query_template", is_file),
     ("dev.data.query_template", is_file),
     ("scoring.prompt", is_file),

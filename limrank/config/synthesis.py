@@ -18,12 +18,18 @@ from limrank.config.base import (
     PathStr,
     Section,
 )
+from limrank.config.mining import RoundTripConfig, TeacherConfig
 
 
 class SynthesisPrompts(Section):
     """Each prompt is the name of one in limrank/prompts, a file, or the text itself."""
 
     query: str = Field(default="synth_query", description="asks for a query, from a seed and a persona")
+    passage_query: str = Field(
+        default="synth_passage_query",
+        description="source: passages: asks for a query that a passage answers, for a persona. The default with "
+        "writer: tuned is writer",
+    )
     chain: str = Field(default="synth_chain", description="asks for the reasoning before passages are written")
     describe: str = Field(
         default="synth_describe",
@@ -51,18 +57,48 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 """Value → weight; the weights need not add up to 1."""
 
 
+_OF_PASSAGES = ("source", "writer", "queries_per_passage", "round_trip", "teacher", "list_size")
+
+
 class SynthesisConfig(Section):
+    source: Literal["seeds", "passages"] = Field(
+        default="seeds",
+        description="seeds: queries and passages are written from seeds (the paper's). passages: queries are written "
+        "for the passages of a corpus, and their negatives are mined there",
+    )
     seeds: PathStr | Literal["pydocs"] = Field(
         default="pydocs",
         description="a BEIR folder, a JSONL or Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or "
-        "pydocs",
+        "pydocs. With source: passages only its passages are read",
+    )
+    writer: Literal["prompted", "tuned"] = Field(
+        default="prompted",
+        description="source: passages: how the writer is asked. prompted: a chat model gets instructions. tuned: the "
+        "model of a train job with training.task: writer continues the passage",
+    )
+    queries_per_passage: PositiveInt = Field(
+        default=1, description="source: passages: number of queries written for each passage"
+    )
+    round_trip: RoundTripConfig = Field(
+        default=RoundTripConfig(), description="source: passages: a written query has to find its passage again"
+    )
+    teacher: TeacherConfig | None = Field(
+        default=None,
+        description="source: passages: grades a query's passage and its candidates, so that negatives that may be "
+        "relevant are left out, and lists.jsonl has scores to learn from. null: candidates are not graded",
+    )
+    list_size: Annotated[int, Field(ge=2)] = Field(
+        default=8,
+        description="source: passages: number of graded passages in a record of lists.jsonl, the query's own included",
     )
     personas: PathStr | None = Field(
         default=None,
         description="a file with one persona a line, JSONL, or hub://OWNER/NAME/CONFIG. null: the built-in list",
     )
     max_seeds: PositiveInt | None = Field(
-        default=None, description="use at most this many seeds, drawn by the run's seed. null: all"
+        default=None,
+        description="use at most this many seeds, drawn by the run's seed; of passages an equal number of each "
+        "length and topic. null: all",
     )
     license: str | None = Field(default=None, description="license of the seeds, for DATASET.md")
     kinds: tuple[Literal["daily", "expert"], ...] = Field(
@@ -85,14 +121,20 @@ class SynthesisConfig(Section):
     )
     prompts: SynthesisPrompts = Field(default=SynthesisPrompts(), description="the prompts of the steps")
     constrained: bool = Field(default=True, description="the engine constrains structured steps to their JSON schema")
-    negatives: NonNegativeInt = Field(default=1, description="number of hard negatives written for each query")
+    negatives: NonNegativeInt = Field(
+        default=1,
+        description="number of hard negatives written for each query. With source: passages they are mined: the "
+        "highest-graded ones, or without a teacher a draw, of the candidates",
+    )
     mined_negatives: NonNegativeInt = Field(
         default=0,
         description="number of corpus passages for each query, judged like the rest: the seed's BM25 neighbours, or "
         "with a reranker the highest-ranked of mine_depth neighbours",
     )
     mine_depth: PositiveInt = Field(
-        default=20, description="number of BM25 neighbours that the reranker chooses the mined negatives from"
+        default=20,
+        description="number of BM25 neighbours that the reranker chooses the mined negatives from. With source: "
+        "passages the number of candidates of a query",
     )
     max_tokens: PositiveInt | None = Field(
         default=None,
@@ -125,8 +167,8 @@ class SynthesisConfig(Section):
     )
     embedder: str | None = Field(
         default=None,
-        description="coverage: a sentence-embedding model (a directory or a hub id) that measures how far apart "
-        "queries are. null: by their words",
+        description="a sentence-embedding model (a directory or a hub id) that measures how far apart queries are, for "
+        "coverage, and searches for round_trip. null: by their words",
     )
     query_tokens: PositiveInt = Field(
         default=160,
@@ -162,12 +204,22 @@ class SynthesisConfig(Section):
 
     @property
     def enough(self) -> int | None:
-        """The number of kept examples, before duplicates are rejected, that ends the run; None: every seed is used."""
-        return None if self.oversample is None or self.size is None else math.ceil(self.oversample * self.size)
+        """The number of kept examples, before duplicates are rejected, that ends the run; None: every seed is used.
+        A passage's query is one example until its negatives are mined."""
+        if self.oversample is None or self.size is None:
+            return None
+        examples = self.oversample * self.size
+        return math.ceil(examples / (1 + self.negatives) if self.source == "passages" else examples)
 
     def prompt_names(self) -> dict[str, str]:
         """The prompt of each step that the run takes."""
         names = self.prompts.model_dump()
+        if self.source == "passages":
+            name = names["passage_query"]
+            if self.writer == "tuned" and name == SynthesisPrompts.model_fields["passage_query"].default:
+                name = "writer"
+            return {"passage_query": name}
+        del names["passage_query"]
         if not self.chains:
             del names["chain"]
             if names["describe"] == SynthesisPrompts.model_fields["describe"].default:
@@ -177,13 +229,17 @@ class SynthesisConfig(Section):
     def hashed(self, exclude: set[str]) -> dict[str, Any]:
         """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
         left out at their defaults, so that the hash of an older run stays the same."""
-        newer = {"oversample", "chains"}
+        newer = {"oversample", "chains", *_OF_PASSAGES}
         values = self.model_dump(exclude=exclude)
-        return {
+        kept = {
             key: value
             for key, value in values.items()
-            if key not in newer or value != type(self).model_fields[key].default
+            if key not in newer or getattr(self, key) != type(self).model_fields[key].default
         }
+        unused = SynthesisPrompts.model_fields["passage_query"].default
+        if "prompts" in kept and self.prompts.passage_query == unused:
+            del kept["prompts"]["passage_query"]
+        return kept
 
     @property
     def chooses_by_embedding(self) -> bool:
@@ -206,6 +262,23 @@ class SynthesisConfig(Section):
     def _enough_of_something(self) -> SynthesisConfig:
         if self.oversample is not None and self.size is None:
             raise ValueError("synthesis.oversample is times synthesis.size, which is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _belongs_to_its_source(self) -> SynthesisConfig:
+        if self.source == "seeds":
+            for key in _OF_PASSAGES:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"synthesis.{key} is for synthesis.source=passages")
+            return self
+        if self.mined_negatives:
+            raise ValueError(
+                "synthesis.mined_negatives: with synthesis.source=passages every negative is mined: set negatives"
+            )
+        if self.round_trip.embeds and not self.embedder:
+            raise ValueError(
+                f"synthesis.round_trip.retriever={self.round_trip.retriever} needs a model: synthesis.embedder"
+            )
         return self
 
     @model_validator(mode="after")

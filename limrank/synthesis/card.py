@@ -73,7 +73,7 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
     yield "# Synthetic examples for a pointwise reasoning reranker\n"
     yield (
         f"{kept} of {examples} examples were kept{_share(kept, examples)}, {stats['kept_positive']} of them relevant, "
-        f"from {stats['seeds']} seeds ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries."
+        f"from {stats['seeds']} {stats.get('source', 'seeds')} ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries."
     )
     if chosen := stats["selected"]:
         yield f"Selected for training: {chosen['shortfall'] or str(chosen['examples']) + ' examples'}."
@@ -90,8 +90,9 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
         yield from (*_example(row), "")
     yield "## License\n"
     yield f"License of the seeds: {as_markdown(stats['license'] or 'unknown (synthesis.license is not set); see their source')}."
+    written = "for the passages" if stats.get("source") == "passages" else "and the written passages from the seeds"
     yield (
-        "The writer made the queries and the written passages from the seeds; mined passages come from the seeds' "
+        f"The writer made the queries {written}; mined passages come from the seeds' "
         "own corpus. The seeds' license applies to them, and what the models' licenses say about their output.\n"
     )
 
@@ -99,7 +100,12 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
     unreasoned = ", which wrote passages without a chain of thought before them" if "chains" in stats else ""
     yield f"- writer: {as_markdown(stats['writer'])}{unreasoned}"
-    yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
+    if "judge" in stats:
+        yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
+    if found := stats.get("round_trip"):
+        yield f"- a query has to find its passage again: by {found['retriever']}, in the first {found['k']}"
+    if stats.get("teacher"):
+        yield f"- teacher, which graded each query's passage and its candidates: {as_markdown(stats['teacher'])}"
     if "reranker" in stats:
         yield f"- reranker to be improved: {as_markdown(stats['reranker'])}"
     if "embedding" in stats:

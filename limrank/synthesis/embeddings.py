@@ -29,7 +29,7 @@ def embedder(name: str | None) -> Callable[[Sequence[str]], np.ndarray]:
     return lexical_embeddings if name is None else partial(sentence_embeddings, name)
 
 
-def check_embedder(name: str) -> None:
+def check_embedder(name: str, key: str = "synthesis.embedder") -> None:
     """Embed one text with a model, so that a model that fails is found before hours of writing.
     It runs on the CPU: the engines, which start next, need the GPU.
 
@@ -42,7 +42,7 @@ def check_embedder(name: str) -> None:
         raise
     except Exception as error:  # a model of another kind may raise anything
         what = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"synthesis.embedder {name}: cannot embed a text: {what}") from error
+        raise UserError(f"{key} {name}: cannot embed a text: {what}") from error
 
 
 def lexical_embeddings(texts: Sequence[str]) -> np.ndarray:

@@ -18,8 +18,10 @@ from limrank.records import Query, synthesis_example_schema
 from limrank.scoring import completion, pair_text, prompt_template
 from limrank.storage import Storage
 from limrank.synthesis import card, report
+from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.pool import Pool, Row
 from limrank.synthesis.stats import tally
+from limrank.synthesis.teachers import teacher_name
 
 _ROWS_A_GROUP = 10_000
 _ROLE_OF_STEP = {"judge": "judge", "mine": "reranker", "base": "reranker"}
@@ -30,7 +32,8 @@ def export(
     storage: Storage, config: SynthesizeJob, summary: Summary, pool: Pool, queries_a_seed: int
 ) -> dict[str, Any]:
     """Write ``examples.parquet`` (every row in its final state), ``train.jsonl`` and ``alpaca.json``
-    (the selected rows), ``stats.json``, ``DATASET.md`` and ``report.html``.
+    (the selected rows), ``stats.json``, ``DATASET.md`` and ``report.html``; of passages also ``lists.jsonl`` and
+    ``candidates/``.
 
     Args:
         queries_a_seed: planned queries for each seed that repeats no benchmark.
@@ -51,6 +54,12 @@ def export(
             write(f"{comma}\n{json.dumps(record, ensure_ascii=False)}")
             comma = ","
         write("[]\n" if comma == "[" else "\n]\n")
+    if pool.mined:
+        lists = list_records(pool.mined, pool.selected_queries())
+        with _lines(storage, "lists.jsonl") as write:
+            for record in lists:
+                write(json.dumps(record, ensure_ascii=False) + "\n")
+        write_candidates(storage, pool.mined)
     counts = tally(pool.rows(), pool.selection)
     stats = _facts(config, summary, (summary.units - counts["contaminated_seeds"]) * queries_a_seed) | counts
     storage.write_text("stats.json", json.dumps(stats, ensure_ascii=False, indent=2) + "\n")
@@ -95,7 +104,7 @@ def _lines(storage: Storage, name: str) -> Iterator[Callable[[str], None]]:
 
 def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, Any]:
     steps = config.synthesis.prompt_names()
-    if config.synthesis.judge_by == "label_tokens":
+    if config.synthesis.source == "seeds" and config.synthesis.judge_by == "label_tokens":
         steps["judge"] = config.scoring.prompt
     return {
         "schema_version": 3,
@@ -105,13 +114,24 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         "queries": queries,
         "failed": summary.failed,
         **{name: _name(role.model.id) for name, role in config.roles().items()},
-        "judge_by": config.synthesis.judge_by,
-        "agreement": config.synthesis.agreement,
+        **_decides(config.synthesis),
         **({} if config.synthesis.chains else {"chains": False}),
         **({"embedding": _embedding(config.synthesis)} if config.synthesis.chooses_by_embedding else {}),
         "prompts": {step: _prompt(name) for step, name in steps.items()},
         "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},
         "steps": {name: _step(name, usage, config) for name, usage in summary.steps.items()},
+    }
+
+
+def _decides(settings: SynthesisConfig) -> dict[str, Any]:
+    """What decides which examples are kept."""
+    if settings.source == "seeds":
+        return {"judge_by": settings.judge_by, "agreement": settings.agreement}
+    return {
+        "source": settings.source,
+        "writer_kind": settings.writer,
+        "round_trip": None if settings.round_trip.retriever == "none" else settings.round_trip.model_dump(),
+        "teacher": settings.teacher and teacher_name(settings.teacher),
     }
 
 

@@ -63,7 +63,9 @@ class Verdict:
     truncated: bool = False
 
 
-def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, persona: str) -> str | None:
+def query_fault(
+    query: str, instruction: str | None, seed: Seed, prompt: str, persona: str, *, shortest: int = MIN_QUERY_WORDS
+) -> str | None:
     """The reason to reject a query before passages are written for it; None if there is none.
 
     ==================  ====================================================================
@@ -74,7 +76,7 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
     ``copies_prompt``   the query is the persona; the query or its instruction has eight words
                         in a row of the prompt's own text
     ``copies_query``    the instruction repeats the query, and so narrows nothing
-    ``length``          the query or its instruction has less than four words
+    ``length``          the query has less than ``shortest`` words, or its instruction less than four
     ``repetitive``      the query or its instruction repeats itself
     ``language``        the query or its instruction is not in the seed's language
     ==================  ====================================================================
@@ -95,9 +97,9 @@ def query_fault(query: str, instruction: str | None, seed: Seed, prompt: str, pe
         narrowed = words(instruction)
         if _within(asked, narrowed) or _within(narrowed, asked):
             return "copies_query"
-        if fault := _text_fault(instruction, narrowed, seed, prompt):
+        if fault := _text_fault(instruction, narrowed, seed, prompt, MIN_QUERY_WORDS):
             return fault
-    return _text_fault(query, asked, seed, prompt)
+    return _text_fault(query, asked, seed, prompt, shortest)
 
 
 def rejected_before_judging(examples: Sequence[SynthesisExample], seed: Seed, prompt: str) -> list[SynthesisExample]:
@@ -188,9 +190,9 @@ def _bad_chain(chain: str, seed: Seed, prompt: str) -> bool:
     return _foreign(chain, _source(seed)) and _foreign(chain, prompt)
 
 
-def _text_fault(text: str, said: list[str], seed: Seed, prompt: str) -> str | None:
+def _text_fault(text: str, said: list[str], seed: Seed, prompt: str, shortest: int) -> str | None:
     """The fault of a query or an instruction; ``said`` are its words."""
-    if count(said) < MIN_QUERY_WORDS:
+    if count(said) < shortest:
         return "length"
     copied = runs(said, _COPIED)
     if copied & _prompt_runs(prompt):
@@ -208,7 +210,7 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
     if count(passage) < MIN_PASSAGE_WORDS:
         return "length"
     source = words(seed.passage)
-    if _same_text(passage, source) or runs(passage, _COPIED_TEXT) & runs(source, _COPIED_TEXT):
+    if same_text(passage, source) or runs(passage, _COPIED_TEXT) & runs(source, _COPIED_TEXT):
         return "copies_seed"
     if runs(passage, _COPIED) & _prompt_runs(prompt):
         return "copies_prompt"
@@ -219,7 +221,7 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
         return "leaks"
     if _repetitive(passage):
         return "repetitive"
-    if any(_same_text(passage, other) for other in before):
+    if any(same_text(passage, other) for other in before):
         return "same_passages"
     return "language" if _foreign(example.passage, _source(seed)) else None
 
@@ -243,7 +245,7 @@ def _share_within(part: Sequence[str], whole: Sequence[str]) -> float:
     return found * len(part) / len(whole) if whole else 0.0
 
 
-def _same_text(one: Sequence[str], other: Sequence[str]) -> bool:
+def same_text(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two passages are nearly the same, or one nearly contains the other."""
     if min(len(one), len(other)) < _COPIED:  # many texts share "See also"
         return one == other

@@ -26,6 +26,7 @@ from limrank.result import JobResult
 from limrank.scoring import check_labels, prompt_template
 from limrank.synthesis.embeddings import check_embedder
 from limrank.synthesis.export import export
+from limrank.synthesis.passage_queries import synthesize_passage
 from limrank.synthesis.plan import (
     Inputs,
     judging,
@@ -40,8 +41,9 @@ from limrank.synthesis.plan import (
 )
 from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.preview import preview as show_steps
-from limrank.synthesis.prompting import check_prompts, query_prompt
+from limrank.synthesis.prompting import check_prompts, passage_query_prompt, query_prompt, tuned_prompt
 from limrank.synthesis.synthesizer import SynthesisInputs, contaminated_example, synthesize_seed
+from limrank.synthesis.teachers import check_teacher
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +71,13 @@ class SynthesisTask:
         seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
         if unit["contaminated"]:
             return Outcome([asdict(contaminated_example(seed, unit["contaminated"]))])
-        briefs = unwritten(unit, rows, reranked="reranker" in engines, mined=self.inputs.synthesis.mined_negatives)
+        settings = self.inputs.synthesis
+        if settings.source == "passages":
+            tuned = settings.writer == "tuned"
+            asked = [None if tuned else read_brief(brief) for brief in unit["briefs"]]
+            outcome = await synthesize_passage(seed, asked, engines, self.inputs)
+            return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
+        briefs = unwritten(unit, rows, reranked="reranker" in engines, mined=settings.mined_negatives)
         outcome = await synthesize_seed(seed, briefs, unit["mined"], engines, self.inputs)
         return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
 
@@ -129,7 +137,7 @@ def run(
                 progress_unit="seeds",
                 budget=budget,
             )
-        pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed)
+        pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed, given.corpus)
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
         enough = budget.kept is not None and (summary.kept or 0) >= budget.kept
@@ -148,9 +156,11 @@ def _budget(config: SynthesizeJob, given: Inputs) -> Budget:
 
 
 def check_choice(settings: SynthesisConfig) -> None:
-    """Raises UserError for an embedder that would fail after everything is written."""
-    if settings.embedder and settings.chooses_by_embedding:
+    """Raises UserError for an embedder or a teacher that would fail after everything is written."""
+    if settings.embedder and (settings.chooses_by_embedding or settings.round_trip.embeds):
         check_embedder(settings.embedder)
+    if settings.teacher:
+        check_teacher(settings.teacher)
 
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
@@ -160,19 +170,28 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     planned = list(units(config, given))
     briefs = [read_brief(brief) for unit in planned for brief in unit["briefs"]]
     first = next((unit for unit in planned if unit["briefs"]), None)
+    what, then = "seeds", f"{len(briefs) * pairs_a_query(config)} pairs to judge"
+    if given.corpus is not None:
+        what, then = "passages", f"{len(given.corpus)} documents to mine"
     return {
-        "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} seeds, {len(briefs)} queries, "
-        f"{len(briefs) * pairs_a_query(config)} pairs to judge, {len(given.personas)} personas to draw from",
+        "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} {what}, {len(briefs)} queries, "
+        f"{then}, {len(given.personas)} personas to draw from",
         "ends": _ends(config.synthesis),
         "contaminated": f"{len(given.repeated)} seeds" if given.repeated else None,
         "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
-        "first_prompt": first
-        and query_prompt(
-            Seed(first["unit_id"], first["query"], first["passage"]), read_brief(first["briefs"][0]), config.synthesis
-        ),
-        "warnings": too_few_mined(config, planned),
+        "first_prompt": first and _first_prompt(first, config.synthesis),
+        "warnings": [] if given.corpus is not None else too_few_mined(config, planned),
     }
+
+
+def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
+    brief = read_brief(unit["briefs"][0])
+    if settings.source == "seeds":
+        return query_prompt(Seed(unit["unit_id"], unit["query"], unit["passage"]), brief, settings)
+    if settings.writer == "tuned":
+        return tuned_prompt(unit["passage"], settings)
+    return passage_query_prompt(unit["passage"], brief, settings)
 
 
 def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> int:
@@ -199,14 +218,25 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
                 )
                 for role, each in roles.items()
             },
-            "scoring": judging(config).model_dump(exclude={"prompt"}),
-            "synthesis": config.synthesis.hashed(_NOT_OF_ROWS),
-            "prompts": [
-                prompts.load(name) for name in (*config.synthesis.prompt_names().values(), config.scoring.prompt)
-            ],
+            **_decides(config),
             "seed": config.seed,
         }
     )
+
+
+def _decides(config: SynthesizeJob) -> dict[str, Any]:
+    """What decides the rows of given seeds and models."""
+    settings, names = config.synthesis, [*config.synthesis.prompt_names().values()]
+    if settings.source == "passages":
+        return {
+            "synthesis": settings.hashed(_NOT_OF_ROWS | _OF_MINING),
+            "prompts": [prompts.load(each) for each in names],
+        }
+    return {
+        "scoring": judging(config).model_dump(exclude={"prompt"}),
+        "synthesis": settings.hashed(_NOT_OF_ROWS),
+        "prompts": [prompts.load(each) for each in (*names, config.scoring.prompt)],
+    }
 
 
 _NOT_OF_ROWS = {
@@ -215,6 +245,9 @@ _NOT_OF_ROWS = {
     *("max_tokens", "prices", "near_duplicate", "size", "oversample", "select", "embedder"),
 }
 """Keys that may change while a run directory keeps its rows, so no part of the hash."""
+
+_OF_MINING = {"round_trip", "teacher", "list_size", "negatives", "mine_depth"}
+"""The same, of queries that are written for passages."""
 
 
 def _check_recipe(config: SynthesizeJob) -> None:

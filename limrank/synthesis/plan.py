@@ -10,9 +10,12 @@ from limrank import retrieval
 from limrank.batch.plan import GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
-from limrank.records import Difficulty, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
+from limrank.errors import UserError
+from limrank.records import Difficulty, Document, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.filters import MIN_PASSAGE_WORDS
+from limrank.synthesis.passage_queries import draw_passages
 from limrank.synthesis.prompting import judge_tokens, most_written, with_prompt_texts
 from limrank.synthesis.quotas import briefs
 from limrank.synthesis.synthesizer import SynthesisInputs
@@ -28,7 +31,8 @@ class Inputs:
     """The inputs that a recipe names.
 
     ``repeated``: seed id → what its query or passage repeats of a benchmark; nothing is written for
-    these seeds. ``queries_a_seed`` are written for each of the others.
+    these seeds. ``queries_a_seed`` are written for each of the others. With ``source: passages`` a seed is a
+    passage without a query, of ``corpus``.
     """
 
     seeds: Sequence[Seed]
@@ -36,26 +40,38 @@ class Inputs:
     queries_a_seed: int
     benchmarks: Benchmarks | None = None
     repeated: Mapping[str, str] = field(default_factory=dict)
+    corpus: Sequence[Document] | None = None
 
 
 def read_inputs(config: SynthesizeJob) -> Inputs:
     """Raises UserError if an input is missing or cannot be read."""
     settings = config.synthesis
-    seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
+    corpus = None
+    if settings.source == "passages":
+        corpus = seed_data.load_corpus(settings.seeds)
+        seeds = [
+            Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
+        ]
+        if not seeds:
+            raise UserError(f"synthesis.seeds {settings.seeds}: no passage has {MIN_PASSAGE_WORDS} words or more")
+    else:
+        seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
     personas = seed_data.load_personas(settings.personas)
     benchmarks = Benchmarks.of(settings.decontaminate) if settings.decontaminate else None
     repeated = {}
     for seed in seeds if benchmarks else ():
         if overlap := benchmarks.overlap(seed.query) or benchmarks.overlap(seed.passage):
             repeated[seed.seed_id] = str(overlap)
-    askers = min(settings.personas_per_seed, len(personas))
-    return Inputs(seeds, personas, askers * len(settings.kinds), benchmarks, repeated)
+    queries_a_seed = min(settings.personas_per_seed, len(personas)) * len(settings.kinds)
+    if corpus is not None:
+        queries_a_seed = settings.queries_per_passage
+    return Inputs(seeds, personas, queries_a_seed, benchmarks, repeated, corpus)
 
 
 def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
     """One unit for each seed. The same recipe and seeds give the same units on any cluster."""
     settings = config.synthesis
-    mined = _mined(config, given.seeds)
+    mined = _mined(config, given.seeds) if settings.source == "seeds" else {}
     planned = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
     for seed in given.seeds:
         asked = [] if seed.seed_id in given.repeated else next(planned)
@@ -80,16 +96,22 @@ def too_few_mined(config: SynthesizeJob, planned: Sequence[Unit]) -> list[str]:
 
 def most_generated(config: SynthesizeJob, brief: QueryBrief) -> int:
     """The most tokens that writer and judge may generate for one query."""
+    if config.synthesis.source == "passages":
+        return most_written(config.synthesis, brief)
     return most_written(config.synthesis, brief) + pairs_a_query(config) * judge_tokens(judging(config))
 
 
 def pairs_a_query(config: SynthesizeJob) -> int:
-    """Pairs that the judge sees for a query all of whose passages were written."""
+    """Pairs that the judge sees for a query all of whose passages were written; of a passage's query, its row."""
+    if config.synthesis.source == "passages":
+        return 1
     return 1 + config.synthesis.negatives + config.synthesis.mined_negatives
 
 
 def _cost(config: SynthesizeJob, brief: QueryBrief) -> int:
     # Query, chain, descriptions and each passage; each pair takes one request for its chain, one for its label.
+    if config.synthesis.source == "passages":
+        return GENERATED_TOKEN_COST * most_generated(config, brief) + _TOKENS_A_PROMPT
     requests = 3 + config.synthesis.chains + config.synthesis.negatives + 2 * pairs_a_query(config)
     if config.reranker:
         requests += pairs_a_query(config) + (config.synthesis.mined_negatives and config.synthesis.mine_depth)

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limrank.batch.rows import read_rows
 from limrank.config import SynthesisConfig
-from limrank.records import synthesis_row_schema
+from limrank.records import Document, PassageRole, Query, synthesis_row_schema
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import embedder
+from limrank.synthesis.mining import Mined, mine_passages
 from limrank.synthesis.select import Selection, select
-from limrank.synthesis.synthesizer import query_id
+from limrank.synthesis.teachers import Grade, teacher_name
 from limrank.text.near_duplicates import find_duplicates
 
 Row = dict[str, Any]
@@ -25,31 +26,83 @@ class Pool:
     """The rows of a run in their final state.
 
     ``rejected``: example id → reason and detail, for rows that their seed kept and the pool does not.
-    ``selection`` is None if all kept rows are exported.
+    ``selection`` is None if all kept rows are exported. ``mined``: the candidates of queries that were written for
+    passages, whose rows follow that of their query's passage; None for the seeds' examples.
     """
 
     storage: Storage
     rejected: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     selection: Selection | None = None
+    mined: Mined | None = None
+    teacher: str | None = None
 
     def rows(self) -> Iterator[Row]:
         """All rows in the order of their files, with their final ``kept``, ``reject_reason``,
-        ``reject_detail`` and ``selected``."""
+        ``reject_detail`` and ``selected``, and with ``source``, ``teacher_score`` and ``teacher``."""
         chosen = None if self.selection is None else frozenset(self.selection.example_ids)
-        for row in _read(self.storage):
-            if found := self.rejected.get(row["example_id"]):
-                reason, detail = found
-                row |= {"kept": False, "reject_reason": reason, "reject_detail": detail}
-            row["selected"] = row["kept"] if chosen is None else row["example_id"] in chosen
-            yield row
+        for written in _read(self.storage):
+            for row in self._with_mined(written):
+                row["selected"] = row["kept"] if chosen is None else row["example_id"] in chosen
+                yield row
+
+    def selected_queries(self) -> Iterator[str]:
+        """The ids of the queries with a selected row, in the order of the rows."""
+        return iter(dict.fromkeys(query_of(row["example_id"]) for row in self.rows() if row["selected"]))
+
+    def _with_mined(self, row: Row) -> Iterator[Row]:
+        if found := self.rejected.get(row["example_id"]):
+            reason, detail = found
+            row |= {"kept": False, "reject_reason": reason, "reject_detail": detail}
+        row |= {"source": "passages" if self.mined else "seeds", "teacher_score": None, "teacher": None}
+        found = self.mined and row["passage"] and self.mined.queries.get(query_of(row["example_id"]))
+        yield row | self._graded(found.grade, True) if found else row
+        if not found or found.fault:
+            return
+        for number, candidate in enumerate((*found.negatives, *found.doubtful), 1):
+            reason, detail = candidate.fault or (None, None)
+            yield (
+                row
+                | self._graded(candidate.grade, False)
+                | {
+                    "example_id": f"{found.query_id}/{number}-{PassageRole.MINED_NEGATIVE}",
+                    "passage": self.mined.documents[candidate.doc_id].contents,
+                    "passage_role": str(PassageRole.MINED_NEGATIVE),
+                    "label": False,
+                    "kept": reason is None,
+                    "reject_reason": reason,
+                    "reject_detail": detail,
+                }
+            )
+
+    def _graded(self, grade: Grade | None, label: bool) -> Row:
+        """A grade's columns. A reranker's chain is taken where it ends in the label."""
+        if grade is None:
+            return {"teacher_score": None, "teacher": None}
+        verdict = None if grade.probability is None else grade.probability > 0.5
+        return {
+            "teacher_score": grade.score,
+            "teacher": self.teacher,
+            "judge_score": grade.probability,
+            "verdict": verdict,
+            "reasoning": grade.reasoning if verdict == label else None,
+        }
 
 
-def dedupe_and_select(storage: Storage, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int) -> Pool:
-    """Reject kept rows that are ``contaminated`` or have a ``duplicate_query``, and select
-    ``settings.size`` of the others.
+def dedupe_and_select(
+    storage: Storage,
+    settings: SynthesisConfig,
+    benchmarks: Benchmarks | None,
+    seed: int,
+    corpus: Sequence[Document] | None = None,
+) -> Pool:
+    """Reject kept rows that are ``contaminated`` or have a ``duplicate_query``, mine the candidates of queries that
+    were written for passages, and select ``settings.size`` of what is left.
 
     The first of several duplicate queries stays: first those with a positive and a negative, then in
     the order of the files.
+
+    Args:
+        corpus: with ``source: passages``, its documents.
     """
     rejected: dict[str, tuple[str, str]] = {}
     queries: dict[str, str] = {}
@@ -58,21 +111,45 @@ def dedupe_and_select(storage: Storage, settings: SynthesisConfig, benchmarks: B
         if benchmarks and (found := benchmarks.example_overlap(row["query"], row["instruction"], row["passage"])):
             rejected[row["example_id"]] = "contaminated", str(found)
         else:
-            queries.setdefault(_query_id(row), row["query"])
-            labels.setdefault(_query_id(row), set()).add(row["label"])
+            query_id = query_of(row["example_id"])
+            queries.setdefault(query_id, row["query"])
+            labels.setdefault(query_id, set()).add(row["label"])
     firsts = find_duplicates(sorted(queries.items(), key=lambda each: -len(labels[each[0]])), settings.near_duplicate)
     for row in _kept(storage):
-        if first := firsts.get(_query_id(row)):
+        if first := firsts.get(query_of(row["example_id"])):
             rejected.setdefault(row["example_id"], ("duplicate_query", first))
     pool = Pool(storage, rejected)
+    if corpus is not None:
+        pool = _mined(pool, settings, benchmarks, seed, corpus)
     if settings.size is None:
         return pool
     embed = embedder(settings.embedder)
-    return Pool(storage, rejected, select(pool.rows(), settings.size, settings.select, seed=seed, embed=embed))
+    return replace(pool, selection=select(pool.rows(), settings.size, settings.select, seed=seed, embed=embed))
 
 
-def _query_id(row: Row) -> str:
-    return query_id(row["seed_id"], row["query_kind"], row["persona_id"])
+def _mined(
+    pool: Pool, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int, corpus: Sequence[Document]
+) -> Pool:
+    left = {row["example_id"]: row for row in _kept(pool.storage) if row["example_id"] not in pool.rejected}
+    asked = [
+        (Query(query_of(example_id), row["query"], row["instruction"] or ""), row["seed_id"])
+        for example_id, row in left.items()
+    ]
+    mined = mine_passages(asked, corpus, settings, benchmarks, seed)
+    faults = {
+        example_id: fault for example_id in left if (fault := mined.queries[query_of(example_id)].fault) is not None
+    }
+    return replace(
+        pool,
+        rejected={**pool.rejected, **faults},
+        mined=mined,
+        teacher=settings.teacher and teacher_name(settings.teacher),
+    )
+
+
+def query_of(example_id: str) -> str:
+    """The id of an example's query, with which the id of the example begins."""
+    return example_id.rpartition("/")[0]
 
 
 def _kept(storage: Storage) -> Iterator[Row]:

@@ -3,6 +3,7 @@ of a structured answer, token limit. Every prompt is a file in ``limrank/prompts
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -27,6 +28,7 @@ _VERDICT_TOKENS = 16
 
 _NEEDED = {
     "query": {"seed_query"},
+    "passage_query": {"passage"},
     "chain": {"query"},
     "describe": {"query"},
     "passage": {"description"},
@@ -54,6 +56,24 @@ def query_prompt(seed: Seed, brief: QueryBrief, settings: SynthesisConfig) -> st
         domain=brief.domain,
         instructed=brief.instructed,
     )
+
+
+def passage_query_prompt(passage: str, brief: QueryBrief, settings: SynthesisConfig) -> str:
+    """The prompt that asks a chat model for a query that ``passage`` answers."""
+    return prompts.render(
+        settings.prompt_names()["passage_query"],
+        passage=passage[:_SEED_CHARACTERS],
+        persona=brief.persona.text,
+        kind=str(brief.kind),
+        difficulty=str(brief.difficulty),
+        domain=brief.domain,
+        instructed=brief.instructed,
+    )
+
+
+def tuned_prompt(passage: str, settings: SynthesisConfig) -> str:
+    """The text that a tuned writer continues with a query: what it was trained on."""
+    return prompts.render(settings.prompt_names()["passage_query"], passage=passage)
 
 
 def chain_prompt(query: WrittenQuery, settings: SynthesisConfig) -> str:
@@ -91,22 +111,36 @@ def check_prompts(settings: SynthesisConfig) -> None:
     """Raises UserError for a prompt that cannot be filled, or that lacks a needed placeholder: every
     seed would fail, or get the same answers."""
     seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
+    if settings.source == "passages":
+        if settings.writer == "tuned":
+            tuned_prompt(seed.passage, settings)
+        else:
+            for brief in _all_briefs(persona):
+                passage_query_prompt(seed.passage, brief, settings)
+        prompts.check_placeholders(settings.prompt_names()["passage_query"], _NEEDED["passage_query"])
+        return
     judge_prompt(Query("", "a query"), "a passage", settings)
-    for kind, difficulty in product(QueryKind, Difficulty):
-        for domain, instruction in product((None, "a field"), (None, "an instruction")):
-            brief = QueryBrief(kind, persona, difficulty, domain, instruction is not None)
-            query_prompt(seed, brief, settings)
-            query = WrittenQuery("a query", "a field", instruction)
-            if settings.chains:
-                chain_prompt(query, settings)
-            describe_prompt(query, "a chain" if settings.chains else None, settings)
-            passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
+    for brief in _all_briefs(persona):
+        query_prompt(seed, brief, settings)
+        query = WrittenQuery("a query", "a field", "an instruction" if brief.instructed else None)
+        if settings.chains:
+            chain_prompt(query, settings)
+        describe_prompt(query, "a chain" if settings.chains else None, settings)
+        passage_prompt(query, "a description", REGISTERS[0], WORDS[0], settings)
     for step, name in settings.prompt_names().items():
         prompts.check_placeholders(name, _NEEDED[step])
 
 
+def _all_briefs(persona: Persona) -> Iterator[QueryBrief]:
+    """A brief of each kind, with and without a domain and an instruction."""
+    for kind, difficulty, domain, instructed in product(QueryKind, Difficulty, (None, "a field"), (False, True)):
+        yield QueryBrief(kind, persona, difficulty, domain, instructed)
+
+
 def most_written(settings: SynthesisConfig, brief: QueryBrief) -> int:
     """Upper bound of the tokens that the writer writes for one query and its passages."""
+    if settings.source == "passages":
+        return settings.query_tokens if settings.writer == "tuned" else query_tokens(settings, brief)
     passages = (1 + settings.negatives) * settings.passage_tokens
     chain = settings.chain_tokens if settings.chains else 0
     return query_tokens(settings, brief) + chain + describe_tokens(settings) + passages

@@ -21,7 +21,8 @@ _INSTRUCTED = "instructed"
 
 
 def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], seed: int) -> list[list[QueryBrief]]:
-    """The briefs of each of ``seeds`` seeds: each of its personas asks one query of each kind.
+    """The briefs of each of ``seeds`` seeds: each of its personas asks one query of each kind. A passage has
+    ``queries_per_passage`` of them, each with a persona.
 
     ``seed``, the run's, draws the personas and which seed gets which cell.
     """
@@ -33,6 +34,13 @@ def briefs(config: SynthesisConfig, seeds: int, personas: Sequence[Persona], see
         config.domains or {"": 1.0},
         {"": 1 - config.instruction_rate, _INSTRUCTED: config.instruction_rate},
     ]
+    if config.source == "passages":
+        cells = planned_cells(seeds * config.queries_per_passage, shares, draw)
+        draw.shuffle(cells)
+        return [
+            [_brief(cells.pop(), draw.choice(personas)) for _ in range(config.queries_per_passage)]
+            for _ in range(seeds)
+        ]
     by_kind: dict[str, list[Cell]] = {kind: [] for kind in config.kinds}
     for cell in planned_cells(seeds * askers * len(config.kinds), shares, draw):
         by_kind[cell[0]].append(cell)

@@ -26,8 +26,8 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
 
     Args:
         stats: ``stats.json``: the counts of ``tally``, and ``seeds``, ``queries`` (planned),
-            ``failed`` (requests), ``writer``, ``judge``, ``agreement``, ``tokens``, ``steps``;
-            where they apply ``reranker``, ``embedding``, ``chains`` (False).
+            ``failed`` (requests), ``writer``, ``tokens``, ``steps``; where they apply ``judge``, ``agreement``,
+            ``reranker``, ``embedding``, ``chains`` (False), ``source``, ``round_trip``, ``teacher``.
         rows: the counted rows, read once and not held; only examples are taken from them. Which
             ones does not depend on the order.
     """
@@ -43,7 +43,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         made_of=_made_of(stats),
         selected=stats["selected"] is not None,
         scores=_scores(stats["judge_score"]),
-        by_ranking=stats["agreement"] == "ranking",
+        by_ranking=stats.get("agreement") == "ranking",
         steps=with_total(stats["steps"]),
         step_notes=" ".join(notes(stats["steps"])),
         priced=any("cost" in step for step in stats["steps"].values()),
@@ -53,7 +53,13 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
         facts={
             "writer": stats["writer"],
             **({"chain of thought before the passages": "none"} if "chains" in stats else {}),
-            "judge": f"{stats['judge']}, agreement by {stats['agreement']}",
+            **({"judge": f"{stats['judge']}, agreement by {stats['agreement']}"} if "judge" in stats else {}),
+            **(
+                {"round trip": "{retriever}, first {k}".format(**stats["round_trip"])}
+                if stats.get("round_trip")
+                else {}
+            ),
+            **({"teacher": stats["teacher"]} if stats.get("teacher") else {}),
             **({"reranker": stats["reranker"]} if "reranker" in stats else {}),
             **({"embedding of the queries": stats["embedding"]} if "embedding" in stats else {}),
             "tokens": "{prompt:,} in prompts, {generated:,} generated".format(**stats["tokens"]),
@@ -80,17 +86,23 @@ def _summary(stats: Mapping[str, Any]) -> str:
 
 
 def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages from seeds to selected examples, each with its share of the stage before."""
+    """The stages from seeds or passages to selected examples, each with its share of the stage before."""
+    source = stats.get("source", "seeds")
     seeds, queries, examples, judged, kept = (
         stats[name] for name in ("seeds", "queries", "examples", "judged", "kept")
     )
     stages = [
-        ("seeds", seeds, ""),
-        ("queries planned", queries, f"{queries / seeds:.1f} a seed" if seeds else ""),
+        (source, seeds, ""),
+        ("queries planned", queries, f"{queries / seeds:.1f} a {source[:-1]}" if seeds else ""),
         ("examples", examples, f"{examples / queries:.1f} a planned query" if queries else ""),
-        ("judged", judged, _share(judged, examples, "examples")),
-        ("kept", kept, _share(kept, judged, "judged")),
     ]
+    if source == "seeds":
+        stages += [
+            ("judged", judged, _share(judged, examples, "examples")),
+            ("kept", kept, _share(kept, judged, "judged")),
+        ]
+    else:
+        stages.append(("kept", kept, _share(kept, examples, "examples")))
     if stats["selected"]:
         selected = stats["selected"]["examples"]
         stages.append(("selected", selected, _share(selected, kept, "kept")))

@@ -36,19 +36,19 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
     rejected: Counter[str] = Counter()
     scores = {True: [0] * _SCORE_BINS, False: [0] * _SCORE_BINS}
     kept, selected = _Makeup(), _Makeup()
-    labels: dict[tuple[str, ...], set[bool]] = {}
+    labels: dict[str, set[bool]] = {}
     for row in rows:
         examples += 1
         judged += row["verdict"] is not None
         if row["judge_score"] is not None:
             scores[row["label"]][min(int(row["judge_score"] * _SCORE_BINS), _SCORE_BINS - 1)] += 1
-        contaminated_seeds += row["query_kind"] is None
+        contaminated_seeds += row["reject_reason"] == "contaminated" and row["passage"] is None
         if row["reject_reason"]:
             rejected[row["reject_reason"]] += 1
         if row["kept"]:
             kept.add(row)
             positive += row["label"]
-            labels.setdefault((row["seed_id"], row["query_kind"], row["persona_id"]), set()).add(row["label"])
+            labels.setdefault(row["example_id"].rpartition("/")[0], set()).add(row["label"])
         if row["example_id"] in chosen:
             selected.add(row)
     return {

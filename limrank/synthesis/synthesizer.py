@@ -101,17 +101,18 @@ async def synthesize_seed(
 def query_id(seed_id: str, kind: str, persona_id: str) -> str:
     """The id of one query of a seed, with which its examples' ids begin. It is unique whatever
     characters the three ids have."""
-    return "/".join(map(_escaped, (seed_id, kind, persona_id)))
+    return "/".join(map(escaped, (seed_id, kind, persona_id)))
 
 
 def contaminated_example(seed: Seed, repeated: str) -> SynthesisExample:
     """The only row of a seed that repeats a benchmark: nothing is written for it."""
     return SynthesisExample(
-        _escaped(seed.seed_id), seed.seed_id, query=seed.query, reject_reason="contaminated", reject_detail=repeated
+        escaped(seed.seed_id), seed.seed_id, query=seed.query, reject_reason="contaminated", reject_detail=repeated
     )
 
 
-def _escaped(an_id: str) -> str:
+def escaped(an_id: str) -> str:
+    """An id as a part of a longer one, whose parts a ``/`` separates."""
     return an_id.replace("%", "%25").replace("/", "%2F")
 
 
@@ -131,7 +132,7 @@ async def _one_query(
     blank = SynthesisExample(
         name, seed.seed_id, brief.persona.persona_id, brief.kind, brief.domain, str(brief.difficulty)
     )
-    written = await write_query(writer, seed, brief)
+    written = await write_query(writer, query_prompt(seed, brief, inputs.synthesis), brief)
     if written is None:
         return SeedOutcome([replace(blank, reject_reason="unparsable")], [])
     blank = replace(blank, domain=written.domain, query=written.text, instruction=written.instruction)
@@ -186,9 +187,8 @@ async def _all(requests: Iterable[Awaitable[str]]) -> list[str]:
     return answers
 
 
-async def write_query(writer: Writer, seed: Seed, brief: QueryBrief) -> WrittenQuery | None:
-    """The query for a brief, or None if the writer's JSON cannot be read."""
-    prompt = query_prompt(seed, brief, writer.settings)
+async def write_query(writer: Writer, prompt: str, brief: QueryBrief) -> WrittenQuery | None:
+    """The query that a prompt asks for by a brief, or None if the writer's JSON cannot be read."""
     schema = query_schema(writer.settings, brief)
     answer = _parsed(await writer.write("query", prompt, query_tokens(writer.settings, brief), schema=schema))
     if answer is None:

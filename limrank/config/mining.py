@@ -1,0 +1,68 @@
+"""``synthesis.round_trip`` and ``synthesis.teacher``: how queries that were written for passages are filtered, and
+how their candidates are graded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from limrank.config.base import PathStr, Section
+
+
+class RoundTripConfig(Section):
+    """A query that does not find its passage again is rejected (Promptagator, arXiv 2209.11755, §3.2)."""
+
+    retriever: Literal["bm25", "embedder", "both", "none"] = Field(
+        default="bm25",
+        description="what searches the corpus for a written query. embedder: the cosine of synthesis.embedder. both: "
+        "each has to find the passage, and their candidates alternate. none: a query need not find its passage; its "
+        "candidates are BM25's",
+    )
+    k: PositiveInt = Field(default=10, description="the passage has to be among this many first ones")
+
+    @property
+    def retrievers(self) -> tuple[str, ...]:
+        """What finds a query's candidates."""
+        kinds = {"both": ("bm25", "embedder"), "none": ("bm25",)}
+        return kinds.get(self.retriever, (self.retriever,))
+
+    @property
+    def embeds(self) -> bool:
+        return "embedder" in self.retrievers
+
+
+class TeacherConfig(Section):
+    """What grades a query's passage and its candidates."""
+
+    kind: Literal["embedder", "cross_encoder", "run"] = Field(
+        description="embedder: the cosine of a sentence-embedding model. cross_encoder: the logit of a sequence "
+        "classifier. run: the scores of a run file, or of a rerank job's run directory, over the run's candidates/"
+    )
+    model: str | None = Field(
+        default=None, description="embedder, cross_encoder: a packaged model, a directory or a hub id"
+    )
+    path: PathStr | None = Field(
+        default=None, description="run: a TREC or JSON run, or the run directory of a finished rerank job"
+    )
+    margin: NonNegativeFloat = Field(
+        default=1.0,
+        description="a candidate counts as a negative if its score is this far below that of the query's passage, in "
+        "standard deviations of a query's scores (their mean over all queries). The others may be relevant",
+    )
+    best: PositiveInt = Field(
+        default=2,
+        description="a query is rejected unless its passage is among this many that the teacher ranks highest",
+    )
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, description="a query is rejected if its passage has a lower score. null: none is"
+    )
+
+    @model_validator(mode="after")
+    def _is_named(self) -> TeacherConfig:
+        needed, other = ("path", "model") if self.kind == "run" else ("model", "path")
+        if not getattr(self, needed):
+            raise ValueError(f"synthesis.teacher.{needed} is needed with kind={self.kind}")
+        if getattr(self, other):
+            raise ValueError(f"synthesis.teacher.{other} is not for kind={self.kind}")
+        return self

@@ -1,0 +1,164 @@
+"""Queries for the passages of a corpus: the second way to examples, beside the seeds'.
+
+A small writer's passages teach a reranker nothing, but a small writer can ask what a real passage answers (InPars, arXiv
+2202.05144; Promptagator, arXiv 2209.11755; GPL, arXiv 2112.07577). The functions here write: what is kept is
+decided over all queries in :mod:`limrank.synthesis.mining`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+from limrank import prompts
+from limrank.config import SynthesisConfig
+from limrank.engines.base import Engine, spent_on
+from limrank.errors import RowError
+from limrank.records import Document, Failure, PassageRole, QueryBrief, Seed, SynthesisExample
+from limrank.synthesis.filters import MIN_PASSAGE_WORDS, query_fault
+from limrank.synthesis.prompting import WrittenQuery, passage_query_prompt, tuned_prompt
+from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, Writer, escaped, write_query
+from limrank.text.words import count, words
+
+_TOPICS = 32
+_SAMPLE = 5000
+"""Passages from which the topics are found."""
+
+_TUNED_WORDS = 2
+"""A tuned writer may ask in so few words: 96 of 1,743 MS MARCO queries have fewer than four."""
+
+
+def draw_passages(documents: Sequence[Document], size: int | None, seed: int) -> list[Document]:
+    """``size`` documents in the corpus's order, as many of each length and topic as there are; None: all.
+
+    Documents of fewer than twelve words are left out. Lengths are quartiles of words; topics are k-means
+    clusters of the lexical embeddings of at most 5,000 documents.
+    """
+    lengths = [count(words(document.contents)) for document in documents]
+    usable = [index for index, length in enumerate(lengths) if length >= MIN_PASSAGE_WORDS]
+    if size is None or size >= len(usable):
+        return [documents[index] for index in usable]
+    draw = random.Random(f"{seed}/passages")
+    strata: dict[tuple[int, int], list[int]] = defaultdict(list)
+    topics = _topics([documents[index].contents for index in usable], draw)
+    quartiles = _quartiles([lengths[index] for index in usable])
+    for index, quartile, topic in zip(usable, quartiles, topics, strict=True):
+        strata[quartile, topic].append(index)
+    for stratum in strata.values():
+        draw.shuffle(stratum)
+    order = sorted(strata)
+    draw.shuffle(order)
+    taken = (index for turn in zip_longest(*(strata[key] for key in order)) for index in turn if index is not None)
+    return [documents[index] for index in sorted(index for index, _ in zip(taken, range(size), strict=False))]
+
+
+def _quartiles(lengths: Sequence[int]) -> list[int]:
+    import numpy as np
+
+    return np.searchsorted(np.quantile(lengths, (0.25, 0.5, 0.75)), lengths).tolist()
+
+
+def _topics(texts: Sequence[str], draw: random.Random) -> list[int]:
+    """The cluster of each text."""
+    import numpy as np
+    from scipy.cluster.vq import kmeans2, vq
+
+    from limrank.synthesis.embeddings import lexical_embeddings
+
+    vectors = lexical_embeddings(texts)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    sample = vectors[draw.sample(range(len(texts)), min(_SAMPLE, len(texts)))]
+    topics = max(1, min(_TOPICS, len(sample) // 8))
+    centroids, _ = kmeans2(sample, topics, minit="++", rng=np.random.default_rng(draw.getrandbits(32)))
+    return vq(vectors, centroids)[0].tolist()
+
+
+async def synthesize_passage(
+    seed: Seed, briefs: Sequence[QueryBrief | None], engines: Mapping[str, Engine], inputs: SynthesisInputs
+) -> SeedOutcome:
+    """One row for each query that is written for a passage; the passage is its positive.
+
+    A row is ``kept`` if its query has no fault of its own. A failed request is a failure of its query.
+
+    Args:
+        seed: the passage, without a query.
+        briefs: one for each query; None for a tuned writer, which takes no instructions.
+    """
+    outcomes = await asyncio.gather(
+        *(_one_query(seed, number, brief, engines["writer"], inputs) for number, brief in enumerate(briefs)),
+        return_exceptions=True,
+    )
+    examples: list[SynthesisExample] = []
+    failures: list[Failure] = []
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, RowError):
+            failures.append(Failure.of(_name(seed, number), "write", outcome))
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            examples.append(outcome)
+    return SeedOutcome(examples, failures)
+
+
+def _name(seed: Seed, number: int) -> str:
+    return f"{escaped(seed.seed_id)}/{number}"
+
+
+async def _one_query(
+    seed: Seed, number: int, brief: QueryBrief | None, engine: Engine, inputs: SynthesisInputs
+) -> SynthesisExample:
+    name = _name(seed, number)
+    writer, settings = Writer(engine, inputs, name), inputs.synthesis
+    blank = SynthesisExample(name, seed.seed_id)
+    if brief is None:
+        written = await _continued(writer, seed.passage)
+    else:
+        blank = replace(
+            blank,
+            persona_id=brief.persona.persona_id,
+            query_kind=brief.kind,
+            domain=brief.domain,
+            difficulty=str(brief.difficulty),
+        )
+        written = await write_query(writer, passage_query_prompt(seed.passage, brief, settings), brief)
+    if written is None:
+        return replace(blank, reject_reason="unparsable")
+    example = replace(
+        blank,
+        example_id=f"{name}/{PassageRole.POSITIVE}",
+        domain=written.domain or None,
+        query=written.text,
+        instruction=written.instruction,
+        passage=seed.passage,
+        passage_role=PassageRole.POSITIVE,
+        label=True,
+    )
+    fault = _fault(written, seed, brief, settings)
+    return replace(example, kept=fault is None, reject_reason=fault)
+
+
+def _fault(written: WrittenQuery, seed: Seed, brief: QueryBrief | None, settings: SynthesisConfig) -> str | None:
+    prompt = prompts.load(settings.prompt_names()["passage_query"])
+    persona = brief.persona.text if brief else ""
+    shortest = {} if brief else {"shortest": _TUNED_WORDS}
+    return query_fault(written.text, written.instruction, seed, prompt, persona, **shortest)
+
+
+async def _continued(writer: Writer, passage: str) -> WrittenQuery | None:
+    """What a tuned writer asks: the first line that it writes after the passage. None if that is empty."""
+    prompt = tuned_prompt(passage, writer.settings)
+    with spent_on("query"):
+        generation = await writer.engine.generate(
+            prompt,
+            max_tokens=writer.settings.query_tokens,
+            temperature=writer.settings.temperature,
+            top_p=writer.settings.top_p,
+            seed=writer.request_seed("query"),
+            stop=["\n"],
+        )
+    text = " ".join(generation.text.split())
+    return WrittenQuery(text, "") if text else None

@@ -1,0 +1,205 @@
+"""Teachers: what grades a query's passage and its candidates (``synthesis.teacher``).
+
+A teacher's scores are compared within a query only, and may be in any unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from limrank import models
+from limrank.batch.manifest import read_manifest
+from limrank.batch.rows import read_rows
+from limrank.config import TeacherConfig, is_uri
+from limrank.data.trec import read_run
+from limrank.errors import UserError, first_line
+from limrank.files import is_folder
+from limrank.records import Document, Query
+from limrank.scoring import prompt_query
+from limrank.storage import Storage
+from limrank.synthesis.embeddings import check_embedder, sentence_embeddings
+
+if TYPE_CHECKING:
+    pass
+
+_BATCH = 32
+_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A teacher's score of a passage. A reranker's also has its p(true) and, if it thought, its chain."""
+
+    score: float
+    probability: float | None = None
+    reasoning: str | None = None
+
+
+class Teacher(Protocol):
+    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
+        """The grades of each query's passages, in their order; None where the teacher has none."""
+        ...
+
+
+def open_teacher(config: TeacherConfig) -> Teacher:
+    """Raises UserError if a run cannot be read; models are loaded when they grade."""
+    if config.kind == "embedder":
+        return EmbedderTeacher(config.model)
+    if config.kind == "cross_encoder":
+        return CrossEncoderTeacher(config.model)
+    return RunTeacher.read(config.path)
+
+
+def check_teacher(config: TeacherConfig) -> None:
+    """Raises UserError for a teacher that would fail after everything is written."""
+    if config.kind == "embedder":
+        check_embedder(config.model, key="synthesis.teacher.model")
+    elif config.kind == "cross_encoder":
+        try:
+            _logits(config.model, [("a query", "a passage")], device="cpu")
+        except UserError:
+            raise
+        except Exception as error:  # a model of another kind may raise anything
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"synthesis.teacher.model {config.model}: cannot score a pair: {what}") from error
+    else:
+        RunTeacher.read(config.path)
+
+
+def teacher_name(config: TeacherConfig) -> str:
+    """For rows and reports: a model's name, or the last component of a path."""
+    return models.served_name(config.model) if config.model else Path(config.path).name
+
+
+@dataclass(frozen=True)
+class EmbedderTeacher:
+    """The cosine of a query and a passage, each text embedded once."""
+
+    model: str
+
+    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
+        asked = [prompt_query(query) for query in queries]
+        texts = list(dict.fromkeys([*asked, *(each.contents for found in passages for each in found)]))
+        if not texts:
+            return []
+        vectors = dict(zip(texts, sentence_embeddings(self.model, texts), strict=True))
+        return [
+            [Grade(float(vectors[query] @ vectors[each.contents])) for each in found]
+            for query, found in zip(asked, passages, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class CrossEncoderTeacher:
+    """The logit of a sequence classifier with one label, or the last one's log-odds against the first's with two."""
+
+    model: str
+
+    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
+        pairs = [
+            (prompt_query(query), each.contents)
+            for query, found in zip(queries, passages, strict=True)
+            for each in found
+        ]
+        scores = iter(_logits(self.model, pairs))
+        return [[Grade(next(scores)) for _ in found] for found in passages]
+
+
+def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None = None) -> list[float]:
+    """The score of each pair."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if not pairs:
+        return []
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    directory = models.resolve(model)
+    tokenizer = models.tokenizer(directory)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    classifier.to(device).eval()
+    if classifier.config.num_labels > 2:
+        raise UserError(
+            f"synthesis.teacher.model {model}: {classifier.config.num_labels} labels, and a cross-encoder has one or two"
+        )
+    scores = [0.0] * len(pairs)
+    # Of similar length, a batch has little padding.
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
+        inputs = tokenizer(
+            [pairs[index][0] for index in batch],
+            [pairs[index][1] for index in batch],
+            padding=True,
+            truncation="only_second",
+            max_length=min(_MAX_TOKENS, tokenizer.model_max_length),
+            return_tensors="pt",
+        ).to(device)
+        with torch.inference_mode():
+            logits = classifier(**inputs).logits.float()
+        found = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        for index, score in zip(batch, found.tolist(), strict=True):
+            scores[index] = score
+    return scores
+
+
+@dataclass(frozen=True)
+class RunTeacher:
+    """The scores of a run over ``candidates/``, by query id and document id."""
+
+    grades: Mapping[str, Mapping[str, Grade]] = field(repr=False)
+
+    @classmethod
+    def read(cls, path: str) -> RunTeacher:
+        """A TREC or JSON run; of a rerank job's run directory the log-odds of its scores, with their chains.
+
+        Raises:
+            UserError: there is no such file, it cannot be read, or the job there is another one or not finished.
+        """
+        if is_uri(path) or is_folder(path):
+            return cls(_of_rerank_run(path))
+        run = read_run(path)
+        return cls(
+            {query_id: {doc_id: Grade(score) for doc_id, score in found.items()} for query_id, found in run.items()}
+        )
+
+    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
+        found = [
+            [self.grades.get(query.query_id, {}).get(each.doc_id) for each in candidates]
+            for query, candidates in zip(queries, passages, strict=True)
+        ]
+        if queries and not any(grade for grades in found for grade in grades):
+            raise UserError(
+                "synthesis.teacher.path: no score for any of the candidates: the run should be over this run "
+                "directory's candidates/"
+            )
+        return found
+
+
+def _of_rerank_run(path: str) -> dict[str, dict[str, Grade]]:
+    storage = Storage(path)
+    manifest = read_manifest(storage)
+    if manifest is None or manifest.job != "rerank":
+        raise UserError(f"synthesis.teacher.path {path}: is not the run directory of a rerank job")
+    if manifest.status != "done":
+        raise UserError(f"synthesis.teacher.path {path}: that job is not finished: {manifest.status}")
+    grades: dict[str, dict[str, Grade]] = {}
+    for table in read_rows(storage, "rows", ("query_id", "doc_id", "score", "reasoning")):
+        for row in table.to_pylist():
+            if row["score"] is not None:
+                grade = Grade(_log_odds(row["score"]), row["score"], row["reasoning"])
+                grades.setdefault(row["query_id"], {})[row["doc_id"]] = grade
+    return grades
+
+
+_LEAST = 1e-7
+
+
+def _log_odds(probability: float) -> float:
+    clipped = min(max(probability, _LEAST), 1 - _LEAST)
+    return math.log(clipped / (1 - clipped))
