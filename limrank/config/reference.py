@@ -38,6 +38,8 @@ _DESCRIPTIONS = {
     "workers": "A pool of engines, or the training workers.",
     "synthesis": "What is written, judged, rejected and chosen.",
     "synthesis.prompts": "The prompts of the steps. Each is the name of a prompt in `limrank/prompts`, a file, or the text.",
+    "synthesis.round_trip": "With `source: passages`, a query that does not find its passage again is rejected.",
+    "synthesis.teacher": "With `source: passages`, what grades a query's passage and its candidates.",
     "synthesis.prices": "Prices in any one currency, for a million tokens.",
     "training": "Examples, objective and optimizer.",
     "dev": "A small benchmark for a model in training: the model reranks it directly, and nDCG@10 is measured.",

@@ -13,7 +13,6 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 
 from limrank import retrieval
 from limrank.config import FirstStageConfig, SynthesisConfig
@@ -21,6 +20,7 @@ from limrank.records import Document, Query, Run
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import sentence_embeddings
 from limrank.synthesis.filters import same_text
+from limrank.synthesis.select import in_turn
 from limrank.synthesis.teachers import Grade, open_teacher
 from limrank.text.analyzer import Analyzer
 from limrank.text.languages import with_language
@@ -186,8 +186,7 @@ def _candidates(
     """A query's passage and its first ``depth`` other documents, of the retrievers in turn, without copies of the
     passage."""
     own = words(passage.contents)
-    turns = zip_longest(*(run[query_id] for run in runs))
-    merged = dict.fromkeys(doc_id for turn in turns for doc_id in turn if doc_id is not None)
+    merged = dict.fromkeys(in_turn(run[query_id] for run in runs))
     kept = [
         doc_id for doc_id in merged if doc_id == passage.doc_id or not same_text(own, words(documents[doc_id].contents))
     ]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice
+from typing import TypeVar
 
 from limrank import prompts
 from limrank.config import SynthesisConfig
@@ -21,8 +22,11 @@ from limrank.errors import RowError
 from limrank.records import Document, Failure, PassageRole, QueryBrief, Seed, SynthesisExample
 from limrank.synthesis.filters import MIN_PASSAGE_WORDS, query_fault
 from limrank.synthesis.prompting import WrittenQuery, passage_query_prompt, tuned_prompt
+from limrank.synthesis.select import in_turn
 from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, Writer, escaped, write_query
 from limrank.text.words import count, words
+
+T = TypeVar("T")
 
 _TOPICS = 32
 _SAMPLE = 5000
@@ -43,17 +47,20 @@ def draw_passages(documents: Sequence[Document], size: int | None, seed: int) ->
     if size is None or size >= len(usable):
         return [documents[index] for index in usable]
     draw = random.Random(f"{seed}/passages")
-    strata: dict[tuple[int, int], list[int]] = defaultdict(list)
+    strata: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     topics = _topics([documents[index].contents for index in usable], draw)
-    quartiles = _quartiles([lengths[index] for index in usable])
-    for index, quartile, topic in zip(usable, quartiles, topics, strict=True):
-        strata[quartile, topic].append(index)
-    for stratum in strata.values():
-        draw.shuffle(stratum)
-    order = sorted(strata)
-    draw.shuffle(order)
-    taken = (index for turn in zip_longest(*(strata[key] for key in order)) for index in turn if index is not None)
-    return [documents[index] for index in sorted(index for index, _ in zip(taken, range(size), strict=False))]
+    for index, quartile, topic in zip(usable, _quartiles([lengths[index] for index in usable]), topics, strict=True):
+        strata[quartile][topic].append(index)
+    of_length = [
+        in_turn([_shuffled(each, draw) for each in _shuffled(by_topic.values(), draw)]) for by_topic in strata.values()
+    ]
+    return [documents[index] for index in sorted(islice(in_turn(of_length), size))]
+
+
+def _shuffled(items: Iterable[T], draw: random.Random) -> list[T]:
+    items = list(items)
+    draw.shuffle(items)
+    return items
 
 
 def _quartiles(lengths: Sequence[int]) -> list[int]:

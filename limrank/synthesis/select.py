@@ -167,7 +167,7 @@ def _by_coverage(groups: Sequence[_Group], embed: Callable[[Sequence[str]], np.n
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     weights = np.array([1 + group.hardness for group in groups], dtype=np.float32)
     cells = [np.array(cell) for cell in _cells(groups)]
-    for index in _in_turn([map(cell.item, farthest_first(vectors[cell], weights[cell])) for cell in cells]):
+    for index in in_turn([map(cell.item, farthest_first(vectors[cell], weights[cell])) for cell in cells]):
         yield groups[index]
 
 
@@ -180,7 +180,7 @@ def _cells(groups: Sequence[_Group]) -> Iterator[list[int]]:
         domain, difficulty = group.picks[True].domain, group.picks[True].difficulty
         stratum = strata.setdefault((group.kind, difficulty), {})
         stratum.setdefault(domain if domains[domain] > _RARE else OTHER, []).append(index)
-    return _in_turn([stratum.values() for stratum in strata.values()])
+    return in_turn([stratum.values() for stratum in strata.values()])
 
 
 def farthest_first(vectors: np.ndarray, weights: np.ndarray) -> Iterator[int]:
@@ -221,7 +221,7 @@ def farthest_first(vectors: np.ndarray, weights: np.ndarray) -> Iterator[int]:
         left -= len(chosen)
 
 
-def _in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
+def in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
     """One item of each stream in turn, until all are empty."""
     end = object()
     for taken in zip_longest(*streams, fillvalue=end):

@@ -36,7 +36,7 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
     rejected: Counter[str] = Counter()
     scores = {True: [0] * _SCORE_BINS, False: [0] * _SCORE_BINS}
     kept, selected = _Makeup(), _Makeup()
-    labels: dict[str, set[bool]] = {}
+    labels: dict[tuple[str | None, ...], set[bool]] = {}
     for row in rows:
         examples += 1
         judged += row["verdict"] is not None
@@ -48,7 +48,8 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
         if row["kept"]:
             kept.add(row)
             positive += row["label"]
-            labels.setdefault(row["example_id"].rpartition("/")[0], set()).add(row["label"])
+            query = (row["seed_id"], row["query_kind"], row["persona_id"], row["query"])
+            labels.setdefault(query, set()).add(row["label"])
         if row["example_id"] in chosen:
             selected.add(row)
     return {

@@ -1,0 +1,224 @@
+"""Round trip, teacher, negatives and lists of queries that were written for passages."""
+
+import json
+import math
+from dataclasses import asdict
+
+import pyarrow as pa
+import pytest
+
+from helpers.beir import write_beir
+from helpers.units import write_embedder
+from limrank.config import SynthesisConfig
+from limrank.data import beir
+from limrank.data.trec import read_qrels, read_run
+from limrank.errors import UserError
+from limrank.records import Document, Query, SynthesisExample, synthesis_row_schema
+from limrank.storage import Storage
+from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.mined_files import list_records, write_candidates
+from limrank.synthesis.mining import mine_passages, spread
+from limrank.synthesis.pool import dedupe_and_select
+from limrank.synthesis.teachers import Grade, RunTeacher
+
+CORPUS = [
+    Document("heap", "the heap merges sorted feeds that are too large for memory into one stream of items"),
+    Document("copy", "the heap merges sorted feeds that are too large for memory into one stream of item"),
+    Document("sort", "sorted returns a new list with the items of feeds in order and needs memory for all"),
+    Document("feed", "a feed reader polls feeds of news and merges items that it has seen before by their title"),
+    Document("bread", "bake the bread at the altitude of the resort and let the dough of rye rise for longer"),
+]
+ASKED = Query("heap/0", "merge large sorted feeds")
+LOST = Query("bread/0", "how do I merge my sorted feeds")
+
+
+def settings(**values):
+    return SynthesisConfig(source="passages", **values)
+
+
+def run_teacher(tmp_path, scores):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(scores))
+    return {"kind": "run", "path": str(path)}
+
+
+def mined(config, asked=((ASKED, "heap"), (LOST, "bread")), benchmarks=None):
+    return mine_passages(asked, CORPUS, config, benchmarks, seed=1)
+
+
+def test_a_query_has_to_find_its_passage_again():
+    found = mined(settings()).queries
+    assert found["heap/0"].fault is None
+    assert found["bread/0"].fault == ("not_found", "bm25: not among the first 4")
+    found = mined(settings(round_trip={"retriever": "none"})).queries
+    assert found["bread/0"].fault is None
+    asked = [(Query("sort/0", "merge large sorted feeds"), "sort")]
+    config = settings(round_trip={"k": 1})
+    assert mined(config, asked).queries["sort/0"].fault == ("not_found", "bm25: rank 4")
+
+
+def test_candidates_are_without_the_passage_and_its_copies():
+    result = mined(settings(negatives=9))
+    assert {each.doc_id for each in result.queries["heap/0"].negatives} == {"sort", "feed"}
+    assert set(result.candidates) == {"heap/0"} and set(result.candidates["heap/0"]) == {"heap", "sort", "feed"}
+
+
+def test_without_a_teacher_negatives_are_drawn_by_the_seed():
+    config = settings(negatives=1)
+    drawn = {
+        mine_passages([(ASKED, "heap")], CORPUS, config, None, seed=seed).queries["heap/0"].negatives[0].doc_id
+        for seed in range(8)
+    }
+    assert drawn == {"sort", "feed"}
+
+
+def test_a_teacher_leaves_out_what_may_be_relevant(tmp_path):
+    scores = {"heap/0": {"heap": 5.0, "sort": 4.9, "feed": 1.0}}
+    config = settings(negatives=2, teacher=run_teacher(tmp_path, scores))
+    found = mined(config).queries["heap/0"]
+    assert found.grade == Grade(5.0)
+    assert [each.doc_id for each in found.negatives] == ["feed"]
+    (doubtful,) = found.doubtful
+    assert doubtful.doc_id == "sort" and doubtful.fault == ("false_negative", "4.9, the query's passage 5")
+    assert {each.doc_id for each in found.listed} == {"sort", "feed"}
+    # Three scores: a standard deviation of 1.86.
+    assert (
+        mined(settings(teacher={**run_teacher(tmp_path, scores), "margin": 0.05})).queries["heap/0"].negatives[0].doc_id
+        == "sort"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "more", "fault"),
+    [
+        ({"heap": 1, "sort": 2, "feed": 3}, {}, ("teacher_disagrees", "2 candidates have a higher score")),
+        ({"heap": 1, "sort": 2, "feed": 3}, {"best": 3}, None),
+        ({"heap": 1, "sort": 0, "feed": 0}, {"min_score": 1.5}, ("teacher_disagrees", "score 1")),
+        ({"sort": 0, "feed": 0}, {}, ("ungraded", "")),
+    ],
+)
+def test_a_teacher_may_reject_a_query(tmp_path, scores, more, fault):
+    config = settings(teacher={**run_teacher(tmp_path, {"heap/0": scores}), **more})
+    assert mined(config).queries["heap/0"].fault == fault
+
+
+def test_the_spread_is_a_mean_over_queries():
+    grades = [[Grade(0.0), Grade(2.0)], [Grade(1.0), None, Grade(1.0)], [Grade(7.0)], []]
+    assert spread(grades) == 0.5
+    assert spread([]) == 0.0
+
+
+def test_a_benchmark_s_relevant_document_is_no_negative(tmp_path):
+    sort = CORPUS[2]
+    folder = write_beir(tmp_path / "test", {"d": sort.text}, {"q": "what puts items in order"}, {"q": {"d": 1}})
+    found = mined(settings(negatives=9), benchmarks=Benchmarks.of([folder])).queries["heap/0"]
+    assert [each.doc_id for each in found.negatives] == ["feed"]
+
+
+def test_the_embedder_searches_too(tmp_path):
+    model = write_embedder(tmp_path / "model", ["merge", "sorted", "feeds", "bread"], ["merge", "merge"])
+    both = settings(round_trip={"retriever": "both", "k": 3}, embedder=str(model), negatives=9)
+    result = mined(both)
+    assert result.queries["heap/0"].fault is None
+    name, where = result.queries["bread/0"].fault
+    assert name == "not_found" and where.startswith("bm25")
+    assert len(mined(settings(round_trip={"retriever": "embedder"}, embedder=str(model))).candidates["heap/0"]) == 4
+
+
+# ---- rows and files ------------------------------------------------------------------
+
+
+def pool_of(tmp_path, config):
+    rows = [
+        asdict(
+            SynthesisExample(
+                f"{query.query_id}/positive",
+                doc_id,
+                query=query.text,
+                passage=CORPUS[0].text,
+                passage_role="positive",
+                label=True,
+                kept=True,
+            )
+        )
+        for query, doc_id in ((ASKED, "heap"), (LOST, "bread"))
+    ]
+    storage = Storage(str(tmp_path / "run"))
+    storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
+    return storage, dedupe_and_select(storage, config, None, 1, CORPUS)
+
+
+def test_the_rows_of_a_query_are_its_passage_and_what_was_mined(tmp_path):
+    scores = {"heap/0": {"heap": 5.0, "sort": 4.9, "feed": 1.0}}
+    _, pool = pool_of(tmp_path, settings(negatives=2, teacher=run_teacher(tmp_path, scores)))
+    rows = [
+        (row["example_id"], row["label"], row["kept"], row["reject_reason"], row["teacher_score"], row["selected"])
+        for row in pool.rows()
+    ]
+    assert rows == [
+        ("heap/0/positive", True, True, None, 5.0, True),
+        ("heap/0/1-mined_negative", False, True, None, 1.0, True),
+        ("heap/0/2-mined_negative", False, False, "false_negative", 4.9, False),
+        ("bread/0/positive", True, False, "not_found", None, False),
+    ]
+    assert {row["source"] for row in pool.rows()} == {"passages"}
+    assert {row["teacher"] for row in pool.rows()} == {"run.json", None}
+
+
+def test_lists_have_the_passage_first_and_the_teacher_s_scores(tmp_path):
+    scores = {"heap/0": {"heap": 5.0, "sort": 4.9, "feed": 1.0}}
+    _, pool = pool_of(tmp_path, settings(list_size=2, teacher=run_teacher(tmp_path, scores)))
+    (record,) = list_records(pool.mined, pool.selected_queries())
+    assert record["query"] == ASKED.text and record["passages"][0] == CORPUS[0].text and record["scores"][0] == 5.0
+    assert len(record["passages"]) == len(record["scores"]) == 2
+    _, pool = pool_of(tmp_path, settings())
+    assert list(list_records(pool.mined, pool.selected_queries())) == []
+
+
+def test_candidates_are_a_benchmark_that_a_reranker_can_grade(tmp_path):
+    storage, pool = pool_of(tmp_path, settings())
+    write_candidates(storage, pool.mined)
+    folder = tmp_path / "run" / "candidates"
+    benchmark = beir.load(folder, "train")
+    assert [query.query_id for query in benchmark.queries] == ["heap/0"]
+    assert read_qrels(folder / "qrels" / "train.tsv") == {"heap/0": {"heap": 1}}
+    run = read_run(folder / "run.trec")
+    assert set(run["heap/0"]) == {"heap", "sort", "feed"} == {each.doc_id for each in benchmark.documents}
+
+
+def test_a_run_over_something_else_is_no_teacher(tmp_path):
+    config = settings(teacher=run_teacher(tmp_path, {"another": {"d": 1.0}}))
+    with pytest.raises(UserError, match="no score for any of the candidates"):
+        mined(config)
+
+
+def test_a_rerank_run_s_scores_are_log_odds_with_chains(tmp_path):
+    run = tmp_path / "rerank"
+    rows = {
+        "query_id": ["heap/0"] * 3,
+        "doc_id": ["heap", "sort", "feed"],
+        "score": [0.9, 1.0, None],
+        "reasoning": ["it merges", None, None],
+    }
+    storage = Storage(str(run))
+    storage.write_table("rows/chunk-000000.parquet", pa.table(rows))
+    with pytest.raises(UserError, match="not the run directory of a rerank job"):
+        RunTeacher.read(str(run))
+    manifest = {
+        "schema_version": 1,
+        "job": "rerank",
+        "status": "running",
+        "config_hash": "x",
+        "versions": {"limrank": "0"},
+    }
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="not finished"):
+        RunTeacher.read(str(run))
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "done"}))
+    teacher = RunTeacher.read(str(run))
+    (grades,) = teacher.grade([ASKED], [CORPUS[:1] + CORPUS[2:4]])
+    assert grades[0] == Grade(pytest.approx(math.log(9)), 0.9, "it merges")
+    assert 15 < grades[1].score < 17 and grades[2] is None
+    _, pool = pool_of(tmp_path, settings(negatives=2, teacher={"kind": "run", "path": str(run), "best": 2}))
+    row = next(iter(pool.rows()))
+    assert (row["judge_score"], row["verdict"], row["reasoning"]) == (0.9, True, "it merges")
