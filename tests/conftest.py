@@ -30,32 +30,6 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes | bytearray) else None
 
 
-SHARE_VLLM = ("engine_contract", "scoring_parity", "reference_parity", "trained_model", "synthesis_jobs")
-"""Modules of tests/integration whose tests share engines of vLLM."""
-
-INDEPENDENT = ("kills", "interrupts", "startup", "disks", "poison", "engine_orphans", "two_drivers")
-"""Modules of tests/faults whose tests share next to nothing."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """`pytest -n 2 --dist loadgroup` runs tests that share something slow to start in one process: those of
-    vLLM, those that kill nodes of the shared cluster, and otherwise those of a module."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class BySharedFixtures(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            path, _, name = nodeid.partition("::")
-            module = Path(path).stem.removeprefix("test_")
-            if module in SHARE_VLLM:
-                return "vllm"
-            if module not in INDEPENDENT:
-                return path
-            return "cluster" if "raylet" in name else nodeid
-
-    return BySharedFixtures(config, log) if config.getvalue("dist") == "loadgroup" else None
-
-
 class LiveEngine:
     """An engine on an event loop of its own, in a thread, for tests that are not coroutines."""
 
