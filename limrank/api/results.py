@@ -102,6 +102,12 @@ class SynthesisResult(JobRun):
         """The selected examples as prompts and completions: ``training.train_file`` of a train job."""
         return self._storage.display_path("train.jsonl")
 
+    @property
+    def lists_file(self) -> str | None:
+        """The selected queries' passages with a teacher's scores, for ``training.objective`` margin_mse and listnet;
+        None without a teacher."""
+        return self._storage.display_path("lists.jsonl") if self.stats.get("teacher") else None
+
 
 @dataclass(frozen=True)
 class TrainingResult(JobRun):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limrank import cluster, models, prompts
 from limrank.batch.budget import Budget
-from limrank.batch.chunks import Engines, Outcome, Rows
 from limrank.batch.fanout import chunk_cost, fanout, is_needed
 from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.rundir import open_run
@@ -21,12 +19,11 @@ from limrank.data import seeds as seed_data
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UserError
 from limrank.progress import Progress
-from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
+from limrank.records import Seed, synthesis_unit_schema
 from limrank.result import JobResult
 from limrank.scoring import check_labels, prompt_template
 from limrank.synthesis.embeddings import check_embedder
 from limrank.synthesis.export import export
-from limrank.synthesis.passage_queries import synthesize_passage
 from limrank.synthesis.plan import (
     Inputs,
     judging,
@@ -34,55 +31,14 @@ from limrank.synthesis.plan import (
     pairs_a_query,
     read_brief,
     read_inputs,
-    synthesis_inputs,
     too_few_mined,
     units,
-    unwritten,
 )
 from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.preview import preview as show_steps
 from limrank.synthesis.prompting import check_prompts, passage_query_prompt, query_prompt, tuned_prompt
-from limrank.synthesis.synthesizer import SynthesisInputs, contaminated_example, synthesize_seed
+from limrank.synthesis.task import task_of
 from limrank.synthesis.teachers import check_teacher
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-@dataclass(frozen=True)
-class SynthesisTask:
-    """Writes and judges the examples of one seed. The engines' roles are those of ``SynthesizeJob.roles``."""
-
-    inputs: SynthesisInputs
-    step: str = "synthesize"
-    unit_column: str = "seed_id"
-    row_key: tuple[str, ...] = ("example_id",)
-    retry_key: tuple[str, ...] = ("seed_id", "query_kind", "persona_id")
-
-    @property
-    def row_schema(self) -> pa.Schema:
-        return synthesis_row_schema()
-
-    async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        return await self.retry(unit, [], engines)
-
-    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
-        """Write the queries of which anything failed a second time: a query's steps depend on one another."""
-        seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
-        if unit["contaminated"]:
-            return Outcome([asdict(contaminated_example(seed, unit["contaminated"]))])
-        settings = self.inputs.synthesis
-        if settings.source == "passages":
-            tuned = settings.writer == "tuned"
-            asked = [None if tuned else read_brief(brief) for brief in unit["briefs"]]
-            outcome = await synthesize_passage(seed, asked, engines, self.inputs)
-            return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
-        briefs = unwritten(unit, rows, reranked="reranker" in engines, mined=settings.mined_negatives)
-        outcome = await synthesize_seed(seed, briefs, unit["mined"], engines, self.inputs)
-        return Outcome([asdict(example) for example in outcome.examples], outcome.failures)
-
-    def failed_rows(self, unit: Unit) -> Rows:
-        return []
 
 
 def run(
@@ -124,7 +80,7 @@ def run(
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
-        task, budget = SynthesisTask(synthesis_inputs(config)), _budget(config, given)
+        task, budget = task_of(config), _budget(config, given)
         with _pools(config, engines, needed=is_needed(run_dir, planned, budget)) as engines:
             summary = fanout(
                 run_dir,

@@ -16,8 +16,10 @@ from limrank.errors import LimrankError
 from limrank.html import visible
 from limrank.records import Seed, SynthesisExample
 from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.passage_queries import synthesize_passage
 from limrank.synthesis.plan import read_brief, read_inputs, synthesis_inputs, units
 from limrank.synthesis.synthesizer import SynthesisInputs, synthesize_seed
+from limrank.synthesis.task import asked_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def preview(config: SynthesizeJob, count: int, sources: Mapping[str, EngineSourc
     for warning in given.benchmarks.warnings if given.benchmarks else ():
         say(f"warning: {warning}")
     say("Duplicate queries are found, and rejected, only in a whole run.")
+    if config.synthesis.source == "passages":
+        say("Only a whole run finds a query's passage again, and its negatives.")
     return failed
 
 
@@ -138,13 +142,18 @@ async def _preview(
             requests: list[Request] = []
             engines = {role: Traced(opened[source], requests) for role, source in sources.items()}
             seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
-            say(f"# seed {seed.seed_id}\n\nquery: {seed.query}\npassage: {seed.passage}\n")
+            passages = inputs.synthesis.source == "passages"
+            heading = f"# passage {seed.seed_id}\n" if passages else f"# seed {seed.seed_id}\n\nquery: {seed.query}"
+            say(f"{heading}\npassage: {seed.passage}\n")
             if unit["contaminated"]:
                 say(f"contaminated: {unit['contaminated']}\n")
             # One query after the other, so that the requests of each stay together.
-            for brief in map(read_brief, unit["briefs"]):
+            for brief in asked_of(unit, inputs) if passages else map(read_brief, unit["briefs"]):
                 try:
-                    outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
+                    if passages:
+                        outcome = await synthesize_passage(seed, [brief], engines, inputs)
+                    else:
+                        outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
                 finally:  # shows the request that crashed an engine, too
                     for request in requests:
                         say(_described(request))

@@ -16,14 +16,15 @@ from limrank.records import (
     synthesis_unit_schema,
 )
 from limrank.storage import Storage
-from limrank.synthesis import job
 from limrank.synthesis.export import export, training_pair
 from limrank.synthesis.plan import (
     Inputs,
+    judging,
     units,
 )
 from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.synthesis.task import SynthesisTask
 
 
 @pytest.mark.parametrize("label", [True, False])
@@ -49,7 +50,7 @@ def test_what_is_exported(config, tmp_path):
     storage = Storage(str(tmp_path / "run"))
     weighed = ((unit, 1) for unit in units(config, Inputs(SEEDS, personas, 4)))
     plan = write_plan(storage, weighed, synthesis_unit_schema(), chunk_cost=10**6)
-    task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
+    task = SynthesisTask(SynthesisInputs(config.synthesis, judging(config), config.seed))
     engine = fake_engine()
     receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, isolated=False)
     pool = dedupe_and_select(storage, config.synthesis, None, seed=1)

@@ -22,6 +22,7 @@ from limrank.synthesis.plan import (
     units,
 )
 from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.synthesis.task import SynthesisTask
 
 
 def test_a_dry_run_counts_what_would_be_written(config, tmp_path):
@@ -86,7 +87,7 @@ def test_a_second_try_writes_what_failed_and_nothing_else(config, tmp_path):
 
     storage, planned_units = Storage(str(tmp_path / "run")), list(units(config, Inputs(SEEDS[:1], [NURSE], 2)))
     write_plan(storage, ((unit, 1) for unit in planned_units), synthesis_unit_schema(), chunk_cost=10**6)
-    task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
+    task = SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     writer = Lossy(describe=json.dumps({"positive": "one that helps", "hard_negatives": ["another"]}))
     engines = {"writer": writer, "judge": fake_engine()}
     first = runner(storage, task, engines).run(0, isolated=False)

@@ -29,6 +29,7 @@ from limrank.synthesis.plan import (
     unwritten,
 )
 from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.synthesis.task import SynthesisTask
 
 
 def test_the_same_recipe_plans_the_same_queries(config):
@@ -110,6 +111,6 @@ def test_a_seed_that_repeats_a_benchmark_costs_nothing(config, tmp_path):
     first, second = units(config, given)
     assert (first["briefs"], first["cost"], len(second["briefs"])) == ([], 0, 2)
     assert first["contaminated"] == "bench, query 7: 100% of its words"
-    task = job.SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
+    task = SynthesisTask(SynthesisInputs(config.synthesis, job.judging(config), config.seed))
     (row,) = asyncio.run(task.run(first, {})).rows  # no engine is asked
     assert (row["example_id"], row["kept"], row["reject_reason"]) == ("s1", False, "contaminated")

@@ -14,11 +14,11 @@ from limrank.config import EngineConfig, ScoringConfig, SynthesisConfig, Synthes
 from limrank.errors import UnavailableError, UserError
 from limrank.records import Persona, Seed, synthesis_unit_schema
 from limrank.storage import Storage
-from limrank.synthesis import job
 from limrank.synthesis.export import export
 from limrank.synthesis.plan import Inputs, units
 from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.synthesis.task import SynthesisTask
 from limrank.training import sources
 from limrank.training.sources import Example, fingerprint, read_examples
 
@@ -247,7 +247,7 @@ def test_what_a_run_exports_gives_the_same_examples(synthesis):
     plan = write_plan(storage, ((unit, 1) for unit in planned_units), synthesis_unit_schema(), chunk_cost=10**6)
     scoring = ScoringConfig(mode="budget", max_think_tokens=16)
     engine = fake_engine()
-    task = job.SynthesisTask(SynthesisInputs(config.synthesis, scoring, config.seed))
+    task = SynthesisTask(SynthesisInputs(config.synthesis, scoring, config.seed))
     receipt = runner(storage, task, {"writer": engine, "judge": engine}).run(0, isolated=False)
     pool = dedupe_and_select(storage, config.synthesis, None, seed=1)
     counts = export(storage, config, summarize([receipt], plan.size), pool, queries_a_seed=2)
