@@ -1,0 +1,167 @@
+"""The synthesize job with passages as its source: what the recipe takes, the plan, the hash, retries."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from helpers.beir import write_beir
+from helpers.rundirs import rows
+from helpers.synthesis import Writer
+from helpers.units import runner
+from limrank.batch.plan import write_plan
+from limrank.config import SynthesizeJob
+from limrank.config.recipe import parse_config
+from limrank.errors import RowError, UserError
+from limrank.records import synthesis_unit_schema
+from limrank.storage import Storage
+from limrank.synthesis import job
+from limrank.synthesis.plan import read_inputs, units
+from limrank.synthesis.task import PassageTask, task_of
+
+SHORT = "too few words"
+
+
+def text_of(number):
+    return " ".join(f"boat{number}x{each}" for each in range(20))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    lines = [{"_id": f"d{number}", "text": text} for number, text in enumerate([*map(text_of, range(6)), SHORT])]
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(tmp_path / "corpus")
+
+
+def recipe(corpus, tmp_path, **synthesis):
+    return {
+        "job": "synthesize",
+        "run_dir": str(tmp_path / "run"),
+        "engine": {"kind": "fake"},
+        "synthesis": {"source": "passages", "seeds": corpus, **synthesis},
+    }
+
+
+def config_of(corpus, tmp_path, **synthesis):
+    return parse_config(recipe(corpus, tmp_path, **synthesis))
+
+
+def test_a_dry_run_counts_passages_and_shows_the_first_prompt(corpus, tmp_path):
+    config = config_of(corpus, tmp_path, queries_per_passage=2, max_seeds=4)
+    plan = job.plan(config)
+    assert plan["units"].startswith("4 passages, 8 queries, 7 documents to mine, ")
+    assert "A passage: d" not in plan["first_prompt"] and "boat" in plan["first_prompt"]
+    tuned = config_of(
+        corpus, tmp_path, writer="tuned", prompts={"passage_query": "Passage: {{ passage }}\nSearch query:"}
+    )
+    assert job.plan(tuned)["first_prompt"].endswith("\nSearch query:")
+
+
+def test_only_the_writer_s_engine_is_started(corpus, tmp_path):
+    assert list(config_of(corpus, tmp_path).roles()) == ["writer"]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("synthesis", {"mined_negatives": 1}, "every negative is mined: set negatives"),
+        ("synthesis", {"round_trip": {"retriever": "both"}}, "needs a model: synthesis.embedder"),
+        ("synthesis", {"round_trip": {"k": 0}}, "synthesis.round_trip.k"),
+        ("synthesis", {"round_trip": {"retriever": "dense"}}, "synthesis.round_trip.retriever"),
+        ("synthesis", {"teacher": {"kind": "embedder"}}, "synthesis.teacher.model is needed"),
+        ("synthesis", {"teacher": {"kind": "run"}}, "synthesis.teacher.path is needed"),
+        ("synthesis", {"teacher": {"kind": "run", "path": "r", "model": "m"}}, "model is not for kind=run"),
+        ("synthesis", {"teacher": {"kind": "embedder", "model": "m", "margin": "nan"}}, "synthesis.teacher.margin"),
+        ("synthesis", {"teacher": {"kind": "embedder", "model": "m", "min_score": float("inf")}}, "min_score"),
+        ("synthesis", {"list_size": 1}, "synthesis.list_size"),
+        ("synthesis", {"queries_per_passage": 0}, "synthesis.queries_per_passage"),
+        ("synthesis", {"source": "queries"}, "synthesis.source"),
+        ("judge", {"id": "another"}, "nothing is judged: set synthesis.teacher"),
+        ("reranker", {"id": "another"}, "nothing is judged: set synthesis.teacher"),
+    ],
+)
+def test_what_does_not_belong_to_passages_is_refused_in_one_line(corpus, tmp_path, section, values, message):
+    given = recipe(corpus, tmp_path)
+    given[section] = {**given.get(section, {}), **values}
+    with pytest.raises(UserError) as refused:
+        parse_config(given)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"writer": "tuned"},
+        {"queries_per_passage": 2},
+        {"list_size": 9},
+        {"round_trip": {"k": 3}},
+        {"teacher": {"kind": "embedder", "model": "m"}},
+    ],
+)
+def test_what_belongs_to_passages_is_refused_with_seeds(values):
+    with pytest.raises(ValidationError, match="is for synthesis.source=passages"):
+        SynthesizeJob.model_validate({"run_dir": "r", "synthesis": values})
+
+
+def test_an_unusable_prompt_or_corpus_is_refused(corpus, tmp_path):
+    with pytest.raises(UserError, match="has no {{ passage }}"):
+        job.plan(config_of(corpus, tmp_path, prompts={"passage_query": "what is asked? {{ persona }}"}))
+    (tmp_path / "corpus" / "corpus.jsonl").write_text(json.dumps({"_id": "a", "text": SHORT}) + "\n")
+    with pytest.raises(UserError, match="no passage has 12 words or more"):
+        job.plan(config_of(corpus, tmp_path))
+
+
+def test_mining_may_change_and_writing_may_not(corpus, tmp_path):
+    def hashed(**values):
+        config = config_of(corpus, tmp_path, **values)
+        return job.rows_hash(config, read_inputs(config))
+
+    base = hashed()
+    teacher = {"kind": "run", "path": "run.json"}
+    for values in (
+        {"round_trip": {"k": 3}},
+        {"negatives": 5},
+        {"mine_depth": 50},
+        {"teacher": teacher},
+        {"list_size": 12},
+        {"size": 4},
+    ):
+        assert hashed(**values) == base, values
+    for values in ({"max_seeds": 3}, {"queries_per_passage": 2}, {"temperature": 0.1}, {"kinds": ["daily"]}):
+        assert hashed(**values) != base, values
+
+
+def test_a_passage_of_a_benchmark_is_not_written_for(corpus, tmp_path):
+    repeated = text_of(3)
+    folder = write_beir(tmp_path / "test", {"d": repeated}, {"q": "where do the boats go"}, {"q": {"d": 1}})
+    planned = units_of(config_of(corpus, tmp_path, decontaminate=[str(folder)]))
+    assert [unit["unit_id"] for unit in planned if unit["contaminated"]] == ["d3"]
+    assert all(bool(unit["briefs"]) != bool(unit["contaminated"]) for unit in planned)
+
+
+def units_of(config):
+    return list(units(config, read_inputs(config)))
+
+
+def test_a_passage_whose_query_failed_is_written_once_more(corpus, tmp_path):
+    config = config_of(corpus, tmp_path, queries_per_passage=2, max_seeds=2)
+    storage = Storage(str(tmp_path / "run"))
+    planned = ((unit, 1) for unit in units_of(config))
+    write_plan(storage, planned, synthesis_unit_schema(), chunk_cost=10**6)
+
+    class Lossy(Writer):
+        lost = False
+
+        async def generate(self, prompt, **options):
+            if not self.lost:
+                self.lost = True
+                raise RowError("the endpoint did not answer")
+            return await super().generate(prompt, **options)
+
+    task = task_of(config)
+    assert isinstance(task, PassageTask)
+    assert runner(storage, task, {"writer": Lossy()}).run(0, isolated=False).failed == 1
+    assert len(rows(storage)) == 3
+    assert runner(storage, task, {"writer": Writer()}, session="second").run(0, isolated=False).failed == 0
+    assert len({row["example_id"] for row in rows(storage)}) == len(rows(storage)) == 4
