@@ -174,6 +174,34 @@ def test_another_choice_needs_no_new_rows(local_ray, seeds, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()} == before
 
 
+def test_passages_are_mined_anew_without_a_new_row(local_ray, tmp_path):
+    """The fake writer's queries find nothing by BM25, so a run file decides."""
+    corpus = tmp_path / "corpus.jsonl"
+    texts = {f"d{number}": " ".join(f"boat{number}x{each}" for each in range(15)) for number in range(SEEDS)}
+    corpus.write_text(
+        "".join(json.dumps({"query": "q", "passage": text, "id": key}) + "\n" for key, text in texts.items())
+    )
+    run, keys = tmp_path / "run", {"source": "passages", "agreement": "verdict"}
+    keys |= {"round_trip": {"retriever": "none"}, "queries_per_passage": 2}
+    result, stats = synthesize(str(corpus), run, **keys)
+    rows = examples(run)
+    assert (result.failed, stats["queries"], len(rows)) == (0, 2 * SEEDS, 2 * SEEDS)
+    assert all(row["passage"] == texts[row["seed_id"]] and row["source"] == "passages" for row in rows)
+    assert set(stats["steps"]) == {"query"} and "judge" not in stats
+    before = {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()}
+    grades = tmp_path / "grades.json"
+    grades.write_text(json.dumps({query["_id"]: {query["_id"].split("/")[0]: 1.0} for query in _queries(run)}))
+    _, graded = synthesize(str(corpus), run, **keys, teacher={"kind": "run", "path": str(grades)})
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "rows").iterdir()} == before
+    assert graded["teacher"] == "grades.json" and graded["kept"] == stats["kept"]
+    assert {row["teacher_score"] for row in examples(run) if row["kept"]} == {1.0}
+    assert "grades.json" in (run / "DATASET.md").read_text() and "<html" in (run / "report.html").read_text()
+
+
+def _queries(run_dir):
+    return [json.loads(line) for line in (run_dir / "candidates" / "queries.jsonl").read_text().splitlines()]
+
+
 def test_planted_copies_of_a_benchmark_are_rejected(local_ray, shared_data, tmp_path):
     """All of SciFact's test queries, each as it is and with one word changed, among real
     queries that are none of them."""

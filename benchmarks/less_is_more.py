@@ -1,0 +1,286 @@
+"""What written queries teach a small reranker, one factor at a time, by the product's own commands.
+
+    python benchmarks/less_is_more.py OUT [--data ../shared/data] [--sources real tuned trip teacher lists …]
+        [--queries 125 250 500] [--seeds 1 2 3] [--collections dl19@20 dl19@100 scifact@20 …] [--only-data]
+    python benchmarks/less_is_more.py OUT --plot less_is_more.png
+
+Passages are those of DL19's pool, queries those of a writer that was tuned on the MS MARCO seeds. Each source is the
+one before it with one thing more:
+
+    real        queries of the seeds, a negative of each among BM25's first 20
+    prompted    queries of the packaged model, asked by prompt; a drawn candidate as the negative
+    tuned       queries of the tuned writer
+    trip        … that find their passage among BM25's first ten
+    teacher     … whose negatives the packaged embedder puts a standard deviation below their passage
+    lists       … eight passages with the embedder's scores, learned by listnet
+
+Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
+and of both fused at --weight, with 95 % intervals. What is there is not done again. BM25's candidates are the first
+stage; of a large collection 60 queries are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limrank.data.trec import read_qrels
+from limrank.evaluation.metrics import evaluate
+from limrank.evaluation.significance import bootstrap_interval
+from limrank.scoring.fusion import fused_order
+
+MEASURE = "nDCG@10"
+BASE = "smollm2-135m-instruct"
+TEACHER = {"kind": "embedder", "model": "all-minilm-l6-v2"}
+LIST_SIZE = 8
+NO_TRIP = {"retriever": "none"}
+MINING: dict[str, dict[str, Any]] = {
+    "prompted": {"round_trip": NO_TRIP},
+    "tuned": {"round_trip": NO_TRIP},
+    "trip": {},
+    "teacher": {"teacher": TEACHER},
+    "lists": {"teacher": TEACHER, "list_size": LIST_SIZE},
+}
+SOURCES = ("none", "real", *MINING)
+PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
+LISTS = {"objective": "listnet", "epochs": 2, "batch_size": 2}
+TRAINING = {
+    "method": "full",
+    "target": "direct",
+    "learning_rate": 1e-4,
+    "warmup_ratio": 0.1,
+    "gradient_accumulation": 1,
+    "cutoff_tokens": 256,
+    "validation_share": 0.0,
+    "save_steps": 1000,
+}
+
+
+class Study:
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.out: Path = given.out
+        self.data: Path = given.data
+
+    def limrank(self, command: str, recipe: dict[str, Any], folder: Path) -> float:
+        """Run one command into a folder; returns its seconds."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".yaml")
+        file.write_text(yaml.safe_dump({"job": command, "run_dir": str(folder)} | recipe))
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "limrank", command, str(file), "--address", "local"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        return time.perf_counter() - began
+
+    # ---- data ------------------------------------------------------------------------
+
+    def writer(self) -> str:
+        """The tuned writer: one pass over the seeds."""
+        folder = self.out / "writer"
+        if not (folder / "model" / "config.json").exists():
+            training = TRAINING | {
+                "task": "writer",
+                "train_file": str(self.data / "msmarco_seed_instructir"),
+                "epochs": 1,
+                "batch_size": 16,
+            }
+            del training["target"]
+            seconds = self.limrank("train", {"model": {"id": BASE}, "training": training}, folder)
+            print(f"writer trained in {seconds:.0f} s", flush=True)
+        return str(folder / "model")
+
+    def train_file(self, source: str) -> Path:
+        """The examples of a source: pairs, or lists."""
+        file = self.out / "data" / f"{source}.jsonl"
+        if file.exists():
+            return file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if source == "real":
+            script = Path(__file__).with_name("training_pairs.py")
+            seeds = str(self.data / "msmarco_seed_instructir")
+            command = [sys.executable, str(script), seeds, str(file), "--queries", "1700"]
+            subprocess.run(command, check=True)
+            return file
+        run_dir = self.out / ("prompted" if source == "prompted" else "written")
+        synthesis = {
+            "source": "passages",
+            "seeds": str(self.data / "msmarco_dl19_pool"),
+            "max_seeds": self.given.passages,
+            "mine_depth": 20,
+            "query_tokens": 32,
+            "decontaminate": [str(self.data / name) for name in ("scifact", "cranfield", "bright_pony_tutorial")],
+        } | MINING[source]
+        model = BASE
+        if source != "prompted":
+            model = self.writer()
+            synthesis |= {"writer": "tuned", "temperature": 0.7, "top_p": 0.9}
+        recipe = {"model": {"id": model, "max_model_len": 1024}, "synthesis": synthesis}
+        seconds = self.limrank("synthesize", recipe, run_dir)
+        stats = json.loads((run_dir / "stats.json").read_text())
+        print(f"{source}: {stats['kept_queries']} queries kept of {stats['queries']}, {seconds:.0f} s", flush=True)
+        shutil.copy(run_dir / "stats.json", file.with_suffix(".stats.json"))
+        shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
+        return file
+
+    # ---- models ----------------------------------------------------------------------
+
+    def model(self, source: str, queries: int, seed: int) -> tuple[str, float]:
+        """The model of a cell, and the seconds of its training."""
+        if source == "none":
+            return BASE, 0.0
+        folder = self.out / "models" / f"{source}-{queries}-{seed}"
+        took = folder.with_suffix(".seconds")
+        if not (folder / "model" / "config.json").exists():
+            shape, size = (LISTS, LIST_SIZE) if source == "lists" else (PAIRS, 2)
+            training = TRAINING | shape | {"train_file": str(self.train_file(source)), "max_examples": queries * size}
+            recipe = {"seed": seed, "model": {"id": BASE}, "training": training}
+            took.write_text(str(self.limrank("train", recipe, folder)))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return str(folder / "model"), float(took.read_text()) if took.exists() else 0.0
+
+    # ---- figures ---------------------------------------------------------------------
+
+    def rows(self, model: str, name: str, collection: str, depth: int) -> Path:
+        folder = self.out / "runs" / f"{name}-{collection}-{depth}"
+        recipe: dict[str, Any] = {
+            "data": {"format": "beir", "path": str(self.data / collection)},
+            "first_stage": {"depth": depth},
+            "model": {"id": model, "max_model_len": 1024},
+            "scoring": {"mode": "direct"},
+        }
+        if collection == "dl19":
+            recipe["data"]["path"] = str(self.data / "msmarco_dl19_pool")
+            recipe["first_stage"] |= {"kind": "run", "path": str(self.data / "msmarco_dl19_pool/run.bm25.top100.trec")}
+        elif collection == "pydocs":
+            recipe["data"] = {"format": "pydocs", "split": "dev"}
+        else:
+            recipe["data"]["max_queries"] = 60
+        self.limrank("rerank", recipe, folder)
+        return folder
+
+    def measure(self, folder: Path) -> dict[str, dict[str, float]]:
+        """First stage, model, both fused, and the best possible order of the candidates."""
+        import pyarrow.parquet as pq
+
+        found: dict[str, list[dict[str, Any]]] = {}
+        for file in sorted((folder / "rows").glob("*.parquet")):
+            for row in pq.read_table(file).to_pylist():
+                found.setdefault(row["query_id"], []).append(row)
+        qrels = read_qrels(folder / "qrels.tsv")
+
+        def best(query_id: str, row: dict[str, Any]) -> int:
+            return -qrels.get(query_id, {}).get(row["doc_id"], 0)
+
+        runs: dict[str, dict[str, dict[str, float]]] = {"first stage": {}, "model": {}, "fused": {}, "best": {}}
+        for query_id, rows in found.items():
+            scores = [row["score"] for row in rows]
+            first = [row["first_stage_score"] for row in rows]
+            ranks = [row["first_stage_rank"] for row in rows]
+            orders = {
+                "first stage": sorted(range(len(rows)), key=ranks.__getitem__),
+                "model": fused_order(scores, first, ranks, 0.0),
+                "fused": fused_order(scores, first, ranks, self.given.weight),
+                "best": sorted(range(len(rows)), key=lambda index: best(query_id, rows[index])),
+            }
+            for name, order in orders.items():
+                runs[name][query_id] = {rows[index]["doc_id"]: -float(rank) for rank, index in enumerate(order)}
+        figures = {}
+        for name, run in runs.items():
+            result = evaluate(qrels, run, [MEASURE])
+            low, high = bootstrap_interval([each[MEASURE] for each in result.per_query.values()], seed=1)
+            figures[name] = {"mean": result.mean[MEASURE], "low": low, "high": high}
+        return figures
+
+    def cells(self) -> None:
+        results = self.out / "results.jsonl"
+        known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        done = {(each["source"], each["queries"], each["seed"], each["collection"]) for each in known}
+        for seed in self.given.seeds:
+            for queries in self.given.queries:
+                for source in self.given.sources:
+                    cell = ("none", 0, 0) if source == "none" else (source, queries, seed)
+                    for collection in self.given.collections:
+                        if (*cell, collection) in done:
+                            continue
+                        model, seconds = self.model(*cell)
+                        name, _, depth = collection.partition("@")
+                        folder = self.rows(model, "-".join(map(str, cell)), name, int(depth or 20))
+                        line = dict(zip(("source", "queries", "seed"), cell, strict=True))
+                        line |= {"collection": collection, "training_s": round(seconds), "weight": self.given.weight}
+                        line |= self.measure(folder)
+                        with results.open("a") as file:
+                            file.write(json.dumps(line) + "\n")
+                        done.add((*cell, collection))
+                        print(shown(line), flush=True)
+
+
+def shown(line: dict[str, Any]) -> str:
+    figures = ", ".join(
+        f"{name} {line[name]['mean']:.3f} ({line[name]['low']:.3f}–{line[name]['high']:.3f})"
+        for name in ("first stage", "model", "fused", "best")
+    )
+    return f"{line['source']:9} {line['queries']:5} queries, seed {line['seed']}, {line['collection']}: {figures}"
+
+
+def plot(results: Path, file: Path) -> None:
+    """nDCG@10 by number of queries, a line a source, a panel a collection; means over the seeds."""
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    collections = list(dict.fromkeys(line["collection"] for line in lines))
+    figure, axes = plt.subplots(1, len(collections), figsize=(4.5 * len(collections), 4), squeeze=False)
+    for axis, collection in zip(axes[0], collections, strict=True):
+        here = [line for line in lines if line["collection"] == collection]
+        for name, style in (("first stage", ":"), ("best", "--")):
+            axis.axhline(here[0][name]["mean"], color="grey", linestyle=style, label=name)
+        for source in dict.fromkeys(line["source"] for line in here):
+            sizes = sorted({line["queries"] for line in here if line["source"] == source})
+            means = [
+                [line["model"]["mean"] for line in here if (line["source"], line["queries"]) == (source, size)]
+                for size in sizes
+            ]
+            axis.plot(sizes, [sum(each) / len(each) for each in means], marker="o", label=source)
+        axis.set(title=collection, xlabel="queries", ylabel=MEASURE)
+    axes[0][-1].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--queries", type=int, nargs="+", default=[125, 250, 500, 1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--collections", nargs="+", default=["dl19@20", "scifact@20", "cranfield@20", "pydocs@20"])
+    parser.add_argument("--passages", type=int, default=2000, help="passages that queries are written for")
+    parser.add_argument("--weight", type=float, default=0.3, help="of the first stage in the fused order")
+    parser.add_argument("--only-data", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    if given.plot:
+        plot(given.out / "results.jsonl", given.plot)
+        return
+    study = Study(given)
+    if given.only_data:
+        for source in given.sources:
+            if source != "none":
+                study.train_file(source)
+        return
+    study.cells()
+
+
+if __name__ == "__main__":
+    main()
