@@ -19,7 +19,7 @@ _MODEL_FILES = (
 )
 _MODEL_FOLDERS = ("adapter", "model", ".adapter.partial", ".model.partial")
 _JOB_FILES = {
-    "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", *EVALUATION),
+    "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", "run.pure.trec", "run.pure.json", *EVALUATION),
     "synthesize": ("examples.parquet", "train.jsonl", "alpaca.json", "stats.json", "DATASET.md", "report.html"),
     "train": (
         *("metrics.jsonl", "curves.png", "tensorboard/events.out.tfevents.*"),

@@ -43,7 +43,7 @@ from limrank.config.jobs import (
     config_hash,
     dump_config,
 )
-from limrank.config.scoring import Compatibility, ScoringConfig
+from limrank.config.scoring import Compatibility, FuseConfig, ScoringConfig
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import Shares, SynthesisConfig, SynthesisPrompts, TokenPrices
 from limrank.config.training import DevConfig, Objective, TrainingConfig
@@ -59,6 +59,7 @@ __all__ = [
     "EvaluationConfig",
     "FAULT",
     "FirstStageConfig",
+    "FuseConfig",
     "JOBS",
     "Job",
     "LANGUAGES",
