@@ -98,6 +98,8 @@ class _DevRun:
         if not self.qrels:
             raise self._fault("none of its queries is judged, and a weight is chosen by judgements")
         self._rows = {query_id: rows for query_id, rows in self._rankings() if query_id in self.qrels}
+        if not all(isinstance(row["doc_id"], str) for rows in self._rows.values() for row in rows):
+            raise self._fault("its rows/ are damaged")
         if all(row["score"] is None for rows in self._rows.values() for row in rows):
             raise self._fault("its rows have no scores to choose a weight by")
 

@@ -78,10 +78,12 @@ def fused(rows: Rows, weight: float, storage: Storage) -> Rows:
     Raises:
         StorageError: a score is out of range, or a rank is missing.
     """
-    columns = ([row[name] for row in rows] for name in ("score", "first_stage_score", "first_stage_rank"))
+    scores, first_stage, ranks = ([row[name] for row in rows] for name in FUSED_COLUMNS[-3:])
     try:
-        return [rows[index] for index in fused_order(*columns, weight)]
-    except (ValueError, TypeError) as error:
+        if None in ranks:
+            raise ValueError("a first_stage_rank is null")
+        return [rows[index] for index in fused_order(scores, first_stage, ranks, weight)]
+    except (ValueError, TypeError) as error:  # TypeError: columns of another type
         raise StorageError(
             f"run_dir {storage.root}: the rows of query {rows[0]['query_id']!r} are damaged ({error}): delete their "
             "file in rows/, and the same command writes them once more"

@@ -41,11 +41,10 @@ def z_scores(values: Sequence[float]) -> list[float]:
     for value in values:
         if not math.isfinite(value):
             raise ValueError(f"the score {value} is not a finite number")
-    largest = max(map(abs, values), default=0.0)
-    if not largest:
-        return [0.0] * len(values)
-    scaled = [value / largest for value in values]  # sums and squares of huge values would overflow
-    if min(scaled) == max(scaled):
+    # Sums and squares of huge values would overflow. A power of two rounds nothing.
+    exponent = math.frexp(max(map(abs, values), default=0.0))[1]
+    scaled = [math.ldexp(value, -exponent) for value in values]
+    if not scaled or min(scaled) == max(scaled):
         return [0.0] * len(values)
     mean = math.fsum(scaled) / len(scaled)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / len(scaled))
