@@ -19,7 +19,7 @@ _MODEL_FILES = (
 )
 _MODEL_FOLDERS = ("adapter", "model", ".adapter.partial", ".model.partial")
 _JOB_FILES = {
-    "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", *EVALUATION),
+    "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", "run.pure.trec", "run.pure.json", *EVALUATION),
     "synthesize": (
         *("examples.parquet", "train.jsonl", "alpaca.json", "lists.jsonl", "stats.json", "DATASET.md", "report.html"),
         *("candidates/queries.jsonl", "candidates/corpus.jsonl", "candidates/qrels/train.tsv", "candidates/run.trec"),

@@ -50,6 +50,19 @@ class Data(_Section):
     revision: str | None = None
 
 
+class Fusion(_Section):
+    """How a rerank job's run is fused with its first stage; no key where it is not.
+
+    ``weight`` is the first stage's. ``dev_run``, ``dev_queries`` and ``dev_ndcg`` (nDCG@10 by weight) say on what it
+    was chosen.
+    """
+
+    weight: Annotated[Amount, Field(le=1)] | None = None
+    dev_run: str | None = None
+    dev_queries: Count | None = None
+    dev_ndcg: dict[str, Amount] = {}
+
+
 class Manifest(_Section):
     """The facts of a run, in the order in which they are written. Any of them may be missing, as with a copied run.
 
@@ -69,6 +82,7 @@ class Manifest(_Section):
     tokens: Tokens = Tokens()
     rates: dict[str, Amount] = {}
     data: Data = Data()
+    fusion: Fusion = Fusion()
     dtype: dict[str, str | None] = {}
     finished_at: str = ""
 

@@ -44,7 +44,7 @@ from limrank.config.jobs import (
     dump_config,
 )
 from limrank.config.mining import RoundTripConfig, TeacherConfig
-from limrank.config.scoring import Compatibility, ScoringConfig
+from limrank.config.scoring import Compatibility, FuseConfig, ScoringConfig
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import Shares, SynthesisConfig, SynthesisPrompts, TokenPrices
 from limrank.config.training import DevConfig, Objective, TrainingConfig
@@ -60,6 +60,7 @@ __all__ = [
     "EvaluationConfig",
     "FAULT",
     "FirstStageConfig",
+    "FuseConfig",
     "JOBS",
     "Job",
     "LANGUAGES",

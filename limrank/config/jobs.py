@@ -24,7 +24,7 @@ from limrank.config.data import (
 )
 from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
-from limrank.config.scoring import ScoringConfig, chain_fits
+from limrank.config.scoring import ScoringConfig, chain_fits, no_fusion
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import SynthesisConfig
 from limrank.config.training import DevConfig, TrainingConfig
@@ -39,6 +39,9 @@ def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
     """Raises ValueError for a served reranker as the engine: it scores pairs and generates no text."""
     if engine is not None and engine.kind == "serve":
         raise ValueError(f"{key}.kind=serve: only a rerank job sends its work to a served reranker")
+
+
+_JUDGE = "a judge scores pairs, which have no first stage"
 
 
 class Job(Section):
@@ -106,6 +109,7 @@ class SynthesizeJob(Job):
         _own_engine(self.reranker_engine, "reranker_engine")
         if self.reranker is None and (self.reranker_engine or self.reranker_workers):
             raise ValueError("reranker_engine and reranker_workers need a model: reranker.id")
+        no_fusion(self.scoring, "scoring", _JUDGE)
         if self.synthesis.source == "passages":
             keys = ("judge", "judge_engine", "judge_workers", "reranker")
             if given := [key for key in keys if getattr(self, key) is not None]:
@@ -209,6 +213,7 @@ class ServeJob(Job):
     def _engine_of_its_own(self) -> ServeJob:
         _own_engine(self.engine)
         chain_fits(self.model, self.scoring)
+        no_fusion(self.scoring, "scoring", "a request has no first-stage scores")
         return self
 
 
@@ -239,6 +244,9 @@ class PipelineJob(Job):
         _own_engine(self.engine)
         chain_fits(self.model, self.scoring)
         chain_fits(self.model, self.judge_scoring, "judge_scoring")
+        no_fusion(self.judge_scoring, "judge_scoring", _JUDGE)
+        if self.scoring.fuse and isinstance(self.scoring.fuse.first_stage, str):
+            raise ValueError("scoring.fuse.first_stage: a pipeline takes a weight from 0 to 1")
         return self
 
 

@@ -167,7 +167,7 @@ def _paths(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             yield from _paths(value, f"{prefix}{name}.")
-        elif _is_path(field) and value and value not in _words(field):
+        elif _is_path(field) and isinstance(value, str | tuple) and value and value not in _words(field):
             yield prefix + name, value
 
 

@@ -35,6 +35,8 @@ _DESCRIPTIONS = {
     "engine.fault": "Delays and faults of the fake engine, for tests. Its keys are also accepted directly in `engine`, "
     "as older recipes have them.",
     "scoring": "How a pair is scored.",
+    "scoring.fuse": "Fusion with the first stage. It changes the order of a run and none of its rows, so that the same "
+    "command with another weight scores nothing again.",
     "workers": "A pool of engines, or the training workers.",
     "synthesis": "What is written, judged, rejected and chosen.",
     "synthesis.prompts": "The prompts of the steps. Each is the name of a prompt in `limrank/prompts`, a file, or the text.",

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    field_validator,
+    model_validator,
 )
 
 from limrank.config.base import (
+    Fraction,
+    PathStr,
     Section,
+    fault,
 )
 from limrank.config.engine import ModelConfig
+from limrank.parsing import brief
 
 Compatibility = Literal["rank1"]
+
+
+class FuseConfig(Section):
+    first_stage: Fraction | PathStr = Field(
+        description="weight of the first stage's score, from 0 (the reranker alone) to 1 (the first stage alone). Or the "
+        "run directory of a finished rerank job over other queries: the weight with the highest nDCG@10 there",
+    )
+
+    @field_validator("first_stage", mode="before")
+    @classmethod
+    def _weight_or_path(cls, value: Any) -> Any:
+        if isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= 1):
+            return value
+        raise fault(f"should be a weight from 0 to 1, or the run directory of a rerank job (got {brief(value)})")
 
 
 class ScoringConfig(Section):
@@ -54,6 +74,22 @@ class ScoringConfig(Section):
         default=None, description="cascade: generated tokens that the whole run may take. null: no limit"
     )
 
+    fuse: FuseConfig | None = Field(
+        default=None,
+        description="order by a weighted sum of the reranker's log-odds and the first stage's score, each normalised to "
+        "mean 0 and standard deviation 1 in its query. null: the reranker's order",
+    )
+
+    @model_validator(mode="after")
+    def _scores_to_fuse(self) -> ScoringConfig:
+        if self.fuse and self.mode == "none":
+            raise ValueError("scoring.fuse: mode none has no scores to fuse with the first stage's: unset one of them")
+        return self
+
+    def hashed(self, exclude: set[str]) -> dict[str, Any]:
+        """The keys that rows depend on, for :func:`config_hash`. Fusion reorders rows that are there."""
+        return self.model_dump(exclude=exclude | {"fuse"})
+
     @property
     def think_tokens(self) -> int:
         """The longest chain in tokens; 0 if the mode writes none."""
@@ -70,3 +106,9 @@ def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring")
         raise ValueError(
             f"{key}.min_think_tokens {kept} leaves no tokens for a prompt in model.max_model_len {model.max_model_len}"
         )
+
+
+def no_fusion(scoring: ScoringConfig, key: str, why: str) -> None:
+    """Raises ValueError for fusion where there is nothing to fuse with. ``why`` ends the message."""
+    if scoring.fuse:
+        raise ValueError(f"{key}.fuse: {why}")

@@ -48,6 +48,7 @@ def stage_configs(config: PipelineJob) -> Stages:
             **common,
         },
     )
+    unfused = config.scoring.model_copy(update={"fuse": None})
     tuned = config.model.model_copy(update={"id": str(root / "train" / "model")})
     return Stages(
         first_stage=rerank.model_copy(
@@ -65,7 +66,8 @@ def stage_configs(config: PipelineJob) -> Stages:
                 **common,
             },
         ),
-        rerank_base=rerank,
+        # Fusion is reported for the tuned model, so that the base model's row says what the model does.
+        rerank_base=rerank.model_copy(update={"scoring": unfused}),
         train=checked(
             TrainJob,
             {
@@ -84,7 +86,7 @@ def stage_configs(config: PipelineJob) -> Stages:
                 "run_dir": str(root / "serve"),
                 "model": tuned,
                 "engine": config.engine,
-                "scoring": config.scoring,
+                "scoring": unfused,
                 "workers": config.workers,
                 "serving": config.serving,
                 **common,
@@ -100,6 +102,8 @@ def pipeline_hash(config: PipelineJob) -> str:
         config.model_dump(exclude=not_of_rows)
         | {
             "engine": config.engine.hashed({"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}),
+            "scoring": config.scoring.hashed(set()),
+            "judge_scoring": config.judge_scoring.hashed(set()),
             "synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"}),
         }
     )

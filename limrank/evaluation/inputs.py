@@ -29,12 +29,17 @@ ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 RUN_FILES = ("run.trec", "queries.jsonl", "qrels.tsv")
 """The files of a rerank job's directory that its evaluation needs."""
 
+PURE_RUN = "run.pure.trec"
+"""The order without fusion, which a fused run has too."""
+
 
 @dataclass(frozen=True)
 class Inputs:
     """A run and its judgements.
 
     Args:
+        pure: the order without fusion, where ``run`` is fused with its first stage; else None.
+        pure_name, fusion_weight: its name, and the first stage's weight in ``run``, where the manifest has it.
         flipped: FollowIR's ``{topic: [doc_id]}`` for the topics of which both queries are selected; empty for
             other data.
         pairs_per_second, tokens_per_pair, prompt_tokens, generated_tokens: None where no manifest has them. The
@@ -49,6 +54,9 @@ class Inputs:
     queries: list[Query]
     qrels: Qrels
     first_stage: Run | None = None
+    pure: Run | None = None
+    pure_name: str = ""
+    fusion_weight: float | None = None
     flipped: dict[str, list[str]] = field(default_factory=dict)
     pairs_per_second: float | None = None
     tokens_per_pair: float | None = None
@@ -69,8 +77,8 @@ def read_inputs(config: EvaluateJob) -> Inputs:
     found = _given_run(config) if config.evaluation.run else _rerank_run(Path(config.run_dir))
     if not found.qrels:
         raise UserError(f"{found.name}: none of its queries is judged: there is nothing to evaluate it by")
-    # A run that was not reranked is its own first stage.
-    return replace(found, first_stage=None) if found.first_stage == found.run else found
+    # A run that was not reranked is its own first stage. A fused one was, also where its order is the first stage's.
+    return replace(found, first_stage=None) if found.first_stage == found.run and found.pure is None else found
 
 
 def read_compared(directories: Sequence[str]) -> list[Inputs]:
@@ -212,8 +220,8 @@ def _rerank_run(directory: Path) -> Inputs:
             f"run_dir {directory}: the rerank job is {manifest.status}; the same `limrank rerank` command resumes it"
         )
     queries = beir.read_queries(directory / "queries.jsonl")
-    file = directory / "run.trec"
-    run, of_run = match_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
+    run, of_run = _matched(directory / "run.trec", queries)
+    pure = _matched(directory / PURE_RUN, queries)[0] if _is_fused(directory, manifest) else None
     selected = {query.query_id for query in queries}
     judged = trec.read_qrels(directory / "qrels.tsv")
     qrels = {query_id: grades for query_id, grades in judged.items() if query_id in selected}
@@ -224,12 +232,16 @@ def _rerank_run(directory: Path) -> Inputs:
         warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
     pairs_per_second, tokens_per_pair = _cost(manifest)
     model, scoring = _system(recipe, directory)
+    name = _system_name(model, scoring) or directory.name
     return Inputs(
-        name=_system_name(model, scoring) or directory.name,
+        name=name if pure is None else fused_name(name, manifest.fusion.weight),
         run=drop_excluded(run, queries),
         queries=queries,
         qrels=qrels,
         first_stage=_first_stage(directory),
+        pure=None if pure is None else drop_excluded(pure, queries),
+        pure_name=name,
+        fusion_weight=manifest.fusion.weight,
         flipped=_flipped(_section(DataConfig, recipe, "data", directory), qrels, warnings) if "data" in recipe else {},
         pairs_per_second=pairs_per_second,
         tokens_per_pair=tokens_per_pair,
@@ -240,6 +252,26 @@ def _rerank_run(directory: Path) -> Inputs:
         facts=_recorded_facts(directory, recipe, manifest),
         warnings=warnings,
     )
+
+
+def fused_name(name: str, weight: float | None) -> str:
+    """The name of a system's fused order; None: nothing says the weight."""
+    return f"{name}, fused" if weight is None else f"{name}, fused {weight:g}"
+
+
+def _matched(file: Path, queries: Sequence[Query]) -> tuple[Run, list[str]]:
+    return match_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
+
+
+def _is_fused(directory: Path, manifest: Manifest) -> bool:
+    """Whether a run is fused: as its manifest says, or, with a copied run that has none, as its files do."""
+    if manifest.fusion.weight is None:
+        return not manifest.status and is_file(directory / PURE_RUN)
+    if not is_file(directory / PURE_RUN):
+        raise UnavailableError(
+            f"run_dir: no {PURE_RUN} in {directory}, whose run is fused; the same `limrank rerank` command writes it"
+        )
+    return True
 
 
 def _first_stage(directory: Path) -> Run | None:

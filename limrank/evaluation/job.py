@@ -8,7 +8,8 @@ with its first stage, or any file. ``evaluation.compare`` names several runs: se
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,16 @@ from limrank.evaluation import compare_job
 from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import provenance, write_report
-from limrank.evaluation.significance import Difference, paired_bootstrap
-from limrank.evaluation.system import Evaluation, Interval, evaluate_inputs, p_mrr_facts, report_rows
+from limrank.evaluation.significance import Difference
+from limrank.evaluation.system import (
+    Evaluation,
+    Interval,
+    evaluate_inputs,
+    fusion_finding,
+    p_mrr_facts,
+    paired_differences,
+    report_rows,
+)
 from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
@@ -33,14 +42,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The findings of the evaluate job. ``differences`` are ``system - first_stage`` by measure, paired by query.
-    ``warnings`` are sentences for the user."""
+    """The findings of the evaluate job.
+
+    Attributes:
+        system: the run; fused with its first stage where the rerank job fused it.
+        pure: the order of a fused run without fusion; None where it is not fused.
+        differences: ``system - first_stage`` by measure, paired by query.
+        pure_differences: ``pure - first_stage``, in the same way.
+        fusion_differences: ``system - pure``, in the same way.
+        warnings: sentences for the user.
+    """
 
     directory: Path
     system: Evaluation
     first_stage: Evaluation | None
     differences: dict[str, Difference]
     warnings: list[str]
+    pure: Evaluation | None = None
+    pure_differences: dict[str, Difference] = field(default_factory=dict)
+    fusion_differences: dict[str, Difference] = field(default_factory=dict)
 
 
 def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -88,34 +108,46 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
     storage = open_outputs(config)
     samples, seed = config.evaluation.bootstrap_samples, config.seed
     system = evaluate_inputs(inputs, config.evaluation, seed)
-    first_stage, differences = None, {}
+    first_stage = pure = None
     if inputs.first_stage is not None:
         # The first stage's order has no cost.
         order = replace(inputs, run=inputs.first_stage, pairs_per_second=None, tokens_per_pair=None)
         first_stage = evaluate_inputs(order, config.evaluation, seed, "first stage")
-        differences = {
-            measure: paired_bootstrap(
-                list(system.values[measure].values()), list(first_stage.values[measure].values()), samples, seed=seed
-            )
-            for measure in system.values
-        }
+    if inputs.pure is not None:
+        pure = evaluate_inputs(replace(inputs, run=inputs.pure), config.evaluation, seed, inputs.pure_name)
+
+    def differences(one: Evaluation | None, other: Evaluation | None) -> dict[str, Difference]:
+        return paired_differences(one, other, samples, seed) if one and other else {}
+
     warnings = [*inputs.warnings]
     if missing := len(system.scores.missing):
         warnings.append(f"{inputs.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
     if unjudged := len(inputs.run.keys() - inputs.qrels.keys()):
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
-    result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
+    result = EvaluateResult(
+        Path(config.run_dir),
+        system,
+        first_stage,
+        differences(system, first_stage),
+        warnings,
+        pure,
+        differences(pure, first_stage),
+        differences(system, pure),
+    )
     facts = inputs.facts | provenance(config.evaluation.measures)
     write_outputs(storage, result, query_texts(inputs.queries), facts, samples=samples, seed=seed)
     return result
 
 
 def console_table(result: EvaluateResult) -> Table:
-    """The means to 4 decimals, as the ``ir_measures`` command prints them, as a rich table."""
+    """The means to 4 decimals, as the ``ir_measures`` command prints them, as a rich table. A fused run has a row for
+    each of the three orders."""
     from rich.table import Table
 
     table = Table(title=f"{printable(result.system.name)} · {len(result.system.scores.queries)} queries")
     table.add_column("measure")
+    if result.pure:
+        return _of_three_orders(table, result)
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")
     if result.first_stage:
@@ -125,10 +157,32 @@ def console_table(result: EvaluateResult) -> Table:
         cells = [measure, f"{mean:.4f}", f"{low:.4f} – {high:.4f}"]
         if result.first_stage:
             cells.append(f"{result.first_stage.intervals[measure].mean:.4f}")
-            difference = result.differences.get(measure)
-            cells.append(f"{difference[0]:+.4f} ({difference[1]:+.4f} to {difference[2]:+.4f})" if difference else "")
+            cells.append(_signed(result.differences.get(measure)))
         table.add_row(*cells)
     return table
+
+
+def _of_three_orders(table: Table, result: EvaluateResult) -> Table:
+    table.add_column("order")
+    for name in ("mean", "95 % interval", "minus first stage", "minus pure"):
+        table.add_column(name, justify="right")
+    orders = (
+        ("first stage", result.first_stage, {}, {}),
+        ("pure", result.pure, result.pure_differences, {}),
+        ("fused", result.system, result.differences, result.fusion_differences),
+    )
+    for measure in result.system.intervals:
+        for name, evaluation, from_first_stage, from_pure in orders:
+            if evaluation is None:
+                continue
+            mean, low, high = evaluation.intervals[measure]
+            differences = (_signed(each.get(measure)) for each in (from_first_stage, from_pure))
+            table.add_row(measure, name, f"{mean:.4f}", f"{low:.4f} – {high:.4f}", *differences)
+    return table
+
+
+def _signed(difference: Difference | None) -> str:
+    return f"{difference[0]:+.4f} ({difference[1]:+.4f} to {difference[2]:+.4f})" if difference else ""
 
 
 def write_outputs(
@@ -143,7 +197,8 @@ def write_outputs(
     """Write ``metrics.json``, ``per_query.parquet`` and ``report.html``.
 
     ``metrics.json`` maps each measure to ``{mean, low, high}``. It also has ``queries`` and ``missing`` (counts),
-    ``bootstrap``, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure).
+    ``bootstrap``, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure). A fused run
+    has ``pure``, ``pure_differences`` and ``fusion_differences`` too (see :class:`EvaluateResult`).
     ``per_query.parquet`` has one row a query: ``query_id`` and a column a measure.
 
     Args:
@@ -153,16 +208,27 @@ def write_outputs(
     metrics: dict[str, Any] = {measure: interval._asdict() for measure, interval in result.system.intervals.items()}
     metrics |= {"queries": len(result.system.scores.queries), "missing": len(result.system.scores.missing)}
     if result.first_stage:
-        metrics["first_stage"] = {name: interval._asdict() for name, interval in result.first_stage.intervals.items()}
-        metrics["differences"] = {name: Interval(*values)._asdict() for name, values in result.differences.items()}
+        metrics["first_stage"] = _plain(result.first_stage.intervals)
+        metrics["differences"] = _plain(result.differences)
+    if result.pure:
+        metrics["pure"] = _plain(result.pure.intervals)
+        metrics["pure_differences"] = _plain(result.pure_differences)
+        metrics["fusion_differences"] = _plain(result.fusion_differences)
     metrics["bootstrap"] = {"samples": samples, "confidence": 0.95, "seed": seed}
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
     storage.write_text("metrics.json", text + "\n")
     storage.write_table("per_query.parquet", _per_query(result.system.scores))
-    evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
+    evaluations = [evaluation for evaluation in (result.first_stage, result.pure, result.system) if evaluation]
     title, rows = f"Evaluation of {result.system.name}", report_rows(evaluations)
     facts = p_mrr_facts(evaluations) | facts
-    write_report(storage.local("report.html"), title, rows, queries, facts, samples=samples, seed=seed)
+    findings = [fusion_finding(result.fusion_differences)] if result.pure else []
+    write_report(
+        storage.local("report.html"), title, rows, queries, facts, samples=samples, seed=seed, conclusion=findings
+    )
+
+
+def _plain(values: Mapping[str, Interval | Difference]) -> dict[str, dict[str, float]]:
+    return {name: Interval(*value)._asdict() for name, value in values.items()}
 
 
 def _per_query(scores: Scores) -> pa.Table:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from limrank.config import EvaluationConfig
 from limrank.evaluation.inputs import Inputs
 from limrank.evaluation.metrics import Scores, evaluate, p_mrr_by_topic
-from limrank.evaluation.report import System
-from limrank.evaluation.significance import bootstrap_interval
+from limrank.evaluation.report import System, signed
+from limrank.evaluation.significance import Difference, bootstrap_interval, paired_bootstrap
 from limrank.records import Qrels, Run
 
 
@@ -84,6 +84,36 @@ def evaluate_inputs(inputs: Inputs, settings: EvaluationConfig, seed: int, name:
         pairs_per_second=inputs.pairs_per_second,
         tokens_per_pair=inputs.tokens_per_pair,
     )
+
+
+def paired_differences(one: Evaluation, other: Evaluation, samples: int, seed: int) -> dict[str, Difference]:
+    """``one - other`` by measure, paired by query. Both are of the same queries and measures.
+
+    Args:
+        samples, seed: of the bootstrap.
+    """
+    return {
+        measure: paired_bootstrap(
+            list(one.values[measure].values()), list(other.values[measure].values()), samples, seed=seed
+        )
+        for measure in one.values
+    }
+
+
+def fusion_finding(differences: Mapping[str, Difference]) -> str:
+    """What fusion adds to the pure order by the first measure, in a sentence.
+
+    Args:
+        differences: the fused order minus the pure one, by measure.
+    """
+    measure, (mean, low, high) = next(iter(differences.items()))
+    if low > 0:
+        verdict = "helps here"
+    elif high < 0:
+        verdict = "hurts here"
+    else:
+        verdict = "makes no difference that these queries can show"
+    return f"Fusion with the first stage {verdict}: {measure} {signed(mean)} ({signed(low)} to {signed(high)})."
 
 
 def report_rows(evaluations: Sequence[Evaluation]) -> list[System]:

@@ -1,4 +1,7 @@
-"""The rerank job: queries with candidates → scored pairs → ``run.trec`` and ``run.json``."""
+"""The rerank job: queries with candidates → scored pairs → ``run.trec`` and ``run.json``.
+
+Rows hold the true scores, and ``rank`` by them. Fusion with the first stage is a matter of the run files alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
 from limrank.errors import UnavailableError, UserError
-from limrank.progress import Progress
+from limrank.progress import Event, Progress
 from limrank.records import (
     Candidate,
     Failure,
@@ -28,6 +31,7 @@ from limrank.records import (
     rerank_row_schema,
     rerank_unit_schema,
 )
+from limrank.reranking.fusion import open_fusion
 from limrank.reranking.runs import write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
@@ -125,6 +129,7 @@ def run(
     source = open_source(config)
     source.check()
     prompt_template(config.scoring)
+    fusion = open_fusion(config, source)
     if config.scoring.mode != "none" and engines is None:
         engines = {"scorer": _scorer(config)}
     with open_run(
@@ -138,13 +143,20 @@ def run(
         source.keep_selection(run_dir.storage)
         if known := source.provenance():
             run_dir.note(data=known)
+        if fusion:
+            run_dir.note(fusion=fusion.facts())
+        planned = read_plan(run_dir.storage)
         if config.scoring.mode == "none":
-            summary = _without_engine(run_dir, _plan(run_dir.storage, config, source))
+            summary = _without_engine(run_dir, planned or _plan(run_dir.storage, config, source))
+        elif planned is not None and not unfinished(run_dir, planned):
+            # Only the run files may change, with the weight of fusion. They need no cluster.
+            summary = finish(run_dir, planned, RerankTask(config.scoring), "pairs")
+            progress.update(Event(stage, planned.size, planned.size, "pairs", finished=True))
         else:
             with cluster.connect(address, paths=[config.run_dir]):
                 if config.engine.kind == "serve" and not config.engine.base_url:
                     engines["scorer"].check()
-                planned = _plan(run_dir.storage, config, source)
+                planned = planned or _plan(run_dir.storage, config, source)
                 summary = fanout(
                     run_dir,
                     planned,
@@ -155,13 +167,21 @@ def run(
                     stage=stage,
                     progress_unit="pairs",
                 )
-        write_runs(run_dir.storage)
+        without_scores = write_runs(run_dir.storage, fusion.weight if fusion else None)
         run_dir.finish("done")
     cost = ""
     if config.scoring.mode != "none" and summary.rate:
         cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens per pair"
     done = f"{summary.units} queries, {summary.rows} pairs, {summary.failed} failed{cost}"
-    return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.display_path('run.trec')}"])
+    warnings, messages = [*source.warnings], [done, f"run: {run_dir.storage.display_path('run.trec')}"]
+    if fusion:
+        warnings += fusion.warnings
+        messages.append(fusion.sentence())
+    if without_scores:
+        warnings.append(
+            f"scoring.fuse: the first stage of {without_scores} queries has ranks alone: -rank is their score"
+        )
+    return JobResult(summary.failed, warnings, messages)
 
 
 def plan(config: RerankJob) -> dict[str, Any]:
@@ -172,6 +192,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
     except UnavailableError as error:
         return {"not known on this machine": str(error), "first_prompt": _form_of_prompt(config)}
     source.check()
+    fusion = open_fusion(config, source)
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
     for unit, size in units(source, config.scoring):
@@ -184,8 +205,9 @@ def plan(config: RerankJob) -> dict[str, Any]:
         "units": f"{queries} queries, {pairs} pairs",
         "tokens": f"about {cost} to read and write",
         "workers": config.workers.model_dump(exclude_none=True),
+        **({"fusion": fusion.sentence()} if fusion else {}),
         "first_prompt": prompt,
-        "warnings": source.warnings,
+        "warnings": source.warnings + (fusion.warnings if fusion else []),
     }
 
 
@@ -209,7 +231,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
-            "scoring": config.scoring.model_dump(exclude=unused_keys),
+            "scoring": config.scoring.hashed(unused_keys),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
         }
@@ -271,9 +293,6 @@ def _scorer(config: RerankJob) -> EngineSource:
 
 
 def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
-    known = read_plan(storage)
-    if known is not None:
-        return known
     return write_plan(
         storage, units(source, config.scoring), rerank_unit_schema(), chunk_cost=chunk_cost(config.engine.kind)
     )

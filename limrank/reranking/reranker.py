@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, open_engine
 from limrank.errors import UserError
+from limrank.parsing import brief
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import check_labels, rank_judgments, score_query
+from limrank.scoring.fusion import fused_order, fused_scores
 
 Value = TypeVar("Value")
+
+Scores = TypeVar("Scores", Sequence[float], Sequence[Sequence[float]])
 
 Mode = Literal["direct", "think", "budget", "cascade"]
 
@@ -25,6 +32,7 @@ class RankedDocument:
 
     ``index`` is its 0-based position in the given documents. ``doc_id`` is the given id, else a ``Document``'s
     own, else None. ``score`` is in [0, 1], or None where ``status`` is failed and ``error`` says why.
+    ``fused_score`` orders the documents of one query by fusion, and means nothing outside it; None without fusion.
     """
 
     index: int
@@ -34,6 +42,7 @@ class RankedDocument:
     reasoning: str | None = None
     error: str | None = None
     doc_id: str | None = None
+    fused_score: float | None = None
 
 
 class Reranker:
@@ -49,14 +58,16 @@ class Reranker:
         model: a packaged model, a directory, or a hub id.
         mode: direct, think, budget or cascade (see ``limrank.scoring``).
         max_think_tokens: longest chain, for think, budget and cascade.
-        scoring: all scoring keys, instead of these two.
+        fuse: weight of the first stage's scores, from 0 to 1: documents are then ordered by fusion (see
+            ``limrank.scoring.fusion``), and each call takes ``first_stage_scores``. None: by ``score``.
+        scoring: all scoring keys, instead of these three. ``fuse.first_stage`` must be a weight.
         engine: settings, or an open engine, which the caller then closes. With ``kind="openai"`` an
             endpoint runs the model. With ``kind="serve"`` a running ``limrank serve`` scores; its model and
             mode must be the same.
 
     Raises:
-        UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the
-            label tokens, or the server cannot be reached or its scoring differs.
+        UserError: the model or the mode is unknown, ``fuse`` is no weight, ``scoring`` comes with one of the three,
+            the model lacks the label tokens, or the server cannot be reached or its scoring differs.
         EngineError: the engine did not start.
     """
 
@@ -66,16 +77,18 @@ class Reranker:
         *,
         mode: Mode = "direct",
         max_think_tokens: int | None = None,
+        fuse: float | None = None,
         scoring: ScoringConfig | None = None,
         engine: EngineConfig | Engine | Judge | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
-        if scoring is not None and (mode != "direct" or max_think_tokens is not None):
-            raise UserError("scoring has the mode and max_think_tokens: give only scoring")
+        if scoring is not None and (mode != "direct" or max_think_tokens is not None or fuse is not None):
+            raise UserError("scoring has the mode, max_think_tokens and fuse: give only scoring")
         if scoring is not None and scoring.mode == "none":
             raise UserError("scoring: mode none gives no scores")
         self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
+        self._weight = _weight(fuse if self._scoring.fuse is None else self._scoring.fuse.first_stage)
         self._loop = asyncio.new_event_loop()
         # The engine stays on one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
@@ -99,6 +112,7 @@ class Reranker:
         doc_ids: Sequence[str] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        first_stage_scores: Sequence[float] | None = None,
     ) -> list[RankedDocument]:
         """Documents by relevance, best first. Ties keep the given order.
 
@@ -108,12 +122,15 @@ class Reranker:
             doc_ids: one id for each document.
             instruction: narrows what is relevant; it is appended to the query.
             top_n: how many to return; None: all.
+            first_stage_scores: the first stage's score of each document, on any scale; needed with ``fuse``, and
+                refused without it.
 
         Raises:
-            UserError: there are more or fewer ids than documents.
+            UserError: there are more or fewer ids or scores than documents, or a score is not a finite number.
             EngineError: the engine crashed.
         """
-        return self._call(self._rank(_Task(query, documents, doc_ids, instruction), top_n))
+        task = _Task(query, documents, doc_ids, instruction, self._checked(first_stage_scores))
+        return self._call(self._rank(task, top_n))
 
     def rank_many(
         self,
@@ -123,6 +140,7 @@ class Reranker:
         doc_ids: Sequence[Sequence[str]] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        first_stage_scores: Sequence[Sequence[float]] | None = None,
     ) -> list[list[RankedDocument]]:
         """Rank each query's own documents. The rankings are in the order of the queries.
 
@@ -133,9 +151,10 @@ class Reranker:
             documents: one list for each query.
             doc_ids: one list for each query, with one id for each document.
             instruction, top_n: as in :meth:`rank`, of every query.
+            first_stage_scores: one list for each query, as in :meth:`rank`.
 
         Raises:
-            UserError: there are more or fewer lists than queries, or ids than documents.
+            UserError: there are more or fewer lists than queries, or ids or scores than documents.
             EngineError: the engine crashed.
         """
         if isinstance(queries, str):
@@ -143,8 +162,17 @@ class Reranker:
         _check_length("documents", documents, "queries", queries)
         if doc_ids is not None:
             _check_length("doc_ids", doc_ids, "queries", queries)
+        self._checked(first_stage_scores)
+        if first_stage_scores is not None:
+            _check_length("first_stage_scores", first_stage_scores, "queries", queries)
         tasks = [
-            _Task(query, documents[number], None if doc_ids is None else doc_ids[number], instruction)
+            _Task(
+                query,
+                documents[number],
+                None if doc_ids is None else doc_ids[number],
+                instruction,
+                None if first_stage_scores is None else first_stage_scores[number],
+            )
             for number, query in enumerate(queries)
         ]
 
@@ -166,12 +194,13 @@ class Reranker:
         doc_ids: Sequence[str] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        first_stage_scores: Sequence[float] | None = None,
     ) -> list[RankedDocument]:
         """:meth:`rank` as a coroutine, on any event loop.
 
         Cancelling it cancels the requests.
         """
-        task = _Task(query, documents, doc_ids, instruction)
+        task = _Task(query, documents, doc_ids, instruction, self._checked(first_stage_scores))
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._rank(task, top_n), self._loop))
 
     def close(self) -> None:
@@ -202,22 +231,42 @@ class Reranker:
         candidates = task.candidates()
         asked = Query("query", task.query, task.instruction)
         judgments = await score_query(asked, candidates, self._engine, self._scoring)
-        order = rank_judgments(candidates, judgments)
-        return [task.ranked(index, judgments[index]) for index in order[:top_n]]
+        if self._weight is None:
+            return [task.ranked(index, judgments[index]) for index in rank_judgments(candidates, judgments)[:top_n]]
+        columns = ([each.score for each in judgments], task.scores or [], [each.rank for each in candidates])
+        fused = fused_scores(*columns, self._weight)
+        order = fused_order(*columns, self._weight)
+        return [task.ranked(index, judgments[index], fused[index]) for index in order[:top_n]]
+
+    def _checked(self, first_stage_scores: Scores | None) -> Scores | None:
+        """The scores of a call. Raises UserError: they are missing with fusion, or given without it."""
+        if (self._weight is None) == (first_stage_scores is None):
+            return first_stage_scores
+        if self._weight is None:
+            raise UserError("first_stage_scores: have no effect without fuse: Reranker(…, fuse=0.3)")
+        raise UserError("first_stage_scores: are needed, as fuse is set")
 
 
 class _Task:
     """A query with its documents."""
 
     def __init__(
-        self, query: str, documents: Sequence[str | Document], doc_ids: Sequence[str] | None, instruction: str
+        self,
+        query: str,
+        documents: Sequence[str | Document],
+        doc_ids: Sequence[str] | None,
+        instruction: str,
+        first_stage_scores: Sequence[float] | None,
     ) -> None:
         if isinstance(documents, str):
             raise UserError("documents: should be a list of texts, not one text")
         if doc_ids is not None:
             _check_length("doc_ids", doc_ids, "documents", documents)
+        if first_stage_scores is not None:
+            _check_length("first_stage_scores", first_stage_scores, "documents", documents)
         self.query = query
         self.instruction = instruction
+        self.scores = None if first_stage_scores is None else [_finite(score) for score in first_stage_scores]
         self._documents = list(documents)
         self._doc_ids = doc_ids
 
@@ -227,7 +276,7 @@ class _Task:
             for index, document in enumerate(self._documents)
         ]
 
-    def ranked(self, index: int, judgment: Judgment) -> RankedDocument:
+    def ranked(self, index: int, judgment: Judgment, fused_score: float | None = None) -> RankedDocument:
         document = self._documents[index]
         return RankedDocument(
             index,
@@ -237,12 +286,39 @@ class _Task:
             judgment.reasoning,
             str(judgment.error) if judgment.error else None,
             self._doc_id(index, document),
+            fused_score,
         )
 
     def _doc_id(self, index: int, document: str | Document) -> str | None:
         if self._doc_ids is not None:
             return self._doc_ids[index]
         return document.doc_id if isinstance(document, Document) else None
+
+
+def _weight(fuse: object) -> float | None:
+    if fuse is None:
+        return None
+    if isinstance(fuse, str):
+        raise UserError(
+            f"fuse: should be a weight from 0 to 1; only a rerank job chooses it by a run (got {brief(fuse)})"
+        )
+    if not 0 <= (weight := _number(fuse)) <= 1:
+        raise UserError(f"fuse: should be a weight from 0 to 1 (got {brief(fuse)})")
+    return weight
+
+
+def _finite(score: object) -> float:
+    if not math.isfinite(number := _number(score)):
+        raise UserError(f"first_stage_scores: should be finite numbers (got {brief(score)})")
+    return number
+
+
+def _number(value: object) -> float:
+    """A number as a float; NaN for anything else, and for a number that no float holds."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return math.nan
 
 
 def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[Any]) -> None:

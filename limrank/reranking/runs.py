@@ -3,36 +3,120 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from limrank.batch.rows import read_rows
 from limrank.data.trec import run_line, run_separator
+from limrank.errors import StorageError
+from limrank.scoring.fusion import fused_order
 from limrank.storage import Storage
 
+RUN, PURE = "run", "run.pure"
+"""The files' names, without ``.trec`` and ``.json``. A fused run has the order without fusion in ``run.pure``."""
 
-def write_runs(storage: Storage) -> None:
-    """Write both files as a stream, with one chunk in memory at a time.
+PURE_COLUMNS = ("query_id", "doc_id", "rank")
+FUSED_COLUMNS = (*PURE_COLUMNS, "score", "first_stage_score", "first_stage_rank")
+"""The columns of rows that the order without fusion, and the fused order, depend on."""
 
-    The score in both is ``-rank``, so that every tool reads the same order, also for ties.
+Rows = list[dict[str, Any]]
+
+
+def write_runs(storage: Storage, weight: float | None = None) -> int:
+    """Write the files as a stream, with one chunk in memory at a time.
+
+    The score in them is ``-rank``, so that every tool reads the same order, also for ties.
+
+    Args:
+        weight: of the first stage in a fused order; None: the order by score alone, and ``run.pure`` is removed.
+
+    Returns:
+        the number of queries whose candidates have no first-stage scores, so that fusion took ``-rank``; 0 without
+        fusion.
+
+    Raises:
+        StorageError: rows are damaged, or the files cannot be written.
     """
-    gap = run_separator(
-        each for query_id, ranked in _rankings(storage) for each in (query_id, *(doc for _, doc in ranked))
-    )
-    with storage.writing(), storage.open_output("run.trec") as trec, storage.open_output("run.json") as whole:
-        separator = "{"
-        for query_id, ranked in _rankings(storage):
-            for rank, doc_id in ranked:
-                trec.write(run_line(query_id, doc_id, rank, -rank, gap).encode() + b"\n")
-            entry = json.dumps({doc_id: float(-rank) for rank, doc_id in ranked}, ensure_ascii=False)
-            whole.write(f"{separator}\n{json.dumps(query_id, ensure_ascii=False)}: {entry}".encode())
-            separator = ","
-        whole.write(b"{}\n" if separator == "{" else b"\n}\n")
+    gap = run_separator(each for query_id, rows in rankings(storage) for each in (query_id, *_documents(rows)))
+    if weight is None:
+        with _run_files(storage, RUN, gap) as run:
+            for query_id, rows in rankings(storage):
+                run.add(query_id, _documents(rows))
+        for ending in ("trec", "json"):
+            storage.remove(f"{PURE}.{ending}")
+        return 0
+    without_scores = 0
+    with _run_files(storage, RUN, gap) as run, _run_files(storage, PURE, gap) as pure:
+        for query_id, rows in rankings(storage, FUSED_COLUMNS):
+            run.add(query_id, _documents(fused(rows, weight, storage)))
+            pure.add(query_id, _documents(rows))
+            without_scores += any(row["first_stage_score"] is None for row in rows)
+    return without_scores
 
 
-def _rankings(storage: Storage) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-    for table in read_rows(storage, "rows", ("query_id", "doc_id", "rank")):
-        ranked: dict[str, list[tuple[int, str]]] = {}
+def rankings(storage: Storage, columns: Sequence[str] = PURE_COLUMNS) -> Iterator[tuple[str, Rows]]:
+    """Each query's rows in the order without fusion, with one chunk in memory at a time.
+
+    Raises:
+        StorageError: as ``read_rows``.
+    """
+    for table in read_rows(storage, "rows", columns):
+        ranked: dict[str, Rows] = {}
         for row in table.to_pylist():
-            ranked.setdefault(row["query_id"], []).append((row["rank"], row["doc_id"]))
-        for query_id, ranks in ranked.items():
-            yield query_id, sorted(ranks)
+            ranked.setdefault(row["query_id"], []).append(row)
+        for query_id, rows in ranked.items():
+            yield query_id, sorted(rows, key=lambda row: (row["rank"], row["doc_id"]))
+
+
+def fused(rows: Rows, weight: float, storage: Storage) -> Rows:
+    """A query's rows, with :data:`FUSED_COLUMNS`, in their fused order.
+
+    Args:
+        storage: of the rows, for the message.
+
+    Raises:
+        StorageError: a score is out of range, or a rank is missing.
+    """
+    scores, first_stage, ranks = ([row[name] for row in rows] for name in FUSED_COLUMNS[-3:])
+    try:
+        if None in ranks:
+            raise ValueError("a first_stage_rank is null")
+        return [rows[index] for index in fused_order(scores, first_stage, ranks, weight)]
+    except (ValueError, TypeError) as error:  # TypeError: columns of another type
+        raise StorageError(
+            f"run_dir {storage.root}: the rows of query {rows[0]['query_id']!r} are damaged ({error}): delete their "
+            "file in rows/, and the same command writes them once more"
+        ) from None
+
+
+class _RunFiles:
+    """A run that is being written in both forms."""
+
+    def __init__(self, trec: Any, whole: Any, gap: str) -> None:
+        self._trec, self._whole, self._gap = trec, whole, gap
+        self._separator = "{"
+
+    def add(self, query_id: str, doc_ids: Sequence[str]) -> None:
+        """Write a query's documents, best first."""
+        ranks = {doc_id: rank for rank, doc_id in enumerate(doc_ids, start=1)}
+        for doc_id, rank in ranks.items():
+            self._trec.write(run_line(query_id, doc_id, rank, -rank, self._gap).encode() + b"\n")
+        entry = json.dumps({doc_id: float(-rank) for doc_id, rank in ranks.items()}, ensure_ascii=False)
+        self._whole.write(f"{self._separator}\n{json.dumps(query_id, ensure_ascii=False)}: {entry}".encode())
+        self._separator = ","
+
+    def end(self) -> None:
+        self._whole.write(b"{}\n" if self._separator == "{" else b"\n}\n")
+
+
+@contextmanager
+def _run_files(storage: Storage, name: str, gap: str) -> Iterator[_RunFiles]:
+    with storage.writing(), storage.open_output(f"{name}.trec") as trec, storage.open_output(f"{name}.json") as whole:
+        files = _RunFiles(trec, whole, gap)
+        yield files
+        files.end()
+
+
+def _documents(rows: Rows) -> list[str]:
+    return [row["doc_id"] for row in rows]

@@ -189,7 +189,7 @@ def _decides(config: SynthesizeJob) -> dict[str, Any]:
             "prompts": [prompts.load(each) for each in names],
         }
     return {
-        "scoring": judging(config).model_dump(exclude={"prompt"}),
+        "scoring": judging(config).hashed({"prompt"}),
         "synthesis": settings.hashed(_NOT_OF_ROWS),
         "prompts": [prompts.load(each) for each in (*names, config.scoring.prompt)],
     }

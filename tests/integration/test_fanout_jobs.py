@@ -9,8 +9,9 @@ from helpers.jobs import rerank, rerank_config
 from helpers.rundirs import rows_of
 from helpers.units import Recorder
 from limrank.batch.receipts import read_receipts
-from limrank.config.recipe import parse_config
+from limrank.config.recipe import parse_config, with_values
 from limrank.errors import UserError
+from limrank.evaluation.job import evaluate_job
 from limrank.progress import Progress
 from limrank.reranking import job as reranking
 from limrank.storage import Storage
@@ -45,6 +46,46 @@ def test_the_same_recipe_again_scores_nothing_again(local_ray, beir, tmp_path):
     _, events = rerank(config)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "rows").iterdir()} == before
     assert events[0].done == 120
+
+
+def test_a_fused_run_is_rewritten_with_another_weight_and_evaluated(local_ray, beir, tmp_path):
+    run_dir = tmp_path / "run"
+    config = rerank_config(beir, run_dir)
+    rerank(config)
+    pure = (run_dir / "run.trec").read_bytes()
+    rows = {path.name: path.stat().st_mtime_ns for path in (run_dir / "rows").iterdir()}
+    for weight in (0.3, 1.0):
+        fused = with_values(config, {"scoring.fuse.first_stage": weight})
+        result, events = rerank(fused)
+        assert events[-1].done == events[-1].total == 120 and events[-1].finished
+        assert result.messages[-1] == f"fused: {weight:g} of the first stage"
+        assert (run_dir / "run.pure.trec").read_bytes() == pure
+        manifest = json.loads((run_dir / "manifest.json").read_text())
+        assert manifest["fusion"] == {"weight": weight} and manifest["counts"]["rows"] == 120
+    assert {path.name: path.stat().st_mtime_ns for path in (run_dir / "rows").iterdir()} == rows
+    ranked = {(row["query_id"], row["doc_id"]): row["first_stage_rank"] for row in rows_of(run_dir)}
+    for line in (run_dir / "run.trec").read_text().splitlines():
+        query_id, _, doc_id, rank, *_ = line.split()
+        assert ranked[query_id, doc_id] == int(rank)
+    evaluated = evaluate_job(parse_config({"job": "evaluate", "run_dir": str(run_dir)}))
+    assert evaluated.system.scores.mean == evaluated.first_stage.scores.mean
+    assert evaluated.pure.scores.mean != evaluated.system.scores.mean
+
+
+def test_a_run_is_fused_from_the_start_and_by_another_run(local_ray, tmp_path):
+    dev = write_rare_words(tmp_path / "dev-data", queries=20)
+    test = write_rare_words(tmp_path / "test-data", queries=40)
+    queries = [json.loads(line) for line in (test / "queries.jsonl").read_text().splitlines()][20:]
+    (test / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    rerank(rerank_config(dev, tmp_path / "dev"))
+    config = with_values(rerank_config(test, tmp_path / "run"), {"scoring.fuse.first_stage": str(tmp_path / "dev")})
+    result, _ = rerank(config)
+    fusion = json.loads((tmp_path / "run" / "manifest.json").read_text())["fusion"]
+    assert (fusion["dev_run"], fusion["dev_queries"]) == (str(tmp_path / "dev"), 20)
+    best = fusion["dev_ndcg"][f"{fusion['weight']:g}"]
+    assert best >= max(fusion["dev_ndcg"]["0"], fusion["dev_ndcg"]["1"])
+    assert result.messages[-1].startswith(f"fused: {fusion['weight']:g} of the first stage, chosen on 20 queries of")
+    assert len((tmp_path / "run" / "run.pure.trec").read_text().splitlines()) == len(rows_of(tmp_path / "run")) == 40
 
 
 def test_a_lost_chunk_alone_is_run_again(local_ray, beir, tmp_path):

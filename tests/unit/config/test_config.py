@@ -503,3 +503,87 @@ def test_a_submitted_config_is_the_same_recipe(recipe, tmp_path, text):
 def test_how_many_examples_are_enough():
     assert SynthesisConfig(size=15, oversample=1.5).enough == 23
     assert SynthesisConfig(size=15).enough is None
+
+
+# ---- fusion --------------------------------------------------------------------------
+
+
+def test_a_fusion_weight_is_a_number_or_a_run(recipe, tmp_path):
+    path = recipe(RERANK)
+    assert load_config(path).scoring.fuse is None
+    assert load_config(path, ["scoring.fuse.first_stage=0.3"]).scoring.fuse.first_stage == 0.3
+    assert load_config(path, ["scoring.fuse={first_stage: 1}"]).scoring.fuse.first_stage == 1.0
+    assert load_config(path, ["scoring.fuse.first_stage=0.3", "scoring.fuse=null"]).scoring.fuse is None
+    chosen = load_config(path, ["scoring.fuse.first_stage=runs/dev"])
+    assert chosen.scoring.fuse.first_stage == str(tmp_path / "runs/dev")
+    assert path_values(chosen)["scoring.fuse.first_stage"] == str(tmp_path / "runs/dev")
+    assert ("scoring.fuse.first_stage", str(tmp_path / "runs/dev")) in input_paths(chosen)
+    remote = load_config(path, ["scoring.fuse.first_stage=s3://bucket/dev"])
+    assert ("scoring.fuse.first_stage", "s3://bucket/dev") in input_paths(remote)
+    weighted = load_config(path, ["scoring.fuse.first_stage=0.3"])
+    assert "scoring.fuse.first_stage" not in dict(input_paths(weighted)) | path_values(weighted)
+    assert yaml.safe_load(dump_config(weighted))["scoring"]["fuse"] == {"first_stage": 0.3}
+
+
+WEIGHT = "r.yaml: scoring.fuse.first_stage: should be a weight from 0 to 1, or the run directory of a rerank job (got "
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scoring.fuse.first_stage=1.5", f"{WEIGHT}1.5)"),
+        ("scoring.fuse.first_stage=-0.1", f"{WEIGHT}-0.1)"),
+        ("scoring.fuse.first_stage=2", f"{WEIGHT}2)"),
+        ("scoring.fuse.first_stage=[0.3]", f"{WEIGHT}[0.3])"),
+        ("scoring.fuse.first_stage={a: 1}", f"{WEIGHT}{{'a': 1}})"),
+        ("scoring.fuse.first_stage=true", "r.yaml: scoring.fuse.first_stage: should not be true"),
+        ("scoring.fuse.first_stage=.nan", "-s scoring.fuse.first_stage=.nan: nan is not a finite number"),
+        ("scoring.fuse.first_stage=''", "r.yaml: scoring.fuse.first_stage: is empty; null unsets a key"),
+        ("scoring.fuse={}", "r.yaml: scoring.fuse.first_stage: is needed"),
+        ("scoring.fuse=0.3", "r.yaml: scoring.fuse: should be a section of keys (got 0.3)"),
+        ("scoring.fuse=[]", "r.yaml: scoring.fuse: should be a section of keys (got [])"),
+        (
+            "scoring.fuse={first_stage: 0.3, frist_stage: 1}",
+            "r.yaml: scoring.fuse.frist_stage: unknown key; did you mean scoring.fuse.first_stage?",
+        ),
+    ],
+)
+def test_another_fusion_is_refused_in_one_line(recipe, override, message):
+    assert refusal(recipe(RERANK), [override]) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "job: rerank\nscoring: {mode: none, fuse: {first_stage: 0.3}}\n",
+            "scoring.fuse: mode none has no scores to fuse with the first stage's: unset one of them",
+        ),
+        ("job: serve\nscoring: {fuse: {first_stage: 0.3}}\n", "scoring.fuse: a request has no first-stage scores"),
+        (
+            "job: synthesize\nscoring: {mode: direct, fuse: {first_stage: 0.3}}\n",
+            "scoring.fuse: a judge scores pairs, which have no first stage",
+        ),
+        (
+            "job: pipeline\njudge_scoring: {mode: direct, fuse: {first_stage: 0.3}}\n",
+            "judge_scoring.fuse: a judge scores pairs, which have no first stage",
+        ),
+        (
+            "job: pipeline\nscoring: {fuse: {first_stage: runs/dev}}\n",
+            "scoring.fuse.first_stage: a pipeline takes a weight from 0 to 1",
+        ),
+    ],
+)
+def test_fusion_where_there_is_nothing_to_fuse_is_refused(recipe, text, message):
+    assert refusal(recipe(f"{text}run_dir: out\n")) == f"r.yaml: {message}"
+
+
+def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
+    from limrank.config.stages import pipeline_hash, stage_configs
+
+    path = recipe("job: pipeline\nrun_dir: out\n")
+    plain, fused = load_config(path), load_config(path, ["scoring.fuse.first_stage=0.3"])
+    assert pipeline_hash(fused) == pipeline_hash(plain)
+    stages = stage_configs(fused)
+    assert stages.rerank_tuned.scoring.fuse.first_stage == 0.3
+    assert stages.rerank_base.scoring.fuse is stages.serve.scoring.fuse is stages.first_stage.scoring.fuse is None

@@ -82,6 +82,83 @@ def test_a_rerank_job_is_compared_with_its_first_stage(rerank_dir):
     assert "+0.2500 (+0.0000 to +0.5000)" in printed(result)
 
 
+@pytest.fixture
+def fused_dir(rerank_dir):
+    """The run is fused: without fusion d1 of q1 was on rank 2, and d1 of q2 on rank 1."""
+    (rerank_dir / "run.pure.trec").write_text("q1 Q0 d2 1 -1 x\nq1 Q0 d1 2 -2 x\nq2 Q0 d1 1 -1 x\nq2 Q0 d2 2 -2 x\n")
+    path = rerank_dir / "manifest.json"
+    fusion = {"weight": 0.3, "dev_run": "/dev", "dev_queries": 4, "dev_ndcg": {"0": 0.1, "0.3": 0.2, "1": 0.1}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"job": "rerank", "status": "done", "fusion": fusion}))
+    return rerank_dir
+
+
+def test_a_fused_run_is_reported_in_three_orders(fused_dir):
+    result = evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES))
+    assert (result.system.name, result.pure.name) == ("smol, direct, fused 0.3", "smol, direct")
+    # First stage: 1/2 and 1/2. Pure: 1/2 and 1. Fused: 1 and 1/2.
+    assert result.first_stage.scores.per_query["RR"] == {"q1": 0.5, "q2": 0.5}
+    assert result.pure.scores.per_query["RR"] == {"q1": 0.5, "q2": 1.0}
+    assert result.system.scores.per_query["RR"] == {"q1": 1.0, "q2": 0.5}
+    assert result.differences["RR"] == (0.25, 0.0, 0.5)
+    assert result.pure_differences["RR"] == (0.25, 0.0, 0.5)
+    assert result.fusion_differences["RR"] == (0.0, -0.5, 0.5)
+    metrics = json.loads((fused_dir / "metrics.json").read_text())
+    assert metrics["RR"] == metrics["pure"]["RR"] == {"mean": 0.75, "low": 0.5, "high": 1.0}
+    assert metrics["pure_differences"]["RR"] == {"mean": 0.25, "low": 0.0, "high": 0.5}
+    assert metrics["fusion_differences"]["RR"] == {"mean": 0.0, "low": -0.5, "high": 0.5}
+    table = [line.replace("│", " ").split() for line in printed(result).splitlines() if "│" in line]
+    assert [row[:3] for row in table[:3]] == [
+        ["RR", "first", "stage"],
+        ["RR", "pure", "0.7500"],
+        ["RR", "fused", "0.7500"],
+    ]
+    assert table[0][3:] == ["0.5000", "0.5000", "–", "0.5000"]
+    assert table[1][6:] == ["+0.2500", "(+0.0000", "to", "+0.5000)"]
+    assert table[2][10:] == ["+0.0000", "(-0.5000", "to", "+0.5000)"]
+    report = words((fused_dir / "report.html").read_text())
+    assert "smol, direct, fused 0.3" in report
+    assert (
+        "Fusion with the first stage makes no difference that these queries can show: RR 0.0000 (−0.5000 to +0.5000)."
+        in report
+    )
+
+
+def test_a_fused_run_in_the_first_stage_s_order_is_still_compared_with_it(fused_dir):
+    (fused_dir / "run.trec").write_text("q1 Q0 d2 1 -1 x\nq1 Q0 d1 2 -2 x\nq2 Q0 d2 1 -1 x\nq2 Q0 d1 2 -2 x\n")
+    result = evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES))
+    assert result.differences["RR"] == (0.0, 0.0, 0.0)
+    assert result.fusion_differences["RR"] == (-0.25, -0.5, 0.0)
+
+
+def test_whether_a_run_is_fused_is_the_manifest_s_to_say(fused_dir):
+    path = fused_dir / "manifest.json"
+    values = json.loads(path.read_text())
+    # A file that is not of this run.
+    path.write_text(json.dumps({key: value for key, value in values.items() if key != "fusion"}))
+    assert evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES)).pure is None
+    # A copied run without a manifest.
+    path.unlink()
+    result = evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES))
+    assert (result.system.name, result.pure.name) == ("smol, direct, fused", "smol, direct")
+    path.write_text(json.dumps(values))
+    (fused_dir / "run.pure.trec").unlink()
+    with pytest.raises(
+        UserError, match=r"run_dir: no run\.pure\.trec in .*, whose run is fused; the same `limrank rerank`"
+    ):
+        evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES))
+
+
+@pytest.mark.parametrize(
+    "fusion", [1, [], {"weight": "x"}, {"weight": 2}, {"weight": -1}, {"weight": True}, {"dev_ndcg": []}]
+)
+def test_a_manifest_with_another_kind_of_fusion_is_refused(fused_dir, fusion):
+    path = fused_dir / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fusion": fusion}))
+    with pytest.raises(UserError, match=r"manifest\.json is not one of limrank's \(fusion") as caught:
+        evaluate_job(EvaluateJob(run_dir=str(fused_dir), evaluation=MEASURES))
+    assert "\n" not in str(caught.value)
+
+
 def test_per_query_values_are_a_table(rerank_dir):
     evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
     table = pq.read_table(rerank_dir / "per_query.parquet")

@@ -60,6 +60,36 @@ def test_each_system_has_a_row_and_the_report_is_in_the_pipeline_s_directory(con
     assert "evaluated with" in report and "pytrec-eval-terrier" in report
 
 
+def test_a_fused_system_has_a_row_without_and_one_with_fusion(tmp_path):
+    config = PipelineJob(
+        run_dir=str(tmp_path),
+        data={"format": "pydocs", "split": "dev"},
+        scoring={"fuse": {"first_stage": 0.25}},
+        evaluation={"measures": ["RR"], "bootstrap_samples": 100},
+    )
+    tuned = write_run(tmp_path / "rerank-tuned", ["d1", "d2"], "direct", 380)
+    pure = (tmp_path / "rerank-tuned" / "run.trec").read_text()
+    (tmp_path / "rerank-tuned" / "run.pure.trec").write_text(pure.replace("d1", "d3").replace("d2", "d1"))
+    manifest = tmp_path / "rerank-tuned" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fusion": {"weight": 0.25}}))
+    first_stage = write_run(tmp_path / "first-stage", ["d2", "d1"], "none", 0)
+    result = systems.run(config, {"first stage": first_stage, "tuned model": tuned})
+    table, finding, _ = result.messages
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "│" in line]
+    assert rows == [
+        ["first", "stage", "0.5000", "0.5000–0.5000", "–", "–"],
+        ["tuned", "model", "0.5000", "0.5000–0.5000", "8.0", "95"],
+        ["tuned", "model,", "fused", "0.25", "1.0000", "1.0000–1.0000", "8.0", "95"],
+    ]
+    assert "the same candidates in three orders" in console.file.getvalue()
+    assert finding == "Fusion with the first stage helps here: RR +0.5000 (+0.5000 to +0.5000)."
+    report = (tmp_path / "report.html").read_text()
+    assert "First stage, tuned model, tuned model, fused 0.25" in report
+    assert finding in report and "direct; fused with 0.25 of the first stage" in report
+
+
 def test_what_the_evaluation_warns_of_is_passed_on(config, tmp_path):
     folder = write_run(tmp_path / "one", ["d1", "d2"], "direct", 400)
     manifest = tmp_path / "one" / "manifest.json"

@@ -264,3 +264,93 @@ def test_all_scoring_keys_instead_of_a_mode():
 def test_scoring_keys_exclude_a_mode(more):
     with pytest.raises(UserError, match="scoring"):
         Reranker("any-name", engine=FAKE, **({"scoring": ScoringConfig(mode="budget")} | more))
+
+
+# ---- fusion --------------------------------------------------------------------------
+
+SCORES = [1.0, 9.0, 4.0, 2.0]
+
+
+def test_documents_are_ordered_by_fusion(reranker):
+    pure = reranker.rank("cat", TEXTS)
+    with Reranker("any-name", engine=FAKE, fuse=1) as fusing:
+        hits = fusing.rank("cat", TEXTS, first_stage_scores=SCORES)
+        assert [hit.index for hit in hits] == [1, 2, 3, 0]
+        # The scores stay the model's.
+        assert {hit.index: hit.score for hit in hits} == {hit.index: hit.score for hit in pure}
+        assert sum(hit.fused_score for hit in hits) == pytest.approx(0)
+        assert fusing.rank("cat", TEXTS, first_stage_scores=SCORES, top_n=2) == hits[:2]
+        assert fusing.rank_many(["cat", "cat"], [TEXTS, []], first_stage_scores=[SCORES, []]) == [hits, []]
+        assert asyncio.run(fusing.arank("cat", TEXTS, first_stage_scores=SCORES)) == hits
+    with Reranker("any-name", engine=FAKE, scoring=ScoringConfig(fuse={"first_stage": 0})) as fusing:
+        assert [hit.index for hit in fusing.rank("cat", TEXTS, first_stage_scores=SCORES)] == [
+            hit.index for hit in pure
+        ]
+    assert {hit.fused_score for hit in pure} == {None}
+
+
+def test_the_fused_score_is_the_weighted_sum_of_z_scores():
+    import numpy as np
+
+    with Reranker("any-name", engine=FAKE, fuse=0.25) as fusing:
+        hits = fusing.rank("cat", TEXTS, first_stage_scores=np.array(SCORES, dtype=np.float32))
+    scores = np.array([hit.score for hit in sorted(hits, key=lambda hit: hit.index)])
+    odds, theirs = np.log(scores / (1 - scores)), np.array(SCORES)
+    expected = 0.75 * (odds - odds.mean()) / odds.std() + 0.25 * (theirs - theirs.mean()) / theirs.std()
+    assert [hit.fused_score for hit in sorted(hits, key=lambda hit: hit.index)] == pytest.approx(expected)
+    assert [hit.index for hit in hits] == np.argsort(-expected).tolist()
+
+
+def test_what_cannot_be_scored_comes_last_with_fusion_too():
+    with Reranker("any", engine=EngineConfig(kind="fake", fail_rate=0.5), fuse=0.5) as fusing:
+        hits = fusing.rank("cat", [f"document {number}" for number in range(20)], first_stage_scores=list(range(20)))
+    failed = [hit for hit in hits if hit.status is ScoreStatus.FAILED]
+    assert 0 < len(failed) < 20
+    assert hits[-len(failed) :] == failed
+    assert [hit.index for hit in failed] == sorted(hit.index for hit in failed)
+    assert {hit.fused_score for hit in failed} == {None}
+
+
+@pytest.mark.parametrize("fuse", [-0.1, 1.1, float("nan"), float("inf"), True, "0.3", [], 10**400])
+def test_what_is_no_weight_is_refused(fuse):
+    with pytest.raises(UserError, match="fuse: should be a weight from 0 to 1"):
+        Reranker("any", engine=FAKE, fuse=fuse)
+
+
+def test_a_weight_is_in_scoring_or_beside_it_and_no_run():
+    with pytest.raises(UserError, match="scoring has the mode, max_think_tokens and fuse: give only scoring"):
+        Reranker("any", engine=FAKE, fuse=0.3, scoring=ScoringConfig())
+    with pytest.raises(UserError, match="only a rerank job chooses it by a run"):
+        Reranker("any", engine=FAKE, scoring=ScoringConfig(fuse={"first_stage": "runs/dev"}))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "first_stage_scores: are needed, as fuse is set"),
+        ([1.0], "first_stage_scores: should have one for each of the 4 documents (got 1)"),
+        ([1.0, 2.0, 3.0, float("nan")], "first_stage_scores: should be finite numbers (got nan)"),
+        ([1.0, 2.0, 3.0, float("inf")], "first_stage_scores: should be finite numbers (got inf)"),
+        ([1.0, 2.0, 3.0, None], "first_stage_scores: should be finite numbers (got None)"),
+        ([1.0, 2.0, 3.0, "4"], "first_stage_scores: should be finite numbers (got '4')"),
+        ([1.0, 2.0, 3.0, True], "first_stage_scores: should be finite numbers (got True)"),
+        ([1, 2, 3, 10**400], "first_stage_scores: should be finite numbers (got a number of very many digits)"),
+    ],
+)
+def test_scores_of_the_first_stage_are_checked(scores, message):
+    with Reranker("any", engine=FAKE, fuse=0.5) as fusing:
+        for call in (
+            lambda: fusing.rank("cat", TEXTS, first_stage_scores=scores),
+            lambda: asyncio.run(fusing.arank("cat", TEXTS, first_stage_scores=scores)),
+            lambda: fusing.rank_many(["cat"], [TEXTS], first_stage_scores=None if scores is None else [scores]),
+        ):
+            with pytest.raises(UserError) as raised:
+                call()
+            assert str(raised.value) == message
+        with pytest.raises(UserError, match="first_stage_scores: should have one for each of the 1 queries"):
+            fusing.rank_many(["cat"], [TEXTS], first_stage_scores=[SCORES, SCORES])
+
+
+def test_scores_that_would_have_no_effect_are_refused(reranker):
+    with pytest.raises(UserError, match="first_stage_scores: have no effect without fuse"):
+        reranker.rank("cat", TEXTS, first_stage_scores=SCORES)
