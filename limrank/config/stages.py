@@ -105,6 +105,7 @@ def pipeline_hash(config: PipelineJob) -> str:
             "scoring": config.scoring.hashed(set()),
             "judge_scoring": config.judge_scoring.hashed(set()),
             "synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"}),
+            "training": config.training.hashed(),
         }
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -21,13 +22,16 @@ from limrank.config.data import (
     ask_rewritten,
 )
 
-Objective = Literal["label", "binary", "softmax", "ranknet"]
+Objective = Literal["label", "binary", "softmax", "ranknet", "margin_mse", "listnet"]
+OF_TEACHER = ("margin_mse", "listnet")
+"""The objectives that learn from a teacher's scores, and not from labels."""
 
 
 class TrainingConfig(Section):
     train_file: PathStr | None = Field(
         default=None,
-        description="training examples: prompt and completion, alpaca or pairs, as JSON, Parquet or a saved dataset",
+        description="training examples: prompt and completion, alpaca, pairs, or lists with a teacher's scores, as "
+        "JSON, Parquet or a saved dataset",
     )
     method: Literal["lora", "full"] = Field(
         default="lora", description="lora: train an adapter and merge it. full: train all weights"
@@ -41,8 +45,20 @@ class TrainingConfig(Section):
         default="label",
         description="label: cross-entropy of the completion (the paper's). The others need target=direct and "
         "train the log-odds of the label. binary: one passage at a time; softmax, ranknet: a query's "
-        "relevant passage above its others. They do not make labels likely among all tokens; an endpoint "
-        "that returns only its likeliest tokens needs that",
+        "relevant passage above its others; margin_mse, listnet: a query's passages as a teacher scores them. They "
+        "do not make labels likely among all tokens; an endpoint that returns only its likeliest tokens needs that",
+    )
+    teacher_temperature: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what a teacher's scores are divided by, for margin_mse and listnet. null: their standard "
+        "deviation within a query, averaged over the queries of the file",
+    )
+    list_size: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="for margin_mse and listnet: at most this many passages of a query. The highest-scored one is "
+        "kept, the others are drawn by the run's seed. null: all",
     )
     max_examples: PositiveInt | None = Field(
         default=None,
@@ -53,7 +69,8 @@ class TrainingConfig(Section):
     learning_rate: float = Field(default=3e-5, gt=0, allow_inf_nan=False, description="highest learning rate")
     warmup_ratio: Fraction = Field(default=0.03, description="share of the steps in which the learning rate rises")
     batch_size: PositiveInt = Field(
-        default=4, description="sequences in a forward pass. With softmax or ranknet: queries, with all their passages"
+        default=4,
+        description="sequences in a forward pass. Where an objective compares passages: queries, with all their passages",
     )
     gradient_accumulation: PositiveInt = Field(default=8, description="forward passes in a step")
     cutoff_tokens: PositiveInt = Field(
@@ -102,12 +119,32 @@ class TrainingConfig(Section):
     )
     tensorboard: bool = Field(default=False, description="also write the metrics to tensorboard/")
 
+    def hashed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The keys that trained weights depend on, for :func:`config_hash`. Keys newer than run directories
+        are left out at their defaults, so that the hash of an older run stays the same."""
+        newer = {"teacher_temperature", "list_size"}
+        return {
+            key: value
+            for key, value in self.model_dump(exclude=set(exclude)).items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
+
     @model_validator(mode="after")
     def _log_odds_are_direct(self) -> TrainingConfig:
         if self.objective != "label" and self.target != "direct":
             raise ValueError(
                 f"training.objective={self.objective} trains labels without a chain: set training.target=direct"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_are_of_a_teacher(self) -> TrainingConfig:
+        for key in ("teacher_temperature", "list_size"):
+            if getattr(self, key) is not None and self.objective not in OF_TEACHER:
+                raise ValueError(
+                    f"training.{key} belongs to a teacher's scores, which training.objective={self.objective} does not "
+                    f"read: take {' or '.join(OF_TEACHER)}, or unset it"
+                )
         return self
 
     @model_validator(mode="after")

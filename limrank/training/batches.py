@@ -7,11 +7,12 @@ computes it without the others, and a resumed run continues exactly where the fi
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +29,14 @@ def single_units(examples: Sequence[Example | EncodedExample]) -> list[LossGroup
     return [(index,) for index in range(len(examples))]
 
 
-def query_units(examples: Sequence[Example | EncodedExample]) -> list[LossGroup]:
-    """The examples of each query that has both labels, in the order of the file."""
+def query_units(
+    examples: Sequence[Example | EncodedExample], by: Literal["label", "score"] = "label"
+) -> list[LossGroup]:
+    """The examples of each query that has both labels, or two different scores, in the order of the file."""
     by_query: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):
         by_query.setdefault(example.query, []).append(index)
-    return [tuple(each) for each in by_query.values() if len({examples[index].label for index in each}) == 2]
+    return [tuple(each) for each in by_query.values() if len({getattr(examples[index], by) for index in each}) > 1]
 
 
 def steps_per_epoch(units: int, per_step: int) -> int:
@@ -82,7 +85,8 @@ class PackedRow:
     ``targets``       (completion tokens,)  the completions' tokens
     ``weights``       (completion tokens,)  how often each counts in the loss
     ``units``         (units,)              number of examples of each unit
-    ``positive``      (examples,)           whether the passage is relevant
+    ``positive``      (examples,)           whether the passage is labelled relevant
+    ``scores``        (examples,)           the teacher's scores by its temperature; NaN without one
     ================  ====================  ======================================================
     """
 
@@ -94,6 +98,7 @@ class PackedRow:
     weights: torch.Tensor
     units: tuple[int, ...]
     positive: torch.Tensor
+    scores: torch.Tensor
 
 
 def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str = "cpu") -> PackedRow:
@@ -125,5 +130,8 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
             [example.token_weight for example in examples for _ in range(example.completion_tokens)], device=device
         ),
         units=tuple(len(unit) for unit in units),
-        positive=torch.tensor([example.label for example in examples], device=device),
+        positive=torch.tensor([example.label is True for example in examples], device=device),
+        scores=torch.tensor(
+            [math.nan if example.score is None else example.score for example in examples], device=device
+        ),
     )

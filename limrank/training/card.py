@@ -71,6 +71,8 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
     yield "\n## Settings\n"
     for name in names:
         yield f"- {name}: {as_markdown(settings[name])}"
+    if temperature := plan.get("teacher_temperature"):
+        yield f"- teacher_temperature: {temperature:g} (the teacher's scores were divided by it)"
     yield f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}"
     yield "\n## Measured\n"
     yield f"- loss of the last step: {progress['loss']:.4f}"

@@ -15,9 +15,8 @@ from limrank.batch.fanout import prepare_ray_data
 from limrank.config import TrainJob
 from limrank.engines.tokens import longest_token, tokens_before
 from limrank.errors import UserError
-from limrank.scoring import TRUE
 from limrank.scoring.encoding import encode_example
-from limrank.training.examples import EncodedExample, encode_examples
+from limrank.training.examples import EncodedExample, encode_examples, is_relevant
 from limrank.training.model import load_tokenizer
 from limrank.training.sources import Example
 
@@ -71,11 +70,13 @@ def _tokenizer(model_dir: Path):
 def _table(start: int, examples: Iterable[Example]) -> pa.Table:
     import pyarrow as pa
 
+    columns = {"index": pa.int64(), "line": pa.int64()} | dict.fromkeys(("prompt", "chain", "label"), pa.large_string())
     return pa.Table.from_pylist(
         [
             {"index": index, "line": each.line, "prompt": each.prompt, "chain": each.chain, "label": each.label}
             for index, each in enumerate(examples, start)
-        ]
+        ],
+        pa.schema(columns),
     )
 
 
@@ -117,9 +118,10 @@ def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, Encoded
             line=examples[row["index"]].line,
             ids=ids.values.to_numpy(),  # a view: no token becomes an object
             prompt_tokens=row["prompt_tokens"],
-            label=examples[row["index"]].label == TRUE,
+            label=is_relevant(examples[row["index"]]),
             query=examples[row["index"]].query,
             truncated=row["truncated"],
+            score=examples[row["index"]].score,
         )
         for row, ids in zip(plain, block["ids"], strict=True)
     }

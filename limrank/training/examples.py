@@ -5,13 +5,15 @@ Pure Python except for the arrays of ids.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from limrank.errors import UserError
-from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, TRUE
-from limrank.training.sources import PASSAGE_MARK, Example, before_passage
+from limrank.scoring import THINK_CLOSE, THINK_OPEN, TRUE
+from limrank.training.shapes import PASSAGE_MARK, before_passage
+from limrank.training.sources import Example
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,18 +29,20 @@ class EncodedExample:
     """An example as token ids: ``ids`` (int32, one dimension) are prompt and completion.
 
     The first ``prompt_tokens`` carry no loss. The completion is the chain, its close, the label and the
-    end of sequence; without a chain it is only the label. ``label``: whether the passage is relevant.
-    ``query`` is equal for all passages of a query. ``truncated``: tokens were left out. A token of the
-    completion counts ``token_weight`` times in the loss.
+    end of sequence; without a chain it is only the label. ``label``: whether the passage is relevant, None
+    if only its teacher's ``score`` is known (divided by the temperature); the last token, of true, then only
+    marks where the log-odds are. ``query`` is equal for all passages of a query. ``truncated``: tokens were
+    left out. A token of the completion counts ``token_weight`` times in the loss.
     """
 
     line: int
     ids: np.ndarray
     prompt_tokens: int
-    label: bool
+    label: bool | None
     query: tuple[str, ...]
     truncated: bool
     token_weight: float = 1.0
+    score: float | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -53,7 +57,7 @@ def set_target(examples: Iterable[Example], target: Literal["direct", "think", "
     The alternation is counted by label, over the examples that have a chain: files often alternate
     labels, too, and the mere presence of a chain must not give the label away.
     """
-    targeted, seen = [], dict.fromkeys(LABELS, 0)
+    targeted, seen = [], Counter[str | None]()
     for example in examples:
         thought = bool(example.chain.strip())
         direct = not thought or target == "direct" or (target == "mixed" and seen[example.label] % 2 == 1)
@@ -139,7 +143,7 @@ def _encode(
     # tokenizer never merges across one.
     prompt = before + encode(example.prompt)
     chain, no_chain = _plain(encode, example.chain), encode(NO_CHAIN)
-    answer = encode(THINK_CLOSE + example.label)
+    answer = encode(THINK_CLOSE + (example.label or TRUE))
     # Without a chain the close belongs to the prompt: a model that learned to write it would stop
     # thinking. The model is then asked for one token, so no end of sequence follows.
     direct = not example.chain.strip()
@@ -165,7 +169,13 @@ def _encode(
             )
     ids = np.asarray(prompt + chain + answer + ([] if direct else [end_id]), dtype=np.int32)
     without_loss = len(ids) - 1 if direct else len(prompt)
-    return EncodedExample(example.line, ids, without_loss, example.label == TRUE, example.query, truncated)
+    return EncodedExample(
+        example.line, ids, without_loss, is_relevant(example), example.query, truncated, score=example.score
+    )
+
+
+def is_relevant(example: Example) -> bool | None:
+    return None if example.label is None else example.label == TRUE
 
 
 def _drop_end(ids: list[int], count: int, keep_last: list[int]) -> list[int]:

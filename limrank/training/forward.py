@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from limrank.config import Objective
 from limrank.training.batches import LossGroup, PackedRow, micro_batches, pack, query_units, single_units
-from limrank.training.objectives import compares, summed_loss, weight
+from limrank.training.objectives import compares, is_taught, summed_loss, weight
 from limrank.training.processes import process, summed
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 def training_units(examples: Sequence[Example | EncodedExample], objective: Objective) -> list[LossGroup]:
-    """The units of the loss: single examples, or queries with their examples of both labels."""
-    return query_units(examples) if compares(objective) else single_units(examples)
+    """The units of the loss: single examples, or queries with examples of both labels, or of two scores."""
+    if not compares(objective):
+        return single_units(examples)
+    return query_units(examples, "score" if is_taught(objective) else "label")
 
 
 def row_loss(

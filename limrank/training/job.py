@@ -17,7 +17,8 @@ from limrank.result import JobResult
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
 from limrank.training.prepare import choose, prepare
-from limrank.training.sources import PAIR_PROMPT, fingerprint
+from limrank.training.shapes import PAIR_PROMPT
+from limrank.training.sources import fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
             seconds={"work": round(result.seconds, 3)},
             tokens={"trained": result.tokens},
             dtype={"model": result.dtype},
+            **({"teacher_temperature": chosen.temperature} if chosen.temperature else {}),
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")
@@ -87,7 +89,7 @@ def training_hash(config: TrainJob) -> str:
             "train_file": fingerprint(config.training.train_file),
             "prompt": prompts.load(PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
-            "training": config.training.model_dump(exclude=_NOT_OF_WEIGHTS),
+            "training": config.training.hashed(_NOT_OF_WEIGHTS),
             # The excluded keys name contents that are in the fingerprint, or are here as text.
             "dev": [
                 config.dev.model_dump(exclude={"data": {"path", "revision", "first_stage_queries", "query_template"}}),

@@ -17,9 +17,11 @@ from limrank.training.forward import training_units
 from limrank.training.loop import total_steps, units_per_step
 from limrank.training.memory import largest_row, training_bytes
 from limrank.training.model import load_tokenizer
-from limrank.training.objectives import compares
+from limrank.training.objectives import compares, is_taught
 from limrank.training.sampling import select, select_queries, split
-from limrank.training.sources import PAIR_PROMPT, Example, read_examples
+from limrank.training.shapes import PAIR_PROMPT
+from limrank.training.sources import Example, read_examples
+from limrank.training.teacher import taught
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """Keys of the plan that a checkpoint has to agree with, so that its step means the same."""
@@ -40,12 +42,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The examples to train on, the held-out ones, and the dev set."""
+    """The examples to train on, the held-out ones, and the dev set.
+
+    ``temperature`` is what the teacher's scores were divided by, None if none are learned.
+    """
 
     training: list[Example]
     validation: list[Example]
     dev: DevSet | None
     warnings: list[str]
+    temperature: float | None = None
 
 
 def choose(config: TrainJob) -> Chosen:
@@ -57,9 +63,13 @@ def choose(config: TrainJob) -> Chosen:
     """
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
-    training, warnings = config.training, []
-    found = read_examples(training.train_file)
-    if compares(training.objective):
+    training, warnings, temperature = config.training, [], None
+    found = read_examples(training.train_file, scored=is_taught(training.objective))
+    if is_taught(training.objective):
+        lists = taught(found, training, config.seed)
+        examples, temperature = lists.examples, lists.temperature
+        warnings += lists.warnings
+    elif compares(training.objective):
         examples, left_out = _compared(found, training, config.seed)
         warnings += left_out
     else:
@@ -79,7 +89,7 @@ def choose(config: TrainJob) -> Chosen:
             f"workers.replicas: {config.workers.min_replicas} workers for {units} training "
             f"{'queries' if compares(training.objective) else 'examples'} of {training.train_file}: take fewer workers"
         )
-    return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out))
+    return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out), temperature)
 
 
 def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = encode_here) -> Prepared:
@@ -143,7 +153,7 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
     """Warnings about labels and held-out data. Raises UserError if ``patience`` needs held-out data and
     there is none."""
     training, found = config.training, []
-    if len({example.label for example in kept}) < 2:
+    if not is_taught(training.objective) and len({example.label for example in kept}) < 2:
         found.append(
             f"{training.train_file}: all {len(kept)} training examples have one label: a model cannot "
             "learn from them to tell passages apart"
@@ -171,6 +181,7 @@ def _plan(
         "method": config.training.method,
         "target": config.training.target,
         "objective": config.training.objective,
+        "teacher_temperature": chosen.temperature,
         "examples": len(training),
         "validation_examples": len(validation),
         "dev_pairs": len(chosen.dev.pairs) if chosen.dev else 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from limrank.scoring import LABELS
 from limrank.training.sources import Example
@@ -37,19 +37,35 @@ def select(examples: list[Example], count: int | None, seed: int) -> list[Exampl
     return sorted(chosen, key=lambda example: example.line)
 
 
-def select_queries(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-    """At most ``count`` examples in whole queries with both labels, for an objective that compares their
-    passages. The sample depends only on ``seed``, and keeps the order of the file."""
-    groups = [group for group in _by_query(examples, seed) if len({one.label for one in group}) == 2]
+def select_queries(
+    examples: list[Example], count: int | None, seed: int, by: Literal["label", "score"] = "label"
+) -> list[Example]:
+    """At most ``count`` examples in whole queries with both labels, or two different scores, for an objective
+    that compares their passages. The sample depends only on ``seed``, and keeps the order of the file."""
+    groups = [group for group in _shuffled(examples, seed) if len({getattr(one, by) for one in group}) > 1]
     chosen = list(chain.from_iterable(_while_they_fit(groups, len(examples) if count is None else count)))
     return sorted(chosen, key=lambda example: example.line)
+
+
+def shorten_lists(examples: list[Example], size: int, seed: int) -> list[Example]:
+    """At most ``size`` passages of each query, in the order of the file: the highest-scored one, one with a lower
+    score, and others, drawn by ``seed``."""
+    kept: list[Example] = []
+    for query, group in by_query(examples).items():
+        best = max(group, key=lambda one: one.score)
+        others = [one for one in group if one is not best]
+        random.Random(f"{seed}/list/{query}").shuffle(others)
+        lower = next(index for index, one in enumerate(others) if one.score < best.score)
+        kept += [best, others.pop(lower), *others[: size - 2]]
+    chosen = set(map(id, kept))
+    return [one for one in examples if id(one) in chosen]
 
 
 def split(examples: list[Q], share: float, seed: int) -> tuple[list[Q], list[Q]]:
     """(training, validation): at most ``share`` of the examples is held out, by whole queries. A model
     that was trained on a query's other passages would be evaluated on what it knows."""
     held_out = {
-        one.query for group in _while_they_fit(_by_query(examples, seed), int(len(examples) * share)) for one in group
+        one.query for group in _while_they_fit(_shuffled(examples, seed), int(len(examples) * share)) for one in group
     }
     return (
         [example for example in examples if example.query not in held_out],
@@ -57,14 +73,19 @@ def split(examples: list[Q], share: float, seed: int) -> tuple[list[Q], list[Q]]
     )
 
 
-def _by_query(examples: Iterable[Q], seed: int) -> list[list[Q]]:
+def _shuffled(examples: Iterable[Q], seed: int) -> list[list[Q]]:
     """The examples of each query, the queries in an order that ``seed`` draws."""
+    order = list(by_query(examples).values())
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def by_query(examples: Iterable[Q]) -> dict[tuple[str, ...], list[Q]]:
+    """The examples of each query, in the order of the file."""
     groups: dict[tuple[str, ...], list[Q]] = {}
     for example in examples:
         groups.setdefault(example.query, []).append(example)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    return order
+    return groups
 
 
 def _while_they_fit(groups: Iterable[list[Q]], count: int) -> Iterator[list[Q]]:

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, config_hash, dump_config, is_uri
+from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, TrainingConfig, config_hash, dump_config, is_uri
 from limrank.config.recipe import input_paths, load_config, parse_config, path_values, with_values
 from limrank.errors import UserError
 
@@ -154,6 +154,15 @@ def test_what_depends_on_another_key(recipe):
     assert "synthesis.agreement=ranking needs probabilities" in refusal(recipe(no_scores))
     train = "job: train\nrun_dir: out\ntraining: "
     assert "training.target=direct" in refusal(recipe(train + "{objective: softmax, target: think}\n"))
+    for objective in ("margin_mse", "listnet"):
+        assert "training.target=direct" in refusal(recipe(train + f"{{objective: {objective}}}\n"))
+    for key in ("teacher_temperature", "list_size"):
+        assert f"training.{key} belongs to a teacher's scores" in refusal(recipe(train + f"{{{key}: 2}}\n"))
+    taught = train + "{objective: listnet, target: direct, "
+    for value in ("0", "-1", ".nan", ".inf", "many", "true"):
+        assert "training.teacher_temperature" in refusal(recipe(taught + f"teacher_temperature: {value}}}\n"))
+    for value in ("1", "0", "2.5", "all"):
+        assert "training.list_size: " in refusal(recipe(taught + f"list_size: {value}}}\n"))
     assert "names layers for an adapter" in refusal(recipe(train + "{method: full, lora_targets: [q_proj]}\n"))
     assert "belongs to an adapter" in refusal(recipe(train + "{method: full, lora_embeddings: all}\n"))
     assert "learning_rate" in refusal(recipe(train + "{train_file: t.jsonl, learning_rate: .inf}\n"))
@@ -587,3 +596,11 @@ def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
     stages = stage_configs(fused)
     assert stages.rerank_tuned.scoring.fuse.first_stage == 0.3
     assert stages.rerank_base.scoring.fuse is stages.serve.scoring.fuse is stages.first_stage.scoring.fuse is None
+
+
+def test_keys_newer_than_run_directories_are_no_part_of_a_training_s_hash_at_their_defaults():
+    newer = {"teacher_temperature", "list_size"}
+    assert TrainingConfig().model_dump().keys() - TrainingConfig().hashed().keys() == newer
+    taught = TrainingConfig(objective="listnet", target="direct", list_size=8, teacher_temperature=0.5)
+    assert newer < taught.hashed().keys()
+    assert "epochs" not in taught.hashed({"epochs"})

@@ -19,6 +19,13 @@ def labelled(*pairs):
     return [example([1, 2], 1, label, query) for query, label in pairs]
 
 
+def taught(query, *scores):
+    return [
+        EncodedExample(1, np.asarray([1, 2], dtype=np.int32), 1, None, (query,), truncated=False, score=float(score))
+        for score in scores
+    ]
+
+
 def test_an_epoch_holds_every_unit_once_in_a_seeded_order():
     units = [(index,) for index in range(10)]
     steps = epoch_steps(units, 4, seed=1, epoch=0)
@@ -55,6 +62,11 @@ def test_a_row_holds_its_examples_one_after_another():
     # The logits at 13 tell 14, at 14 tell 15, and at 22 tell 23.
     assert row.input_ids[0, row.kept].tolist() == [13, 14, 22]
     assert row.targets.tolist() == [14, 15, 23]
+
+
+def test_units_of_a_teacher_are_queries_with_two_different_scores():
+    examples = taught("a", 1, 2) + taught("b", 3) + taught("c", 4, 4) + taught("a", 1)
+    assert query_units(examples, "score") == [(0, 1, 5)]
 
 
 VOCABULARY, TRUE, FALSE = 6, 4, 5
@@ -114,3 +126,71 @@ def test_an_order_s_gradient_lifts_the_relevant_passage(objective):
     summed_loss(objective, rows, pack(units), (TRUE, FALSE)).backward()
     assert rows.grad[1, TRUE] < 0 < rows.grad[0, TRUE]
     assert not rows.grad[:, :TRUE].any()
+
+
+def test_margin_mse_is_over_pairs_with_different_scores():
+    a, b = taught("a", 3, 1, 1), taught("b", 0, 2)
+    assert weight("margin_mse", [a, b]) == 2
+    # 3 against each 1: the margins should be 2. The two 1s are no pair.
+    expected = ((2 - 1.5) ** 2 + (2 - 0.0) ** 2) / 2
+    assert loss("margin_mse", [a], logits(2.0, 0.5, 2.0)) == pytest.approx(expected)
+    assert loss("margin_mse", [a, b], logits(2.0, 0.5, 2.0, 1.0, 1.0)) == pytest.approx(expected + 4)
+    assert loss("margin_mse", [a], logits(5.0, 3.0, 3.0)) == pytest.approx(0)
+
+
+def test_listnet_is_the_cross_entropy_of_two_softmaxes():
+    a = taught("a", math.log(3), 0)
+    assert weight("listnet", [a, a]) == 2
+    p = math.exp(2) / (math.exp(2) + 1)
+    assert loss("listnet", [a], logits(2.0, 0.0)) == pytest.approx(-(0.75 * math.log(p) + 0.25 * math.log(1 - p)))
+    b = taught("b", 1, 1, 7)
+    assert loss("listnet", [b], logits(0.0, 0.0, 0.0)) == pytest.approx(math.log(3))
+    assert loss("listnet", [a, b], logits(2.0, 0.0, 0.0, 0.0, 0.0)) == pytest.approx(
+        loss("listnet", [a], logits(2.0, 0.0)) + math.log(3)
+    )
+
+
+def gradient(objective, units, *odds):
+    """The gradient by each log-odds."""
+    rows = logits(*odds).requires_grad_()
+    summed_loss(objective, rows, pack(units), (TRUE, FALSE)).backward()
+    assert torch.equal(rows.grad[:, TRUE], -rows.grad[:, FALSE]) and not rows.grad[:, :TRUE].any()
+    return rows.grad[:, TRUE]
+
+
+def test_gradients_of_a_teacher_s_objectives():
+    scores, odds = torch.tensor([0.0, 2.0, 1.0]), torch.tensor([1.0, 0.5, -1.0])
+    units = [taught("a", *scores.tolist())]
+    # listnet: softmax of the model − softmax of the teacher.
+    found = gradient("listnet", units, *odds.tolist())
+    torch.testing.assert_close(found, odds.softmax(0) - scores.softmax(0))
+    # margin_mse over all n (n − 1) / 2 pairs: 4 / (n − 1) × (error − mean error).
+    error = odds - scores
+    torch.testing.assert_close(gradient("margin_mse", units, *odds.tolist()), 4 / 2 * (error - error.mean()))
+
+
+@pytest.mark.parametrize("objective", ["margin_mse", "listnet"])
+def test_only_differences_of_scores_count(objective):
+    odds = (0.5, 2.0, -1.0)
+    found = loss(objective, [taught("a", 1, 2, 4)], logits(*odds))
+    assert found == pytest.approx(loss(objective, [taught("a", 101, 102, 104)], logits(*odds)), rel=1e-5)
+    assert found == pytest.approx(
+        loss(objective, [taught("a", 1, 2, 4)], logits(*(each + 7 for each in odds))), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("objective", ["margin_mse", "listnet"])
+def test_a_row_of_many_lists_has_the_sum_of_their_losses_and_gradients(objective):
+    lists = [taught("a", 0, 2, 1), taught("b", 5, 3), taught("c", 1, 1, 1, 9)]
+    odds = [[0.1, -2.0, 0.7], [1.0, 1.5], [0.3, 0.2, 4.0, -1.0]]
+    together = [each for one in odds for each in one]
+    alone = sum(loss(objective, [unit], logits(*one)) for unit, one in zip(lists, odds, strict=True))
+    assert loss(objective, lists, logits(*together)) == pytest.approx(alone, rel=1e-5)
+    parts = [gradient(objective, [unit], *one) for unit, one in zip(lists, odds, strict=True)]
+    torch.testing.assert_close(gradient(objective, lists, *together), torch.cat(parts))
+
+
+def test_a_row_carries_scores_and_not_labels_that_there_are_not():
+    row = pack([taught("a", 0.25, 3), labelled(("b", True))])
+    assert row.scores.tolist()[:2] == [0.25, 3] and row.scores[2].isnan()
+    assert row.positive.tolist() == [False, False, True]

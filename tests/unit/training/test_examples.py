@@ -87,3 +87,12 @@ def test_a_prompt_that_does_not_say_where_its_passage_is_is_never_cut():
     assert len(encoded(one, cutoff=100).ids) == len(encoded(one, cutoff=len(encoded(one).ids)).ids)
     with pytest.raises(UserError, match=r"train\.jsonl:3: longer than training\.cutoff_tokens=20"):
         encoded(one, cutoff=20)
+
+
+def test_a_passage_without_a_label_ends_where_its_log_odds_are():
+    unlabelled = Example(5, example().prompt, "", None, ("q",), 0.25)
+    (one,) = encode_examples(set_target([unlabelled], "direct"), encode, END, 1000, "train.jsonl")
+    (labelled,) = encode_examples(set_target([example()], "direct"), encode, END, 1000, "train.jsonl")
+    assert one.ids.tolist() == labelled.ids.tolist()
+    assert (one.label, one.score, labelled.score) == (None, 0.25, None)
+    assert one.prompt_tokens == len(one.ids) - 1

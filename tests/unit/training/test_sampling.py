@@ -56,3 +56,14 @@ def test_whole_queries_with_both_labels_are_selected():
             for one in chosen
         )
     assert select_queries(asked("a"), None, seed=1) == []
+
+
+def test_whole_queries_with_two_scores_are_selected():
+    scores = {"a": (1, 2), "b": (3,), "c": (4, 4), "d": (5, 6, 6)}
+    examples = [
+        Example(line, "", "", None, (query,), float(score))
+        for line, (query, score) in enumerate(((query, score) for query in scores for score in scores[query]), 1)
+    ]
+    chosen = select_queries(examples, None, seed=1, by="score")
+    assert [one.line for one in chosen] == [1, 2, 6, 7, 8]
+    assert select_queries(examples, None, seed=1) == []  # no labels
