@@ -51,7 +51,7 @@ MINING: dict[str, dict[str, Any]] = {
 }
 SOURCES = ("none", "real", *MINING)
 PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
-LISTS = {"objective": "listnet", "epochs": 2, "batch_size": 2}
+LISTS = {"objective": "listnet", "epochs": 1, "batch_size": 2}
 TRAINING = {
     "method": "full",
     "target": "direct",

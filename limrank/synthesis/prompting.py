@@ -16,7 +16,7 @@ from limrank.scoring import prompt_query
 REGISTERS = ("an encyclopedia", "a textbook", "a forum answer", "a newspaper", "a manual", "a blog post")
 WORDS = (60, 100, 160)
 _SEED_CHARACTERS = 1500
-"""The prompt quotes this much of the seed's passage: enough to know its topic."""
+"""A prompt quotes this much of a passage: enough to know its topic."""
 
 _CHARACTERS_A_TOKEN = 3
 _JSON_TOKENS = 60
@@ -73,7 +73,7 @@ def passage_query_prompt(passage: str, brief: QueryBrief, settings: SynthesisCon
 
 def tuned_prompt(passage: str, settings: SynthesisConfig) -> str:
     """The text that a tuned writer continues with a query: what it was trained on."""
-    return prompts.render(settings.prompt_names()["passage_query"], passage=passage)
+    return prompts.render(settings.prompt_names()["passage_query"], passage=passage[:_SEED_CHARACTERS])
 
 
 def chain_prompt(query: WrittenQuery, settings: SynthesisConfig) -> str:
