@@ -21,7 +21,16 @@ _MODEL_FOLDERS = ("adapter", "model", ".adapter.partial", ".model.partial")
 _JOB_FILES = {
     "rerank": ("queries.jsonl", "qrels.tsv", "run.trec", "run.json", "run.pure.trec", "run.pure.json", *EVALUATION),
     "synthesize": (
-        *("examples.parquet", "train.jsonl", "alpaca.json", "lists.jsonl", "stats.json", "DATASET.md", "report.html"),
+        *(
+            "examples.parquet",
+            "train.jsonl",
+            "alpaca.json",
+            "lists.jsonl",
+            "grades.parquet",
+            "stats.json",
+            "DATASET.md",
+            "report.html",
+        ),
         *("candidates/queries.jsonl", "candidates/corpus.jsonl", "candidates/qrels/train.tsv", "candidates/run.trec"),
     ),
     "train": (

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from limrank import retrieval
 from limrank.config import FirstStageConfig, SynthesisConfig
 from limrank.records import Document, Query, Run
+from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import sentence_embeddings
 from limrank.synthesis.filters import same_text
@@ -77,12 +78,14 @@ def mine_passages(
     settings: SynthesisConfig,
     benchmarks: Benchmarks | None,
     seed: int,
+    storage: Storage | None = None,
 ) -> Mined:
     """Find, grade and choose the candidates of written queries.
 
     Args:
         asked: queries, each with the id of the document that it was written for.
         seed: draws what is drawn, for each query by itself.
+        storage: keeps the grades of a teacher that is a model.
     """
     by_id = {document.doc_id: document for document in documents}
     own = {query.query_id: doc_id for query, doc_id in asked}
@@ -94,7 +97,7 @@ def mine_passages(
     lists = [
         _candidates(by_id[own[query.query_id]], ranked, query.query_id, by_id, settings.mine_depth) for query in found
     ]
-    grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings)
+    grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
     repeated = _Repeated(benchmarks, by_id)
     for query, doc_ids, graded in zip(found, lists, grades, strict=True):
         passage = own[query.query_id]
@@ -114,12 +117,15 @@ def mine_passages(
 
 
 def _graded(
-    queries: Sequence[Query], passages: Sequence[Sequence[Document]], settings: SynthesisConfig
+    queries: Sequence[Query],
+    passages: Sequence[Sequence[Document]],
+    settings: SynthesisConfig,
+    storage: Storage | None,
 ) -> tuple[list[list[Grade | None]], float | None]:
     """The teacher's grades, and their :func:`spread`, which is None without a teacher."""
     if settings.teacher is None:
         return [[None] * len(each) for each in passages], None
-    grades = open_teacher(settings.teacher).grade(queries, passages)
+    grades = open_teacher(settings.teacher, storage).grade(queries, passages)
     return grades, spread(grades)
 
 

@@ -135,7 +135,7 @@ def _mined(
         (Query(query_of(example_id), row["query"], row["instruction"] or ""), row["seed_id"])
         for example_id, row in left.items()
     ]
-    mined = mine_passages(asked, corpus, settings, benchmarks, seed)
+    mined = mine_passages(asked, corpus, settings, benchmarks, seed, pool.storage)
     faults = {
         example_id: fault for example_id in left if (fault := mined.queries[query_of(example_id)].fault) is not None
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from limrank import models
 from limrank.batch.manifest import read_manifest
-from limrank.batch.rows import read_rows
+from limrank.batch.rows import read_if_whole, read_rows
 from limrank.config import TeacherConfig, is_uri
 from limrank.data.trec import read_run
 from limrank.errors import UserError, first_line
@@ -45,13 +45,18 @@ class Teacher(Protocol):
         ...
 
 
-def open_teacher(config: TeacherConfig) -> Teacher:
-    """Raises UserError if a run cannot be read; models are loaded when they grade."""
-    if config.kind == "embedder":
-        return EmbedderTeacher(config.model)
-    if config.kind == "cross_encoder":
-        return CrossEncoderTeacher(config.model)
-    return RunTeacher.read(config.path)
+def open_teacher(config: TeacherConfig, storage: Storage | None = None) -> Teacher:
+    """Raises UserError if a run cannot be read; models are loaded when they grade.
+
+    Args:
+        storage: keeps a model's grades, so that mining with other settings grades nothing a second time.
+    """
+    if config.kind == "run":
+        return RunTeacher.read(config.path)
+    model = EmbedderTeacher(config.model) if config.kind == "embedder" else CrossEncoderTeacher(config.model)
+    if storage is None:
+        return model
+    return KeptGrades(model, storage, f"{config.kind} {models.fingerprint(config.model)}")
 
 
 def check_teacher(config: TeacherConfig) -> None:
@@ -146,6 +151,57 @@ def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None 
         for index, score in zip(batch, found.tolist(), strict=True):
             scores[index] = score
     return scores
+
+
+KEPT = "grades.parquet"
+"""The grades of a run directory's queries, with the name and fingerprint of the model in the file's metadata."""
+
+_MODEL = b"limrank.teacher"
+
+
+@dataclass(frozen=True)
+class KeptGrades:
+    """A teacher whose grades are kept in a run directory; those of another model there are dropped."""
+
+    teacher: Teacher
+    storage: Storage
+    model: str
+
+    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
+        known = self._read()
+        missing = [
+            [each for each in found if (query.query_id, each.doc_id) not in known]
+            for query, found in zip(queries, passages, strict=True)
+        ]
+        asked = [index for index, found in enumerate(missing) if found]
+        if asked:
+            new = self.teacher.grade([queries[index] for index in asked], [missing[index] for index in asked])
+            for index, grades in zip(asked, new, strict=True):
+                for each, grade in zip(missing[index], grades, strict=True):
+                    known[queries[index].query_id, each.doc_id] = grade.score
+            self._write(known)
+        return [
+            [Grade(known[query.query_id, each.doc_id]) for each in found]
+            for query, found in zip(queries, passages, strict=True)
+        ]
+
+    def _read(self) -> dict[tuple[str, str], float]:
+        table = read_if_whole(self.storage, KEPT)
+        if table is None or (table.schema.metadata or {}).get(_MODEL) != self.model.encode():
+            return {}
+        columns = (table[name].to_pylist() for name in ("query_id", "doc_id", "score"))
+        return {(query_id, doc_id): score for query_id, doc_id, score in zip(*columns, strict=True)}
+
+    def _write(self, grades: Mapping[tuple[str, str], float]) -> None:
+        import pyarrow as pa
+
+        columns = {
+            "query_id": [query_id for query_id, _ in grades],
+            "doc_id": [doc_id for _, doc_id in grades],
+            "score": list(grades.values()),
+        }
+        table = pa.table(columns).replace_schema_metadata({_MODEL: self.model.encode()})
+        self.storage.write_table(KEPT, table)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.mining import mine_passages, spread
 from limrank.synthesis.pool import dedupe_and_select
-from limrank.synthesis.teachers import Grade, RunTeacher
+from limrank.synthesis.teachers import Grade, KeptGrades, RunTeacher
 
 CORPUS = [
     Document("heap", "the heap merges sorted feeds that are too large for memory into one stream of items"),
@@ -222,3 +222,26 @@ def test_a_rerank_run_s_scores_are_log_odds_with_chains(tmp_path):
     _, pool = pool_of(tmp_path, settings(negatives=2, teacher={"kind": "run", "path": str(run), "best": 2}))
     row = next(iter(pool.rows()))
     assert (row["judge_score"], row["verdict"], row["reasoning"]) == (0.9, True, "it merges")
+
+
+def test_a_model_s_grades_are_kept_and_another_model_s_are_not_taken(tmp_path):
+    class Counting:
+        def __init__(self):
+            self.asked = []
+
+        def grade(self, queries, passages):
+            self.asked += [
+                (query.query_id, each.doc_id) for query, found in zip(queries, passages, strict=True) for each in found
+            ]
+            return [[Grade(float(len(each.doc_id))) for each in found] for found in passages]
+
+    storage = Storage(str(tmp_path))
+    first, second, other = Counting(), Counting(), Counting()
+    KeptGrades(first, storage, "embedder a").grade([ASKED], [CORPUS[:2]])
+    graded = KeptGrades(second, storage, "embedder a").grade([ASKED, LOST], [CORPUS[1:3], CORPUS[4:]])
+    assert second.asked == [("heap/0", "sort"), ("bread/0", "bread")]
+    assert graded == [[Grade(4.0), Grade(4.0)], [Grade(5.0)]]
+    KeptGrades(other, storage, "embedder b").grade([ASKED], [CORPUS[:1]])
+    assert other.asked == [("heap/0", "heap")]
+    (tmp_path / "grades.parquet").write_bytes(b"damaged")
+    assert KeptGrades(first, storage, "embedder a").grade([ASKED], [CORPUS[:1]]) == [[Grade(4.0)]]
