@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
 )
 
 from limrank.config.base import (
     Section,
+    fault,
 )
 from limrank.config.engine import ModelConfig
 
 Compatibility = Literal["rank1"]
+
+_SAMPLED = 0.7
+"""The temperature of chains that are averaged."""
 
 
 class ScoringConfig(Section):
@@ -41,6 +47,14 @@ class ScoringConfig(Section):
         description="rank1: an unfinished chain is truncated as by the reference, at its last . ! or ?, also "
         "inside a number. null: at its last sentence end",
     )
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="chains that are sampled for a pair; its probability is the mean over them. 1: one chain",
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None,
+        description="sampling temperature of chains. null: 0.7 where samples is above 1, else 0, which is greedy",
+    )
     prompt: str = Field(
         default="relevance", description="name of a prompt in limrank/prompts, a file, or the prompt's text"
     )
@@ -53,6 +67,46 @@ class ScoringConfig(Section):
     token_budget: PositiveInt | None = Field(
         default=None, description="cascade: generated tokens that the whole run may take. null: no limit"
     )
+
+    @field_validator("samples")
+    @classmethod
+    def _chains_to_sample(cls, samples: int, info: ValidationInfo) -> int:
+        mode = info.data.get("mode")
+        if samples > 1 and mode in ("none", "direct"):
+            raise fault(
+                f"is {samples}, and scoring.mode {mode} writes no chain to sample: take think, budget or cascade"
+            )
+        return samples
+
+    @field_validator("temperature")
+    @classmethod
+    def _chains_differ(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        if temperature == 0 and info.data.get("samples", 1) > 1:
+            raise fault("is 0, at which all chains of a pair are the same: leave it out, or take scoring.samples 1")
+        return temperature
+
+    @property
+    def chains(self) -> int:
+        """The chains of a pair; 0 if the mode writes none."""
+        return self.samples if self.think_tokens else 0
+
+    @property
+    def chain_temperature(self) -> float:
+        """The sampling temperature of a chain; 0 is greedy."""
+        if self.temperature is None:
+            return _SAMPLED if self.samples > 1 else 0.0
+        return self.temperature
+
+    def hashed(self, exclude: set[str]) -> dict[str, Any]:
+        """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
+        left out at their defaults, so that the hash of an older run stays the same."""
+        unused = exclude | (set() if self.think_tokens else {"samples", "temperature"})
+        newer = {"samples", "temperature"}
+        return {
+            key: value
+            for key, value in self.model_dump(exclude=unused).items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
 
     @property
     def think_tokens(self) -> int:
@@ -70,3 +124,10 @@ def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring")
         raise ValueError(
             f"{key}.min_think_tokens {kept} leaves no tokens for a prompt in model.max_model_len {model.max_model_len}"
         )
+
+
+def judges_alone(scoring: ScoringConfig, key: str = "scoring") -> None:
+    """Raises ValueError for a key that a judge does not read: it writes one greedy chain, then true or false."""
+    for name in ("samples", "temperature"):
+        if getattr(scoring, name) != ScoringConfig.model_fields[name].default:
+            raise ValueError(f"{key}.{name}: is for rerankers; a judge writes one greedy chain, then true or false")

@@ -101,6 +101,8 @@ def pipeline_hash(config: PipelineJob) -> str:
         | {
             "engine": config.engine.hashed({"latency_ms", "base_url", "request_timeout_s", "startup_timeout_s"}),
             "synthesis": config.synthesis.hashed({"max_tokens", "prices", "license"}),
+            "scoring": config.scoring.hashed(set()),
+            "judge_scoring": config.judge_scoring.hashed(set()),
         }
     )
 

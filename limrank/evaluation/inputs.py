@@ -307,7 +307,8 @@ def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
         named = {name: recipe["scoring"][name] for name in ("mode", "max_think_tokens") if name in recipe["scoring"]}
         settings = _section(ScoringConfig, {"scoring": named}, "scoring", directory)
         mode = f"budget {settings.think_tokens}"
-    return model, mode
+    samples = recipe.get("scoring", {}).get("samples", 1)
+    return model, f"{mode}, {samples} chains" if isinstance(samples, int) and samples > 1 else mode
 
 
 def _system_name(model: str, scoring: str) -> str:

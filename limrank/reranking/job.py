@@ -13,7 +13,7 @@ from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.batch.plan import Plan, Unit, read_plan, write_plan
 from limrank.batch.rundir import RunDir, open_run
 from limrank.batch.summary import Summary
-from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
+from limrank.config import DEFAULT_SEED, RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
@@ -44,11 +44,12 @@ class RerankTask:
     """Scores a query's candidates. The engine's role is ``scorer``.
 
     ``tokens_a_pair`` is the average number of tokens that a cascade may generate for a pair of a query;
-    None: any number.
+    None: any number. ``seed`` is the run's.
     """
 
     scoring: ScoringConfig
     tokens_a_pair: float | None = None
+    seed: int = DEFAULT_SEED
     step: str = "score"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
@@ -66,7 +67,7 @@ class RerankTask:
         allowance = None if self.tokens_a_pair is None else int(self.tokens_a_pair * len(candidates))
         known = {row["doc_id"]: row_judgment(row) for row in rows}
         judgments = await score_query(
-            query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known
+            query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known, seed=self.seed
         )
         failures = [
             Failure.of(f"{query.query_id}\t{judgment.doc_id}", self.step, judgment.error)
@@ -148,7 +149,7 @@ def run(
                 summary = fanout(
                     run_dir,
                     planned,
-                    RerankTask(with_prompt_text(config.scoring), _tokens_a_pair(config.scoring, planned)),
+                    RerankTask(with_prompt_text(config.scoring), _tokens_a_pair(config.scoring, planned), config.seed),
                     engines,
                     config.workers,
                     progress=progress,
@@ -209,7 +210,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
-            "scoring": config.scoring.model_dump(exclude=unused_keys),
+            "scoring": config.scoring.hashed(unused_keys),
             "prompt": prompts.load(config.scoring.prompt),
             "seed": config.seed,
         }
@@ -261,7 +262,7 @@ def _scorer(config: RerankJob) -> EngineSource:
     """The source of the engine or the server that scores, checked. A server on the cluster can only be
     checked when Ray is connected."""
     if config.engine.kind == "serve":
-        server = ServedReranker(config.model, config.engine, config.scoring)
+        server = ServedReranker(config.model, config.engine, config.scoring, config.seed)
         if config.engine.base_url:
             server.check()
         return server

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from limrank.config import EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, open_engine
 from limrank.errors import UserError
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
@@ -53,6 +53,7 @@ class Reranker:
         engine: settings, or an open engine, which the caller then closes. With ``kind="openai"`` an
             endpoint runs the model. With ``kind="serve"`` a running ``limrank serve`` scores; its model and
             mode must be the same.
+        seed: of sampled chains (``scoring.samples``).
 
     Raises:
         UserError: the model or the mode is unknown, ``scoring`` comes with one of the two, the model lacks the
@@ -68,6 +69,7 @@ class Reranker:
         max_think_tokens: int | None = None,
         scoring: ScoringConfig | None = None,
         engine: EngineConfig | Engine | Judge | None = None,
+        seed: int = DEFAULT_SEED,
     ) -> None:
         if mode not in get_args(Mode):
             raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
@@ -76,6 +78,7 @@ class Reranker:
         if scoring is not None and scoring.mode == "none":
             raise UserError("scoring: mode none gives no scores")
         self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
+        self._seed = seed
         self._loop = asyncio.new_event_loop()
         # The engine stays on one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
@@ -83,7 +86,7 @@ class Reranker:
         self._opened: Engine | Judge | None = None
         try:
             if engine is None or isinstance(engine, EngineConfig):
-                engine = self._opened = self._call(_open(model, engine, self._scoring))
+                engine = self._opened = self._call(_open(model, engine, self._scoring, seed))
             if not isinstance(engine, Judge):
                 check_labels(engine.tokenizer)
         except BaseException:
@@ -201,7 +204,7 @@ class Reranker:
     async def _rank(self, task: _Task, top_n: int | None) -> list[RankedDocument]:
         candidates = task.candidates()
         asked = Query("query", task.query, task.instruction)
-        judgments = await score_query(asked, candidates, self._engine, self._scoring)
+        judgments = await score_query(asked, candidates, self._engine, self._scoring, seed=self._seed)
         order = rank_judgments(candidates, judgments)
         return [task.ranked(index, judgments[index]) for index in order[:top_n]]
 
@@ -250,13 +253,15 @@ def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[A
         raise UserError(f"{name}: should have one for each of the {len(counted)} {of} (got {len(values)})")
 
 
-async def _open(model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig) -> Engine | Judge:
+async def _open(
+    model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig, seed: int
+) -> Engine | Judge:
     if engine is None or engine.kind != "serve":
         return open_engine(model, engine)
     from limrank.serving.client import ServedReranker
 
     if not engine.base_url:
         raise UserError("engine.base_url is needed: the URL of a running `limrank serve`")
-    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring)
+    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring, seed)
     await asyncio.to_thread(source.check)
     return source.open()

@@ -18,9 +18,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from limrank import prompts
-from limrank.config import Compatibility, ScoringConfig
+from limrank.config import DEFAULT_SEED, Compatibility, ScoringConfig
 from limrank.engines.base import Engine, Generation, Judge, Tokenizer, label_token_ids
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
@@ -35,6 +36,7 @@ from limrank.scoring.encoding import (
     encode_pair,
     encode_written,
 )
+from limrank.scoring.samples import averaged, chain_sampling
 
 TRUE, FALSE = LABELS = (" true", " false")
 """The model's answers, with their leading space. Each must be one token."""
@@ -79,19 +81,31 @@ def check_labels(tokenizer: Tokenizer) -> None:
     label_token_ids(tokenizer, (TRUE, FALSE))
 
 
-async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
-    """Score one pair. An error of this pair only becomes a ``failed`` judgment.
+async def score_pair(
+    query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig, *, seed: int = DEFAULT_SEED
+) -> Judgment:
+    """Score one pair, by the mean over its chains. An error of this pair only becomes a ``failed`` judgment.
+
+    Args:
+        seed: the run's, from which the seeds of sampled chains are derived.
 
     Raises:
         EngineError: the engine crashed.
         UserError: the labels are not single tokens of this model.
     """
-    try:
-        return await _score_pair(query, candidate, engine, scoring)
-    except (EngineError, UserError):
-        raise
-    except Exception as error:  # a bug on one passage must not fail the other ones
-        return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
+
+    async def score(sampling: Mapping[str, Any]) -> Judgment:
+        try:
+            return await _score_chain(query, candidate, engine, scoring, sampling)
+        except (EngineError, UserError):
+            raise
+        except Exception as error:  # a bug on one passage must not fail the other ones
+            return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
+
+    samplings = chain_sampling(query, candidate.text, scoring, seed)
+    if len(samplings) == 1:
+        return await score(samplings[0])
+    return averaged(await asyncio.gather(*map(score, samplings)))
 
 
 async def score_query(
@@ -102,6 +116,7 @@ async def score_query(
     *,
     allowance: int | None = None,
     known: Mapping[str, Judgment] | None = None,
+    seed: int = DEFAULT_SEED,
 ) -> list[Judgment]:
     """Score a query's candidates concurrently: the engine batches them and caches their common
     prefix. The judgments are in the candidates' order.
@@ -109,6 +124,7 @@ async def score_query(
     Args:
         allowance: tokens that a cascade may generate; None: any number.
         known: existing judgments by document. Failed ones are scored a second time.
+        seed: as in :func:`score_pair`.
     """
     known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
 
@@ -123,7 +139,7 @@ async def score_query(
         return _in_order(candidates, known, judged)
 
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
-        return await score_pair(query, candidate, engine, scoring)
+        return await score_pair(query, candidate, engine, scoring, seed=seed)
 
     if scoring.mode == "cascade":
         return await cascade(
@@ -132,7 +148,7 @@ async def score_query(
             partial(judge, scoring),
             cutoff=scoring.cutoff,
             band=scoring.band,
-            longest=scoring.think_tokens + 1,
+            longest=scoring.chains * (scoring.think_tokens + 1),
             allowance=allowance,
             known=known,
         )
@@ -160,7 +176,10 @@ def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment
     return sorted(range(len(candidates)), key=key)
 
 
-async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
+async def _score_chain(
+    query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig, sampling: Mapping[str, Any]
+) -> Judgment:
+    """Score a pair by one chain that is sampled as ``sampling`` says; without a chain in a direct mode."""
     tokenizer = engine.tokenizer
     # The context holds prompt, chain, close and one token for the label.
     context = engine.limits.context - close_tokens(tokenizer) - 1
@@ -173,7 +192,9 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
     if scoring.think_tokens:
         # The chain may take all tokens that the prompt leaves.
         budget = min(scoring.think_tokens, context - len(prompt.ids))
-        written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE]) if budget else _NOTHING
+        written = _NOTHING
+        if budget:
+            written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE], **sampling)
         generated = written.generated_tokens
         # No stop string is reported where </think> is the model's own end token.
         closed = written.stop == THINK_CLOSE or tokenizer.get_added_vocab().get(THINK_CLOSE) in written.ids

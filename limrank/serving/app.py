@@ -66,18 +66,19 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
     api = serve.deployment(
         Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
-    return api.bind(scorer.bind(source, with_prompt_text(config.scoring)), served, limit)
+    return api.bind(scorer.bind(source, with_prompt_text(config.scoring), config.seed), served, limit)
 
 
 class Scorer:
     """An engine replica. The engine's event loop runs in a thread of its own: opening an engine
     takes a minute, and Serve's loop must answer meanwhile."""
 
-    async def __init__(self, source: EngineSource, scoring: ScoringConfig) -> None:
+    async def __init__(self, source: EngineSource, scoring: ScoringConfig, seed: int) -> None:
         listen_on_node_address()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
         self._scoring = scoring
+        self._seed = seed
         self._engine: Engine | None = None
         self._refused: UserError | None = None
         try:
@@ -103,7 +104,7 @@ class Scorer:
 
     async def _metered(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
-            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring)
+            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring, seed=self._seed)
         return judgments, usage
 
     async def __del__(self) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from limrank import loops
-from limrank.config import EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Judge, Limits, RemoteSource, RequestLimiter, Usage, record_usage
 from limrank.engines.openai_answers import count_of, fault_of, quoted, tokens_of
 from limrank.engines.retries import Pace, requested_wait, retrying
@@ -48,10 +48,11 @@ class ServedReranker(RemoteSource):
     model: ModelConfig
     engine: EngineConfig
     scoring: ScoringConfig
+    seed: int = DEFAULT_SEED
 
     def open(self) -> Judge:
         client = HttpClient if self.engine.base_url else HandleClient
-        return client(Served.of(self.model, self.scoring), self.engine)
+        return client(Served.of(self.model, self.scoring, self.seed), self.engine)
 
     def check(self) -> None:
         """Check the server once, within seconds. Without a ``base_url`` Ray must be connected.

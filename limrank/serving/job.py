@@ -133,7 +133,7 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
 
     from limrank.serving.app import application
 
-    app = application(config, source, Served.of(config.model, config.scoring), wanted)
+    app = application(config, source, Served.of(config.model, config.scoring, config.seed), wanted)
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from limrank import models, prompts
-from limrank.config import ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, ModelConfig, ScoringConfig
 from limrank.errors import UserError
 
 APP, API, SCORER = "limrank", "Api", "Scorer"
@@ -21,6 +21,7 @@ _KEYS = {
     "dtype": "model.dtype",
     "max_model_len": "model.max_model_len",
     "prompt": "scoring.prompt, as a hash,",
+    "seed": "seed",
 }
 
 
@@ -39,10 +40,15 @@ class Served:
     prompt: str
     cutoff: int | None
     band: float | None
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig, scoring: ScoringConfig) -> Served:
+    def of(cls, model: ModelConfig, scoring: ScoringConfig, seed: int = DEFAULT_SEED) -> Served:
+        """The card of a recipe's sections and its ``seed``, which matters where chains are sampled."""
         cascade, thinks = scoring.mode == "cascade", scoring.think_tokens > 0
+        temperature = scoring.chain_temperature if thinks else 0.0
         return cls(
             model=models.served_name(model.id),
             dtype=model.dtype,
@@ -54,11 +60,16 @@ class Served:
             prompt=hashlib.sha256(prompts.load(scoring.prompt).encode()).hexdigest()[:16],
             cutoff=scoring.cutoff if cascade else None,
             band=scoring.band if cascade else None,
+            samples=scoring.samples if thinks else 1,
+            temperature=temperature,
+            seed=seed if temperature else None,
         )
 
     def scoring(self) -> dict[str, Any]:
-        """Everything but the model's name, for a model's card."""
-        return {name: value for name, value in asdict(self).items() if name != "model"}
+        """Everything but the model's name, for a model's card. Keys with a default are there where they differ
+        from it."""
+        default = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name != "model" and value != default[name]}
 
     def check(self, recipe: Served, where: str) -> None:
         """Raises UserError where this server differs from a client's recipe. The server's dtype and

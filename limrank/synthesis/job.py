@@ -199,7 +199,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
                 )
                 for role, each in roles.items()
             },
-            "scoring": judging(config).model_dump(exclude={"prompt"}),
+            "scoring": judging(config).hashed({"prompt"}),
             "synthesis": config.synthesis.hashed(_NOT_OF_ROWS),
             "prompts": [
                 prompts.load(name) for name in (*config.synthesis.prompt_names().values(), config.scoring.prompt)

@@ -451,6 +451,18 @@ def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
         source(url, BUDGET.model_copy(update={"cutoff": 5})).check()
 
 
+def test_sampled_chains_are_those_of_the_recipe_s_seed():
+    sampled = BUDGET.model_copy(update={"samples": 2})
+    with served(Backend(), sampled) as url:
+        source(url, sampled).check()
+        with pytest.raises(UserError, match="its scoring.samples is 2, the recipe's 1"):
+            source(url).check()
+        with pytest.raises(UserError, match="its seed is 12345, the recipe's 7"):
+            ServedReranker(MODEL, EngineConfig(kind="serve", base_url=url), sampled, seed=7).check()
+    with served(Backend()) as url:
+        ServedReranker(MODEL, EngineConfig(kind="serve", base_url=url), BUDGET, seed=7).check()
+
+
 def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
     with nobody() as url, pytest.raises(UserError, match=f"engine.base_url {url}: cannot be reached"):
         source(url).check()
