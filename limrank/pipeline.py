@@ -45,7 +45,9 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
 
     stages = stage_configs(config)
     check_engine(config.model, config.engine)
-    check_labels(load_tokenizer(config.model, config.engine))
+    tokenizer = load_tokenizer(config.model, config.engine)
+    check_labels(tokenizer)
+    check_labels(tokenizer, config.scoring.labels)
     synthesis.check_choice(config.synthesis)
     open_source(stages.first_stage).check()
     common = {"address": address, "progress": progress}

@@ -99,7 +99,7 @@ class Judgment:
     """A scored (query, passage) pair.
 
     Attributes:
-        score: p(true) / (p(true) + p(false)), in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
+        score: p(true) / (p(true) + p(false)) or the expected grade, in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
         reasoning: the chain after which the label was read.
         error: why the pair failed.
         direct_score, think_score: a cascade's scores without and after a chain, which ``score`` is fused from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,11 +19,15 @@ from limrank.config.base import (
     fault,
 )
 from limrank.config.engine import ModelConfig
+from limrank.parsing import brief
 
 Compatibility = Literal["rank1"]
 
 _SAMPLED = 0.7
 """The temperature of chains that are averaged."""
+
+_LABEL = re.compile(r"[\w.+-]+")
+_LONGEST_LABEL = 40
 
 
 class ScoringConfig(Section):
@@ -55,8 +60,15 @@ class ScoringConfig(Section):
         default=None,
         description="sampling temperature of chains. null: 0.7 where samples is above 1, else 0, which is greedy",
     )
+    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=20)] | None = Field(
+        default=None,
+        description='graded labels from least to most relevant, such as ["0", "1", "2", "3"]; each has to be one token '
+        "of the model. The score is the expected value on this scale, from 0 to 1. null: true and false",
+    )
     prompt: str = Field(
-        default="relevance", description="name of a prompt in limrank/prompts, a file, or the prompt's text"
+        default="relevance",
+        description="name of a prompt in limrank/prompts, a file, or the prompt's text. With labels, the default is "
+        "relevance_graded",
     )
     cutoff: PositiveInt = Field(default=10, description="cascade: the order matters down to this rank")
     band: NonNegativeFloat = Field(
@@ -85,6 +97,24 @@ class ScoringConfig(Section):
             raise fault("is 0, at which all chains of a pair are the same: leave it out, or take scoring.samples 1")
         return temperature
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_words(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for label in labels or ():
+            if len(label) > _LONGEST_LABEL or not _LABEL.fullmatch(label):
+                raise fault(
+                    f"has {brief(label)}, and a label is a word or a number of at most {_LONGEST_LABEL} characters"
+                )
+            if labels.count(label) > 1:
+                raise fault(f"has {brief(label)} twice")
+        return labels
+
+    @property
+    def prompt_name(self) -> str:
+        """The prompt that is asked: its name, its file or its text."""
+        is_default = self.prompt == type(self).model_fields["prompt"].default
+        return "relevance_graded" if self.labels and is_default else self.prompt
+
     @property
     def chains(self) -> int:
         """The chains of a pair; 0 if the mode writes none."""
@@ -101,7 +131,8 @@ class ScoringConfig(Section):
         """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
         left out at their defaults, so that the hash of an older run stays the same."""
         unused = exclude | (set() if self.think_tokens else {"samples", "temperature"})
-        newer = {"samples", "temperature"}
+        unused |= {"labels"} if self.mode == "none" else set()
+        newer = {"samples", "temperature", "labels"}
         return {
             key: value
             for key, value in self.model_dump(exclude=unused).items()
@@ -128,6 +159,6 @@ def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring")
 
 def judges_alone(scoring: ScoringConfig, key: str = "scoring") -> None:
     """Raises ValueError for a key that a judge does not read: it writes one greedy chain, then true or false."""
-    for name in ("samples", "temperature"):
+    for name in ("samples", "temperature", "labels"):
         if getattr(scoring, name) != ScoringConfig.model_fields[name].default:
             raise ValueError(f"{key}.{name}: is for rerankers; a judge writes one greedy chain, then true or false")

@@ -211,7 +211,7 @@ def rows_hash(config: RerankJob, source: Source) -> str:
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
             "scoring": config.scoring.hashed(unused_keys),
-            "prompt": prompts.load(config.scoring.prompt),
+            "prompt": prompts.load(config.scoring.prompt_name),
             "seed": config.seed,
         }
     )
@@ -267,7 +267,7 @@ def _scorer(config: RerankJob) -> EngineSource:
             server.check()
         return server
     check_engine(config.model, config.engine)
-    check_labels(load_tokenizer(config.model, config.engine))
+    check_labels(load_tokenizer(config.model, config.engine), config.scoring.labels)
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 
 

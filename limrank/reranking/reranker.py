@@ -88,7 +88,7 @@ class Reranker:
             if engine is None or isinstance(engine, EngineConfig):
                 engine = self._opened = self._call(_open(model, engine, self._scoring, seed))
             if not isinstance(engine, Judge):
-                check_labels(engine.tokenizer)
+                check_labels(engine.tokenizer, self._scoring.labels)
         except BaseException:
             self.close()
             raise

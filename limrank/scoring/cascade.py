@@ -125,7 +125,7 @@ def fuse(odds: Mapping[int, float], thought: Mapping[int, float], band: float) -
 
 
 def log_odds(score: float) -> float:
-    """The log-odds of a score in [0, 1]; finite at 0 and 1, too."""
+    """The log-odds of a score in [0, 1]; finite at 0 and 1, too. Of an expected grade they are its logit."""
     score = min(max(score, _LEAST), _MOST)
     return math.log(score / (1 - score))
 

@@ -1,4 +1,4 @@
-"""Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair.
+"""Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair, or the expected grade.
 
 *Think, then ask*: the model writes a chain until ``</think>``, its own end, or the budget. A
 chain that it did not close is truncated and closed. One request of one token, whose prefix the
@@ -22,7 +22,7 @@ from typing import Any
 
 from limrank import prompts
 from limrank.config import DEFAULT_SEED, Compatibility, ScoringConfig
-from limrank.engines.base import Engine, Generation, Judge, Tokenizer, label_token_ids
+from limrank.engines.base import Engine, Generation, Judge, Tokenizer
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 from limrank.scoring.cascade import cascade
@@ -36,28 +36,39 @@ from limrank.scoring.encoding import (
     encode_pair,
     encode_written,
 )
+from limrank.scoring.labels import FALSE, TRUE, label_score, lead_tokens
 from limrank.scoring.samples import averaged, chain_sampling
-
-TRUE, FALSE = LABELS = (" true", " false")
-"""The model's answers, with their leading space. Each must be one token."""
 
 _NOTHING = Generation("", "length", 0, 0, 0)
 """The chain where the prompt leaves no tokens for one."""
+
+_SCALE = re.compile(r"\{\{\s*(least|most|labels)\s*\}\}")
+"""The placeholders of a graded prompt."""
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
 
 
 def prompt_template(scoring: ScoringConfig) -> str:
-    """The text of the scoring prompt, with the placeholders ``query`` and ``passage``.
+    """The text of the scoring prompt, with the placeholders ``query`` and ``passage``. With graded labels, the
+    placeholders ``least``, ``most`` and ``labels`` are filled.
 
     Raises:
         UserError: there is no such prompt, or a placeholder is missing.
     """
-    template = prompts.load(scoring.prompt)
+    template = _template(scoring)
     prompts.require_placeholders(
-        PLACEHOLDER.findall(template), {"query", "passage"}, f"scoring.prompt {scoring.prompt}"
+        PLACEHOLDER.findall(template), {"query", "passage"}, f"scoring.prompt {scoring.prompt_name}"
     )
     return template
+
+
+def _template(scoring: ScoringConfig) -> str:
+    """The text of the scoring prompt. It names the graded labels where it has a placeholder for them."""
+    template = prompts.load(scoring.prompt_name)
+    if scoring.labels is None:
+        return template
+    scale = {"least": scoring.labels[0], "most": scoring.labels[-1], "labels": ", ".join(scoring.labels)}
+    return _SCALE.sub(lambda match: scale[match.group(1)], template)
 
 
 def with_prompt_text(scoring: ScoringConfig) -> ScoringConfig:
@@ -74,11 +85,6 @@ def completion(chain: str | None, label: bool) -> str:
     """The text that a reranker is trained to write after the prompt."""
     thought = f"\n{chain.strip()}" if chain and chain.strip() else ""
     return f"{thought}{CLOSE}{TRUE if label else FALSE}"
-
-
-def check_labels(tokenizer: Tokenizer) -> None:
-    """Raises UserError where a label is not one token of the tokenizer."""
-    label_token_ids(tokenizer, (TRUE, FALSE))
 
 
 async def score_pair(
@@ -181,13 +187,14 @@ async def _score_chain(
 ) -> Judgment:
     """Score a pair by one chain that is sampled as ``sampling`` says; without a chain in a direct mode."""
     tokenizer = engine.tokenizer
-    # The context holds prompt, chain, close and one token for the label.
-    context = engine.limits.context - close_tokens(tokenizer) - 1
+    lead = lead_tokens(tokenizer, scoring.labels)
+    # The context holds prompt, chain, close and the label, whose last token is read.
+    context = engine.limits.context - close_tokens(tokenizer) - len(lead) - 1
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
     max_tokens = context - min(scoring.think_tokens, kept)
     if max_tokens <= 0:
         raise RowError(f"scoring.min_think_tokens {kept} leaves no tokens for a prompt in a context of {context}")
-    prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, max_tokens=max_tokens)
+    prompt = encode_pair(tokenizer, _template(scoring), query, candidate.text, max_tokens=max_tokens)
     chain, status, generated = None, ScoreStatus.DIRECT, 0
     if scoring.think_tokens:
         # The chain may take all tokens that the prompt leaves.
@@ -200,7 +207,7 @@ async def _score_chain(
         closed = written.stop == THINK_CLOSE or tokenizer.get_added_vocab().get(THINK_CLOSE) in written.ids
         status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
         chain = written.text if closed else truncate_chain(written.text, scoring.compatibility)
-    longest = engine.limits.context - 1
+    longest = engine.limits.context - len(lead) - 1
     if status == ScoreStatus.COMPLETE:
         asked = encode_written(tokenizer, prompt, chain, written.ids)
         if len(asked) > longest:  # an endpoint's text may encode to more tokens than it wrote
@@ -209,7 +216,7 @@ async def _score_chain(
         asked, shorter = _closed(tokenizer, prompt, chain or "", longest)
         chain = chain and shorter
     try:
-        score, error = await label_score(engine, asked), None
+        score, error = await label_score(engine, [*asked, *lead], scoring.labels), None
     except RowError as failed:
         score, error, status = None, failed, ScoreStatus.FAILED  # the tokens of its chain still count
     return Judgment(
@@ -222,16 +229,6 @@ async def _score_chain(
         truncated=prompt.truncated,
         error=error,
     )
-
-
-async def label_score(engine: Engine, ids: list[int]) -> float:
-    """p(true) / (p(true) + p(false)) after a closed chain, from the label tokens."""
-    logprobs = await engine.label_logprobs(ids, (TRUE, FALSE))
-    difference = logprobs[FALSE] - logprobs[TRUE]
-    if not math.isfinite(difference):
-        raise RowError(f"the engine's log-probabilities are not finite: {logprobs}")
-    # exp overflows above 709, where the score is 0 to every digit.
-    return 1.0 / (1.0 + math.exp(min(difference, 700.0)))
 
 
 def _closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, max_tokens: int) -> tuple[list[int], str]:

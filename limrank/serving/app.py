@@ -82,7 +82,7 @@ class Scorer:
         self._engine: Engine | None = None
         self._refused: UserError | None = None
         try:
-            self._engine = await self._on_loop(_open(source))
+            self._engine = await self._on_loop(_open(source, scoring))
         except UserError as error:
             # ready() raises it. An error here would make Serve retry, which cannot help.
             self._refused = error
@@ -116,9 +116,9 @@ class Scorer:
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
 
-async def _open(source: EngineSource) -> Engine:
+async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
     engine = source.open()
-    check_labels(engine.tokenizer)
+    check_labels(engine.tokenizer, scoring.labels)
     return engine
 
 

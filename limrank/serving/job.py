@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
-from limrank import cluster, prompts, signals
+from limrank import cluster, signals
 from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
@@ -54,7 +54,7 @@ def plan(config: ServeJob) -> dict[str, Any]:
             "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
             "waiting_requests": config.serving.max_queued_requests,
         },
-        "first_prompt": prompts.load(config.scoring.prompt),
+        "first_prompt": prompt_template(config.scoring),
     }
 
 

@@ -43,6 +43,7 @@ class Served:
     samples: int = 1
     temperature: float = 0.0
     seed: int | None = None
+    labels: list[str] | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, scoring: ScoringConfig, seed: int = DEFAULT_SEED) -> Served:
@@ -57,12 +58,13 @@ class Served:
             max_think_tokens=scoring.think_tokens,
             min_think_tokens=scoring.min_think_tokens if thinks else None,
             compatibility=scoring.compatibility if thinks else None,
-            prompt=hashlib.sha256(prompts.load(scoring.prompt).encode()).hexdigest()[:16],
+            prompt=hashlib.sha256(prompts.load(scoring.prompt_name).encode()).hexdigest()[:16],
             cutoff=scoring.cutoff if cascade else None,
             band=scoring.band if cascade else None,
             samples=scoring.samples if thinks else 1,
             temperature=temperature,
             seed=seed if temperature else None,
+            labels=list(scoring.labels) if scoring.labels else None,
         )
 
     def scoring(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from limrank.config.recipe import parse_config
 from limrank.errors import UserError
 
 RERANK = {"job": "rerank", "run_dir": "runs/a", "engine": {"kind": "fake"}}
-LATER = {"samples", "temperature"}
+LATER = {"samples", "temperature", "labels"}
 
 
 def refusal(scoring, job=RERANK, key="scoring"):
@@ -54,7 +54,7 @@ def test_greedy_chains_are_not_averaged():
     )
 
 
-@pytest.mark.parametrize("key", [{"samples": 2}, {"temperature": 0.5}], ids=str)
+@pytest.mark.parametrize("key", [{"samples": 2}, {"temperature": 0.5}, {"labels": ["0", "1"]}], ids=str)
 def test_a_judge_reads_no_key_of_a_reranker(key):
     (name,) = key
     job = {"job": "synthesize", "run_dir": "runs/a"}
@@ -68,3 +68,40 @@ def test_samples_decide_the_temperature():
         ScoringConfig(mode="think", **keys).chain_temperature for keys in ({}, {"samples": 2}, {"temperature": 0.3})
     ]
     assert given == [0.0, 0.7, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ([], "should have at least 2 items"),
+        (["1"], "should have at least 2 items"),
+        ([str(each) for each in range(21)], "should have at most 20 items"),
+        (["1", "2", "1"], "has '1' twice"),
+        (["1", " 2"], "has ' 2', and a label is a word or a number"),
+        (["1", "2\n"], "has '2\\n', and a label is a word or a number"),
+        (["1", "{{query}}"], "has '{{query}}', and a label is a word or a number"),
+        (["1", "</think>"], "has '</think>', and a label is a word or a number"),
+        (["1", "x" * 41], "and a label is a word or a number of at most 40 characters"),
+        (["1", ""], "is empty"),
+        (["1", "a\0"], "holds a NUL"),
+        (["1", None], "valid string"),
+        ([0, 1], "valid string"),
+        ([False, True], "should not be false"),
+        ([1.5, float("nan")], "valid string"),
+        ([["1"], ["2"]], "valid string"),
+        ("01", "valid tuple"),
+        ({"0": 1}, "valid tuple"),
+        (7, "valid tuple"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_labels_are_a_few_distinct_words(labels, fault):
+    message = refusal({"labels": labels})
+    assert message.startswith("recipe: scoring.labels") and fault in message
+
+
+def test_the_hash_covers_labels_and_their_order():
+    one, other = ({"labels": each} for each in (("0", "1"), ("1", "0")))
+    assert ScoringConfig(**one).hashed(set()) != ScoringConfig(**other).hashed(set()) != ScoringConfig().hashed(set())
+    # Without a model no label is read.
+    assert ScoringConfig(mode="none", **one).hashed(set()) == ScoringConfig(mode="none").hashed(set())
