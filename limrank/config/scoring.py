@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    Fraction,
     Section,
     fault,
 )
@@ -80,6 +81,19 @@ class ScoringConfig(Section):
         default=None, description="cascade: generated tokens that the whole run may take. null: no limit"
     )
 
+    min_score: Fraction | None = Field(
+        default=None,
+        description="the lowest score that counts as relevant: pairs below it are rows, but not in the run, in a ranking "
+        "or in an answer. null: all pairs are",
+    )
+
+    @field_validator("min_score")
+    @classmethod
+    def _scores_to_compare(cls, min_score: float | None, info: ValidationInfo) -> float | None:
+        if min_score is not None and info.data.get("mode") == "none":
+            raise fault("compares scores, and scoring.mode none gives none")
+        return min_score
+
     @field_validator("samples")
     @classmethod
     def _chains_to_sample(cls, samples: int, info: ValidationInfo) -> int:
@@ -130,7 +144,7 @@ class ScoringConfig(Section):
     def hashed(self, exclude: set[str]) -> dict[str, Any]:
         """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
         left out at their defaults, so that the hash of an older run stays the same."""
-        unused = exclude | (set() if self.think_tokens else {"samples", "temperature"})
+        unused = exclude | {"min_score"} | (set() if self.think_tokens else {"samples", "temperature"})
         unused |= {"labels"} if self.mode == "none" else set()
         newer = {"samples", "temperature", "labels"}
         return {
@@ -159,6 +173,6 @@ def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring")
 
 def judges_alone(scoring: ScoringConfig, key: str = "scoring") -> None:
     """Raises ValueError for a key that a judge does not read: it writes one greedy chain, then true or false."""
-    for name in ("samples", "temperature", "labels"):
+    for name in ("samples", "temperature", "labels", "min_score"):
         if getattr(scoring, name) != ScoringConfig.model_fields[name].default:
             raise ValueError(f"{key}.{name}: is for rerankers; a judge writes one greedy chain, then true or false")

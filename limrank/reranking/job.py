@@ -28,7 +28,7 @@ from limrank.records import (
     rerank_row_schema,
     rerank_unit_schema,
 )
-from limrank.reranking.runs import write_runs
+from limrank.reranking.runs import reaching, write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
@@ -156,13 +156,17 @@ def run(
                     stage=stage,
                     progress_unit="pairs",
                 )
-        write_runs(run_dir.storage)
+        write_runs(run_dir.storage, min_score=config.scoring.min_score)
         run_dir.finish("done")
     cost = ""
     if config.scoring.mode != "none" and summary.rate:
         cost = f", {summary.rate:.1f} pairs/s, {summary.tokens / max(summary.rows, 1):.0f} tokens per pair"
     done = f"{summary.units} queries, {summary.rows} pairs, {summary.failed} failed{cost}"
-    return JobResult(summary.failed, source.warnings, [done, f"run: {run_dir.storage.display_path('run.trec')}"])
+    messages = [done, f"run: {run_dir.storage.display_path('run.trec')}"]
+    if (least := config.scoring.min_score) is not None:
+        pairs, queries = reaching(run_dir.storage, least)
+        messages.insert(1, f"scoring.min_score {least:g}: {pairs} pairs of {queries} queries reach it")
+    return JobResult(summary.failed, source.warnings, messages)
 
 
 def plan(config: RerankJob) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar, get_args
 from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, open_engine
 from limrank.errors import UserError
+from limrank.parsing import brief
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
-from limrank.scoring import check_labels, rank_judgments, score_query
+from limrank.scoring import above, check_labels, rank_judgments, score_query
 
 Value = TypeVar("Value")
 
@@ -102,6 +103,7 @@ class Reranker:
         doc_ids: Sequence[str] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        min_score: float | None = None,
     ) -> list[RankedDocument]:
         """Documents by relevance, best first. Ties keep the given order.
 
@@ -111,12 +113,13 @@ class Reranker:
             doc_ids: one id for each document.
             instruction: narrows what is relevant; it is appended to the query.
             top_n: how many to return; None: all.
+            min_score: documents with a lower score are left out, which may be all. None: ``scoring.min_score``.
 
         Raises:
-            UserError: there are more or fewer ids than documents.
+            UserError: there are more or fewer ids than documents, or ``min_score`` is not in [0, 1].
             EngineError: the engine crashed.
         """
-        return self._call(self._rank(_Task(query, documents, doc_ids, instruction), top_n))
+        return self._call(self._rank(_Task(query, documents, doc_ids, instruction), top_n, self._least(min_score)))
 
     def rank_many(
         self,
@@ -126,6 +129,7 @@ class Reranker:
         doc_ids: Sequence[Sequence[str]] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        min_score: float | None = None,
     ) -> list[list[RankedDocument]]:
         """Rank each query's own documents. The rankings are in the order of the queries.
 
@@ -135,10 +139,11 @@ class Reranker:
         Args:
             documents: one list for each query.
             doc_ids: one list for each query, with one id for each document.
-            instruction, top_n: as in :meth:`rank`, of every query.
+            instruction, top_n, min_score: as in :meth:`rank`, of every query.
 
         Raises:
-            UserError: there are more or fewer lists than queries, or ids than documents.
+            UserError: there are more or fewer lists than queries, or ids than documents, or ``min_score`` is not
+                in [0, 1].
             EngineError: the engine crashed.
         """
         if isinstance(queries, str):
@@ -151,9 +156,11 @@ class Reranker:
             for number, query in enumerate(queries)
         ]
 
+        least = self._least(min_score)
+
         async def rank_all() -> list[list[RankedDocument]]:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(self._rank(task, top_n)) for task in tasks]
+                running = [group.create_task(self._rank(task, top_n, least)) for task in tasks]
             return [each.result() for each in running]
 
         try:
@@ -169,13 +176,15 @@ class Reranker:
         doc_ids: Sequence[str] | None = None,
         instruction: str = "",
         top_n: int | None = None,
+        min_score: float | None = None,
     ) -> list[RankedDocument]:
         """:meth:`rank` as a coroutine, on any event loop.
 
         Cancelling it cancels the requests.
         """
         task = _Task(query, documents, doc_ids, instruction)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._rank(task, top_n), self._loop))
+        ranking = self._rank(task, top_n, self._least(min_score))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ranking, self._loop))
 
     def close(self) -> None:
         """End the engine if it was opened here. A second call does nothing."""
@@ -201,11 +210,19 @@ class Reranker:
             future.cancel()  # Ctrl-C: nobody waits for the answer
             raise
 
-    async def _rank(self, task: _Task, top_n: int | None) -> list[RankedDocument]:
+    def _least(self, min_score: float | None) -> float:
+        """The score below which documents are left out."""
+        if min_score is None:
+            return self._scoring.min_score or 0.0
+        if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+            raise UserError(f"min_score: should be a number from 0 to 1 (got {brief(min_score)})")
+        return min_score
+
+    async def _rank(self, task: _Task, top_n: int | None, min_score: float) -> list[RankedDocument]:
         candidates = task.candidates()
         asked = Query("query", task.query, task.instruction)
         judgments = await score_query(asked, candidates, self._engine, self._scoring, seed=self._seed)
-        order = rank_judgments(candidates, judgments)
+        order = above(min_score, rank_judgments(candidates, judgments), judgments)
         return [task.ranked(index, judgments[index]) for index in order[:top_n]]
 
 

@@ -15,6 +15,7 @@ from limrank.scoring.encoding import (
 )
 from limrank.scoring.labels import FALSE, LABELS, TRUE, check_labels, label_score
 from limrank.scoring.pointwise import (
+    above,
     completion,
     prompt_template,
     rank_judgments,
@@ -33,6 +34,7 @@ __all__ = [
     "THINK_OPEN",
     "TRUE",
     "PairPrompt",
+    "above",
     "check_labels",
     "close_tokens",
     "completion",

@@ -182,6 +182,15 @@ def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment
     return sorted(range(len(candidates)), key=key)
 
 
+def above(min_score: float, order: Sequence[int], judgments: Sequence[Judgment]) -> list[int]:
+    """An order without the pairs whose score is below ``min_score``. Failed pairs stay: nobody knows their score."""
+
+    def stays(score: float | None) -> bool:
+        return score is None or score >= min_score
+
+    return [index for index in order if stays(judgments[index].score)]
+
+
 async def _score_chain(
     query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig, sampling: Mapping[str, Any]
 ) -> Judgment:

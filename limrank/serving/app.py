@@ -66,7 +66,9 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
     api = serve.deployment(
         Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
-    return api.bind(scorer.bind(source, with_prompt_text(config.scoring), config.seed), served, limit)
+    return api.bind(
+        scorer.bind(source, with_prompt_text(config.scoring), config.seed), served, limit, config.scoring.min_score
+    )
 
 
 class Scorer:
@@ -126,15 +128,16 @@ async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
 class Api:
     """The HTTP replica: the API over the engine replicas."""
 
-    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None) -> None:
+    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None) -> None:
         listen_on_node_address()
         self._scorer = scorer
         self._served = served
         self._limit = limit
+        self._min_score = min_score
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(self, self._served, self._limit)
+        return build_api(self, self._served, self._limit, self._min_score)
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its

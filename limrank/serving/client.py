@@ -206,6 +206,7 @@ class HttpClient(_Client):
             "documents": texts,
             "return_documents": False,
             "return_reasoning": True,
+            "min_score": 0,  # a result for each document, whatever the server leaves out by default
         }
         await self._pace.free()
         try:

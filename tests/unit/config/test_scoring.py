@@ -7,7 +7,7 @@ from limrank.config.recipe import parse_config
 from limrank.errors import UserError
 
 RERANK = {"job": "rerank", "run_dir": "runs/a", "engine": {"kind": "fake"}}
-LATER = {"samples", "temperature", "labels"}
+LATER = {"samples", "temperature", "labels", "min_score"}
 
 
 def refusal(scoring, job=RERANK, key="scoring"):
@@ -54,7 +54,9 @@ def test_greedy_chains_are_not_averaged():
     )
 
 
-@pytest.mark.parametrize("key", [{"samples": 2}, {"temperature": 0.5}, {"labels": ["0", "1"]}], ids=str)
+@pytest.mark.parametrize(
+    "key", [{"samples": 2}, {"temperature": 0.5}, {"labels": ["0", "1"]}, {"min_score": 0.5}], ids=str
+)
 def test_a_judge_reads_no_key_of_a_reranker(key):
     (name,) = key
     job = {"job": "synthesize", "run_dir": "runs/a"}
@@ -105,3 +107,14 @@ def test_the_hash_covers_labels_and_their_order():
     assert ScoringConfig(**one).hashed(set()) != ScoringConfig(**other).hashed(set()) != ScoringConfig().hashed(set())
     # Without a model no label is read.
     assert ScoringConfig(mode="none", **one).hashed(set()) == ScoringConfig(mode="none").hashed(set())
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, 10**30, True, "much", [], float("nan"), float("inf")], ids=repr)
+def test_a_threshold_is_a_number_from_0_to_1(least):
+    assert refusal({"min_score": least}).startswith("recipe: scoring.min_score: ")
+
+
+def test_a_threshold_needs_scores():
+    assert refusal({"mode": "none", "min_score": 0}) == (
+        "recipe: scoring.min_score: compares scores, and scoring.mode none gives none"
+    )
