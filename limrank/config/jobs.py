@@ -236,6 +236,8 @@ class PipelineJob(Job):
         chain_fits(self.model, self.scoring)
         chain_fits(self.model, self.judge_scoring, "judge_scoring")
         judges_alone(self.judge_scoring, "judge_scoring")
+        if self.evaluation.calibrate:
+            raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")
         return self
 
 

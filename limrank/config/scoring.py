@@ -16,6 +16,7 @@ from pydantic import (
 
 from limrank.config.base import (
     Fraction,
+    PathStr,
     Section,
     fault,
 )
@@ -87,6 +88,12 @@ class ScoringConfig(Section):
         "or in an answer. null: all pairs are",
     )
 
+    calibration: PathStr | None = Field(
+        default=None,
+        description="a calibration.json of `limrank evaluate`, which turns scores into probabilities of relevance and keeps "
+        "their order. null: scores as they are read",
+    )
+
     @field_validator("min_score")
     @classmethod
     def _scores_to_compare(cls, min_score: float | None, info: ValidationInfo) -> float | None:
@@ -145,8 +152,8 @@ class ScoringConfig(Section):
         """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
         left out at their defaults, so that the hash of an older run stays the same."""
         unused = exclude | {"min_score"} | (set() if self.think_tokens else {"samples", "temperature"})
-        unused |= {"labels"} if self.mode == "none" else set()
-        newer = {"samples", "temperature", "labels"}
+        unused |= {"labels", "calibration"} if self.mode == "none" else set()
+        newer = {"samples", "temperature", "labels", "calibration"}
         return {
             key: value
             for key, value in self.model_dump(exclude=unused).items()
@@ -173,6 +180,6 @@ def chain_fits(model: ModelConfig, scoring: ScoringConfig, key: str = "scoring")
 
 def judges_alone(scoring: ScoringConfig, key: str = "scoring") -> None:
     """Raises ValueError for a key that a judge does not read: it writes one greedy chain, then true or false."""
-    for name in ("samples", "temperature", "labels", "min_score"):
+    for name in ("samples", "temperature", "labels", "min_score", "calibration"):
         if getattr(scoring, name) != ScoringConfig.model_fields[name].default:
             raise ValueError(f"{key}.{name}: is for rerankers; a judge writes one greedy chain, then true or false")

@@ -95,6 +95,18 @@ def read_compared(directories: Sequence[str]) -> list[Inputs]:
     return [replace(found, name=name) for found, name in zip(runs, names, strict=True)]
 
 
+def read_finished(directory: str, key: str) -> Inputs:
+    """A finished rerank run.
+
+    Raises:
+        UserError: it is none. ``key`` is the recipe's, for the message.
+    """
+    if is_uri(directory):
+        raise UserError(f"{key}: {directory}: evaluate reads local directories; copy it here first")
+    _check_finished(directory)
+    return _rerank_run(Path(directory))
+
+
 def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
     """Names that differ: a name that several runs share gets its directory added, relative to their common parent."""
     unique = []

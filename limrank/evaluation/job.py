@@ -16,6 +16,7 @@ from limrank.batch.run_dir_checks import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation import compare_job
+from limrank.evaluation.calibration import FILE, RunReliability, run_reliability
 from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import provenance, write_report
@@ -41,6 +42,7 @@ class EvaluateResult:
     first_stage: Evaluation | None
     differences: dict[str, Difference]
     warnings: list[str]
+    reliability: RunReliability | None = None
 
 
 def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -53,7 +55,10 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
     if config.evaluation.compare:
         return compare_job.run(config)
     result = evaluate_job(config)
-    return JobResult(0, result.warnings, [console_table(result), f"report: {result.directory / 'report.html'}"])
+    messages = [console_table(result), f"report: {result.directory / 'report.html'}"]
+    if result.reliability and result.reliability.fitted:
+        messages[1:1] = [result.reliability.sentence(), f"calibration: {result.directory / FILE}"]
+    return JobResult(0, result.warnings, messages)
 
 
 def plan(config: EvaluateJob) -> dict[str, Any]:
@@ -67,6 +72,8 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
     inputs = read_inputs(config)
     for measure in config.evaluation.measures:
         parse_measure(measure)
+    if config.evaluation.calibrate:
+        run_reliability(config, inputs)
     check_run_dir(config)
     return {
         "run": inputs.name,
@@ -104,7 +111,8 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         warnings.append(f"{inputs.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
     if unjudged := len(inputs.run.keys() - inputs.qrels.keys()):
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
-    result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings)
+    reliability = None if config.evaluation.run else run_reliability(config, inputs)
+    result = EvaluateResult(Path(config.run_dir), system, first_stage, differences, warnings, reliability)
     facts = inputs.facts | provenance(config.evaluation.measures)
     write_outputs(storage, result, query_texts(inputs.queries), facts, samples=samples, seed=seed)
     return result
@@ -143,7 +151,7 @@ def write_outputs(
     """Write ``metrics.json``, ``per_query.parquet`` and ``report.html``.
 
     ``metrics.json`` maps each measure to ``{mean, low, high}``. It also has ``queries`` and ``missing`` (counts),
-    ``bootstrap``, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure).
+    ``bootstrap``, ``reliability`` where pairs are scored, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure).
     ``per_query.parquet`` has one row a query: ``query_id`` and a column a measure.
 
     Args:
@@ -155,6 +163,11 @@ def write_outputs(
     if result.first_stage:
         metrics["first_stage"] = {name: interval._asdict() for name, interval in result.first_stage.intervals.items()}
         metrics["differences"] = {name: Interval(*values)._asdict() for name, values in result.differences.items()}
+    if result.reliability:
+        metrics["reliability"] = result.reliability.values()
+        if result.reliability.fitted:
+            fitted = json.dumps(result.reliability.fitted.values(), indent=2, ensure_ascii=False)
+            storage.write_text(FILE, fitted + "\n")
     metrics["bootstrap"] = {"samples": samples, "confidence": 0.95, "seed": seed}
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
     storage.write_text("metrics.json", text + "\n")
@@ -162,7 +175,9 @@ def write_outputs(
     evaluations = [evaluation for evaluation in (result.first_stage, result.system) if evaluation]
     title, rows = f"Evaluation of {result.system.name}", report_rows(evaluations)
     facts = p_mrr_facts(evaluations) | facts
-    write_report(storage.local("report.html"), title, rows, queries, facts, samples=samples, seed=seed)
+    section = result.reliability.section() if result.reliability else None
+    path = storage.local("report.html")
+    write_report(path, title, rows, queries, facts, samples=samples, seed=seed, reliability=section)
 
 
 def _per_query(scores: Scores) -> pa.Table:

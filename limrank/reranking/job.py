@@ -32,6 +32,7 @@ from limrank.reranking.runs import reaching, write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
+from limrank.scoring.calibration import Calibration, calibrated, fingerprint, read_calibration
 from limrank.serving.client import ServedReranker
 from limrank.storage import Storage
 
@@ -50,6 +51,7 @@ class RerankTask:
     scoring: ScoringConfig
     tokens_a_pair: float | None = None
     seed: int = DEFAULT_SEED
+    calibration: Calibration | None = None
     step: str = "score"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
@@ -57,7 +59,7 @@ class RerankTask:
 
     @property
     def row_schema(self) -> pa.Schema:
-        return rerank_row_schema()
+        return rerank_row_schema(calibrated=self.calibration is not None)
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         return await self.retry(unit, [], engines)
@@ -69,6 +71,7 @@ class RerankTask:
         judgments = await score_query(
             query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known, seed=self.seed
         )
+        judgments = calibrated(judgments, self.calibration)
         failures = [
             Failure.of(f"{query.query_id}\t{judgment.doc_id}", self.step, judgment.error)
             for judgment in judgments
@@ -126,6 +129,7 @@ def run(
     source = open_source(config)
     source.check()
     prompt_template(config.scoring)
+    calibration = read_calibration(config.scoring.calibration)
     if config.scoring.mode != "none" and engines is None:
         engines = {"scorer": _scorer(config)}
     with open_run(
@@ -149,7 +153,12 @@ def run(
                 summary = fanout(
                     run_dir,
                     planned,
-                    RerankTask(with_prompt_text(config.scoring), _tokens_a_pair(config.scoring, planned), config.seed),
+                    RerankTask(
+                        with_prompt_text(config.scoring),
+                        _tokens_a_pair(config.scoring, planned),
+                        config.seed,
+                        calibration,
+                    ),
                     engines,
                     config.workers,
                     progress=progress,
@@ -177,6 +186,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
     except UnavailableError as error:
         return {"not known on this machine": str(error), "first_prompt": _form_of_prompt(config)}
     source.check()
+    read_calibration(config.scoring.calibration)
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
     for unit, size in units(source, config.scoring):
@@ -208,13 +218,15 @@ def rows_hash(config: RerankJob, source: Source) -> str:
     # A resumed run may have a higher budget. The prompt is hashed by its text.
     unused_keys = {"prompt", "token_budget"} | (set() if config.scoring.mode == "cascade" else {"cutoff", "band"})
     unused_keys |= set() if config.scoring.think_tokens else {"min_think_tokens", "compatibility"}
+    calibration = None if unused else fingerprint(read_calibration(config.scoring.calibration))
     return config_hash(
         {
+            **({"calibration": calibration} if calibration else {}),
             "job": "rerank",
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
-            "scoring": config.scoring.hashed(unused_keys),
+            "scoring": config.scoring.hashed(unused_keys | {"calibration"}),
             "prompt": prompts.load(config.scoring.prompt_name),
             "seed": config.seed,
         }
@@ -238,15 +250,18 @@ def ranked_rows(query: Query, candidates: list[Candidate], judgments: list[Judgm
             "truncated": judgments[index].truncated,
             "direct_score": judgments[index].direct_score,
             "think_score": judgments[index].think_score,
+            **({} if judgments[index].raw_score is None else {"raw_score": judgments[index].raw_score}),
         }
         for rank, index in enumerate(rank_judgments(candidates, judgments), start=1)
     ]
 
 
 def row_judgment(row: Mapping[str, Any]) -> Judgment:
-    """The judgment in a row of rerank_row_schema()."""
-    named = ("doc_id", "score", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
+    """The judgment in a row of rerank_row_schema(), before calibration."""
+    named = ("doc_id", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
+    raw = row.get("raw_score")
     return Judgment(
+        score=row["score"] if raw is None else raw,
         status=ScoreStatus(row["status"]),
         direct_score=row["direct_score"],
         think_score=row["think_score"],

@@ -14,6 +14,7 @@ from limrank.errors import UserError
 from limrank.parsing import brief
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import above, check_labels, rank_judgments, score_query
+from limrank.scoring.calibration import calibrated, read_calibration
 
 Value = TypeVar("Value")
 
@@ -79,6 +80,7 @@ class Reranker:
         if scoring is not None and scoring.mode == "none":
             raise UserError("scoring: mode none gives no scores")
         self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
+        self._calibration = read_calibration(self._scoring.calibration)
         self._seed = seed
         self._loop = asyncio.new_event_loop()
         # The engine stays on one loop, whichever thread or loop calls rank().
@@ -222,6 +224,7 @@ class Reranker:
         candidates = task.candidates()
         asked = Query("query", task.query, task.instruction)
         judgments = await score_query(asked, candidates, self._engine, self._scoring, seed=self._seed)
+        judgments = calibrated(judgments, self._calibration)
         order = above(min_score, rank_judgments(candidates, judgments), judgments)
         return [task.ranked(index, judgments[index]) for index in order[:top_n]]
 

@@ -172,11 +172,12 @@ def _in_order(
 
 
 def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment]) -> list[int]:
-    """The order of a ranking, as indices into the candidates: by descending score, then by
-    first-stage rank. Failed pairs follow all scored ones, in first-stage order."""
+    """The order of a ranking, as indices into the candidates: by descending score (before calibration, if there is
+    one), then by first-stage rank. Failed pairs follow all scored ones, in first-stage order."""
 
     def key(index: int) -> tuple[bool, float, int]:
-        score = judgments[index].score
+        score, raw = judgments[index].score, judgments[index].raw_score
+        score = score if raw is None else raw
         return score is None, -(score or 0.0), candidates[index].rank
 
     return sorted(range(len(candidates)), key=key)

@@ -24,6 +24,7 @@ from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
+from limrank.scoring.calibration import Calibration, calibrated, read_calibration
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
 from limrank.serving.errors import engine_unavailable
@@ -67,7 +68,12 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
         Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
     return api.bind(
-        scorer.bind(source, with_prompt_text(config.scoring), config.seed), served, limit, config.scoring.min_score
+        scorer.bind(
+            source, with_prompt_text(config.scoring), config.seed, read_calibration(config.scoring.calibration)
+        ),
+        served,
+        limit,
+        config.scoring.min_score,
     )
 
 
@@ -75,12 +81,15 @@ class Scorer:
     """An engine replica. The engine's event loop runs in a thread of its own: opening an engine
     takes a minute, and Serve's loop must answer meanwhile."""
 
-    async def __init__(self, source: EngineSource, scoring: ScoringConfig, seed: int) -> None:
+    async def __init__(
+        self, source: EngineSource, scoring: ScoringConfig, seed: int, calibration: Calibration | None = None
+    ) -> None:
         listen_on_node_address()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
         self._scoring = scoring
         self._seed = seed
+        self._calibration = calibration
         self._engine: Engine | None = None
         self._refused: UserError | None = None
         try:
@@ -107,7 +116,7 @@ class Scorer:
     async def _metered(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
             judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring, seed=self._seed)
-        return judgments, usage
+        return calibrated(judgments, self._calibration), usage
 
     async def __del__(self) -> None:
         # Serve awaits it when it stops a replica.

@@ -348,6 +348,9 @@ def _judgment(result: dict[str, Any]) -> Judgment:
     unscored = score is None and status in (ScoreStatus.FAILED, ScoreStatus.SKIPPED)
     if not unscored and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
         raise ValueError("a score that is not a probability")
+    raw = result.get("raw_score")
+    if raw is not None and (unscored or not isinstance(raw, int | float) or isinstance(raw, bool) or not 0 <= raw <= 1):
+        raise ValueError("a raw score that is not a probability")
     if not isinstance(reasoning, str | None) or not isinstance(error, str | None):
         raise TypeError("a chain or an error that is not text")
     return Judgment(
@@ -359,6 +362,7 @@ def _judgment(result: dict[str, Any]) -> Judgment:
         generated_tokens=count_of(result.get("generated_tokens")),
         truncated=bool(result.get("truncated")),
         error=RowError(error) if error is not None else None,
+        raw_score=raw,
     )
 
 

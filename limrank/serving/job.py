@@ -25,6 +25,7 @@ from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
+from limrank.scoring.calibration import read_calibration
 from limrank.serving.protocol import APP, MAX_DOCUMENTS, SCORER, Served
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
@@ -124,6 +125,7 @@ def _check(config: ServeJob) -> None:
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)
+    read_calibration(config.scoring.calibration)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from limrank import models, prompts
 from limrank.config import DEFAULT_SEED, ModelConfig, ScoringConfig
 from limrank.errors import UserError
+from limrank.scoring.calibration import fingerprint, read_calibration
 
 APP, API, SCORER = "limrank", "Api", "Scorer"
 """The Serve application, its deployment that speaks HTTP, and the one that scores."""
@@ -22,6 +23,7 @@ _KEYS = {
     "max_model_len": "model.max_model_len",
     "prompt": "scoring.prompt, as a hash,",
     "seed": "seed",
+    "calibration": "scoring.calibration, as a hash,",
 }
 
 
@@ -44,6 +46,7 @@ class Served:
     temperature: float = 0.0
     seed: int | None = None
     labels: list[str] | None = None
+    calibration: str | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, scoring: ScoringConfig, seed: int = DEFAULT_SEED) -> Served:
@@ -65,6 +68,7 @@ class Served:
             temperature=temperature,
             seed=seed if temperature else None,
             labels=list(scoring.labels) if scoring.labels else None,
+            calibration=fingerprint(read_calibration(scoring.calibration)),
         )
 
     def scoring(self) -> dict[str, Any]:

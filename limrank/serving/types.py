@@ -141,6 +141,7 @@ class RerankResult(BaseModel):
     document: InputDocument | None = None
     reasoning: str | None = None
     error: str | None = None
+    raw_score: float | None = Field(None, description="the score before calibration, if the server calibrates")
 
 
 class RerankResponse(BaseModel):
@@ -232,6 +233,8 @@ def rerank_response(
             result.document = request.documents[index]
         if request.return_reasoning:
             result.reasoning = judgment.reasoning
+        if judgment.raw_score is not None:
+            result.raw_score = judgment.raw_score
         if judgment.error is not None:
             result.error = str(judgment.error)
         results.append(result)

@@ -7,7 +7,7 @@ from limrank.config.recipe import parse_config
 from limrank.errors import UserError
 
 RERANK = {"job": "rerank", "run_dir": "runs/a", "engine": {"kind": "fake"}}
-LATER = {"samples", "temperature", "labels", "min_score"}
+LATER = {"samples", "temperature", "labels", "min_score", "calibration"}
 
 
 def refusal(scoring, job=RERANK, key="scoring"):
@@ -118,3 +118,8 @@ def test_a_threshold_needs_scores():
     assert refusal({"mode": "none", "min_score": 0}) == (
         "recipe: scoring.min_score: compares scores, and scoring.mode none gives none"
     )
+
+
+@pytest.mark.parametrize("path", ["", " ", 7, True, [], {}, "a\0b", "x" * 300], ids=lambda value: repr(value)[:9])
+def test_a_calibration_is_a_path(path):
+    assert refusal({"calibration": path}).startswith("recipe: scoring.calibration")
