@@ -121,7 +121,9 @@ class ScoringConfig(Section):
     @field_validator("labels")
     @classmethod
     def _labels_are_words(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for label in labels or ():
+        if labels is None:
+            return None
+        for label in labels:
             if len(label) > _LONGEST_LABEL or not _LABEL.fullmatch(label):
                 raise fault(
                     f"has {brief(label)}, and a label is a word or a number of at most {_LONGEST_LABEL} characters"
