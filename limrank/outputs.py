@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-EVALUATION = ("metrics.json", "per_query.parquet", "report.html", "compare.png")
+EVALUATION = ("metrics.json", "per_query.parquet", "report.html", "compare.png", "calibration.json")
 """The files that ``limrank evaluate`` writes, into a rerank job's directory or one of its own."""
 
 _ANY_JOB = (

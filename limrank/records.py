@@ -99,10 +99,11 @@ class Judgment:
     """A scored (query, passage) pair.
 
     Attributes:
-        score: p(true) / (p(true) + p(false)), in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
+        score: p(true) / (p(true) + p(false)) or the expected grade, in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
         reasoning: the chain after which the label was read.
         error: why the pair failed.
         direct_score, think_score: a cascade's scores without and after a chain, which ``score`` is fused from.
+        raw_score: the score before calibration, by which pairs are ranked; None without a calibration.
     """
 
     doc_id: str
@@ -115,6 +116,7 @@ class Judgment:
     error: Exception | None = None
     direct_score: float | None = None
     think_score: float | None = None
+    raw_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +249,14 @@ def rerank_unit_schema() -> pa.Schema:
     )
 
 
-def rerank_row_schema() -> pa.Schema:
+def rerank_row_schema(*, calibrated: bool = False) -> pa.Schema:
     """A scored pair; ``rank`` is the reranker's, from 1. ``direct_score`` and ``think_score`` are null except in a
-    cascade."""
+    cascade. ``raw_score``, the score before calibration, is there only if scores are calibrated."""
     import pyarrow as pa
 
     return _schema(
         "rerank_row",
-        2,
+        3 if calibrated else 2,
         [
             ("query_id", pa.string()),
             ("doc_id", pa.string()),
@@ -269,6 +271,7 @@ def rerank_row_schema() -> pa.Schema:
             ("truncated", pa.bool_()),
             ("direct_score", pa.float64()),
             ("think_score", pa.float64()),
+            *([("raw_score", pa.float64())] if calibrated else []),
         ],
     )
 

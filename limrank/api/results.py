@@ -66,7 +66,8 @@ class RerankResult(JobRun):
         from limrank.batch.rows import read_rows
         from limrank.records import rerank_row_schema
 
-        return pa.concat_tables([rerank_row_schema().empty_table(), *read_rows(self._storage, "rows")])
+        tables = [rerank_row_schema().empty_table(), *read_rows(self._storage, "rows")]
+        return pa.concat_tables(tables, promote_options="default")  # calibrated rows have a column more
 
     @cached_property
     def qrels(self) -> Qrels:

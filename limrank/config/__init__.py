@@ -31,6 +31,7 @@ from limrank.config.data import (
 from limrank.config.engine import EngineConfig, FaultConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.jobs import (
+    DEFAULT_SEED,
     JOBS,
     EvaluateJob,
     Job,
@@ -52,6 +53,7 @@ from limrank.uris import is_uri
 
 __all__ = [
     "Compatibility",
+    "DEFAULT_SEED",
     "DataConfig",
     "DevConfig",
     "EngineConfig",

@@ -24,11 +24,13 @@ from limrank.config.data import (
 )
 from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
-from limrank.config.scoring import ScoringConfig, chain_fits, no_fusion
+from limrank.config.scoring import ScoringConfig, chain_fits, judges_alone, no_fusion
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import SynthesisConfig
 from limrank.config.training import DevConfig, TrainingConfig
 from limrank.uris import is_uri
+
+DEFAULT_SEED = 12345
 
 
 def _role(default: Role, model: ModelConfig | None, engine: EngineConfig | None, workers: WorkersConfig | None) -> Role:
@@ -51,7 +53,7 @@ class Job(Section):
     run_dir: PathStr = Field(
         description="the run directory: new, empty, or a run of the same config. rerank and train also take s3://…"
     )
-    seed: int = Field(default=12345, ge=0, le=2**53, description="seed of everything that is drawn at random")
+    seed: int = Field(default=DEFAULT_SEED, ge=0, le=2**53, description="seed of everything that is drawn at random")
     allow_failures: bool = Field(default=False, description="end with exit code 0 although rows failed")
     notes: tuple[str, ...] = Field(default=(), description="sentences for readers of the recipe; --dry-run prints them")
 
@@ -117,6 +119,7 @@ class SynthesizeJob(Job):
             return self
         roles = self.roles()
         chain_fits(roles["judge"].model, self.scoring)
+        judges_alone(self.scoring)
         for name in ("judge", "reranker"):
             if getattr(self, f"{name}_workers") and roles[name][:2] == roles["writer"][:2]:
                 raise ValueError(f"{name}_workers: the {name} is the writer's own model, and works in its pool")
@@ -247,6 +250,9 @@ class PipelineJob(Job):
         no_fusion(self.judge_scoring, "judge_scoring", _JUDGE)
         if self.scoring.fuse and isinstance(self.scoring.fuse.first_stage, str):
             raise ValueError("scoring.fuse.first_stage: a pipeline takes a weight from 0 to 1")
+        judges_alone(self.judge_scoring, "judge_scoring")
+        if self.evaluation.calibrate:
+            raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")
         return self
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,6 +25,12 @@ from limrank.config.engine import ModelConfig
 from limrank.parsing import brief
 
 Compatibility = Literal["rank1"]
+
+_SAMPLED = 0.7
+"""The temperature of chains that are averaged."""
+
+_LABEL = re.compile(r"[\w.+-]+")
+_LONGEST_LABEL = 40
 
 
 class FuseConfig(Section):
@@ -61,8 +69,23 @@ class ScoringConfig(Section):
         description="rank1: an unfinished chain is truncated as by the reference, at its last . ! or ?, also "
         "inside a number. null: at its last sentence end",
     )
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="chains that are sampled for a pair; its probability is the mean over them. 1: one chain",
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None,
+        description="sampling temperature of chains. null: 0.7 where samples is above 1, else 0, which is greedy",
+    )
+    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=20)] | None = Field(
+        default=None,
+        description='graded labels from least to most relevant, such as ["0", "1", "2", "3"]; each has to be one token '
+        "of the model. The score is the expected value on this scale, from 0 to 1. null: true and false",
+    )
     prompt: str = Field(
-        default="relevance", description="name of a prompt in limrank/prompts, a file, or the prompt's text"
+        default="relevance",
+        description="name of a prompt in limrank/prompts, a file, or the prompt's text. With labels, the default is "
+        "relevance_graded",
     )
     cutoff: PositiveInt = Field(default=10, description="cascade: the order matters down to this rank")
     band: NonNegativeFloat = Field(
@@ -86,9 +109,86 @@ class ScoringConfig(Section):
             raise ValueError("scoring.fuse: mode none has no scores to fuse with the first stage's: unset one of them")
         return self
 
+    min_score: Fraction | None = Field(
+        default=None,
+        description="the lowest score that counts as relevant: pairs below it are rows, but not in the run, in a ranking "
+        "or in an answer. null: all pairs are",
+    )
+
+    calibration: PathStr | None = Field(
+        default=None,
+        description="a calibration.json of `limrank evaluate`, which turns scores into probabilities of relevance and keeps "
+        "their order. null: scores as they are read",
+    )
+
+    @field_validator("min_score")
+    @classmethod
+    def _scores_to_compare(cls, min_score: float | None, info: ValidationInfo) -> float | None:
+        if min_score is not None and info.data.get("mode") == "none":
+            raise fault("compares scores, and scoring.mode none gives none")
+        return min_score
+
+    @field_validator("samples")
+    @classmethod
+    def _chains_to_sample(cls, samples: int, info: ValidationInfo) -> int:
+        mode = info.data.get("mode")
+        if samples > 1 and mode in ("none", "direct"):
+            raise fault(
+                f"is {samples}, and scoring.mode {mode} writes no chain to sample: take think, budget or cascade"
+            )
+        return samples
+
+    @field_validator("temperature")
+    @classmethod
+    def _chains_differ(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        if temperature == 0 and info.data.get("samples", 1) > 1:
+            raise fault("is 0, at which all chains of a pair are the same: leave it out, or take scoring.samples 1")
+        return temperature
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_words(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is None:
+            return None
+        for label in labels:
+            if len(label) > _LONGEST_LABEL or not _LABEL.fullmatch(label):
+                raise fault(
+                    f"has {brief(label)}, and a label is a word or a number of at most {_LONGEST_LABEL} characters"
+                )
+            if labels.count(label) > 1:
+                raise fault(f"has {brief(label)} twice")
+        return labels
+
+    @property
+    def prompt_name(self) -> str:
+        """The prompt that is asked: its name, its file or its text."""
+        is_default = self.prompt == type(self).model_fields["prompt"].default
+        return "relevance_graded" if self.labels and is_default else self.prompt
+
+    @property
+    def chains(self) -> int:
+        """The chains of a pair; 0 if the mode writes none."""
+        return self.samples if self.think_tokens else 0
+
+    @property
+    def chain_temperature(self) -> float:
+        """The sampling temperature of a chain; 0 is greedy."""
+        if self.temperature is None:
+            return _SAMPLED if self.samples > 1 else 0.0
+        return self.temperature
+
     def hashed(self, exclude: set[str]) -> dict[str, Any]:
-        """The keys that rows depend on, for :func:`config_hash`. Fusion reorders rows that are there."""
-        return self.model_dump(exclude=exclude | {"fuse"})
+        """The keys that rows depend on, for :func:`config_hash`. Keys newer than run directories are
+        left out at their defaults, so that the hash of an older run stays the same. Fusion reorders
+        rows that are there, and a threshold leaves some out of the run."""
+        unused = exclude | {"min_score", "fuse"} | (set() if self.think_tokens else {"samples", "temperature"})
+        unused |= {"labels", "calibration"} if self.mode == "none" else set()
+        newer = {"samples", "temperature", "labels", "calibration"}
+        return {
+            key: value
+            for key, value in self.model_dump(exclude=unused).items()
+            if key not in newer or value != type(self).model_fields[key].default
+        }
 
     @property
     def think_tokens(self) -> int:
@@ -112,3 +212,10 @@ def no_fusion(scoring: ScoringConfig, key: str, why: str) -> None:
     """Raises ValueError for fusion where there is nothing to fuse with. ``why`` ends the message."""
     if scoring.fuse:
         raise ValueError(f"{key}.fuse: {why}")
+
+
+def judges_alone(scoring: ScoringConfig, key: str = "scoring") -> None:
+    """Raises ValueError for a key that a judge does not read: it writes one greedy chain, then true or false."""
+    for name in ("samples", "temperature", "labels", "min_score", "calibration"):
+        if getattr(scoring, name) != ScoringConfig.model_fields[name].default:
+            raise ValueError(f"{key}.{name}: is for rerankers; a judge writes one greedy chain, then true or false")

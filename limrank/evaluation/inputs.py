@@ -103,6 +103,18 @@ def read_compared(directories: Sequence[str]) -> list[Inputs]:
     return [replace(found, name=name) for found, name in zip(runs, names, strict=True)]
 
 
+def read_finished(directory: str, key: str) -> Inputs:
+    """A finished rerank run.
+
+    Raises:
+        UserError: it is none. ``key`` is the recipe's, for the message.
+    """
+    if is_uri(directory):
+        raise UserError(f"{key}: {directory}: evaluate reads local directories; copy it here first")
+    _check_finished(directory)
+    return _rerank_run(Path(directory))
+
+
 def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
     """Names that differ: a name that several runs share gets its directory added, relative to their common parent."""
     unique = []
@@ -339,7 +351,8 @@ def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
         named = {name: recipe["scoring"][name] for name in ("mode", "max_think_tokens") if name in recipe["scoring"]}
         settings = _section(ScoringConfig, {"scoring": named}, "scoring", directory)
         mode = f"budget {settings.think_tokens}"
-    return model, mode
+    samples = recipe.get("scoring", {}).get("samples", 1)
+    return model, f"{mode}, {samples} chains" if isinstance(samples, int) and samples > 1 else mode
 
 
 def _system_name(model: str, scoring: str) -> str:

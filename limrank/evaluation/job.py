@@ -17,6 +17,7 @@ from limrank.batch.run_dir_checks import check_run_dir, open_outputs
 from limrank.config import EvaluateJob, is_uri
 from limrank.errors import UserError
 from limrank.evaluation import compare_job
+from limrank.evaluation.calibration import FILE, RunReliability, run_reliability
 from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
 from limrank.evaluation.report import provenance, write_report
@@ -61,6 +62,7 @@ class EvaluateResult:
     pure: Evaluation | None = None
     pure_differences: dict[str, Difference] = field(default_factory=dict)
     fusion_differences: dict[str, Difference] = field(default_factory=dict)
+    reliability: RunReliability | None = None
 
 
 def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
@@ -73,7 +75,10 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
     if config.evaluation.compare:
         return compare_job.run(config)
     result = evaluate_job(config)
-    return JobResult(0, result.warnings, [console_table(result), f"report: {result.directory / 'report.html'}"])
+    messages = [console_table(result), f"report: {result.directory / 'report.html'}"]
+    if result.reliability and result.reliability.fitted:
+        messages[1:1] = [result.reliability.sentence(), f"calibration: {result.directory / FILE}"]
+    return JobResult(0, result.warnings, messages)
 
 
 def plan(config: EvaluateJob) -> dict[str, Any]:
@@ -87,6 +92,8 @@ def plan(config: EvaluateJob) -> dict[str, Any]:
     inputs = read_inputs(config)
     for measure in config.evaluation.measures:
         parse_measure(measure)
+    if config.evaluation.calibrate:
+        run_reliability(config, inputs)
     check_run_dir(config)
     return {
         "run": inputs.name,
@@ -124,6 +131,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         warnings.append(f"{inputs.name}: ranks nothing for {missing} judged queries; each counts 0 in every mean")
     if unjudged := len(inputs.run.keys() - inputs.qrels.keys()):
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
+    reliability = None if config.evaluation.run else run_reliability(config, inputs)
     result = EvaluateResult(
         Path(config.run_dir),
         system,
@@ -133,6 +141,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         pure,
         differences(pure, first_stage),
         differences(system, pure),
+        reliability,
     )
     facts = inputs.facts | provenance(config.evaluation.measures)
     write_outputs(storage, result, query_texts(inputs.queries), facts, samples=samples, seed=seed)
@@ -197,8 +206,9 @@ def write_outputs(
     """Write ``metrics.json``, ``per_query.parquet`` and ``report.html``.
 
     ``metrics.json`` maps each measure to ``{mean, low, high}``. It also has ``queries`` and ``missing`` (counts),
-    ``bootstrap``, and, where there is a first stage, ``first_stage`` and ``differences`` (by measure). A fused run
-    has ``pure``, ``pure_differences`` and ``fusion_differences`` too (see :class:`EvaluateResult`).
+    ``bootstrap``, ``reliability`` where pairs are scored, and, where there is a first stage, ``first_stage`` and
+    ``differences`` (by measure). A fused run has ``pure``, ``pure_differences`` and ``fusion_differences`` too (see
+    :class:`EvaluateResult`).
     ``per_query.parquet`` has one row a query: ``query_id`` and a column a measure.
 
     Args:
@@ -214,6 +224,11 @@ def write_outputs(
         metrics["pure"] = _plain(result.pure.intervals)
         metrics["pure_differences"] = _plain(result.pure_differences)
         metrics["fusion_differences"] = _plain(result.fusion_differences)
+    if result.reliability:
+        metrics["reliability"] = result.reliability.values()
+        if result.reliability.fitted:
+            fitted = json.dumps(result.reliability.fitted.values(), indent=2, ensure_ascii=False)
+            storage.write_text(FILE, fitted + "\n")
     metrics["bootstrap"] = {"samples": samples, "confidence": 0.95, "seed": seed}
     text = json.dumps(metrics, indent=2, ensure_ascii=False)
     storage.write_text("metrics.json", text + "\n")
@@ -223,7 +238,15 @@ def write_outputs(
     facts = p_mrr_facts(evaluations) | facts
     findings = [fusion_finding(result.fusion_differences)] if result.pure else []
     write_report(
-        storage.local("report.html"), title, rows, queries, facts, samples=samples, seed=seed, conclusion=findings
+        storage.local("report.html"),
+        title,
+        rows,
+        queries,
+        facts,
+        samples=samples,
+        seed=seed,
+        conclusion=findings,
+        reliability=result.reliability.section() if result.reliability else None,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from limrank import html
 from limrank.evaluation.metrics import Scores
+from limrank.evaluation.reliability import Bin
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
 from limrank.storage import Storage
 from limrank.version import __version__
@@ -56,6 +57,27 @@ class Plot:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
+@dataclass(frozen=True)
+class Series:
+    """The reliability of one kind of scores, and its color in the diagram."""
+
+    name: str
+    color: str
+    ece: float
+    brier: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class ReliabilitySection:
+    """What the report says about scores as probabilities: the counts of pairs, and one or two kinds of scores."""
+
+    pairs: int
+    relevant: int
+    unjudged: int
+    series: tuple[Series, ...]
+
+
 def provenance(measures: Sequence[str]) -> dict[str, str]:
     """The facts at the end of every report: the measures, and the versions of the packages that computed them."""
     tools = ", ".join(f"{name} {version(name)}" for name in ("ir_measures", "pytrec-eval-terrier"))
@@ -76,9 +98,20 @@ def write_report(
     seed: int = 12345,
     conclusion: Sequence[str] = (),
     plot: Plot | None = None,
+    reliability: ReliabilitySection | None = None,
 ) -> None:
     """Write the page of :func:`render` to a file."""
-    page = render(title, systems, queries, facts, samples=samples, seed=seed, conclusion=conclusion, plot=plot)
+    page = render(
+        title,
+        systems,
+        queries,
+        facts,
+        samples=samples,
+        seed=seed,
+        conclusion=conclusion,
+        plot=plot,
+        reliability=reliability,
+    )
     Storage(str(Path(path).parent)).write_text(Path(path).name, page)
 
 
@@ -92,6 +125,7 @@ def render(
     seed: int = 12345,
     conclusion: Sequence[str] = (),
     plot: Plot | None = None,
+    reliability: ReliabilitySection | None = None,
 ) -> str:
     """The page as a string.
 
@@ -104,6 +138,7 @@ def render(
         samples, seed: of the bootstrap, see ``significance``.
         conclusion: sentences at the top of the page.
         plot: displayed below them.
+        reliability: whether scores are probabilities.
     """
     measures = list(systems[0].scores.mean)
     rows = [_system_row(system, systems[0], samples, seed) for system in systems]
@@ -121,6 +156,7 @@ def render(
         seed=seed,
         conclusion=conclusion,
         plot=plot,
+        reliability=reliability,
         generated=any(system.generated_per_query is not None for system in systems),
     )
 

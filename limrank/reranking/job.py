@@ -16,7 +16,7 @@ from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
 from limrank.batch.plan import Plan, Unit, read_plan, write_plan
 from limrank.batch.rundir import RunDir, open_run
 from limrank.batch.summary import Summary
-from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
+from limrank.config import DEFAULT_SEED, RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
@@ -32,10 +32,11 @@ from limrank.records import (
     rerank_unit_schema,
 )
 from limrank.reranking.fusion import open_fusion
-from limrank.reranking.runs import write_runs
+from limrank.reranking.runs import reaching, write_runs
 from limrank.reranking.source import Source, open_source, units
 from limrank.result import JobResult
 from limrank.scoring import check_labels, pair_text, prompt_template, rank_judgments, score_query, with_prompt_text
+from limrank.scoring.calibration import Calibration, calibrated, fingerprint, read_calibration
 from limrank.serving.client import ServedReranker
 from limrank.storage import Storage
 
@@ -48,11 +49,13 @@ class RerankTask:
     """Scores a query's candidates. The engine's role is ``scorer``.
 
     ``tokens_a_pair`` is the average number of tokens that a cascade may generate for a pair of a query;
-    None: any number.
+    None: any number. ``seed`` is the run's.
     """
 
     scoring: ScoringConfig
     tokens_a_pair: float | None = None
+    seed: int = DEFAULT_SEED
+    calibration: Calibration | None = None
     step: str = "score"
     unit_column: str = "query_id"
     row_key: tuple[str, ...] = ("query_id", "doc_id")
@@ -60,7 +63,7 @@ class RerankTask:
 
     @property
     def row_schema(self) -> pa.Schema:
-        return rerank_row_schema()
+        return rerank_row_schema(calibrated=self.calibration is not None)
 
     async def run(self, unit: Unit, engines: Engines) -> Outcome:
         return await self.retry(unit, [], engines)
@@ -70,8 +73,9 @@ class RerankTask:
         allowance = None if self.tokens_a_pair is None else int(self.tokens_a_pair * len(candidates))
         known = {row["doc_id"]: row_judgment(row) for row in rows}
         judgments = await score_query(
-            query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known
+            query, candidates, engines["scorer"], self.scoring, allowance=allowance, known=known, seed=self.seed
         )
+        judgments = calibrated(judgments, self.calibration)
         failures = [
             Failure.of(f"{query.query_id}\t{judgment.doc_id}", self.step, judgment.error)
             for judgment in judgments
@@ -130,6 +134,7 @@ def run(
     source.check()
     prompt_template(config.scoring)
     fusion = open_fusion(config, source)
+    calibration = read_calibration(config.scoring.calibration)
     if config.scoring.mode != "none" and engines is None:
         engines = {"scorer": _scorer(config)}
     with open_run(
@@ -160,14 +165,21 @@ def run(
                 summary = fanout(
                     run_dir,
                     planned,
-                    RerankTask(with_prompt_text(config.scoring), _tokens_a_pair(config.scoring, planned)),
+                    RerankTask(
+                        with_prompt_text(config.scoring),
+                        _tokens_a_pair(config.scoring, planned),
+                        config.seed,
+                        calibration,
+                    ),
                     engines,
                     config.workers,
                     progress=progress,
                     stage=stage,
                     progress_unit="pairs",
                 )
-        without_scores = write_runs(run_dir.storage, fusion.weight if fusion else None)
+        without_scores = write_runs(
+            run_dir.storage, fusion.weight if fusion else None, min_score=config.scoring.min_score
+        )
         run_dir.finish("done")
     cost = ""
     if config.scoring.mode != "none" and summary.rate:
@@ -181,6 +193,9 @@ def run(
         warnings.append(
             f"scoring.fuse: the first stage of {without_scores} queries has ranks alone: -rank is their score"
         )
+    if (least := config.scoring.min_score) is not None:
+        pairs, queries = reaching(run_dir.storage, least)
+        messages.insert(1, f"scoring.min_score {least:g}: {pairs} pairs of {queries} queries reach it")
     return JobResult(summary.failed, warnings, messages)
 
 
@@ -193,6 +208,7 @@ def plan(config: RerankJob) -> dict[str, Any]:
         return {"not known on this machine": str(error), "first_prompt": _form_of_prompt(config)}
     source.check()
     fusion = open_fusion(config, source)
+    read_calibration(config.scoring.calibration)
     queries = pairs = cost = 0
     longest: Unit = {"candidates": []}
     for unit, size in units(source, config.scoring):
@@ -225,14 +241,16 @@ def rows_hash(config: RerankJob, source: Source) -> str:
     # A resumed run may have a higher budget. The prompt is hashed by its text.
     unused_keys = {"prompt", "token_budget"} | (set() if config.scoring.mode == "cascade" else {"cutoff", "band"})
     unused_keys |= set() if config.scoring.think_tokens else {"min_think_tokens", "compatibility"}
+    calibration = None if unused else fingerprint(read_calibration(config.scoring.calibration))
     return config_hash(
         {
+            **({"calibration": calibration} if calibration else {}),
             "job": "rerank",
             **source.hash_parts(),
             "model": None if unused else [config.model.model_dump(), models.fingerprint(config.model.id)],
             "engine": None if unused else [config.engine.kind, config.engine.fault.fail_rate],
-            "scoring": config.scoring.hashed(unused_keys),
-            "prompt": prompts.load(config.scoring.prompt),
+            "scoring": config.scoring.hashed(unused_keys | {"calibration"}),
+            "prompt": prompts.load(config.scoring.prompt_name),
             "seed": config.seed,
         }
     )
@@ -255,15 +273,18 @@ def ranked_rows(query: Query, candidates: list[Candidate], judgments: list[Judgm
             "truncated": judgments[index].truncated,
             "direct_score": judgments[index].direct_score,
             "think_score": judgments[index].think_score,
+            **({} if judgments[index].raw_score is None else {"raw_score": judgments[index].raw_score}),
         }
         for rank, index in enumerate(rank_judgments(candidates, judgments), start=1)
     ]
 
 
 def row_judgment(row: Mapping[str, Any]) -> Judgment:
-    """The judgment in a row of rerank_row_schema()."""
-    named = ("doc_id", "score", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
+    """The judgment in a row of rerank_row_schema(), before calibration."""
+    named = ("doc_id", "reasoning", "prompt_tokens", "generated_tokens", "truncated")
+    raw = row.get("raw_score")
     return Judgment(
+        score=row["score"] if raw is None else raw,
         status=ScoreStatus(row["status"]),
         direct_score=row["direct_score"],
         think_score=row["think_score"],
@@ -283,12 +304,12 @@ def _scorer(config: RerankJob) -> EngineSource:
     """The source of the engine or the server that scores, checked. A server on the cluster can only be
     checked when Ray is connected."""
     if config.engine.kind == "serve":
-        server = ServedReranker(config.model, config.engine, config.scoring)
+        server = ServedReranker(config.model, config.engine, config.scoring, config.seed)
         if config.engine.base_url:
             server.check()
         return server
     check_engine(config.model, config.engine)
-    check_labels(load_tokenizer(config.model, config.engine))
+    check_labels(load_tokenizer(config.model, config.engine), config.scoring.labels)
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
-from limrank.config import EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, open_engine
 from limrank.errors import UserError
 from limrank.parsing import brief
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
-from limrank.scoring import check_labels, rank_judgments, score_query
+from limrank.scoring import above, check_labels, rank_judgments, score_query
+from limrank.scoring.calibration import calibrated, read_calibration
 from limrank.scoring.fusion import fused_order, fused_scores
 
 Value = TypeVar("Value")
@@ -64,6 +65,7 @@ class Reranker:
         engine: settings, or an open engine, which the caller then closes. With ``kind="openai"`` an
             endpoint runs the model. With ``kind="serve"`` a running ``limrank serve`` scores; its model and
             mode must be the same.
+        seed: of sampled chains (``scoring.samples``).
 
     Raises:
         UserError: the model or the mode is unknown, ``fuse`` is no weight, ``scoring`` comes with one of the three,
@@ -80,6 +82,7 @@ class Reranker:
         fuse: float | None = None,
         scoring: ScoringConfig | None = None,
         engine: EngineConfig | Engine | Judge | None = None,
+        seed: int = DEFAULT_SEED,
     ) -> None:
         if mode not in get_args(Mode):
             raise UserError(f"mode {mode!r}: is none of {', '.join(get_args(Mode))}")
@@ -89,6 +92,8 @@ class Reranker:
             raise UserError("scoring: mode none gives no scores")
         self._scoring = scoring or ScoringConfig(mode=mode, max_think_tokens=max_think_tokens)
         self._weight = _weight(fuse if self._scoring.fuse is None else self._scoring.fuse.first_stage)
+        self._calibration = read_calibration(self._scoring.calibration)
+        self._seed = seed
         self._loop = asyncio.new_event_loop()
         # The engine stays on one loop, whichever thread or loop calls rank().
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="reranker")
@@ -96,9 +101,9 @@ class Reranker:
         self._opened: Engine | Judge | None = None
         try:
             if engine is None or isinstance(engine, EngineConfig):
-                engine = self._opened = self._call(_open(model, engine, self._scoring))
+                engine = self._opened = self._call(_open(model, engine, self._scoring, seed))
             if not isinstance(engine, Judge):
-                check_labels(engine.tokenizer)
+                check_labels(engine.tokenizer, self._scoring.labels)
         except BaseException:
             self.close()
             raise
@@ -113,6 +118,7 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
         first_stage_scores: Sequence[float] | None = None,
+        min_score: float | None = None,
     ) -> list[RankedDocument]:
         """Documents by relevance, best first. Ties keep the given order.
 
@@ -124,13 +130,15 @@ class Reranker:
             top_n: how many to return; None: all.
             first_stage_scores: the first stage's score of each document, on any scale; needed with ``fuse``, and
                 refused without it.
+            min_score: documents with a lower score are left out, which may be all. None: ``scoring.min_score``.
 
         Raises:
-            UserError: there are more or fewer ids or scores than documents, or a score is not a finite number.
+            UserError: there are more or fewer ids or scores than documents, a score is not a finite number, or
+                ``min_score`` is not in [0, 1].
             EngineError: the engine crashed.
         """
         task = _Task(query, documents, doc_ids, instruction, self._checked(first_stage_scores))
-        return self._call(self._rank(task, top_n))
+        return self._call(self._rank(task, top_n, self._least(min_score)))
 
     def rank_many(
         self,
@@ -141,6 +149,7 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
         first_stage_scores: Sequence[Sequence[float]] | None = None,
+        min_score: float | None = None,
     ) -> list[list[RankedDocument]]:
         """Rank each query's own documents. The rankings are in the order of the queries.
 
@@ -150,11 +159,12 @@ class Reranker:
         Args:
             documents: one list for each query.
             doc_ids: one list for each query, with one id for each document.
-            instruction, top_n: as in :meth:`rank`, of every query.
+            instruction, top_n, min_score: as in :meth:`rank`, of every query.
             first_stage_scores: one list for each query, as in :meth:`rank`.
 
         Raises:
-            UserError: there are more or fewer lists than queries, or ids or scores than documents.
+            UserError: there are more or fewer lists than queries, or ids or scores than documents, or ``min_score``
+                is not in [0, 1].
             EngineError: the engine crashed.
         """
         if isinstance(queries, str):
@@ -176,9 +186,11 @@ class Reranker:
             for number, query in enumerate(queries)
         ]
 
+        least = self._least(min_score)
+
         async def rank_all() -> list[list[RankedDocument]]:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(self._rank(task, top_n)) for task in tasks]
+                running = [group.create_task(self._rank(task, top_n, least)) for task in tasks]
             return [each.result() for each in running]
 
         try:
@@ -195,13 +207,15 @@ class Reranker:
         instruction: str = "",
         top_n: int | None = None,
         first_stage_scores: Sequence[float] | None = None,
+        min_score: float | None = None,
     ) -> list[RankedDocument]:
         """:meth:`rank` as a coroutine, on any event loop.
 
         Cancelling it cancels the requests.
         """
         task = _Task(query, documents, doc_ids, instruction, self._checked(first_stage_scores))
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._rank(task, top_n), self._loop))
+        ranking = self._rank(task, top_n, self._least(min_score))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ranking, self._loop))
 
     def close(self) -> None:
         """End the engine if it was opened here. A second call does nothing."""
@@ -227,15 +241,25 @@ class Reranker:
             future.cancel()  # Ctrl-C: nobody waits for the answer
             raise
 
-    async def _rank(self, task: _Task, top_n: int | None) -> list[RankedDocument]:
+    def _least(self, min_score: float | None) -> float:
+        """The score below which documents are left out."""
+        if min_score is None:
+            return self._scoring.min_score or 0.0
+        if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+            raise UserError(f"min_score: should be a number from 0 to 1 (got {brief(min_score)})")
+        return min_score
+
+    async def _rank(self, task: _Task, top_n: int | None, min_score: float) -> list[RankedDocument]:
         candidates = task.candidates()
         asked = Query("query", task.query, task.instruction)
-        judgments = await score_query(asked, candidates, self._engine, self._scoring)
+        judgments = await score_query(asked, candidates, self._engine, self._scoring, seed=self._seed)
+        judgments = calibrated(judgments, self._calibration)
         if self._weight is None:
-            return [task.ranked(index, judgments[index]) for index in rank_judgments(candidates, judgments)[:top_n]]
+            order = above(min_score, rank_judgments(candidates, judgments), judgments)
+            return [task.ranked(index, judgments[index]) for index in order[:top_n]]
         columns = ([each.score for each in judgments], task.scores or [], [each.rank for each in candidates])
         fused = fused_scores(*columns, self._weight)
-        order = fused_order(*columns, self._weight)
+        order = above(min_score, fused_order(*columns, self._weight), judgments)
         return [task.ranked(index, judgments[index], fused[index]) for index in order[:top_n]]
 
     def _checked(self, first_stage_scores: Scores | None) -> Scores | None:
@@ -326,13 +350,15 @@ def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[A
         raise UserError(f"{name}: should have one for each of the {len(counted)} {of} (got {len(values)})")
 
 
-async def _open(model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig) -> Engine | Judge:
+async def _open(
+    model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig, seed: int
+) -> Engine | Judge:
     if engine is None or engine.kind != "serve":
         return open_engine(model, engine)
     from limrank.serving.client import ServedReranker
 
     if not engine.base_url:
         raise UserError("engine.base_url is needed: the URL of a running `limrank serve`")
-    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring)
+    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring, seed)
     await asyncio.to_thread(source.check)
     return source.open()

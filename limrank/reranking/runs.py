@@ -17,19 +17,22 @@ RUN, PURE = "run", "run.pure"
 """The files' names, without ``.trec`` and ``.json``. A fused run has the order without fusion in ``run.pure``."""
 
 PURE_COLUMNS = ("query_id", "doc_id", "rank")
-FUSED_COLUMNS = (*PURE_COLUMNS, "score", "first_stage_score", "first_stage_rank")
+SCORED_COLUMNS = (*PURE_COLUMNS, "score")
+FUSED_COLUMNS = (*SCORED_COLUMNS, "first_stage_score", "first_stage_rank")
 """The columns of rows that the order without fusion, and the fused order, depend on."""
 
 Rows = list[dict[str, Any]]
 
 
-def write_runs(storage: Storage, weight: float | None = None) -> int:
+def write_runs(storage: Storage, weight: float | None = None, *, min_score: float | None = None) -> int:
     """Write the files as a stream, with one chunk in memory at a time.
 
     The score in them is ``-rank``, so that every tool reads the same order, also for ties.
 
     Args:
         weight: of the first stage in a fused order; None: the order by score alone, and ``run.pure`` is removed.
+        min_score: pairs with a lower score, and pairs without one, are left out. A query may then have no document.
+            None: all pairs are there.
 
     Returns:
         the number of queries whose candidates have no first-stage scores, so that fusion took ``-rank``; 0 without
@@ -41,16 +44,16 @@ def write_runs(storage: Storage, weight: float | None = None) -> int:
     gap = run_separator(each for query_id, rows in rankings(storage) for each in (query_id, *_documents(rows)))
     if weight is None:
         with _run_files(storage, RUN, gap) as run:
-            for query_id, rows in rankings(storage):
-                run.add(query_id, _documents(rows))
+            for query_id, rows in rankings(storage, SCORED_COLUMNS if min_score is not None else PURE_COLUMNS):
+                run.add(query_id, _documents(rows, min_score))
         for ending in ("trec", "json"):
             storage.remove(f"{PURE}.{ending}")
         return 0
     without_scores = 0
     with _run_files(storage, RUN, gap) as run, _run_files(storage, PURE, gap) as pure:
         for query_id, rows in rankings(storage, FUSED_COLUMNS):
-            run.add(query_id, _documents(fused(rows, weight, storage)))
-            pure.add(query_id, _documents(rows))
+            run.add(query_id, _documents(fused(rows, weight, storage), min_score))
+            pure.add(query_id, _documents(rows, min_score))
             without_scores += any(row["first_stage_score"] is None for row in rows)
     return without_scores
 
@@ -118,5 +121,20 @@ def _run_files(storage: Storage, name: str, gap: str) -> Iterator[_RunFiles]:
         files.end()
 
 
-def _documents(rows: Rows) -> list[str]:
-    return [row["doc_id"] for row in rows]
+def _documents(rows: Rows, min_score: float | None = None) -> list[str]:
+    return [row["doc_id"] for row in rows if min_score is None or _reaches(row["score"], min_score)]
+
+
+def reaching(storage: Storage, min_score: float) -> tuple[int, int]:
+    """The number of pairs with at least this score, and the number of queries that have one."""
+    found = [
+        row["query_id"]
+        for table in read_rows(storage, "rows", ("query_id", "score"))
+        for row in table.to_pylist()
+        if _reaches(row["score"], min_score)
+    ]
+    return len(found), len(set(found))
+
+
+def _reaches(score: float | None, min_score: float) -> bool:
+    return score is not None and score >= min_score

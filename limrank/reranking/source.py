@@ -151,14 +151,14 @@ def asked_in(config: RerankJob) -> str | None:
 
 def units(source: Source, scoring: ScoringConfig) -> Iterator[tuple[Unit, int]]:
     """The source's queries as units of rerank_unit_schema(), each with its number of pairs."""
-    chain = scoring.think_tokens * GENERATED_TOKEN_COST
+    chains = scoring.chains * scoring.think_tokens * GENERATED_TOKEN_COST
     for query, found in source.queries():
         # A query in a template is one text, which is also sent to a server.
         text, instruction = (prompt_query(query), "") if query.template else (query.text, query.instruction)
         length = len(text) + len(instruction)
         unit = {
             "unit_id": query.query_id,
-            "cost": sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chain for candidate in found),
+            "cost": sum((length + len(candidate.text)) // CHARACTERS_A_TOKEN + chains for candidate in found),
             "query": text,
             "instruction": instruction,
             "candidates": [

@@ -1,4 +1,4 @@
-"""Pointwise judgement of (query, passage) pairs. The label strings are defined here."""
+"""Pointwise judgement of (query, passage) pairs. The label strings are defined here, in ``labels.py``."""
 
 from limrank.engines.tokens import encode_template, encode_text
 from limrank.scoring.encoding import (
@@ -13,13 +13,10 @@ from limrank.scoring.encoding import (
     pair_text,
     prompt_query,
 )
+from limrank.scoring.labels import FALSE, LABELS, TRUE, check_labels, label_score
 from limrank.scoring.pointwise import (
-    FALSE,
-    LABELS,
-    TRUE,
-    check_labels,
+    above,
     completion,
-    label_score,
     prompt_template,
     rank_judgments,
     score_pair,
@@ -37,6 +34,7 @@ __all__ = [
     "THINK_OPEN",
     "TRUE",
     "PairPrompt",
+    "above",
     "check_labels",
     "close_tokens",
     "completion",

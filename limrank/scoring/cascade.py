@@ -47,7 +47,7 @@ async def cascade(
         think: scores a pair after a chain.
         cutoff: the order matters down to this rank.
         band: two direct scores this near are in doubt, in standard deviations of the query's log-odds.
-        longest: the most tokens that a chain and its label generate.
+        longest: the most tokens that the chains of a pair and their labels generate.
         allowance: generated tokens for the whole query, one for each direct score included; None: any
             number. Only the direct scores themselves may exceed it.
         known: judgments of an earlier call. Failed ones are retried.
@@ -125,7 +125,7 @@ def fuse(odds: Mapping[int, float], thought: Mapping[int, float], band: float) -
 
 
 def log_odds(score: float) -> float:
-    """The log-odds of a score in [0, 1]; finite at 0 and 1, too."""
+    """The log-odds of a score in [0, 1]; finite at 0 and 1, too. Of an expected grade they are its logit."""
     score = min(max(score, _LEAST), _MOST)
     return math.log(score / (1 - score))
 

@@ -1,4 +1,4 @@
-"""Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair.
+"""Pointwise relevance: score = p(true) / (p(true) + p(false)) of a (query, passage) pair, or the expected grade.
 
 *Think, then ask*: the model writes a chain until ``</think>``, its own end, or the budget. A
 chain that it did not close is truncated and closed. One request of one token, whose prefix the
@@ -18,10 +18,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from limrank import prompts
-from limrank.config import Compatibility, ScoringConfig
-from limrank.engines.base import Engine, Generation, Judge, Tokenizer, label_token_ids
+from limrank.config import DEFAULT_SEED, Compatibility, ScoringConfig
+from limrank.engines.base import Engine, Generation, Judge, Tokenizer
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
 from limrank.scoring.cascade import cascade
@@ -35,27 +36,39 @@ from limrank.scoring.encoding import (
     encode_pair,
     encode_written,
 )
-
-TRUE, FALSE = LABELS = (" true", " false")
-"""The model's answers, with their leading space. Each must be one token."""
+from limrank.scoring.labels import FALSE, TRUE, label_score, lead_tokens
+from limrank.scoring.samples import averaged, chain_sampling
 
 _NOTHING = Generation("", "length", 0, 0, 0)
 """The chain where the prompt leaves no tokens for one."""
+
+_SCALE = re.compile(r"\{\{\s*(least|most|labels)\s*\}\}")
+"""The placeholders of a graded prompt."""
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
 
 
 def prompt_template(scoring: ScoringConfig) -> str:
-    """The text of the scoring prompt, with the placeholders ``query`` and ``passage``.
+    """The text of the scoring prompt, with the placeholders ``query`` and ``passage``. With graded labels, the
+    placeholders ``least``, ``most`` and ``labels`` are filled.
 
     Raises:
         UserError: there is no such prompt, or a placeholder is missing.
     """
-    template = prompts.load(scoring.prompt)
+    template = _template(scoring)
     prompts.require_placeholders(
-        PLACEHOLDER.findall(template), {"query", "passage"}, f"scoring.prompt {scoring.prompt}"
+        PLACEHOLDER.findall(template), {"query", "passage"}, f"scoring.prompt {scoring.prompt_name}"
     )
     return template
+
+
+def _template(scoring: ScoringConfig) -> str:
+    """The text of the scoring prompt. It names the graded labels where it has a placeholder for them."""
+    template = prompts.load(scoring.prompt_name)
+    if scoring.labels is None:
+        return template
+    scale = {"least": scoring.labels[0], "most": scoring.labels[-1], "labels": ", ".join(scoring.labels)}
+    return _SCALE.sub(lambda match: scale[match.group(1)], template)
 
 
 def with_prompt_text(scoring: ScoringConfig) -> ScoringConfig:
@@ -74,24 +87,31 @@ def completion(chain: str | None, label: bool) -> str:
     return f"{thought}{CLOSE}{TRUE if label else FALSE}"
 
 
-def check_labels(tokenizer: Tokenizer) -> None:
-    """Raises UserError where a label is not one token of the tokenizer."""
-    label_token_ids(tokenizer, (TRUE, FALSE))
+async def score_pair(
+    query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig, *, seed: int = DEFAULT_SEED
+) -> Judgment:
+    """Score one pair, by the mean over its chains. An error of this pair only becomes a ``failed`` judgment.
 
-
-async def score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
-    """Score one pair. An error of this pair only becomes a ``failed`` judgment.
+    Args:
+        seed: the run's, from which the seeds of sampled chains are derived.
 
     Raises:
         EngineError: the engine crashed.
         UserError: the labels are not single tokens of this model.
     """
-    try:
-        return await _score_pair(query, candidate, engine, scoring)
-    except (EngineError, UserError):
-        raise
-    except Exception as error:  # a bug on one passage must not fail the other ones
-        return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
+
+    async def score(sampling: Mapping[str, Any]) -> Judgment:
+        try:
+            return await _score_chain(query, candidate, engine, scoring, sampling)
+        except (EngineError, UserError):
+            raise
+        except Exception as error:  # a bug on one passage must not fail the other ones
+            return Judgment(candidate.doc_id, None, ScoreStatus.FAILED, error=error)
+
+    samplings = chain_sampling(query, candidate.text, scoring, seed)
+    if len(samplings) == 1:
+        return await score(samplings[0])
+    return averaged(await asyncio.gather(*map(score, samplings)))
 
 
 async def score_query(
@@ -102,6 +122,7 @@ async def score_query(
     *,
     allowance: int | None = None,
     known: Mapping[str, Judgment] | None = None,
+    seed: int = DEFAULT_SEED,
 ) -> list[Judgment]:
     """Score a query's candidates concurrently: the engine batches them and caches their common
     prefix. The judgments are in the candidates' order.
@@ -109,6 +130,7 @@ async def score_query(
     Args:
         allowance: tokens that a cascade may generate; None: any number.
         known: existing judgments by document. Failed ones are scored a second time.
+        seed: as in :func:`score_pair`.
     """
     known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
 
@@ -123,7 +145,7 @@ async def score_query(
         return _in_order(candidates, known, judged)
 
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
-        return await score_pair(query, candidate, engine, scoring)
+        return await score_pair(query, candidate, engine, scoring, seed=seed)
 
     if scoring.mode == "cascade":
         return await cascade(
@@ -132,7 +154,7 @@ async def score_query(
             partial(judge, scoring),
             cutoff=scoring.cutoff,
             band=scoring.band,
-            longest=scoring.think_tokens + 1,
+            longest=scoring.chains * (scoring.think_tokens + 1),
             allowance=allowance,
             known=known,
         )
@@ -150,36 +172,52 @@ def _in_order(
 
 
 def rank_judgments(candidates: Sequence[Candidate], judgments: Sequence[Judgment]) -> list[int]:
-    """The order of a ranking, as indices into the candidates: by descending score, then by
-    first-stage rank. Failed pairs follow all scored ones, in first-stage order."""
+    """The order of a ranking, as indices into the candidates: by descending score (before calibration, if there is
+    one), then by first-stage rank. Failed pairs follow all scored ones, in first-stage order."""
 
     def key(index: int) -> tuple[bool, float, int]:
-        score = judgments[index].score
+        score, raw = judgments[index].score, judgments[index].raw_score
+        score = score if raw is None else raw
         return score is None, -(score or 0.0), candidates[index].rank
 
     return sorted(range(len(candidates)), key=key)
 
 
-async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig) -> Judgment:
+def above(min_score: float, order: Sequence[int], judgments: Sequence[Judgment]) -> list[int]:
+    """An order without the pairs whose score is below ``min_score``. Failed pairs stay: nobody knows their score."""
+
+    def stays(score: float | None) -> bool:
+        return score is None or score >= min_score
+
+    return [index for index in order if stays(judgments[index].score)]
+
+
+async def _score_chain(
+    query: Query, candidate: Candidate, engine: Engine, scoring: ScoringConfig, sampling: Mapping[str, Any]
+) -> Judgment:
+    """Score a pair by one chain that is sampled as ``sampling`` says; without a chain in a direct mode."""
     tokenizer = engine.tokenizer
-    # The context holds prompt, chain, close and one token for the label.
-    context = engine.limits.context - close_tokens(tokenizer) - 1
+    lead = lead_tokens(tokenizer, scoring.labels)
+    # The context holds prompt, chain, close and the label, whose last token is read.
+    context = engine.limits.context - close_tokens(tokenizer) - len(lead) - 1
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
     max_tokens = context - min(scoring.think_tokens, kept)
     if max_tokens <= 0:
         raise RowError(f"scoring.min_think_tokens {kept} leaves no tokens for a prompt in a context of {context}")
-    prompt = encode_pair(tokenizer, prompts.load(scoring.prompt), query, candidate.text, max_tokens=max_tokens)
+    prompt = encode_pair(tokenizer, _template(scoring), query, candidate.text, max_tokens=max_tokens)
     chain, status, generated = None, ScoreStatus.DIRECT, 0
     if scoring.think_tokens:
         # The chain may take all tokens that the prompt leaves.
         budget = min(scoring.think_tokens, context - len(prompt.ids))
-        written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE]) if budget else _NOTHING
+        written = _NOTHING
+        if budget:
+            written = await engine.generate(prompt.ids, max_tokens=budget, stop=[THINK_CLOSE], **sampling)
         generated = written.generated_tokens
         # No stop string is reported where </think> is the model's own end token.
         closed = written.stop == THINK_CLOSE or tokenizer.get_added_vocab().get(THINK_CLOSE) in written.ids
         status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
         chain = written.text if closed else truncate_chain(written.text, scoring.compatibility)
-    longest = engine.limits.context - 1
+    longest = engine.limits.context - len(lead) - 1
     if status == ScoreStatus.COMPLETE:
         asked = encode_written(tokenizer, prompt, chain, written.ids)
         if len(asked) > longest:  # an endpoint's text may encode to more tokens than it wrote
@@ -188,7 +226,7 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         asked, shorter = _closed(tokenizer, prompt, chain or "", longest)
         chain = chain and shorter
     try:
-        score, error = await label_score(engine, asked), None
+        score, error = await label_score(engine, [*asked, *lead], scoring.labels), None
     except RowError as failed:
         score, error, status = None, failed, ScoreStatus.FAILED  # the tokens of its chain still count
     return Judgment(
@@ -201,16 +239,6 @@ async def _score_pair(query: Query, candidate: Candidate, engine: Engine, scorin
         truncated=prompt.truncated,
         error=error,
     )
-
-
-async def label_score(engine: Engine, ids: list[int]) -> float:
-    """p(true) / (p(true) + p(false)) after a closed chain, from the label tokens."""
-    logprobs = await engine.label_logprobs(ids, (TRUE, FALSE))
-    difference = logprobs[FALSE] - logprobs[TRUE]
-    if not math.isfinite(difference):
-        raise RowError(f"the engine's log-probabilities are not finite: {logprobs}")
-    # exp overflows above 709, where the score is 0 to every digit.
-    return 1.0 / (1.0 + math.exp(min(difference, 700.0)))
 
 
 def _closed(tokenizer: Tokenizer, prompt: PairPrompt, chain: str, max_tokens: int) -> tuple[list[int], str]:

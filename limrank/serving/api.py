@@ -44,14 +44,15 @@ class Backend(Protocol):
     async def healthy(self) -> bool: ...
 
 
-def build_api(backend: Backend, served: Served, limit: int | None) -> FastAPI:
+def build_api(backend: Backend, served: Served, limit: int | None, min_score: float | None = None) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
     Args:
         served: the model's card: its name, and what its scores depend on.
         limit: scoring requests that may run or wait; None: any number.
+        min_score: results with a lower score are left out, where a request has no number; None: none are.
     """
-    routes = _Routes(backend, served, limit)
+    routes = _Routes(backend, served, limit, min_score)
     # Some clients send JSON without its content type.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
     rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
@@ -69,8 +70,9 @@ def build_api(backend: Backend, served: Served, limit: int | None) -> FastAPI:
 
 
 class _Routes:
-    def __init__(self, backend: Backend, served: Served, limit: int | None) -> None:
+    def __init__(self, backend: Backend, served: Served, limit: int | None, min_score: float | None) -> None:
         self._backend = backend
+        self._min_score = min_score or 0.0
         self._served = served
         self._model = served.model
         self._limit = limit
@@ -101,7 +103,14 @@ class _Routes:
 
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
         judgments, usage = await self._score(request.model, request.to_query(), request.texts())
-        return rerank_response(request, judgments, usage, model=self._model, return_documents=return_documents)
+        return rerank_response(
+            request,
+            judgments,
+            usage,
+            model=self._model,
+            return_documents=return_documents,
+            min_score=self._min_score,
+        )
 
     async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         if model is not None and model != self._model:

@@ -24,6 +24,7 @@ from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
+from limrank.scoring.calibration import Calibration, calibrated, read_calibration
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
 from limrank.serving.errors import engine_unavailable
@@ -66,22 +67,33 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
     api = serve.deployment(
         Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
     )
-    return api.bind(scorer.bind(source, with_prompt_text(config.scoring)), served, limit)
+    return api.bind(
+        scorer.bind(
+            source, with_prompt_text(config.scoring), config.seed, read_calibration(config.scoring.calibration)
+        ),
+        served,
+        limit,
+        config.scoring.min_score,
+    )
 
 
 class Scorer:
     """An engine replica. The engine's event loop runs in a thread of its own: opening an engine
     takes a minute, and Serve's loop must answer meanwhile."""
 
-    async def __init__(self, source: EngineSource, scoring: ScoringConfig) -> None:
+    async def __init__(
+        self, source: EngineSource, scoring: ScoringConfig, seed: int, calibration: Calibration | None = None
+    ) -> None:
         listen_on_node_address()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
         self._scoring = scoring
+        self._seed = seed
+        self._calibration = calibration
         self._engine: Engine | None = None
         self._refused: UserError | None = None
         try:
-            self._engine = await self._on_loop(_open(source))
+            self._engine = await self._on_loop(_open(source, scoring))
         except UserError as error:
             # ready() raises it. An error here would make Serve retry, which cannot help.
             self._refused = error
@@ -103,8 +115,8 @@ class Scorer:
 
     async def _metered(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
-            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring)
-        return judgments, usage
+            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring, seed=self._seed)
+        return calibrated(judgments, self._calibration), usage
 
     async def __del__(self) -> None:
         # Serve awaits it when it stops a replica.
@@ -115,9 +127,9 @@ class Scorer:
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
 
-async def _open(source: EngineSource) -> Engine:
+async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
     engine = source.open()
-    check_labels(engine.tokenizer)
+    check_labels(engine.tokenizer, scoring.labels)
     return engine
 
 
@@ -125,15 +137,16 @@ async def _open(source: EngineSource) -> Engine:
 class Api:
     """The HTTP replica: the API over the engine replicas."""
 
-    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None) -> None:
+    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None) -> None:
         listen_on_node_address()
         self._scorer = scorer
         self._served = served
         self._limit = limit
+        self._min_score = min_score
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(self, self._served, self._limit)
+        return build_api(self, self._served, self._limit, self._min_score)
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from limrank import loops
-from limrank.config import EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Judge, Limits, RemoteSource, RequestLimiter, Usage, record_usage
 from limrank.engines.openai_answers import count_of, fault_of, quoted, tokens_of
 from limrank.engines.retries import Pace, requested_wait, retrying
@@ -48,10 +48,11 @@ class ServedReranker(RemoteSource):
     model: ModelConfig
     engine: EngineConfig
     scoring: ScoringConfig
+    seed: int = DEFAULT_SEED
 
     def open(self) -> Judge:
         client = HttpClient if self.engine.base_url else HandleClient
-        return client(Served.of(self.model, self.scoring), self.engine)
+        return client(Served.of(self.model, self.scoring, self.seed), self.engine)
 
     def check(self) -> None:
         """Check the server once, within seconds. Without a ``base_url`` Ray must be connected.
@@ -205,6 +206,7 @@ class HttpClient(_Client):
             "documents": texts,
             "return_documents": False,
             "return_reasoning": True,
+            "min_score": 0,  # a result for each document, whatever the server leaves out by default
         }
         await self._pace.free()
         try:
@@ -346,6 +348,9 @@ def _judgment(result: dict[str, Any]) -> Judgment:
     unscored = score is None and status in (ScoreStatus.FAILED, ScoreStatus.SKIPPED)
     if not unscored and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
         raise ValueError("a score that is not a probability")
+    raw = result.get("raw_score")
+    if raw is not None and (unscored or not isinstance(raw, int | float) or isinstance(raw, bool) or not 0 <= raw <= 1):
+        raise ValueError("a raw score that is not a probability")
     if not isinstance(reasoning, str | None) or not isinstance(error, str | None):
         raise TypeError("a chain or an error that is not text")
     return Judgment(
@@ -357,6 +362,7 @@ def _judgment(result: dict[str, Any]) -> Judgment:
         generated_tokens=count_of(result.get("generated_tokens")),
         truncated=bool(result.get("truncated")),
         error=RowError(error) if error is not None else None,
+        raw_score=raw,
     )
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
-from limrank import cluster, prompts, signals
+from limrank import cluster, signals
 from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
@@ -25,6 +25,7 @@ from limrank.printable import printable
 from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
+from limrank.scoring.calibration import read_calibration
 from limrank.serving.protocol import APP, MAX_DOCUMENTS, SCORER, Served
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
@@ -54,7 +55,7 @@ def plan(config: ServeJob) -> dict[str, Any]:
             "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
             "waiting_requests": config.serving.max_queued_requests,
         },
-        "first_prompt": prompts.load(config.scoring.prompt),
+        "first_prompt": prompt_template(config.scoring),
     }
 
 
@@ -124,6 +125,7 @@ def _check(config: ServeJob) -> None:
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)
+    read_calibration(config.scoring.calibration)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:
@@ -133,7 +135,7 @@ def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) ->
 
     from limrank.serving.app import application
 
-    app = application(config, source, Served.of(config.model, config.scoring), wanted)
+    app = application(config, source, Served.of(config.model, config.scoring, config.seed), wanted)
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 Sources of the shapes: Jina's ``POST /v1/rerank``, Cohere's ``POST /v1/rerank`` and
 ``POST /v2/rerank``, vLLM's ``POST /v1/score``, OpenAI's ``GET /v1/models``. Their fields that
 mean nothing here (``max_tokens_per_doc``, ``truncation``, ``user`` …) are accepted and have no
-effect. limrank's own fields are ``instruction`` and ``return_reasoning`` in a request, ``status``,
+effect. limrank's own fields are ``instruction``, ``return_reasoning`` and ``min_score`` in a request, ``status``,
 ``truncated``, ``reasoning``, ``error``, ``prompt_tokens`` and ``generated_tokens`` in a result, and
 ``scoring`` on a model's card.
 """
@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from limrank.engines import base
 from limrank.errors import RowError
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
-from limrank.scoring import rank_judgments
+from limrank.scoring import above, rank_judgments
 from limrank.serving.errors import ApiError
 from limrank.serving.protocol import MAX_DOCUMENTS, Served
 
@@ -67,6 +67,9 @@ class RerankRequest(BaseModel):
     return_documents: bool | None = None
     return_reasoning: bool = Field(False, description="give the model's chain of thought back with each result")
     instruction: Text = Field("", description="narrows relevance; appended to the query")
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="results with a lower score are left out; null: as the server's scoring.min_score"
+    )
 
     @field_validator("documents", mode="before")
     @classmethod
@@ -138,6 +141,7 @@ class RerankResult(BaseModel):
     document: InputDocument | None = None
     reasoning: str | None = None
     error: str | None = None
+    raw_score: float | None = Field(None, description="the score before calibration, if the server calibrates")
 
 
 class RerankResponse(BaseModel):
@@ -190,14 +194,20 @@ def to_candidates(texts: Sequence[str]) -> list[Candidate]:
 
 
 def rerank_response(
-    request: RerankRequest, judgments: Sequence[Judgment], usage: base.Usage, *, model: str, return_documents: bool
+    request: RerankRequest,
+    judgments: Sequence[Judgment],
+    usage: base.Usage,
+    *,
+    model: str,
+    return_documents: bool,
+    min_score: float = 0.0,
 ) -> dict[str, Any]:
-    """The body of a rerank answer: the ``top_n`` best, with failed pairs after all scored ones.
+    """The body of a rerank answer: the ``top_n`` best, with failed pairs after all scored ones. It may be empty.
 
     Args:
         judgments: one for each document, in the request's order.
         usage: tokens of the whole request.
-        return_documents: the default, where the request has no value.
+        return_documents, min_score: the defaults, where the request has no value.
 
     Raises:
         ApiError: no pair has a score.
@@ -205,7 +215,9 @@ def rerank_response(
     _check_scored(judgments)
     if request.return_documents is not None:
         return_documents = request.return_documents
-    order = rank_judgments(to_candidates(request.texts()), judgments)[: request.top_n]
+    if request.min_score is not None:
+        min_score = request.min_score
+    order = above(min_score, rank_judgments(to_candidates(request.texts()), judgments), judgments)[: request.top_n]
     results = []
     for index in order:
         judgment = judgments[index]
@@ -221,6 +233,8 @@ def rerank_response(
             result.document = request.documents[index]
         if request.return_reasoning:
             result.reasoning = judgment.reasoning
+        if judgment.raw_score is not None:
+            result.raw_score = judgment.raw_score
         if judgment.error is not None:
             result.error = str(judgment.error)
         results.append(result)

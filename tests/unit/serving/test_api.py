@@ -13,8 +13,8 @@ SERVED = Served.of(ModelConfig(id="served"), ScoringConfig(mode="budget"))
 BODY = {"query": "q", "documents": ["a", "b"]}
 
 
-def client(backend, limit=None):
-    transport = httpx.ASGITransport(build_api(backend, SERVED, limit), raise_app_exceptions=False)
+def client(backend, limit=None, min_score=None):
+    transport = httpx.ASGITransport(build_api(backend, SERVED, limit, min_score), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
@@ -72,6 +72,20 @@ def test_the_card_says_what_scores_depend_on():
     }
     # sha256 of limrank/prompts/relevance.txt without its last line end, its first 16 digits.
     assert SERVED.prompt == "37b09ea9aeb9ca2d"
+
+
+def test_nothing_is_relevant_where_no_score_reaches_the_threshold():
+    async def go():
+        found = []
+        async with client(EngineBackend(), min_score=1.0) as http:
+            for body in (BODY, BODY | {"min_score": 0}, BODY | {"min_score": 2}):
+                found.append(await http.post("/v2/rerank", json=body))
+        return found
+
+    nothing, everything, wrong = asyncio.run(go())
+    assert (nothing.status_code, nothing.json()["results"]) == (200, [])
+    assert len(everything.json()["results"]) == 2
+    assert error_of(wrong) == (400, "min_score", "less_than_equal")
 
 
 def test_usage_is_what_the_engine_read_and_wrote():

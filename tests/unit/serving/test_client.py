@@ -23,6 +23,7 @@ from limrank.records import Candidate, Query, ScoreStatus
 from limrank.reranking.job import run
 from limrank.reranking.reranker import Reranker
 from limrank.scoring import score_query
+from limrank.scoring.calibration import Platt, calibrated
 from limrank.serving import client as serve_client
 from limrank.serving.api import build_api
 from limrank.serving.client import ServedReranker
@@ -449,6 +450,37 @@ def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
             source(url, ScoringConfig(mode="cascade", cutoff=5)).check()
     with served(Backend()) as url:
         source(url, BUDGET.model_copy(update={"cutoff": 5})).check()
+
+
+def test_a_client_gets_raw_scores_and_all_documents_of_a_server_that_calibrates(tmp_path):
+    class Calibrating(Backend):
+        async def score(self, query, texts):
+            return calibrated(await super().score(query, texts), Platt(2.0, -1.0))
+
+    with served(Calibrating()) as url:
+        found = judged(url, ["a", "b", "c"])
+    raw = directly(["a", "b", "c"])
+    assert [each.raw_score for each in found] == [each.score for each in raw]
+    assert [each.score for each in found] == [Platt(2.0, -1.0)(each.score) for each in raw]
+
+
+@pytest.mark.parametrize("raw", ["0.5", True, -0.1, 1.1, [], {}], ids=repr)
+def test_a_raw_score_that_is_none_is_not_taken(raw):
+    result = {"index": 0, "relevance_score": 0.5, "status": "direct", "raw_score": raw}
+    with answering({"results": [result]}) as (url, _), pytest.raises(EndpointError, match="does not answer as"):
+        judged(url, ["a"])
+
+
+def test_sampled_chains_are_those_of_the_recipe_s_seed():
+    sampled = BUDGET.model_copy(update={"samples": 2})
+    with served(Backend(), sampled) as url:
+        source(url, sampled).check()
+        with pytest.raises(UserError, match="its scoring.samples is 2, the recipe's 1"):
+            source(url).check()
+        with pytest.raises(UserError, match="its seed is 12345, the recipe's 7"):
+            ServedReranker(MODEL, EngineConfig(kind="serve", base_url=url), sampled, seed=7).check()
+    with served(Backend()) as url:
+        ServedReranker(MODEL, EngineConfig(kind="serve", base_url=url), BUDGET, seed=7).check()
 
 
 def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
