@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         EvaluationConfig,
         FaultConfig,
         FirstStageConfig,
+        FuseConfig,
         ModelConfig,
         PipelineJob,
         RerankJob,
@@ -57,7 +58,7 @@ _API = (
 _CONFIGS = (
     *("SynthesizeJob", "TrainJob", "RerankJob", "EvaluateJob", "ServeJob", "PipelineJob"),
     *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FaultConfig"),
-    *("FirstStageConfig", "ModelConfig", "ScoringConfig", "ServingConfig", "SynthesisConfig"),
+    *("FirstStageConfig", "FuseConfig", "ModelConfig", "ScoringConfig", "ServingConfig", "SynthesisConfig"),
     *("SynthesisPrompts", "TokenPrices"),
     *("TrainingConfig", "WorkersConfig"),
 )
@@ -82,6 +83,7 @@ __all__ = [
     "EvaluationResult",
     "FaultConfig",
     "FirstStageConfig",
+    "FuseConfig",
     "LimrankError",
     "ModelConfig",
     "PipelineJob",
