@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         EvaluationConfig,
         FaultConfig,
         FirstStageConfig,
+        FuseConfig,
         ModelConfig,
         PipelineJob,
         RerankJob,
@@ -59,7 +60,7 @@ _API = (
 _CONFIGS = (
     *("SynthesizeJob", "TrainJob", "RerankJob", "EvaluateJob", "ServeJob", "PipelineJob"),
     *("DataConfig", "DevConfig", "EngineConfig", "EvaluationConfig", "FaultConfig"),
-    *("FirstStageConfig", "ModelConfig", "ScoringConfig", "ServingConfig", "SynthesisConfig"),
+    *("FirstStageConfig", "FuseConfig", "ModelConfig", "ScoringConfig", "ServingConfig", "SynthesisConfig"),
     *("SynthesisPrompts", "RoundTripConfig", "TeacherConfig", "TokenPrices"),
     *("TrainingConfig", "WorkersConfig"),
 )
@@ -84,6 +85,7 @@ __all__ = [
     "EvaluationResult",
     "FaultConfig",
     "FirstStageConfig",
+    "FuseConfig",
     "LimrankError",
     "ModelConfig",
     "PipelineJob",
