@@ -16,7 +16,7 @@ from limrank.batch.summary import Summary
 from limrank.config import RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
-from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UnavailableError, UserError
 from limrank.progress import Progress
 from limrank.records import (
@@ -266,6 +266,7 @@ def _scorer(config: RerankJob) -> EngineSource:
             server.check()
         return server
     check_engine(config.model, config.engine)
+    check_scorer(config.model, config.engine)
     check_labels(load_tokenizer(config.model, config.engine))
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
-from limrank.engines import Engine, Judge, open_engine
+from limrank.engines import Engine, Judge, check_scorer, open_engine
 from limrank.errors import UserError
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
 from limrank.scoring import check_labels, rank_judgments, score_query
@@ -252,6 +252,7 @@ def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[A
 
 async def _open(model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig) -> Engine | Judge:
     if engine is None or engine.kind != "serve":
+        check_scorer(ModelConfig(id=model) if isinstance(model, str) else model, engine or EngineConfig())
         return open_engine(model, engine)
     from limrank.serving.client import ServedReranker
 

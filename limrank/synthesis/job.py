@@ -18,7 +18,7 @@ from limrank.cluster.resources import nodes_alive, remaining, reserve
 from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import seeds as seed_data
-from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UserError
 from limrank.progress import Progress
 from limrank.records import Seed, synthesis_row_schema, synthesis_unit_schema
@@ -237,6 +237,7 @@ def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
         check_engine(source.model, source.engine)
     scorers = {"judge", "reranker"} if config.synthesis.judge_by == "label_tokens" else {"reranker"}
     for source in dict.fromkeys(source for name, source in sources.items() if name in scorers):
+        check_scorer(source.model, source.engine)
         check_labels(load_tokenizer(source.model, source.engine))
     return sources
 
