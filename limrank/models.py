@@ -7,6 +7,7 @@ package index, see :data:`PACKAGED`), or a Hugging Face hub id.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -15,14 +16,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, printable_path
-from limrank.parsing import clipped
+from limrank.parsing import clipped, parse_json
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
 if TYPE_CHECKING:
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
 
 MODEL_CONFIG = "config.json"
 """A directory with this file is a model. limrank writes the file last."""
+
+
+TASK_FILE = "limrank.json"
+"""What a model directory holds if limrank trained the model for something else than to rerank."""
+
+
+@dataclass(frozen=True)
+class ModelTask:
+    """What a model was trained for: ``task`` is ``writer``, and ``prompt`` the template that it continues, with
+    the placeholder ``{{ passage }}``."""
+
+    task: str
+    prompt: str
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,49 @@ def resolve(name: str, *, weights: bool = True) -> Path:
             f"model {printable_path(name)}: no such directory, and not a packaged model ({', '.join(PACKAGED)}) or a hub id (owner/name)"
         )
     return _from_hub(name, weights)
+
+
+def task_of(name: str) -> ModelTask | None:
+    """What a model was trained for, if that is not to rerank. A model of the hub that is not on this machine, and a
+    name that is no model, have no task.
+
+    Raises:
+        UserError: the model's file says nothing of the kind.
+    """
+    if is_uri(name):
+        path = resolve(name, weights=False) / TASK_FILE
+    elif _is_folder(name):
+        path = _local(name) / TASK_FILE
+    else:
+        path = _in_hub_cache(name)
+    if path is None or kind_of(path) != "file":
+        return None
+    found = parse_json(path.read_bytes(), str(path), expect=dict)
+    if not all(isinstance(found.get(key), str) and found[key].strip() for key in ("task", "prompt")):
+        raise UserError(f"{path}: should hold the texts task and prompt")
+    return ModelTask(found["task"], found["prompt"])
+
+
+def check_scores(name: str) -> None:
+    """Raises UserError if a model was trained to write queries: its scores would mean nothing."""
+    if (task := task_of(name)) and task.task == "writer":
+        raise UserError(
+            f"model {printable_path(name)}: limrank trained it to write queries (training.task=writer), so it cannot "
+            "score passages: give a reranker or its base model"
+        )
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if name in PACKAGED or name.count("/") != 1:
+        return None
+    try:
+        found = try_to_load_from_cache(name, TASK_FILE)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _local(name: str) -> Path:

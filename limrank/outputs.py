@@ -15,7 +15,7 @@ _ANY_JOB = (
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "README.md"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "README.md", "limrank.json"),
 )
 _MODEL_FOLDERS = ("adapter", "model", ".adapter.partial", ".model.partial")
 _JOB_FILES = {

@@ -20,7 +20,7 @@ from limrank.config import ModelConfig, PipelineJob, dump_config
 from limrank.config.recipe import input_paths
 from limrank.config.stages import pipeline_hash, stage_configs
 from limrank.data import benchmarks
-from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
@@ -46,6 +46,7 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
 
     stages = stage_configs(config)
     check_engine(config.model, config.engine)
+    check_scorer(config.model, config.engine)
     tokenizer = load_tokenizer(config.model, config.engine)
     check_labels(tokenizer)
     check_labels(tokenizer, config.scoring.labels)

@@ -152,6 +152,8 @@ class TrainJob(Job):
     def _file_given(self) -> TrainJob:
         if not self.training.train_file:
             raise ValueError("training.train_file is needed")
+        if self.dev and self.training.task == "writer":
+            raise ValueError("dev is reranked by the model in training: training.task=writer does not rerank: unset it")
         if self.training.patience and not (self.dev or self.training.validation_share):
             raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
         if self.dev:
@@ -253,6 +255,8 @@ class PipelineJob(Job):
         judges_alone(self.judge_scoring, "judge_scoring")
         if self.evaluation.calibrate:
             raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")
+        if self.training.task == "writer":
+            raise ValueError("training.task=writer: a pipeline trains a reranker: train a writer by a train job")
         return self
 
 

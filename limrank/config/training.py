@@ -22,16 +22,22 @@ from limrank.config.data import (
     ask_rewritten,
 )
 
+Task = Literal["reranker", "writer"]
 Objective = Literal["label", "binary", "softmax", "ranknet", "margin_mse", "listnet"]
 OF_TEACHER = ("margin_mse", "listnet")
 """The objectives that learn from a teacher's scores, and not from labels."""
 
 
 class TrainingConfig(Section):
-    train_file: PathStr | None = Field(
+    task: Task = Field(
+        default="reranker",
+        description="reranker: learn to judge a query and a passage. writer: learn to write the query that a passage "
+        "answers, for a synthesize job",
+    )
+    train_file: PathStr | Literal["pydocs"] | None = Field(
         default=None,
         description="training examples: prompt and completion, alpaca, pairs, or lists with a teacher's scores, as "
-        "JSON, Parquet or a saved dataset",
+        "JSON, Parquet or a saved dataset. For a writer: pairs of query and passage, or whatever synthesis.seeds takes",
     )
     method: Literal["lora", "full"] = Field(
         default="lora", description="lora: train an adapter and merge it. full: train all weights"
@@ -122,12 +128,23 @@ class TrainingConfig(Section):
     def hashed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The keys that trained weights depend on, for :func:`config_hash`. Keys newer than run directories
         are left out at their defaults, so that the hash of an older run stays the same."""
-        newer = {"teacher_temperature", "list_size"}
+        newer = {"task", "teacher_temperature", "list_size"}
         return {
             key: value
             for key, value in self.model_dump(exclude=set(exclude)).items()
             if key not in newer or value != type(self).model_fields[key].default
         }
+
+    @model_validator(mode="after")
+    def _writers_write(self) -> TrainingConfig:
+        if self.task == "writer":
+            for key in ("target", "objective"):
+                value, default = getattr(self, key), type(self).model_fields[key].default
+                if value != default:
+                    raise ValueError(
+                        f"training.{key}={value} is of a reranker: training.task=writer learns queries: unset it"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _log_odds_are_direct(self) -> TrainingConfig:

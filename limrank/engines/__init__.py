@@ -24,6 +24,7 @@ __all__ = [
     "Prompt",
     "Usage",
     "check_engine",
+    "check_scorer",
     "load_tokenizer",
     "meter",
     "open_engine",
@@ -84,6 +85,13 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
             await endpoint.aclose()
 
         loops.run(ask())
+
+
+def check_scorer(model: ModelConfig, engine: EngineConfig) -> None:
+    """Raises UserError if the model was trained to write queries, and not to score passages. An endpoint or a
+    server does not say."""
+    if engine.kind in ("vllm", "fake"):
+        models.check_scores(model.id)
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:

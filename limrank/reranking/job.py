@@ -19,7 +19,7 @@ from limrank.batch.summary import Summary
 from limrank.config import DEFAULT_SEED, RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
-from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UnavailableError, UserError
 from limrank.progress import Event, Progress
 from limrank.records import (
@@ -309,6 +309,7 @@ def _scorer(config: RerankJob) -> EngineSource:
             server.check()
         return server
     check_engine(config.model, config.engine)
+    check_scorer(config.model, config.engine)
     check_labels(load_tokenizer(config.model, config.engine), config.scoring.labels)
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
 from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
-from limrank.engines import Engine, Judge, open_engine
+from limrank.engines import Engine, Judge, check_scorer, open_engine
 from limrank.errors import UserError
 from limrank.parsing import brief
 from limrank.records import Candidate, Document, Judgment, Query, ScoreStatus
@@ -354,6 +354,7 @@ async def _open(
     model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig, seed: int
 ) -> Engine | Judge:
     if engine is None or engine.kind != "serve":
+        check_scorer(ModelConfig(id=model) if isinstance(model, str) else model, engine or EngineConfig())
         return open_engine(model, engine)
     from limrank.serving.client import ServedReranker
 

@@ -17,7 +17,7 @@ from typing import Any
 from limrank import cluster, signals
 from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
-from limrank.engines import EngineSource, EngineSpec
+from limrank.engines import EngineSource, EngineSpec, check_scorer
 from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.errors import EngineError, UserError
 from limrank.models import served_name
@@ -126,6 +126,7 @@ def _check(config: ServeJob) -> None:
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)
     read_calibration(config.scoring.calibration)
+    check_scorer(config.model, config.engine)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:

@@ -13,10 +13,10 @@ from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.rundir import open_run
 from limrank.batch.summary import Summary
 from limrank.cluster.resources import nodes_alive, remaining, reserve
-from limrank.config import SynthesisConfig, SynthesizeJob, config_hash, dump_config
+from limrank.config import SynthesisConfig, SynthesisPrompts, SynthesizeJob, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import seeds as seed_data
-from limrank.engines import EngineSource, EngineSpec, check_engine, load_tokenizer
+from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UserError
 from limrank.progress import Progress
 from limrank.records import Seed, synthesis_unit_schema
@@ -58,6 +58,7 @@ def run(
         UserError: the recipe or one of its files cannot work.
         EngineError: an engine did not start.
     """
+    config = _with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     check_choice(config.synthesis)
@@ -121,6 +122,7 @@ def check_choice(settings: SynthesisConfig) -> None:
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``. Starts and writes nothing."""
+    config = _with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     planned = list(units(config, given))
@@ -153,6 +155,7 @@ def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
 def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> int:
     """Run ``count`` seeds in this process and show every step; returns the number of failures.
     See :mod:`limrank.synthesis.preview`."""
+    config = _with_writer_s_prompt(config)
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)
 
@@ -217,6 +220,27 @@ def _check_recipe(config: SynthesizeJob) -> None:
     check_prompts(config.synthesis)
 
 
+def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
+    """The recipe with the prompt that its tuned writer was trained on, unless it names one of its own.
+
+    Raises:
+        UserError: the model was trained to write queries for passages, and the recipe asks something else of it.
+    """
+    task = models.task_of(config.model.id) if config.engine.kind in ("vllm", "fake") else None
+    if task is None:
+        return config
+    settings = config.synthesis
+    if (settings.source, settings.writer) != ("passages", "tuned"):
+        raise UserError(
+            f"model {models.served_name(config.model.id)}: was trained to write queries for passages: set "
+            "synthesis.source=passages and synthesis.writer=tuned"
+        )
+    if settings.prompts.passage_query != SynthesisPrompts.model_fields["passage_query"].default:
+        return config
+    prompts_given = settings.prompts.model_copy(update={"passage_query": f"{task.prompt}\n"})
+    return config.model_copy(update={"synthesis": settings.model_copy(update={"prompts": prompts_given})})
+
+
 def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
     """The engines of the recipe by role, checked for what would make them fail."""
     sources = {
@@ -226,6 +250,7 @@ def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
         check_engine(source.model, source.engine)
     scorers = {"judge", "reranker"} if config.synthesis.judge_by == "label_tokens" else {"reranker"}
     for source in dict.fromkeys(source for name, source in sources.items() if name in scorers):
+        check_scorer(source.model, source.engine)
         check_labels(load_tokenizer(source.model, source.engine))
     return sources
 

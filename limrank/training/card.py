@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from limrank.config import TrainJob, is_uri
 from limrank.printable import as_markdown
+from limrank.training import writer
 from limrank.version import __version__
 
 _SETTINGS = (
     *("method", "target", "objective", "epochs", "learning_rate", "warmup_ratio", "batch_size"),
     *("gradient_accumulation", "cutoff_tokens"),
 )
+_OF_RERANKER = ("target", "objective")
 _OF_LORA = ("lora_rank", "lora_alpha", "lora_targets", "lora_embeddings")
 
 _ADAPTER = """
@@ -21,6 +24,12 @@ _ADAPTER = """
 
 `AutoPeftModelForCausalLM.from_pretrained(THIS_FOLDER)` loads it with its base model, whose embeddings grow by
 the added tokens. vLLM and `limrank rerank` need the merged model, `model/`.
+"""
+_ADAPTER_OF_WRITER = """
+## This is only the adapter
+
+`AutoPeftModelForCausalLM.from_pretrained(THIS_FOLDER)` loads it with its base model. vLLM and limrank need the
+merged model, `model/`.
 """
 
 
@@ -32,17 +41,20 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
         progress: the fields of ``loop.Progress`` at the end.
     """
     text = "\n".join(_body(config, plan, progress)) + "\n"
-    return {"model": _card(config, "transformers", text), "adapter": _card(config, "peft", text + _ADAPTER)}
+    note = _ADAPTER_OF_WRITER if config.training.task == "writer" else _ADAPTER
+    return {"model": _card(config, "transformers", text), "adapter": _card(config, "peft", text + note)}
 
 
 def _card(config: TrainJob, library: str, text: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
+    writes = config.training.task == "writer"
     data = ModelCardData(
         base_model=config.model.id if _is_hub_id(config.model.id) else None,
         library_name=library,
-        pipeline_tag="text-ranking",
-        tags=["limrank", "reranker"],
+        pipeline_tag="text-generation" if writes else "text-ranking",
+        tags=["limrank", "query-generation" if writes else "reranker"],
+        **({"limrank": asdict(writer.task())} if writes else {}),
     )
     # The template's own syntax ends here: the text is data.
     return str(ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ text }}", text=text))
@@ -55,13 +67,7 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
     settings = training.model_dump(include=set(names))
     if lora:
         settings["lora_targets"] = ", ".join(settings["lora_targets"]) or "all linear layers"
-    mode = "direct" if training.target == "direct" else "think"
-    yield f"# A pointwise reranker from {as_markdown(_name(config.model.id))}\n"
-    yield "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score."
-    yield f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,"
-    yield f"with `scoring.mode: {mode}`, as it was trained" + (
-        " (or `direct`: it learned both)." if training.target == "mixed" else "."
-    )
+    yield from _about_writer(config) if training.task == "writer" else _about_reranker(config)
     yield "\n## Data\n"
     yield (
         f"- {plan['examples']} examples of {as_markdown(_name(training.train_file))}, "
@@ -69,7 +75,7 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
     )
     yield f"- {progress['tokens']} tokens over {progress['step']} steps"
     yield "\n## Settings\n"
-    for name in names:
+    for name in (name for name in names if training.task == "reranker" or name not in _OF_RERANKER):
         yield f"- {name}: {as_markdown(settings[name])}"
     if temperature := plan.get("teacher_temperature"):
         yield f"- teacher_temperature: {temperature:g} (the teacher's scores were divided by it)"
@@ -80,6 +86,24 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
         best = f"step {progress['best_step']}, the best on held-out data: {_best(config, progress)}"
         is_best = training.export == "best" or progress["best_step"] == progress["step"]
         yield f"- weights of {best}" if is_best else f"- weights of step {progress['step']}, the last; not of {best}"
+
+
+def _about_reranker(config: TrainJob) -> Iterator[str]:
+    target = config.training.target
+    yield f"# A pointwise reranker from {as_markdown(_name(config.model.id))}\n"
+    yield "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score."
+    yield f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,"
+    yield f"with `scoring.mode: {'direct' if target == 'direct' else 'think'}`, as it was trained" + (
+        " (or `direct`: it learned both)." if target == "mixed" else "."
+    )
+
+
+def _about_writer(config: TrainJob) -> Iterator[str]:
+    yield f"# A writer of search queries from {as_markdown(_name(config.model.id))}\n"
+    yield "It writes a query that a passage answers. It does not score passages."
+    yield f"Trained with limrank {__version__}. It continues this plain prompt, without a chat template, with a space, the"
+    yield "query and the end of sequence; `limrank.json` holds the prompt, too:\n"
+    yield from ("```", writer.task().prompt, "```")
 
 
 def _best(config: TrainJob, progress: Mapping[str, Any]) -> str:

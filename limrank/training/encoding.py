@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limrank import models
 from limrank.batch.fanout import prepare_ray_data
@@ -19,6 +19,7 @@ from limrank.scoring.encoding import encode_example
 from limrank.training.examples import EncodedExample, encode_examples, is_relevant
 from limrank.training.model import load_tokenizer
 from limrank.training.sources import Example
+from limrank.training.writer import Pair, encode_pairs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,31 +28,36 @@ BLOCK = 1000
 """Examples in one task: at least half a second of a tokenizer's work."""
 
 
-def encode_here(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
+def encode_here(config: TrainJob, examples: Sequence[Example] | Sequence[Pair]) -> list[EncodedExample]:
     """Token ids of every example, in this process.
 
     Raises:
-        UserError: an example does not fit, see :func:`~limrank.training.examples.encode_examples`.
+        UserError: an example does not fit, see :func:`~limrank.training.examples.encode_examples` and
+            :func:`~limrank.training.writer.encode_pairs`.
     """
-    tokenizer = _tokenizer(models.resolve(config.model.id, weights=False))
+    training = config.training
+    tokenizer = _tokenizer(models.resolve(config.model.id, weights=False), training.task)
+    if training.task == "writer":
+        return encode_pairs(examples, tokenizer, training.cutoff_tokens, str(training.train_file))
     return encode_examples(
         examples,
         encode=partial(encode_example, tokenizer),
         end_id=tokenizer.eos_token_id,
-        cutoff=config.training.cutoff_tokens,
-        source=config.training.train_file,
+        cutoff=training.cutoff_tokens,
+        source=training.train_file,
         before=tokens_before(tokenizer),
         longest_token=longest_token(tokenizer),
     )
 
 
-def encode_on_cluster(config: TrainJob, examples: Sequence[Example]) -> list[EncodedExample]:
+def encode_on_cluster(config: TrainJob, examples: Sequence[Example] | Sequence[Pair]) -> list[EncodedExample]:
     """The same by Ray Data, with one task for each :data:`BLOCK` examples, on the cluster that this
     process is connected to."""
     import ray
 
     prepare_ray_data()
-    blocks = [_table(start, examples[start : start + BLOCK]) for start in range(0, len(examples), BLOCK)]
+    task = config.training.task
+    blocks = [_table(start, examples[start : start + BLOCK], task) for start in range(0, len(examples), BLOCK)]
     encoded: dict[int, EncodedExample] = {}
     tasks = ray.data.from_arrow(blocks).map_batches(
         _encode_block, fn_kwargs={"config": config}, batch_format="pyarrow", batch_size=None, zero_copy_batch=True
@@ -62,18 +68,22 @@ def encode_on_cluster(config: TrainJob, examples: Sequence[Example]) -> list[Enc
 
 
 @cache
-def _tokenizer(model_dir: Path):
+def _tokenizer(model_dir: Path, task: str):
     """Cached: a Ray Data worker encodes many blocks."""
-    return load_tokenizer(model_dir)[0]
+    return load_tokenizer(model_dir, task)[0]
 
 
-def _table(start: int, examples: Iterable[Example]) -> pa.Table:
+_TEXTS = {"reranker": ("prompt", "chain", "label"), "writer": ("passage", "text")}
+"""The fields of an example that its token ids depend on."""
+
+
+def _table(start: int, examples: Iterable[Example | Pair], task: str) -> pa.Table:
     import pyarrow as pa
 
-    columns = {"index": pa.int64(), "line": pa.int64()} | dict.fromkeys(("prompt", "chain", "label"), pa.large_string())
+    columns = {"index": pa.int64(), "line": pa.int64()} | dict.fromkeys(_TEXTS[task], pa.large_string())
     return pa.Table.from_pylist(
         [
-            {"index": index, "line": each.line, "prompt": each.prompt, "chain": each.chain, "label": each.label}
+            {"index": index, "line": each.line} | {name: getattr(each, name) for name in _TEXTS[task]}
             for index, each in enumerate(examples, start)
         ],
         pa.schema(columns),
@@ -94,8 +104,9 @@ def _encode_block(block: pa.Table, config: TrainJob) -> pa.Table:
     )
     rows = block.to_pylist()
     indices = [row.pop("index") for row in rows]
+    writes = config.training.task == "writer"
     try:
-        encoded = encode_here(config, [Example(**row, query=()) for row in rows])
+        encoded = encode_here(config, [Pair(**row) if writes else Example(**row, query=()) for row in rows])
     except UserError as error:
         # Ray wraps an exception that a task raises in its own text; a row does not change.
         return pa.Table.from_pylist([{"error": str(error)}], columns)
@@ -108,7 +119,7 @@ def _encode_block(block: pa.Table, config: TrainJob) -> pa.Table:
     )
 
 
-def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, EncodedExample]:
+def _examples(block: pa.Table, examples: Sequence[Example] | Sequence[Pair]) -> dict[int, EncodedExample]:
     """The encoded examples of a block by index. Raises UserError for one that does not fit."""
     if error := block["error"][0].as_py():
         raise UserError(error)
@@ -118,10 +129,16 @@ def _examples(block: pa.Table, examples: Sequence[Example]) -> dict[int, Encoded
             line=examples[row["index"]].line,
             ids=ids.values.to_numpy(),  # a view: no token becomes an object
             prompt_tokens=row["prompt_tokens"],
-            label=is_relevant(examples[row["index"]]),
             query=examples[row["index"]].query,
             truncated=row["truncated"],
-            score=examples[row["index"]].score,
+            **_judged(examples[row["index"]]),
         )
         for row, ids in zip(plain, block["ids"], strict=True)
     }
+
+
+def _judged(example: Example | Pair) -> dict[str, Any]:
+    """Label and score of an example."""
+    if isinstance(example, Pair):
+        return {"label": None}
+    return {"label": is_relevant(example), "score": example.score}

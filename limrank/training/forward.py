@@ -26,7 +26,7 @@ def training_units(examples: Sequence[Example | EncodedExample], objective: Obje
 
 
 def row_loss(
-    model: nn.Module, objective: Objective, labels: tuple[int, int], mixed_precision: bool = False
+    model: nn.Module, objective: Objective, labels: tuple[int, int] | None, mixed_precision: bool = False
 ) -> nn.Module:
     """A module that maps a :class:`~limrank.training.batches.PackedRow` to its summed loss.
 

@@ -14,6 +14,7 @@ from limrank.data import benchmarks
 from limrank.printable import printable
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
+from limrank.training import writer
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
 from limrank.training.prepare import choose, prepare
@@ -83,11 +84,12 @@ def plan(config: TrainJob) -> dict[str, Any]:
 
 def training_hash(config: TrainJob) -> str:
     """The hash of everything that the trained weights depend on."""
+    writes = config.training.task == "writer"
     return config_hash(
         {
             "job": "train",
-            "train_file": fingerprint(config.training.train_file),
-            "prompt": prompts.load(PAIR_PROMPT),
+            "train_file": (writer.fingerprint if writes else fingerprint)(config.training.train_file),
+            "prompt": prompts.load(writer.PROMPT if writes else PAIR_PROMPT),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.hashed(_NOT_OF_WEIGHTS),
             # The excluded keys name contents that are in the fingerprint, or are here as text.

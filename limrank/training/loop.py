@@ -46,7 +46,7 @@ def train(
     training: TrainingConfig,
     *,
     seed: int,
-    labels: tuple[int, int],
+    labels: tuple[int, int] | None,
     validation: Sequence[EncodedExample] = (),
     dev: DevSet | None = None,
     device: torch.device | str = "cpu",
@@ -60,7 +60,7 @@ def train(
     share of every step.
 
     Args:
-        labels: the tokens of true and false.
+        labels: the tokens of true and false; None for a writer, which has neither log-odds nor a dev set.
         mixed_precision: compute in bfloat16 by autocast.
         on_step: called in every process after each optimizer step with the metrics, over all processes,
             and whether training is over. The metrics are ``step`` (1-based), ``epoch`` (a fraction),

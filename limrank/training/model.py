@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank import models
 from limrank.config import TrainingConfig
+from limrank.config.training import Task
 from limrank.errors import UserError, first_line
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 from limrank.storage import Storage
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
+def load_tokenizer(model_dir: Path, task: Task = "reranker") -> tuple[PreTrainedTokenizerBase, list[int]]:
     """The model's tokenizer, with ``<think>`` and ``</think>`` as one token each, and the ids of the added ones.
+    A writer does not think: its tokenizer stays as it is.
 
     They are added as *special* tokens, so that ``split_special_tokens`` can encode a person's text that
     contains them as plain text.
@@ -31,6 +33,10 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
     from transformers import AddedToken
 
     tokenizer = models.tokenizer(model_dir)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {model_dir}: the tokenizer has no end-of-sequence token")
+    if task == "writer":
+        return tokenizer, []
     known = tokenizer.get_vocab()
     missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in known]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
@@ -39,8 +45,6 @@ def load_tokenizer(model_dir: Path) -> tuple[PreTrainedTokenizerBase, list[int]]
         ids = tokenizer.encode(THINK_CLOSE + label, add_special_tokens=False)
         if len(ids) != 2 or ids[0] != close:
             raise UserError(f"model {model_dir}: {label!r} after {THINK_CLOSE} is not one token but {ids[1:]}")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"model {model_dir}: the tokenizer has no end-of-sequence token")
     return tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in missing]
 
 
@@ -54,7 +58,7 @@ def load_for_training(
     """
     import torch
 
-    tokenizer, added = load_tokenizer(model_dir)
+    tokenizer, added = load_tokenizer(model_dir, training.task)
     model = _load(model_dir, dtype if training.method == "lora" else torch.float32)
     return make_trainable(model, training, added), tokenizer
 
@@ -171,6 +175,7 @@ def merge_and_save(
     *,
     base: str | None = None,
     cards: Mapping[str, str] | None = None,
+    task: models.ModelTask | None = None,
 ) -> None:
     """Write ``adapter/`` (LoRA only) and ``model/`` into a run directory.
 
@@ -181,6 +186,7 @@ def merge_and_save(
     Args:
         base: the name of the adapter's base model.
         cards: the READMEs, by directory.
+        task: what the model is for, if it is no reranker.
 
     Raises:
         StorageError: a directory could not be written.
@@ -194,6 +200,8 @@ def merge_and_save(
             if cards:
                 # This replaces PEFT's unfilled template.
                 (folder / "README.md").write_text(cards[name], encoding="utf-8")
+            if task:
+                (folder / models.TASK_FILE).write_text(task.as_json(), encoding="utf-8")
 
     if isinstance(model, PeftModel):
         if base:

@@ -58,12 +58,14 @@ def weight(objective: Objective, units: Sequence[Sequence[EncodedExample]]) -> f
     return len(units)
 
 
-def summed_loss(objective: Objective, logits: torch.Tensor, row: PackedRow, labels: tuple[int, int]) -> torch.Tensor:
+def summed_loss(
+    objective: Objective, logits: torch.Tensor, row: PackedRow, labels: tuple[int, int] | None
+) -> torch.Tensor:
     """The loss of a row, summed over its completion tokens, or over its units.
 
     Args:
         logits: (completion tokens, vocabulary), at ``row.kept``.
-        labels: the tokens of true and false.
+        labels: the tokens of true and false; only ``label`` needs none.
     """
     import torch
     from torch.nn import functional

@@ -22,11 +22,12 @@ from limrank.training.sampling import select, select_queries, split
 from limrank.training.shapes import PAIR_PROMPT
 from limrank.training.sources import Example, read_examples
 from limrank.training.teacher import taught
+from limrank.training.writer import Pair, draw, read_pairs
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
 """Keys of the plan that a checkpoint has to agree with, so that its step means the same."""
 
-Encode = Callable[[TrainJob, Sequence[Example]], list[EncodedExample]]
+Encode = Callable[[TrainJob, Sequence[Example] | Sequence[Pair]], list[EncodedExample]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Chosen:
     ``temperature`` is what the teacher's scores were divided by, None if none are learned.
     """
 
-    training: list[Example]
-    validation: list[Example]
+    training: list[Example] | list[Pair]
+    validation: list[Example] | list[Pair]
     dev: DevSet | None
     warnings: list[str]
     temperature: float | None = None
@@ -63,26 +64,16 @@ def choose(config: TrainJob) -> Chosen:
     """
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
-    training, warnings, temperature = config.training, [], None
-    found = read_examples(training.train_file, scored=is_taught(training.objective))
-    if is_taught(training.objective):
-        lists = taught(found, training, config.seed)
-        examples, temperature = lists.examples, lists.temperature
-        warnings += lists.warnings
-    elif compares(training.objective):
-        examples, left_out = _compared(found, training, config.seed)
-        warnings += left_out
-    else:
-        examples = select(found, training.max_examples, config.seed)
-    warnings += _of_chains(config, examples)
-    tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False))
+    training = config.training
+    examples, warnings, temperature = _drawn_pairs(config) if training.task == "writer" else _drawn_examples(config)
+    tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False), training.task)
     dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
     warnings += [f"dev: {warning}" for warning in dev.warnings] if dev else []
     if dev and (without := len(dev.qrels) - len({query_id for query_id, _ in dev.documents})):
         warnings.append(f"dev: {without} of {len(dev.qrels)} queries have no candidate: they count 0")
     if dev and training.target == "think":
         warnings.append("dev: the model reranks directly, which training.target=think does not teach it")
-    kept, held_out = split(set_target(examples, training.target), training.validation_share, config.seed)
+    kept, held_out = split(examples, training.validation_share, config.seed)
     units = len(training_units(kept, training.objective))
     if units < config.workers.min_replicas:
         raise UserError(
@@ -107,6 +98,29 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     longest = max(len(each.ids) for each in (*encoded, *(chosen.dev.pairs if chosen.dev else ())))
     check_length(models.text_config(config.model.id), longest)
     return Prepared(training, validation, chosen.dev, _plan(config, chosen, training, validation))
+
+
+_Drawn = tuple[list[Example], list[str], float | None]
+"""The examples of a run, warnings, and the temperature of a teacher's scores."""
+
+
+def _drawn_examples(config: TrainJob) -> _Drawn:
+    training, temperature = config.training, None
+    found = read_examples(str(training.train_file), scored=is_taught(training.objective))
+    if is_taught(training.objective):
+        lists = taught(found, training, config.seed)
+        examples, warnings, temperature = lists.examples, lists.warnings, lists.temperature
+    elif compares(training.objective):
+        examples, warnings = _compared(found, training, config.seed)
+    else:
+        examples, warnings = select(found, training.max_examples, config.seed), []
+    warnings = warnings + _of_chains(config, examples)
+    return set_target(examples, training.target), warnings, temperature
+
+
+def _drawn_pairs(config: TrainJob) -> tuple[list[Pair], list[str], None]:
+    pairs, warnings = read_pairs(str(config.training.train_file))
+    return draw(pairs, config.training.max_examples, config.seed), warnings, None
 
 
 def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tuple[list[Example], list[str]]:
@@ -153,7 +167,8 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
     """Warnings about labels and held-out data. Raises UserError if ``patience`` needs held-out data and
     there is none."""
     training, found = config.training, []
-    if not is_taught(training.objective) and len({example.label for example in kept}) < 2:
+    learns_labels = training.task == "reranker" and not is_taught(training.objective)
+    if learns_labels and len({example.label for example in kept}) < 2:
         found.append(
             f"{training.train_file}: all {len(kept)} training examples have one label: a model cannot "
             "learn from them to tell passages apart"
@@ -178,8 +193,9 @@ def _plan(
     row = largest_row(config, training)
     return {
         "model": config.model.id,
+        "task": config.training.task,
         "method": config.training.method,
-        "target": config.training.target,
+        "target": None if config.training.task == "writer" else config.training.target,
         "objective": config.training.objective,
         "teacher_temperature": chosen.temperature,
         "examples": len(training),

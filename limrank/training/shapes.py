@@ -39,6 +39,9 @@ PASSAGE_MARK = "\nPassage: "
 
 SCORE_KEYS = ("teacher_score", "score")
 
+TAKEN_BY = ("selected", "kept")
+"""A record of pairs is taken if the first of these that the file has is true."""
+
 _LARGEST = 1_000_000_000
 """No teacher's score is larger, of either sign. Sums of their squares stay finite."""
 
@@ -176,15 +179,14 @@ def _of_list(record: dict[str, Any], where: str, _: float | None) -> list[Passag
 
 
 _PAIR_KEYS = ("instruction", "reasoning", "verdict")
-_TAKEN_BY = ("selected", "kept")
 _LABELLED = (
     Shape(("prompt", "completion"), (), (), "completion", _of_prompt),
     Shape(("instruction", "output"), ("input", "system", "history"), (), "output", _of_alpaca),
-    Shape(("query", "passage", "label"), _PAIR_KEYS, _TAKEN_BY, "reasoning", _of_pair),
+    Shape(("query", "passage", "label"), _PAIR_KEYS, TAKEN_BY, "reasoning", _of_pair),
 )
 _SCORED = (
     *(
-        Shape(("query", "passage", key), ("label", *_PAIR_KEYS), _TAKEN_BY, "reasoning", _of_scored_pair)
+        Shape(("query", "passage", key), ("label", *_PAIR_KEYS), TAKEN_BY, "reasoning", _of_scored_pair)
         for key in SCORE_KEYS
     ),
     Shape(("query", "passages", "scores"), ("instruction",), (), "scores", _of_list),

@@ -52,7 +52,7 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS
-    from limrank.training import card
+    from limrank.training import card, writer
     from limrank.training.attention import check_packing
     from limrank.training.loop import train
     from limrank.training.model import load_for_training, merge_and_save
@@ -122,12 +122,13 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
             )
             checkpoints.save(found if first else None, progress)
 
+    writes = config.training.task == "writer"
     progress: Progress = train(
         state,
         prepared.training,
         config.training,
         seed=config.seed,
-        labels=tuple(label_token_ids(tokenizer, LABELS)),
+        labels=None if writes else tuple(label_token_ids(tokenizer, LABELS)),
         validation=prepared.validation,
         dev=prepared.dev,
         device=device,
@@ -144,7 +145,8 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         if values:
             state.load_parameters(values)
         cards = card.render(config, task["plan"], asdict(progress))
-        merge_and_save(model, tokenizer, storage, dtype, base=config.model.id, cards=cards)
+        written = writer.task() if writes else None
+        merge_and_save(model, tokenizer, storage, dtype, base=config.model.id, cards=cards, task=written)
     return asdict(progress), dtype_name
 
 

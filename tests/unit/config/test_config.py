@@ -163,6 +163,17 @@ def test_what_depends_on_another_key(recipe):
         assert "training.teacher_temperature" in refusal(recipe(taught + f"teacher_temperature: {value}}}\n"))
     for value in ("1", "0", "2.5", "all"):
         assert "training.list_size: " in refusal(recipe(taught + f"list_size: {value}}}\n"))
+    writer = "training: {task: writer, train_file: t.jsonl"
+    for key, value in (("objective", "softmax"), ("target", "direct"), ("target", "mixed"), ("objective", "listnet")):
+        refused = refusal(recipe(f"job: train\nrun_dir: out\n{writer}, {key}: {value}}}\n"))
+        assert f"training.{key}={value} is of a reranker: training.task=writer learns queries: unset it" in refused
+    for key in ("teacher_temperature", "list_size"):
+        assert f"training.{key} belongs to" in refusal(recipe(f"job: train\nrun_dir: out\n{writer}, {key}: 2}}\n"))
+    dev = "dev: {data: {format: pydocs, split: dev}}\n"
+    assert "training.task=writer does not rerank" in refusal(recipe(f"job: train\nrun_dir: out\n{writer}}}\n{dev}"))
+    assert "a pipeline trains a reranker" in refusal(recipe("job: pipeline\nrun_dir: out\ntraining: {task: writer}\n"))
+    for value in ("judge", "1", "''"):
+        assert "training.task" in refusal(recipe(train + f"{{task: {value}, train_file: t.jsonl}}\n"))
     assert "names layers for an adapter" in refusal(recipe(train + "{method: full, lora_targets: [q_proj]}\n"))
     assert "belongs to an adapter" in refusal(recipe(train + "{method: full, lora_embeddings: all}\n"))
     assert "learning_rate" in refusal(recipe(train + "{train_file: t.jsonl, learning_rate: .inf}\n"))
@@ -599,8 +610,8 @@ def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
 
 
 def test_keys_newer_than_run_directories_are_no_part_of_a_training_s_hash_at_their_defaults():
-    newer = {"teacher_temperature", "list_size"}
+    newer = {"task", "teacher_temperature", "list_size"}
     assert TrainingConfig().model_dump().keys() - TrainingConfig().hashed().keys() == newer
     taught = TrainingConfig(objective="listnet", target="direct", list_size=8, teacher_temperature=0.5)
-    assert newer < taught.hashed().keys()
+    assert newer - {"task"} < taught.hashed().keys() and TrainingConfig(task="writer").hashed()["task"] == "writer"
     assert "epochs" not in taught.hashed({"epochs"})

@@ -165,3 +165,21 @@ def test_a_passage_whose_query_failed_is_written_once_more(corpus, tmp_path):
     assert len(rows(storage)) == 3
     assert runner(storage, task, {"writer": Writer()}, session="second").run(0, isolated=False).failed == 0
     assert len({row["example_id"] for row in rows(storage)}) == len(rows(storage)) == 4
+
+
+def test_a_tuned_writer_s_own_prompt_is_taken(corpus, tmp_path):
+    writer = tmp_path / "writer"
+    writer.mkdir()
+    (writer / "config.json").write_text("{}")
+    (writer / "limrank.json").write_text(json.dumps({"task": "writer", "prompt": "Text: {{ passage }}\nAsked:"}))
+
+    def planned(**synthesis):
+        given = recipe(corpus, tmp_path, **synthesis) | {"model": {"id": str(writer)}}
+        return job.plan(parse_config(given))["first_prompt"]
+
+    assert planned(writer="tuned").startswith("Text: boat") and planned(writer="tuned").endswith("\nAsked:")
+    own = planned(writer="tuned", prompts={"passage_query": "{{ passage }} ->"})
+    assert own.endswith(" ->")
+    for other in ({}, {"source": "seeds"}):
+        with pytest.raises(UserError, match=r"model writer: was trained to write queries.*synthesis.writer=tuned"):
+            planned(**other)

@@ -50,3 +50,20 @@ def test_the_card_says_what_was_trained_on_and_measured(tmp_path):
     last = loaded(tmp_path, export="last").text
     assert "- weights of step 8, the last; not of step 6, the best on held-out data: loss 0.5000\n" in last
     assert "lora_rank" not in loaded(tmp_path, method="full").text
+
+
+def test_a_writer_s_card_says_what_it_is_and_how_it_is_asked(tmp_path):
+    found = loaded(tmp_path, task="writer")
+    data = found.data.to_dict()
+    assert data["limrank"] == {"task": "writer", "prompt": "Passage: {{ passage }}\nSearch query:"}
+    assert (data["pipeline_tag"], data["tags"]) == ("text-generation", ["limrank", "query-generation"])
+    assert found.text.startswith("\n# A writer of search queries from owner/base\n")
+    assert "```\nPassage: {{ passage }}\nSearch query:\n```\n" in found.text
+    assert not any(word in found.text for word in ("rerank", "think", "- target", "- objective"))
+    assert "need the\nmerged model" in loaded(tmp_path, "adapter", task="writer").text
+
+
+def test_a_card_names_the_temperature_of_a_teacher(tmp_path):
+    config = TrainJob(run_dir=str(tmp_path), training=TrainingConfig(train_file="t.jsonl"))
+    text = card.render(config, PLAN | {"teacher_temperature": 0.125}, PROGRESS)["model"]
+    assert "- teacher_temperature: 0.125 (the teacher's scores were divided by it)\n" in text

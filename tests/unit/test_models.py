@@ -1,0 +1,79 @@
+"""What a model directory says of its task."""
+
+import json
+
+import pytest
+
+from limrank import models
+from limrank.config import EngineConfig, ModelConfig, RerankJob, ServeJob, SynthesizeJob
+from limrank.errors import UserError
+from limrank.models import ModelTask, check_scores, task_of
+from limrank.reranking import job as reranking
+from limrank.reranking.reranker import Reranker
+from limrank.serving import job as serving
+from limrank.synthesis import job as synthesis
+
+WRITER = ModelTask("writer", "Passage: {{ passage }}\nSuche, hübsch:")
+
+
+@pytest.fixture
+def writer_dir(tmp_path):
+    folder = tmp_path / "writer"
+    folder.mkdir()
+    (folder / models.TASK_FILE).write_text(WRITER.as_json(), encoding="utf-8")
+    (folder / models.MODEL_CONFIG).write_text("{}")
+    return folder
+
+
+def test_a_writer_says_what_it_is_and_how_it_is_asked(writer_dir):
+    assert task_of(str(writer_dir)) == WRITER
+    assert json.loads((writer_dir / "limrank.json").read_text(encoding="utf-8")) == {
+        "task": "writer",
+        "prompt": "Passage: {{ passage }}\nSuche, hübsch:",
+    }
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "owner/none", "none", "../none", "a/b/c", "owner/..", " / "])
+def test_other_names_have_no_task(name):
+    assert task_of(name) is None
+    check_scores(name)
+
+
+def test_a_model_without_the_file_may_score(tmp_path):
+    assert task_of(str(tmp_path)) is None
+    (tmp_path / models.TASK_FILE).write_text(ModelTask("reranker", "p").as_json())
+    check_scores(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"task": "writer"}', '{"task": 1, "prompt": "p"}', '{"task": " ", "prompt": "p"}']
+)
+def test_a_damaged_file_is_one_line(writer_dir, content):
+    (writer_dir / models.TASK_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"limrank\.json") as error:
+        task_of(str(writer_dir))
+    assert "\n" not in str(error.value)
+
+
+REFUSED = r"^model .*writer: limrank trained it to write queries \(training.task=writer\), so it cannot score passages"
+
+
+@pytest.mark.parametrize("kind", ["vllm", "fake"])
+def test_a_writer_scores_nothing(writer_dir, tmp_path, kind):
+    common = {"run_dir": str(tmp_path / "run"), "engine": {"kind": kind}}
+    model = {"id": str(writer_dir)}
+    with pytest.raises(UserError, match=REFUSED):
+        reranking._scorer(RerankJob(model=model, **common))
+    with pytest.raises(UserError, match=REFUSED):
+        serving.plan(ServeJob(model=model, **common))
+    with pytest.raises(UserError, match=REFUSED):
+        Reranker(ModelConfig(id=str(writer_dir)), engine=EngineConfig(kind=kind))
+
+
+def test_a_writer_may_write_and_not_judge(writer_dir, tmp_path):
+    common = {"run_dir": str(tmp_path / "run"), "engine": {"kind": "fake"}}
+    writer, other = {"id": str(writer_dir)}, {"id": "other"}
+    assert synthesis._checked_sources(SynthesizeJob(model=writer, judge=other, **common))
+    for roles in ({"model": writer}, {"model": other, "judge": writer}, {"model": other, "reranker": writer}):
+        with pytest.raises(UserError, match=REFUSED):
+            synthesis._checked_sources(SynthesizeJob(**roles, **common))
