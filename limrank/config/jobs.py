@@ -27,7 +27,7 @@ from limrank.config.evaluation import EvaluationConfig
 from limrank.config.scoring import ScoringConfig, chain_fits, judges_alone, no_fusion
 from limrank.config.serving import ServingConfig
 from limrank.config.synthesis import SynthesisConfig
-from limrank.config.training import DevConfig, TrainingConfig
+from limrank.config.training import OF_TEACHER, DevConfig, TrainingConfig
 from limrank.uris import is_uri
 
 DEFAULT_SEED = 12345
@@ -257,6 +257,11 @@ class PipelineJob(Job):
             raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")
         if self.training.task == "writer":
             raise ValueError("training.task=writer: a pipeline trains a reranker: train a writer by a train job")
+        if self.training.objective in OF_TEACHER and not self.synthesis.teacher:
+            raise ValueError(
+                f"training.objective={self.training.objective} learns from graded lists: set synthesis.source=passages "
+                "and synthesis.teacher"
+            )
         return self
 
 

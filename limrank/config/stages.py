@@ -9,6 +9,7 @@ from limrank.config.jobs import PipelineJob, RerankJob, ServeJob, SynthesizeJob,
 from limrank.config.recipe import checked
 from limrank.config.scoring import ScoringConfig
 from limrank.config.synthesis import SynthesisConfig
+from limrank.config.training import OF_TEACHER
 from limrank.errors import UserError
 from limrank.uris import is_uri
 
@@ -50,6 +51,7 @@ def stage_configs(config: PipelineJob) -> Stages:
     )
     unfused = config.scoring.model_copy(update={"fuse": None})
     tuned = config.model.model_copy(update={"id": str(root / "train" / "model")})
+    examples = "lists.jsonl" if config.training.objective in OF_TEACHER else "train.jsonl"
     return Stages(
         first_stage=rerank.model_copy(
             update={"run_dir": str(root / "first-stage"), "scoring": ScoringConfig(mode="none")}
@@ -75,7 +77,7 @@ def stage_configs(config: PipelineJob) -> Stages:
                 "model": config.model,
                 # Tensor parallelism is for engines. Training divides a model by training.sharding.
                 "workers": config.workers.model_copy(update={"tensor_parallel": 1}),
-                "training": config.training.model_copy(update={"train_file": str(root / "synthesize" / "train.jsonl")}),
+                "training": config.training.model_copy(update={"train_file": str(root / "synthesize" / examples)}),
                 **common,
             },
         ),

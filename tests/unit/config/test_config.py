@@ -598,6 +598,21 @@ def test_fusion_where_there_is_nothing_to_fuse_is_refused(recipe, text, message)
     assert refusal(recipe(f"{text}run_dir: out\n")) == f"r.yaml: {message}"
 
 
+def test_a_pipeline_learns_from_a_teacher_s_lists(recipe):
+    from limrank.config.stages import stage_configs
+
+    taught = "training: {objective: listnet, target: direct}\n"
+    assert refusal(recipe(f"job: pipeline\nrun_dir: out\n{taught}")) == (
+        "r.yaml: training.objective=listnet learns from graded lists: set synthesis.source=passages and "
+        "synthesis.teacher"
+    )
+    passages = "synthesis: {source: passages, teacher: {kind: embedder, model: all-minilm-l6-v2}}\n"
+    stages = stage_configs(load_config(recipe(f"job: pipeline\nrun_dir: out\n{passages}{taught}")))
+    assert stages.train.training.train_file.endswith("synthesize/lists.jsonl")
+    stages = stage_configs(load_config(recipe(f"job: pipeline\nrun_dir: out\n{passages}")))
+    assert stages.train.training.train_file.endswith("synthesize/train.jsonl")
+
+
 def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
     from limrank.config.stages import pipeline_hash, stage_configs
 
