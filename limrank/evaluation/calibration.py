@@ -12,7 +12,8 @@ from limrank.errors import UserError
 from limrank.evaluation.inputs import Inputs, read_finished
 from limrank.evaluation.reliability import Reliability, ScoredPairs, judged_pairs, reliability
 from limrank.evaluation.report import ReliabilitySection, Series
-from limrank.scoring.calibration import VERSION, Calibration, Isotonic, Platt, clipped_log_odds
+from limrank.scoring.calibration import VERSION, Calibration, Isotonic, Platt
+from limrank.scoring.fusion import clipped_log_odds
 
 KEY = "evaluation.calibrate_on"
 FILE = "calibration.json"

@@ -19,11 +19,10 @@ from limrank.errors import UserError
 from limrank.files import opened
 from limrank.parsing import brief, parse_json
 from limrank.records import Judgment
+from limrank.scoring.fusion import clipped_log_odds
 
 VERSION = 1
 _LARGEST_FILE = 1 << 26
-_NEAREST = 2**-53
-"""Scores nearer to 0 or 1 count as this near: beyond it, a double below 1 does not exist."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,6 @@ def read_calibration(path: str | None) -> Calibration | None:
 def fingerprint(calibration: Calibration | None) -> str | None:
     """A short hash of what a calibration does to scores."""
     return None if calibration is None else hashlib.sha256(repr(calibration).encode()).hexdigest()[:16]
-
-
-def clipped_log_odds(score: float) -> float:
-    """The log-odds of a score in [0, 1], at most 36.7 away from 0."""
-    score = min(max(score, _NEAREST), 1 - _NEAREST)
-    return math.log(score / (1 - score))
 
 
 def _sigmoid(value: float) -> float:

@@ -5,7 +5,6 @@ A teacher's scores are compared within a query only, and may be in any unit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from limrank.errors import UserError, first_line
 from limrank.files import is_folder
 from limrank.records import Document, Query
 from limrank.scoring import prompt_query
+from limrank.scoring.fusion import clipped_log_odds
 from limrank.storage import Storage
 from limrank.synthesis.embeddings import check_embedder, sentence_embeddings
 
@@ -248,14 +248,6 @@ def _of_rerank_run(path: str) -> dict[str, dict[str, Grade]]:
     for table in read_rows(storage, "rows", ("query_id", "doc_id", "score", "reasoning")):
         for row in table.to_pylist():
             if row["score"] is not None:
-                grade = Grade(_log_odds(row["score"]), row["score"], row["reasoning"])
+                grade = Grade(clipped_log_odds(row["score"]), row["score"], row["reasoning"])
                 grades.setdefault(row["query_id"], {})[row["doc_id"]] = grade
     return grades
-
-
-_LEAST = 1e-7
-
-
-def _log_odds(probability: float) -> float:
-    clipped = min(max(probability, _LEAST), 1 - _LEAST)
-    return math.log(clipped / (1 - clipped))

