@@ -63,6 +63,7 @@ def _front_matter(stats: Mapping[str, Any]) -> DatasetCardData:
             for name, path, default in (
                 ("pairs", "train.jsonl", {"default": True}),
                 ("examples", "examples.parquet", {}),
+                *([("lists", "lists.jsonl", {})] if stats.get("teacher") else []),
             )
         ],
     )
