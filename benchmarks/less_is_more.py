@@ -198,7 +198,7 @@ class Study:
         figures = {}
         for name, run in runs.items():
             result = evaluate(qrels, run, [MEASURE])
-            low, high = bootstrap_interval([each[MEASURE] for each in result.per_query.values()], seed=1)
+            low, high = bootstrap_interval(list(result.per_query[MEASURE].values()), seed=1)
             figures[name] = {"mean": result.mean[MEASURE], "low": low, "high": high}
         return figures
 
