@@ -4,14 +4,15 @@
         [--queries 125 250 500] [--seeds 1 2 3] [--collections dl19@20 dl19@100 scifact@20 …] [--only-data]
     python benchmarks/less_is_more.py OUT --plot less_is_more.png
 
-Passages are those of DL19's pool, queries those of a writer that was tuned on the MS MARCO seeds. Each source is the
-one before it with one thing more:
+Passages are those of DL19's pool, queries those of a writer that was tuned on the MS MARCO seeds. From prompted to
+teacher, each source is the one before it with one thing more; lists has another objective, too, and one pass in place
+of three:
 
     real        queries of the seeds, a negative of each among BM25's first 20
     prompted    queries of the packaged model, asked by prompt; a drawn candidate as the negative
     tuned       queries of the tuned writer
     trip        … that find their passage among BM25's first ten
-    teacher     … whose negatives the packaged embedder puts a standard deviation below their passage
+    teacher     … with which the packaged embedder agrees, and whose negatives it puts a standard deviation below
     lists       … eight passages with the embedder's scores, learned by listnet
 
 Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
@@ -149,6 +150,11 @@ class Study:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return str(folder / "model"), float(took.read_text()) if took.exists() else 0.0
 
+    def examples(self, source: str, queries: int, seed: int) -> int:
+        """The passages that a cell was trained on: a source may have fewer than are asked for."""
+        manifest = self.out / "models" / f"{source}-{queries}-{seed}" / "manifest.json"
+        return 0 if source == "none" else json.loads(manifest.read_text())["counts"]["rows"]
+
     # ---- figures ---------------------------------------------------------------------
 
     def rows(self, model: str, name: str, collection: str, depth: int) -> Path:
@@ -217,6 +223,7 @@ class Study:
                         name, _, depth = collection.partition("@")
                         folder = self.rows(model, "-".join(map(str, cell)), name, int(depth or 20))
                         line = dict(zip(("source", "queries", "seed"), cell, strict=True))
+                        line["examples"] = self.examples(*cell)
                         line |= {"collection": collection, "training_s": round(seconds), "weight": self.given.weight}
                         line |= self.measure(folder)
                         with results.open("a") as file:

@@ -83,7 +83,7 @@ def bm25(
 
     analyzer = analyzer or Analyzer(FirstStageConfig())
     indexed = analyzer.tokens(document.contents for document in documents)
-    if not indexed.vocab:  # bm25s cannot index a corpus without words
+    if not indexed.vocab or not queries:  # bm25s takes neither a corpus without words nor no queries
         return {query.query_id: {} for query in queries}
     index = bm25s.BM25(k1=k1, b=b)
     index.index(indexed, show_progress=False)

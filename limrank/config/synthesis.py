@@ -57,6 +57,12 @@ Shares = dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(ge=0,
 """Value → weight; the weights need not add up to 1."""
 
 
+_OF_SEEDS = (
+    *("personas_per_seed", "chains", "chain_tokens", "passage_tokens"),
+    *("judge_tokens", "judge_by", "agreement", "judge_margin"),
+)
+"""Keys that change nothing with ``source: passages``."""
+
 _OF_PASSAGES = ("source", "writer", "queries_per_passage", "round_trip", "teacher", "list_size")
 
 
@@ -271,6 +277,9 @@ class SynthesisConfig(Section):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"synthesis.{key} is for synthesis.source=passages")
             return self
+        for key in _OF_SEEDS:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"synthesis.{key} is for synthesis.source=seeds")
         if self.mined_negatives:
             raise ValueError(
                 "synthesis.mined_negatives: with synthesis.source=passages every negative is mined: set negatives"

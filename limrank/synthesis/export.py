@@ -75,7 +75,7 @@ def training_pair(row: Row, prompt: str = "relevance") -> dict[str, str]:
     a model should not learn to contradict itself."""
     query = Query(row["example_id"], row["query"], row["instruction"] or "")
     text = pair_text(prompt_template(ScoringConfig(prompt=prompt)), query, row["passage"])
-    chain = row["reasoning"] if row["verdict"] == row["label"] else None
+    chain = row["reasoning"] if row["verdict"] in (None, row["label"]) else None
     return {"prompt": text, "completion": completion(chain, row["label"])}
 
 

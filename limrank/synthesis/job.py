@@ -125,6 +125,8 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     config = _with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
+    if config.synthesis.teacher and config.synthesis.teacher.kind == "run":
+        check_teacher(config.synthesis.teacher)
     planned = list(units(config, given))
     briefs = [read_brief(brief) for unit in planned for brief in unit["briefs"]]
     first = next((unit for unit in planned if unit["briefs"]), None)
@@ -210,9 +212,10 @@ _OF_MINING = {"round_trip", "teacher", "list_size", "negatives", "mine_depth"}
 
 
 def _check_recipe(config: SynthesizeJob) -> None:
-    if config.scoring.mode == "none":
+    judged = config.synthesis.source == "seeds"
+    if judged and config.scoring.mode == "none":
         raise UserError("scoring.mode none judges nothing: take direct, think or budget")
-    if config.scoring.mode == "cascade":
+    if judged and config.scoring.mode == "cascade":
         raise UserError(
             "scoring.mode cascade compares a query's candidates, and the judge sees pairs: take think or budget"
         )
@@ -226,10 +229,12 @@ def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
     Raises:
         UserError: the model was trained to write queries for passages, and the recipe asks something else of it.
     """
+    settings = config.synthesis
+    if config.engine.kind == "vllm" and (settings.source, settings.writer) == ("passages", "tuned"):
+        models.resolve(config.model.id, weights=False)  # a hub's model says what it is once it is here
     task = models.task_of(config.model.id) if config.engine.kind in ("vllm", "fake") else None
     if task is None:
         return config
-    settings = config.synthesis
     if (settings.source, settings.writer) != ("passages", "tuned"):
         raise UserError(
             f"model {models.served_name(config.model.id)}: was trained to write queries for passages: set "
@@ -294,6 +299,8 @@ def _ends(settings: SynthesisConfig) -> str | None:
     """A sentence on what ends a run before its last seed; None if nothing does."""
     if settings.enough is None:
         return None
+    if settings.source == "passages":
+        return f"when {settings.enough} queries are written without a fault, before the round trip and the teacher"
     return f"when {settings.enough} examples are kept (synthesis.size × synthesis.oversample), before some are chosen"
 
 

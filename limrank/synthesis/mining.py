@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from limrank import retrieval
 from limrank.config import FirstStageConfig, SynthesisConfig
 from limrank.records import Document, Query, Run
+from limrank.scoring import prompt_query
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import sentence_embeddings
@@ -149,7 +150,7 @@ def _search(queries: Sequence[Query], documents: Sequence[Document], settings: S
     return runs
 
 
-_ROWS = 1024
+_ROWS = 256
 """Queries whose similarities to the corpus are in memory at a time."""
 
 
@@ -160,12 +161,15 @@ def _nearest(model: str, queries: Sequence[Query], documents: Sequence[Document]
     if not queries:
         return {}
     vectors = sentence_embeddings(model, [document.contents for document in documents])
-    asked = sentence_embeddings(model, [f"{query.text} {query.instruction}".strip() for query in queries])
+    asked = sentence_embeddings(model, [prompt_query(query) for query in queries])
     depth = min(depth, len(documents))
     run: Run = {}
     for start in range(0, len(queries), _ROWS):
         cosines = asked[start : start + _ROWS] @ vectors.T
-        best = np.argsort(-cosines, axis=1, kind="stable")[:, :depth]
+        # Only the nearest are sorted: sorting a corpus takes longer than the product.
+        near = np.sort(np.argpartition(cosines, -depth, axis=1)[:, -depth:], axis=1)
+        order = np.argsort(-np.take_along_axis(cosines, near, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(near, order, axis=1)
         for query, row, indexes in zip(queries[start : start + _ROWS], cosines, best, strict=True):
             run[query.query_id] = {documents[index].doc_id: float(row[index]) for index in indexes}
     return run

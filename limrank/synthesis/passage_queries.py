@@ -85,7 +85,7 @@ def _topics(texts: Sequence[str], draw: random.Random) -> list[int]:
 
 
 async def synthesize_passage(
-    seed: Seed, briefs: Sequence[QueryBrief | None], engines: Mapping[str, Engine], inputs: SynthesisInputs
+    seed: Seed, briefs: Mapping[int, QueryBrief | None], engines: Mapping[str, Engine], inputs: SynthesisInputs
 ) -> SeedOutcome:
     """One row for each query that is written for a passage; the passage is its positive.
 
@@ -93,17 +93,17 @@ async def synthesize_passage(
 
     Args:
         seed: the passage, without a query.
-        briefs: one for each query; None for a tuned writer, which takes no instructions.
+        briefs: one for each query, by its number; None for a tuned writer, which takes no instructions.
     """
     outcomes = await asyncio.gather(
-        *(_one_query(seed, number, brief, engines["writer"], inputs) for number, brief in enumerate(briefs)),
+        *(_one_query(seed, number, brief, engines["writer"], inputs) for number, brief in briefs.items()),
         return_exceptions=True,
     )
     examples: list[SynthesisExample] = []
     failures: list[Failure] = []
-    for number, outcome in enumerate(outcomes):
+    for number, outcome in zip(briefs, outcomes, strict=True):
         if isinstance(outcome, RowError):
-            failures.append(Failure.of(_name(seed, number), "write", outcome))
+            failures.append(Failure.of(query_name(seed, number), "write", outcome))
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
@@ -111,14 +111,15 @@ async def synthesize_passage(
     return SeedOutcome(examples, failures)
 
 
-def _name(seed: Seed, number: int) -> str:
+def query_name(seed: Seed, number: int) -> str:
+    """The id of a passage's query, with which the ids of its examples begin."""
     return f"{escaped(seed.seed_id)}/{number}"
 
 
 async def _one_query(
     seed: Seed, number: int, brief: QueryBrief | None, engine: Engine, inputs: SynthesisInputs
 ) -> SynthesisExample:
-    name = _name(seed, number)
+    name = query_name(seed, number)
     writer, settings = Writer(engine, inputs, name), inputs.synthesis
     blank = SynthesisExample(name, seed.seed_id)
     if brief is None:
@@ -156,7 +157,7 @@ def _fault(written: WrittenQuery, seed: Seed, brief: QueryBrief | None, settings
 
 
 async def _continued(writer: Writer, passage: str) -> WrittenQuery | None:
-    """What a tuned writer asks: the first line that it writes after the passage. None if that is empty."""
+    """What a tuned writer asks: the first line that it writes after the passage. None if that is empty or cut off."""
     prompt = tuned_prompt(passage, writer.settings)
     with spent_on("query"):
         generation = await writer.engine.generate(
@@ -168,4 +169,4 @@ async def _continued(writer: Writer, passage: str) -> WrittenQuery | None:
             stop=["\n"],
         )
     text = " ".join(generation.text.split())
-    return WrittenQuery(text, "") if text else None
+    return WrittenQuery(text, "") if text and generation.finish_reason == "stop" else None

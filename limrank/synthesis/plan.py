@@ -10,7 +10,9 @@ from limrank import retrieval
 from limrank.batch.plan import GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
+from limrank.data.trec import id_fault
 from limrank.errors import UserError
+from limrank.parsing import brief
 from limrank.records import Difficulty, Document, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
@@ -18,7 +20,7 @@ from limrank.synthesis.filters import MIN_PASSAGE_WORDS
 from limrank.synthesis.passage_queries import draw_passages
 from limrank.synthesis.prompting import judge_tokens, most_written, with_prompt_texts
 from limrank.synthesis.quotas import briefs
-from limrank.synthesis.synthesizer import SynthesisInputs
+from limrank.synthesis.synthesizer import SynthesisInputs, escaped
 from limrank.text.analyzer import Analyzer
 from limrank.text.languages import with_language
 
@@ -52,6 +54,10 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
         seeds = [
             Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
         ]
+        for document in corpus:
+            # Checked for the whole corpus: any document may become a candidate.
+            if fault := id_fault(f"{escaped(document.doc_id)}/0/{PassageRole.POSITIVE}") or id_fault(document.doc_id):
+                raise UserError(f"synthesis.seeds {settings.seeds}: the document id {brief(document.doc_id)} {fault}")
         if not seeds:
             raise UserError(f"synthesis.seeds {settings.seeds}: no passage has {MIN_PASSAGE_WORDS} words or more")
     else:

@@ -56,7 +56,7 @@ class Pool:
         row |= {"source": "passages" if self.mined else "seeds", "teacher_score": None, "teacher": None}
         found = self.mined and row["passage"] and self.mined.queries.get(query_of(row["example_id"]))
         yield row | self._graded(found.grade, True) if found else row
-        if not found or found.fault:
+        if not found or found.fault or not row["kept"]:
             return
         for number, candidate in enumerate((*found.negatives, *found.doubtful), 1):
             reason, detail = candidate.fault or (None, None)
@@ -78,13 +78,12 @@ class Pool:
         """A grade's columns. A reranker's chain is taken where it ends in the label."""
         if grade is None:
             return {"teacher_score": None, "teacher": None}
-        verdict = None if grade.probability is None else grade.probability > 0.5
+        agrees = grade.probability is not None and (grade.probability > 0.5) == label
         return {
             "teacher_score": grade.score,
             "teacher": self.teacher,
             "judge_score": grade.probability,
-            "verdict": verdict,
-            "reasoning": grade.reasoning if verdict == label else None,
+            "reasoning": grade.reasoning if agrees else None,
         }
 
 
@@ -114,17 +113,34 @@ def dedupe_and_select(
             query_id = query_of(row["example_id"])
             queries.setdefault(query_id, row["query"])
             labels.setdefault(query_id, set()).add(row["label"])
-    firsts = find_duplicates(sorted(queries.items(), key=lambda each: -len(labels[each[0]])), settings.near_duplicate)
-    for row in _kept(storage):
-        if first := firsts.get(query_of(row["example_id"])):
-            rejected.setdefault(row["example_id"], ("duplicate_query", first))
     pool = Pool(storage, rejected)
     if corpus is not None:
+        # Of two queries that are one, the one that finds its passage stays.
         pool = _mined(pool, settings, benchmarks, seed, corpus)
+    pool = _without_duplicates(pool, queries, labels, settings.near_duplicate)
     if settings.size is None:
         return pool
     embed = embedder(settings.embedder)
     return replace(pool, selection=select(pool.rows(), settings.size, settings.select, seed=seed, embed=embed))
+
+
+def _without_duplicates(
+    pool: Pool, queries: Mapping[str, str], labels: Mapping[str, set[bool]], near_duplicate: float
+) -> Pool:
+    """The pool without the rows of queries that repeat another one that is kept.
+
+    Args:
+        queries: query id → text, of all rows that were kept when they were written.
+        labels: query id → the labels of its rows.
+    """
+    kept = [row["example_id"] for row in _kept(pool.storage) if row["example_id"] not in pool.rejected]
+    left = dict.fromkeys(query_of(example_id) for example_id in kept)
+    ordered = sorted(((each, queries[each]) for each in left), key=lambda each: -len(labels[each[0]]))
+    firsts = find_duplicates(ordered, near_duplicate)
+    repeated = {
+        example_id: ("duplicate_query", first) for example_id in kept if (first := firsts.get(query_of(example_id)))
+    }
+    return replace(pool, rejected={**pool.rejected, **repeated})
 
 
 def _mined(

@@ -148,10 +148,10 @@ async def _preview(
             if unit["contaminated"]:
                 say(f"contaminated: {unit['contaminated']}\n")
             # One query after the other, so that the requests of each stay together.
-            for brief in asked_of(unit, inputs) if passages else map(read_brief, unit["briefs"]):
+            for number, brief in enumerate(asked_of(unit, inputs) if passages else map(read_brief, unit["briefs"])):
                 try:
                     if passages:
-                        outcome = await synthesize_passage(seed, [brief], engines, inputs)
+                        outcome = await synthesize_passage(seed, {number: brief}, engines, inputs)
                     else:
                         outcome = await synthesize_seed(seed, [brief], unit["mined"], engines, inputs)
                 finally:  # shows the request that crashed an engine, too

@@ -141,10 +141,10 @@ def _groups(rows: Iterable[Row], seed: int, hardness: Callable[[Row], float] | N
         if not row["kept"]:
             continue
         query = f"{row['query']} {row['instruction'] or ''}".strip()
-        key = (row["seed_id"], row["query_kind"], query)
+        key = (row["seed_id"], row["query_kind"] or "", query)
         group = groups.get(key)
         if group is None:
-            group = groups[key] = _Group(row["query_kind"], query, draw(*key))
+            group = groups[key] = _Group(row["query_kind"] or "", query, draw(*key))
         pick = _Pick(
             -hardness(row) if hardness else 0.0,
             draw(row["example_id"]),

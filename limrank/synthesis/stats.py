@@ -85,7 +85,8 @@ class _Makeup:
     def add(self, row: Row) -> None:
         self.examples += 1
         for name in ("query_kind", "difficulty", "passage_role"):
-            self._values[name][str(row[name])] += 1
+            if row[name] is not None:  # a tuned writer's query has no kind
+                self._values[name][str(row[name])] += 1
         self._values["domains"][domain_name(row["domain"])] += 1
         for name, lengths in self._words.items():
             lengths[count(words(row[name]))] += 1

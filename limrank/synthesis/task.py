@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from limrank.batch.chunks import Engines, Outcome, Rows, Task
 from limrank.batch.plan import Unit
 from limrank.config import SynthesizeJob
-from limrank.records import QueryBrief, Seed, synthesis_row_schema
-from limrank.synthesis.passage_queries import synthesize_passage
+from limrank.records import PassageRole, QueryBrief, Seed, synthesis_row_schema
+from limrank.synthesis.passage_queries import query_name, synthesize_passage
 from limrank.synthesis.plan import read_brief, synthesis_inputs, unwritten
 from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, contaminated_example, synthesize_seed
 
@@ -54,13 +54,13 @@ class SynthesisTask:
 
 @dataclass(frozen=True)
 class PassageTask:
-    """Writes the queries of one passage. A retry writes all of them: the same requests give the same queries."""
+    """Writes the queries of one passage. A retry writes those that are missing."""
 
     inputs: SynthesisInputs
     step: str = "synthesize"
     unit_column: str = "seed_id"
     row_key: tuple[str, ...] = ("example_id",)
-    retry_key: tuple[str, ...] = ("seed_id",)
+    retry_key: tuple[str, ...] = ("example_id",)
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -73,7 +73,13 @@ class PassageTask:
         seed = Seed(unit["unit_id"], "", unit["passage"])
         if unit["contaminated"]:
             return _nothing(seed, unit)
-        return _outcome(await synthesize_passage(seed, asked_of(unit, self.inputs), engines, self.inputs))
+        written = {row["example_id"].removesuffix(f"/{PassageRole.POSITIVE}") for row in rows}
+        asked = {
+            number: brief
+            for number, brief in enumerate(asked_of(unit, self.inputs))
+            if query_name(seed, number) not in written
+        }
+        return _outcome(await synthesize_passage(seed, asked, engines, self.inputs))
 
     def failed_rows(self, unit: Unit) -> Rows:
         return []

@@ -5,10 +5,11 @@ A teacher's scores are compared within a query only, and may be in any unit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from limrank import models
 from limrank.batch.manifest import read_manifest
@@ -22,9 +23,6 @@ from limrank.scoring import prompt_query
 from limrank.scoring.fusion import clipped_log_odds
 from limrank.storage import Storage
 from limrank.synthesis.embeddings import check_embedder, sentence_embeddings
-
-if TYPE_CHECKING:
-    pass
 
 _BATCH = 32
 _MAX_TOKENS = 512
@@ -124,9 +122,11 @@ def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     directory = models.resolve(model)
     tokenizer = models.tokenizer(directory)
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
+    if lacking := sorted(loaded["missing_keys"]):
+        raise UserError(f"synthesis.teacher.model {model}: is no cross-encoder: its weights lack {lacking[0]}")
     classifier.to(device).eval()
     if classifier.config.num_labels > 2:
         raise UserError(
@@ -141,7 +141,7 @@ def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None 
             [pairs[index][0] for index in batch],
             [pairs[index][1] for index in batch],
             padding=True,
-            truncation="only_second",
+            truncation="longest_first",
             max_length=min(_MAX_TOKENS, tokenizer.model_max_length),
             return_tensors="pt",
         ).to(device)
@@ -154,9 +154,12 @@ def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None 
 
 
 KEPT = "grades.parquet"
-"""The grades of a run directory's queries, with the name and fingerprint of the model in the file's metadata."""
+"""The grades of a run directory, by the hash of query and passage, with the model's fingerprint in the metadata."""
 
 _MODEL = b"limrank.teacher"
+
+_KEPT_AT_ONCE = 4096
+"""Queries that are graded before their grades are written: a model is loaded once for each block."""
 
 
 @dataclass(frozen=True)
@@ -169,39 +172,48 @@ class KeptGrades:
 
     def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
         known = self._read()
+        for start in range(0, len(queries), _KEPT_AT_ONCE):
+            block = slice(start, start + _KEPT_AT_ONCE)
+            if new := self._missing(queries[block], passages[block], known):
+                known |= new
+                self._write(known)
+        return [
+            [Grade(known[_key(query, each)]) for each in found] for query, found in zip(queries, passages, strict=True)
+        ]
+
+    def _missing(
+        self, queries: Sequence[Query], passages: Sequence[Sequence[Document]], known: Mapping[str, float]
+    ) -> dict[str, float]:
+        """The grades of the pairs that are not known."""
         missing = [
-            [each for each in found if (query.query_id, each.doc_id) not in known]
+            [each for each in found if _key(query, each) not in known]
             for query, found in zip(queries, passages, strict=True)
         ]
         asked = [index for index, found in enumerate(missing) if found]
-        if asked:
-            new = self.teacher.grade([queries[index] for index in asked], [missing[index] for index in asked])
-            for index, grades in zip(asked, new, strict=True):
-                for each, grade in zip(missing[index], grades, strict=True):
-                    known[queries[index].query_id, each.doc_id] = grade.score
-            self._write(known)
-        return [
-            [Grade(known[query.query_id, each.doc_id]) for each in found]
-            for query, found in zip(queries, passages, strict=True)
-        ]
+        if not asked:
+            return {}
+        new = self.teacher.grade([queries[index] for index in asked], [missing[index] for index in asked])
+        return {
+            _key(queries[index], each): grade.score
+            for index, grades in zip(asked, new, strict=True)
+            for each, grade in zip(missing[index], grades, strict=True)
+        }
 
-    def _read(self) -> dict[tuple[str, str], float]:
+    def _read(self) -> dict[str, float]:
         table = read_if_whole(self.storage, KEPT)
         if table is None or (table.schema.metadata or {}).get(_MODEL) != self.model.encode():
             return {}
-        columns = (table[name].to_pylist() for name in ("query_id", "doc_id", "score"))
-        return {(query_id, doc_id): score for query_id, doc_id, score in zip(*columns, strict=True)}
+        return dict(zip(table["pair"].to_pylist(), table["score"].to_pylist(), strict=True))
 
-    def _write(self, grades: Mapping[tuple[str, str], float]) -> None:
+    def _write(self, grades: Mapping[str, float]) -> None:
         import pyarrow as pa
 
-        columns = {
-            "query_id": [query_id for query_id, _ in grades],
-            "doc_id": [doc_id for _, doc_id in grades],
-            "score": list(grades.values()),
-        }
-        table = pa.table(columns).replace_schema_metadata({_MODEL: self.model.encode()})
-        self.storage.write_table(KEPT, table)
+        table = pa.table({"pair": list(grades), "score": list(grades.values())})
+        self.storage.write_table(KEPT, table.replace_schema_metadata({_MODEL: self.model.encode()}))
+
+
+def _key(query: Query, passage: Document) -> str:
+    return hashlib.sha256(f"{prompt_query(query)}\0{passage.contents}".encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -245,9 +257,17 @@ def _of_rerank_run(path: str) -> dict[str, dict[str, Grade]]:
     if manifest.status != "done":
         raise UserError(f"synthesis.teacher.path {path}: that job is not finished: {manifest.status}")
     grades: dict[str, dict[str, Grade]] = {}
-    for table in read_rows(storage, "rows", ("query_id", "doc_id", "score", "reasoning")):
-        for row in table.to_pylist():
+    for table in read_rows(storage, "rows"):
+        for row in table.select(_columns(table.column_names)).to_pylist():
             if row["score"] is not None:
-                grade = Grade(clipped_log_odds(row["score"]), row["score"], row["reasoning"])
+                # A calibration may make scores equal; pairs are ranked by the score before it.
+                raw = row.get("raw_score")
+                odds = clipped_log_odds(row["score"] if raw is None else raw)
+                grade = Grade(odds, row["score"], row["reasoning"])
                 grades.setdefault(row["query_id"], {})[row["doc_id"]] = grade
     return grades
+
+
+def _columns(names: Sequence[str]) -> list[str]:
+    wanted = ("query_id", "doc_id", "score", "reasoning", "raw_score")
+    return [name for name in wanted if name in names]

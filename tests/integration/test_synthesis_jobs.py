@@ -45,13 +45,17 @@ def synthesize(seeds, run_dir, *, workers=1, judge=None, reranker=None, **synthe
             "run_dir": str(run_dir),
             "engine": {"kind": "fake"},
             "workers": {"replicas": workers, "cpus": 0.5},
-            "synthesis": {"seeds": seeds, "agreement": "ranking", "near_duplicate": 1.0, **synthesis},
+            "synthesis": {"seeds": seeds, "near_duplicate": 1.0, **_judged(synthesis), **synthesis},
             **({"judge": {"id": judge}} if judge else {}),
             **({"reranker": {"id": reranker}} if reranker else {}),
         }
     )
     result = job.run(config, address="local", progress=Progress(SilentRenderer(), every_s=0))
     return result, json.loads((run_dir / "stats.json").read_text())
+
+
+def _judged(synthesis):
+    return {} if synthesis.get("source") == "passages" else {"agreement": "ranking"}
 
 
 def in_order(run_dir):
@@ -181,8 +185,8 @@ def test_passages_are_mined_anew_without_a_new_row(local_ray, tmp_path):
     corpus.write_text(
         "".join(json.dumps({"query": "q", "passage": text, "id": key}) + "\n" for key, text in texts.items())
     )
-    run, keys = tmp_path / "run", {"source": "passages", "agreement": "verdict"}
-    keys |= {"round_trip": {"retriever": "none"}, "queries_per_passage": 2}
+    run = tmp_path / "run"
+    keys = {"source": "passages", "round_trip": {"retriever": "none"}, "queries_per_passage": 2}
     result, stats = synthesize(str(corpus), run, **keys)
     rows = examples(run)
     assert (result.failed, stats["queries"], len(rows)) == (0, 2 * SEEDS, 2 * SEEDS)

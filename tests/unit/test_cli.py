@@ -79,7 +79,7 @@ def test_another_job_s_recipe(recipe, refused):
 def test_unknown_model(recipe, refused):
     name = recipe(engine={"kind": "vllm"}, scoring={"mode": "direct"}, model={"id": "smollm"})
     message = refused("rerank", name)
-    assert message.startswith("model smollm: no such directory, and not a packaged model (smollm2-135m-instruct)")
+    assert message.startswith("model smollm: no such directory, and not a packaged model (smollm2-135m-instruct, ")
 
 
 def test_a_directory_that_is_no_model(recipe, refused, home):

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import pyarrow as pa
 import pytest
+import torch
 
 from helpers.beir import write_beir
 from helpers.units import write_embedder
-from limrank.config import SynthesisConfig
+from limrank.config import SynthesisConfig, TeacherConfig
 from limrank.data import beir
 from limrank.data.trec import read_qrels, read_run
 from limrank.errors import UserError
@@ -19,7 +20,8 @@ from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.mining import mine_passages, spread
 from limrank.synthesis.pool import dedupe_and_select
-from limrank.synthesis.teachers import Grade, KeptGrades, RunTeacher
+from limrank.synthesis.stats import tally
+from limrank.synthesis.teachers import CrossEncoderTeacher, Grade, KeptGrades, RunTeacher, check_teacher
 
 CORPUS = [
     Document("heap", "the heap merges sorted feeds that are too large for memory into one stream of items"),
@@ -221,7 +223,7 @@ def test_a_rerank_run_s_scores_are_log_odds_with_chains(tmp_path):
     assert 36 < grades[1].score < 37 and grades[2] is None
     _, pool = pool_of(tmp_path, settings(negatives=2, teacher={"kind": "run", "path": str(run), "best": 2}))
     row = next(iter(pool.rows()))
-    assert (row["judge_score"], row["verdict"], row["reasoning"]) == (0.9, True, "it merges")
+    assert (row["judge_score"], row["verdict"], row["reasoning"]) == (0.9, None, "it merges")
 
 
 def test_a_model_s_grades_are_kept_and_another_model_s_are_not_taken(tmp_path):
@@ -240,8 +242,72 @@ def test_a_model_s_grades_are_kept_and_another_model_s_are_not_taken(tmp_path):
     KeptGrades(first, storage, "embedder a").grade([ASKED], [CORPUS[:2]])
     graded = KeptGrades(second, storage, "embedder a").grade([ASKED, LOST], [CORPUS[1:3], CORPUS[4:]])
     assert second.asked == [("heap/0", "sort"), ("bread/0", "bread")]
+    # Another text of the same ids is graded anew.
+    changed = [Document("heap", "another text"), CORPUS[1]]
+    KeptGrades(second, storage, "embedder a").grade([ASKED], [changed])
+    KeptGrades(second, storage, "embedder a").grade([Query("heap/0", "another query")], [CORPUS[:1]])
+    assert second.asked[2:] == [("heap/0", "heap"), ("heap/0", "heap")]
     assert graded == [[Grade(4.0), Grade(4.0)], [Grade(5.0)]]
     KeptGrades(other, storage, "embedder b").grade([ASKED], [CORPUS[:1]])
     assert other.asked == [("heap/0", "heap")]
     (tmp_path / "grades.parquet").write_bytes(b"damaged")
     assert KeptGrades(first, storage, "embedder a").grade([ASKED], [CORPUS[:1]]) == [[Grade(4.0)]]
+
+
+def test_nothing_was_kept(tmp_path):
+    result = mined(settings(teacher=run_teacher(tmp_path, {"q": {"d": 1}})), asked=())
+    assert not result.queries and not result.candidates
+    assert mined(settings(), asked=()).queries == {}
+
+
+def test_of_two_queries_that_are_one_the_one_that_finds_its_passage_stays(tmp_path):
+    rows = [
+        asdict(
+            SynthesisExample(
+                f"{doc_id}/0/positive",
+                doc_id,
+                query=ASKED.text,
+                passage=CORPUS[index].text,
+                passage_role="positive",
+                label=True,
+                kept=True,
+            )
+        )
+        for index, doc_id in ((4, "bread"), (0, "heap"))
+    ]
+    storage = Storage(str(tmp_path / "run"))
+    storage.write_table("rows/chunk-000000.parquet", pa.Table.from_pylist(rows, schema=synthesis_row_schema()))
+    pool = dedupe_and_select(storage, settings(), None, 1, CORPUS)
+    assert {row["seed_id"]: row["reject_reason"] for row in pool.rows() if row["label"]} == {
+        "bread": "not_found",
+        "heap": None,
+    }
+
+
+@pytest.mark.parametrize("select", ["random", "coverage"])
+def test_a_tuned_writer_s_queries_are_selected_without_a_kind(tmp_path, select):
+    _, pool = pool_of(tmp_path, settings(writer="tuned", size=2, select=select))
+    assert [row["example_id"] for row in pool.rows() if row["selected"]] == [
+        "heap/0/positive",
+        "heap/0/1-mined_negative",
+    ]
+    assert tally(pool.rows(), pool.selection)["query_kind"] == {}
+
+
+def test_an_encoder_without_a_head_is_no_cross_encoder(tmp_path):
+    model = write_embedder(tmp_path / "model", ["merge", "feeds"], ["merge", "merge"])
+    with pytest.raises(UserError, match="is no cross-encoder: its weights lack classifier"):
+        check_teacher(TeacherConfig(kind="cross_encoder", model=str(model)))
+
+
+def test_a_cross_encoder_scores_pairs_whatever_their_length(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = write_embedder(tmp_path / "model", ["merge", "feeds", "bread"], ["merge", "merge"])
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(1)
+    BertForSequenceClassification(BertConfig(vocab_size=8, num_labels=1, **shape)).save_pretrained(folder)
+    teacher = CrossEncoderTeacher(str(folder))
+    long = Query("q", "merge " * 2000)
+    grades = teacher.grade([ASKED, long], [CORPUS[:2], CORPUS[4:]])
+    assert [len(each) for each in grades] == [2, 1] and all(math.isfinite(g.score) for each in grades for g in each)

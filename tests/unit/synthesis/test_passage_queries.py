@@ -24,7 +24,7 @@ def inputs(**values):
 
 
 def written(engine, briefs, **values):
-    return asyncio.run(synthesize_passage(PASSAGE, briefs, {"writer": engine}, inputs(**values)))
+    return asyncio.run(synthesize_passage(PASSAGE, dict(enumerate(briefs)), {"writer": engine}, inputs(**values)))
 
 
 class Tuned:

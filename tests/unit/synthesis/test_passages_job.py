@@ -51,7 +51,7 @@ def test_a_dry_run_counts_passages_and_shows_the_first_prompt(corpus, tmp_path):
     config = config_of(corpus, tmp_path, queries_per_passage=2, max_seeds=4)
     plan = job.plan(config)
     assert plan["units"].startswith("4 passages, 8 queries, 7 documents to mine, ")
-    assert "A passage: d" not in plan["first_prompt"] and "boat" in plan["first_prompt"]
+    assert any(text_of(number) in plan["first_prompt"] for number in range(6))
     tuned = config_of(
         corpus, tmp_path, writer="tuned", prompts={"passage_query": "Passage: {{ passage }}\nSearch query:"}
     )
@@ -66,6 +66,8 @@ def test_only_the_writer_s_engine_is_started(corpus, tmp_path):
     ("section", "values", "message"),
     [
         ("synthesis", {"mined_negatives": 1}, "every negative is mined: set negatives"),
+        ("synthesis", {"chains": False}, "synthesis.chains is for synthesis.source=seeds"),
+        ("synthesis", {"agreement": "ranking"}, "synthesis.agreement is for synthesis.source=seeds"),
         ("synthesis", {"round_trip": {"retriever": "both"}}, "needs a model: synthesis.embedder"),
         ("synthesis", {"round_trip": {"k": 0}}, "synthesis.round_trip.k"),
         ("synthesis", {"round_trip": {"retriever": "dense"}}, "synthesis.round_trip.retriever"),
@@ -110,6 +112,12 @@ def test_an_unusable_prompt_or_corpus_is_refused(corpus, tmp_path):
     (tmp_path / "corpus" / "corpus.jsonl").write_text(json.dumps({"_id": "a", "text": SHORT}) + "\n")
     with pytest.raises(UserError, match="no passage has 12 words or more"):
         job.plan(config_of(corpus, tmp_path))
+    (tmp_path / "corpus" / "corpus.jsonl").write_text(json.dumps({"_id": "a\tb", "text": text_of(1)}) + "\n")
+    with pytest.raises(UserError, match=r"a.tb"):
+        job.plan(config_of(corpus, tmp_path))
+    (tmp_path / "corpus" / "corpus.jsonl").write_text(json.dumps({"_id": "/" * 400, "text": text_of(1)}) + "\n")
+    with pytest.raises(UserError, match="has more than 1000 characters"):
+        job.plan(config_of(corpus, tmp_path))
 
 
 def test_mining_may_change_and_writing_may_not(corpus, tmp_path):
@@ -151,19 +159,28 @@ def test_a_passage_whose_query_failed_is_written_once_more(corpus, tmp_path):
     write_plan(storage, planned, synthesis_unit_schema(), chunk_cost=10**6)
 
     class Lossy(Writer):
-        lost = False
+        """Fails the requests of these numbers, from 0."""
+
+        def __init__(self, *failing):
+            super().__init__()
+            self.failing, self.asked = failing, 0
 
         async def generate(self, prompt, **options):
-            if not self.lost:
-                self.lost = True
+            self.asked += 1
+            if self.asked - 1 in self.failing:
                 raise RowError("the endpoint did not answer")
             return await super().generate(prompt, **options)
 
     task = task_of(config)
     assert isinstance(task, PassageTask)
-    assert runner(storage, task, {"writer": Lossy()}).run(0, isolated=False).failed == 1
-    assert len(rows(storage)) == 3
-    assert runner(storage, task, {"writer": Writer()}, session="second").run(0, isolated=False).failed == 0
+    assert runner(storage, task, {"writer": Lossy(0, 2)}).run(0, isolated=False).failed == 2
+    first = {row["example_id"] for row in rows(storage)}
+    assert len(first) == 2
+    # The retry asks for what is missing only, and keeps what is there while it fails.
+    again = Lossy(0, 1)
+    assert runner(storage, task, {"writer": again}, session="second").run(0, isolated=False).failed == 2
+    assert again.asked == 2 and {row["example_id"] for row in rows(storage)} == first
+    assert runner(storage, task, {"writer": Writer()}, session="third").run(0, isolated=False).failed == 0
     assert len({row["example_id"] for row in rows(storage)}) == len(rows(storage)) == 4
 
 
