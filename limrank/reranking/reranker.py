@@ -257,7 +257,9 @@ class Reranker:
         if self._weight is None:
             order = above(min_score, rank_judgments(candidates, judgments), judgments)
             return [task.ranked(index, judgments[index]) for index in order[:top_n]]
-        columns = ([each.score for each in judgments], task.scores or [], [each.rank for each in candidates])
+        # A calibration may make scores equal: the scores before it rank, as they do without fusion.
+        scores = [each.score if each.raw_score is None else each.raw_score for each in judgments]
+        columns = (scores, task.scores or [], [each.rank for each in candidates])
         fused = fused_scores(*columns, self._weight)
         order = above(min_score, fused_order(*columns, self._weight), judgments)
         return [task.ranked(index, judgments[index], fused[index]) for index in order[:top_n]]
