@@ -305,6 +305,13 @@ def refusal(settings):
     return str(caught.value)
 
 
+def test_a_dev_run_that_no_pair_reached_has_its_rows(config, dev):
+    settings = config(fuse=str(dev))
+    weight = open_fusion(settings, open_source(settings)).weight
+    (dev / "run.trec").write_text("")
+    assert open_fusion(settings, open_source(settings)).weight == weight
+
+
 def test_queries_of_the_job_are_no_dev_queries(config, dev):
     message = refusal(config(fuse=str(dev), queries=QUERIES | {"q3": " A  Cat"}, qrels=QRELS | {"q3": {"d8": 1}}))
     assert message == (
