@@ -25,7 +25,6 @@ from limrank.errors import UserError
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.scoring import check_labels
-from limrank.scoring.calibration import read_calibration
 from limrank.storage import Storage
 
 FIRST_STAGE, BASE, TUNED = "first stage", "base model", "tuned model"
@@ -49,8 +48,6 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     check_scorer(config.model, config.engine)
     tokenizer = load_tokenizer(config.model, config.engine)
     check_labels(tokenizer)
-    check_labels(tokenizer, config.scoring.labels)
-    read_calibration(config.scoring.calibration)
     synthesis.check_choice(config.synthesis)
     open_source(stages.first_stage).check()
     common = {"address": address, "progress": progress}

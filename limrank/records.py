@@ -42,6 +42,11 @@ class Query:
     template: str = ""
     retrieval_text: str = ""
 
+    @property
+    def question(self) -> str:
+        """What is asked, without regard to case and spacing: two queries with the same are one query to a test."""
+        return " ".join(f"{self.text} {self.instruction}".split()).casefold()
+
 
 @dataclass(frozen=True, slots=True)
 class Document:

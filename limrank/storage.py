@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -105,12 +105,22 @@ class Storage:
         """Like :meth:`write_bytes`, with the secrets of the environment removed."""
         self.write_bytes(name, without_secrets(text).encode())
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file, or some of its columns."""
+    def read_table(self, name: str, columns: list[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:
+        """A Parquet file, or some of its columns.
+
+        Args:
+            columns: None: all.
+            optional: columns that are read too where the file has them.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
+        data = pa.BufferReader(self.read_bytes(name))
+        if columns is not None and optional:
+            there = pq.read_schema(data).names
+            columns = [*columns, *(column for column in optional if column in there)]
+            data.seek(0)
+        return pq.read_table(data, columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         import pyarrow as pa

@@ -40,8 +40,14 @@ def chunk_files(storage: Storage, folder: str) -> list[str]:
     return [name for name in storage.names(folder) if is_chunk_file(name)]
 
 
-def read_rows(storage: Storage, folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_rows(
+    storage: Storage, folder: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> Iterator[pa.Table]:
     """The tables of all chunks in ``rows`` or ``failures``, or only some of their columns.
+
+    Args:
+        columns: None: all.
+        optional: columns that are read too where a file has them.
 
     Raises:
         StorageError: a file cannot be read, or lacks a column.
@@ -50,7 +56,7 @@ def read_rows(storage: Storage, folder: str, columns: Sequence[str] | None = Non
 
     for name in chunk_files(storage, folder):
         try:
-            table = storage.read_table(f"{folder}/{name}", columns=list(columns) if columns else None)
+            table = storage.read_table(f"{folder}/{name}", list(columns) if columns else None, optional)
         except StorageError:
             raise
         except (pa.ArrowException, OSError) as error:

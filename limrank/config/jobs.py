@@ -252,6 +252,12 @@ class PipelineJob(Job):
         no_fusion(self.judge_scoring, "judge_scoring", _JUDGE)
         if self.scoring.fuse and isinstance(self.scoring.fuse.first_stage, str):
             raise ValueError("scoring.fuse.first_stage: a pipeline takes a weight from 0 to 1")
+        if self.scoring.labels:
+            raise ValueError("scoring.labels: a pipeline trains true and false: rerank with labels by a job of its own")
+        if self.scoring.calibration:
+            raise ValueError(
+                "scoring.calibration: belongs to one model, and a pipeline ranks with two: leave it to a rerank job"
+            )
         judges_alone(self.judge_scoring, "judge_scoring")
         if self.evaluation.calibrate:
             raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")

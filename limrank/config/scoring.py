@@ -12,7 +12,6 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from limrank.config.base import (
@@ -28,6 +27,14 @@ Compatibility = Literal["rank1"]
 
 _SAMPLED = 0.7
 """The temperature of chains that are averaged."""
+
+_OF_SCORES = {
+    "fuse": "mode none has no scores to fuse with the first stage's: unset one of them",
+    "min_score": "compares scores, and scoring.mode none gives none",
+    "labels": "are what a model answers, and scoring.mode none asks no model",
+    "calibration": "changes scores, and scoring.mode none gives none",
+}
+"""Keys that need scores, and what is said of them with mode none."""
 
 _LABEL = re.compile(r"[\w.+-]+")
 _LONGEST_LABEL = 40
@@ -103,12 +110,6 @@ class ScoringConfig(Section):
         "mean 0 and standard deviation 1 in its query. null: the reranker's order",
     )
 
-    @model_validator(mode="after")
-    def _scores_to_fuse(self) -> ScoringConfig:
-        if self.fuse and self.mode == "none":
-            raise ValueError("scoring.fuse: mode none has no scores to fuse with the first stage's: unset one of them")
-        return self
-
     min_score: Fraction | None = Field(
         default=None,
         description="the lowest score that counts as relevant: pairs below it are rows, but not in the run, in a ranking "
@@ -121,12 +122,12 @@ class ScoringConfig(Section):
         "their order. null: scores as they are read",
     )
 
-    @field_validator("min_score")
+    @field_validator(*_OF_SCORES)
     @classmethod
-    def _scores_to_compare(cls, min_score: float | None, info: ValidationInfo) -> float | None:
-        if min_score is not None and info.data.get("mode") == "none":
-            raise fault("compares scores, and scoring.mode none gives none")
-        return min_score
+    def _scores_there(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("mode") == "none" and info.field_name:
+            raise fault(_OF_SCORES[info.field_name])
+        return value
 
     @field_validator("samples")
     @classmethod
@@ -182,7 +183,6 @@ class ScoringConfig(Section):
         left out at their defaults, so that the hash of an older run stays the same. Fusion reorders
         rows that are there, and a threshold leaves some out of the run."""
         unused = exclude | {"min_score", "fuse"} | (set() if self.think_tokens else {"samples", "temperature"})
-        unused |= {"labels", "calibration"} if self.mode == "none" else set()
         newer = {"samples", "temperature", "labels", "calibration"}
         return {
             key: value

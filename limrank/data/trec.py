@@ -44,11 +44,14 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, *, may_be_empty: bool = False) -> Run:
     """Read a run: JSON (``{query_id: {doc_id: score}}``) if the name ends in ``.json`` or ``.json.gz``, else TREC
     (``query_id Q0 doc_id rank score tag``).
 
     Documents are ordered by score, as in trec_eval; the rank column is ignored.
+
+    Args:
+        may_be_empty: a file that ranks nothing is a run too.
 
     Raises:
         UserError: an entry is bad (the message names its line), a document is ranked twice for a query (it
@@ -56,7 +59,7 @@ def read_run(path: str | Path) -> Run:
     """
     is_json = str(path).removesuffix(".gz").endswith(".json")
     run = _read_json_run(path) if is_json else _read_trec_run(path)
-    if not any(run.values()):
+    if not may_be_empty and not any(run.values()):
         raise UserError(f"{path}: the run is empty: it ranks no document")
     return {query_id: dict(ranking(scores)) for query_id, scores in run.items()}
 

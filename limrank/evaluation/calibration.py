@@ -113,8 +113,8 @@ def fit_run(method: Literal["platt", "isotonic"], directory: str, tested: Inputs
     dev = read_finished(directory, KEY)
     if (Path(dev.model).name, dev.scoring) != (Path(tested.model).name, tested.scoring):
         raise UserError(f"{KEY}: {directory} is of {dev.name}, and the evaluated run of {tested.name}")
-    own = {_asked(query.text, query.instruction) for query in tested.queries}
-    shared = [query.query_id for query in dev.queries if _asked(query.text, query.instruction) in own]
+    own = {query.question for query in tested.queries}
+    shared = [query.query_id for query in dev.queries if query.question in own]
     if shared:
         raise UserError(
             f"{KEY}: {directory} shares {len(shared)} queries with the evaluated run, such as {shared[0]!r}: "
@@ -213,7 +213,3 @@ def fit_isotonic(scores: Sequence[float], relevant: Sequence[bool]) -> Isotonic:
 
 def _series(name: str, color: str, measured: Reliability) -> Series:
     return Series(name, color, measured.ece, measured.brier, measured.bins)
-
-
-def _asked(text: str, instruction: str) -> str:
-    return " ".join(f"{text} {instruction}".split())

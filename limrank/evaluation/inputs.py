@@ -232,7 +232,8 @@ def _rerank_run(directory: Path) -> Inputs:
             f"run_dir {directory}: the rerank job is {manifest.status}; the same `limrank rerank` command resumes it"
         )
     queries = beir.read_queries(directory / "queries.jsonl")
-    run, of_run = _matched(directory / "run.trec", queries)
+    least = _min_score(recipe)
+    run, of_run = _matched(directory / "run.trec", queries, may_be_empty=least is not None)
     pure = _matched(directory / PURE_RUN, queries)[0] if _is_fused(directory, manifest) else None
     selected = {query.query_id for query in queries}
     judged = trec.read_qrels(directory / "qrels.tsv")
@@ -240,8 +241,7 @@ def _rerank_run(directory: Path) -> Inputs:
     warnings = of_run
     if strange := len(judged) - len(qrels):
         warnings.append(f"qrels.tsv: the judgements of {strange} queries that queries.jsonl lacks are left out")
-    if failed := manifest.counts.get("failed"):
-        warnings.append(f"{directory.name}: {failed} failures; what failed is ranked after everything that was scored")
+    warnings += _of_rows(directory.name, manifest.counts.get("failed", 0), least)
     pairs_per_second, tokens_per_pair = _cost(manifest)
     model, scoring = _system(recipe, directory)
     name = _system_name(model, scoring) or directory.name
@@ -271,8 +271,26 @@ def fused_name(name: str, weight: float | None) -> str:
     return f"{name}, fused" if weight is None else f"{name}, fused {weight:g}"
 
 
-def _matched(file: Path, queries: Sequence[Query]) -> tuple[Run, list[str]]:
-    return match_queries(trec.read_run(file), queries, str(file), "queries.jsonl")
+def _matched(file: Path, queries: Sequence[Query], *, may_be_empty: bool = False) -> tuple[Run, list[str]]:
+    run = trec.read_run(file, may_be_empty=may_be_empty)
+    return match_queries(run, queries, str(file), "queries.jsonl") if run else ({}, [])
+
+
+def _min_score(recipe: dict[str, Any]) -> float | None:
+    """The threshold of a run, which no pair may reach; None: all pairs are in it."""
+    value = recipe.get("scoring", {}).get("min_score")
+    return value if isinstance(value, int | float) else None
+
+
+def _of_rows(name: str, failed: int, least: float | None) -> list[str]:
+    """Warnings about rows that count in the means as nobody might expect."""
+    place = "ranked after everything that was scored" if least is None else "not in the run"
+    warnings = [f"{name}: {failed} failures; what failed is {place}"] if failed else []
+    if least is not None:
+        warnings.append(
+            f"{name}: pairs below scoring.min_score {least:g} are not in the run; its first stage has them all"
+        )
+    return warnings
 
 
 def _is_fused(directory: Path, manifest: Manifest) -> bool:

@@ -104,9 +104,9 @@ class _DevRun:
             raise self._fault("its rows have no scores to choose a weight by")
 
     def check_other_queries(self, source: Source) -> None:
-        """Raises UserError: the job has some of these queries, by their text."""
-        texts = {_normalized(query.text) for query in self.queries}
-        shared = [query.text for query, _ in source.queries() if _normalized(query.text) in texts]
+        """Raises UserError: the job has some of these queries, by their text and instruction."""
+        questions = {query.question for query in self.queries}
+        shared = [query.text for query, _ in source.queries() if query.question in questions]
         if shared:
             raise self._fault(
                 f"has {len(shared)} of this job's own queries, such as {brief(shared[0])}: a weight that is chosen on "
@@ -202,7 +202,3 @@ class _DevRun:
 
     def _fault(self, what: str) -> UserError:
         return UserError(f"{KEY}: {self._path}: {what}")
-
-
-def _normalized(text: str) -> str:
-    return " ".join(text.split()).casefold()

@@ -245,9 +245,9 @@ class Reranker:
         """The score below which documents are left out."""
         if min_score is None:
             return self._scoring.min_score or 0.0
-        if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+        if not 0 <= (least := _number(min_score)) <= 1:
             raise UserError(f"min_score: should be a number from 0 to 1 (got {brief(min_score)})")
-        return min_score
+        return least
 
     async def _rank(self, task: _Task, top_n: int | None, min_score: float) -> list[RankedDocument]:
         candidates = task.candidates()
@@ -257,7 +257,9 @@ class Reranker:
         if self._weight is None:
             order = above(min_score, rank_judgments(candidates, judgments), judgments)
             return [task.ranked(index, judgments[index]) for index in order[:top_n]]
-        columns = ([each.score for each in judgments], task.scores or [], [each.rank for each in candidates])
+        # A calibration may make scores equal: the scores before it rank, as they do without fusion.
+        scores = [each.score if each.raw_score is None else each.raw_score for each in judgments]
+        columns = (scores, task.scores or [], [each.rank for each in candidates])
         fused = fused_scores(*columns, self._weight)
         order = above(min_score, fused_order(*columns, self._weight), judgments)
         return [task.ranked(index, judgments[index], fused[index]) for index in order[:top_n]]
@@ -346,6 +348,8 @@ def _number(value: object) -> float:
 
 
 def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[Any]) -> None:
+    if not hasattr(type(values), "__len__"):
+        raise UserError(f"{name}: should be a list with one for each of the {len(counted)} {of} (got {brief(values)})")
     if len(values) != len(counted):
         raise UserError(f"{name}: should have one for each of the {len(counted)} {of} (got {len(values)})")
 

@@ -21,6 +21,9 @@ SCORED_COLUMNS = (*PURE_COLUMNS, "score")
 FUSED_COLUMNS = (*SCORED_COLUMNS, "first_stage_score", "first_stage_rank")
 """The columns of rows that the order without fusion, and the fused order, depend on."""
 
+RAW = "raw_score"
+"""The score before calibration, which ranks. Rows without a calibration lack the column, or have null."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -59,12 +62,13 @@ def write_runs(storage: Storage, weight: float | None = None, *, min_score: floa
 
 
 def rankings(storage: Storage, columns: Sequence[str] = PURE_COLUMNS) -> Iterator[tuple[str, Rows]]:
-    """Each query's rows in the order without fusion, with one chunk in memory at a time.
+    """Each query's rows in the order without fusion, with one chunk in memory at a time. With ``score`` comes
+    :data:`RAW`, where the rows have it.
 
     Raises:
         StorageError: as ``read_rows``.
     """
-    for table in read_rows(storage, "rows", columns):
+    for table in read_rows(storage, "rows", columns, (RAW,) if "score" in columns else ()):
         ranked: dict[str, Rows] = {}
         for row in table.to_pylist():
             ranked.setdefault(row["query_id"], []).append(row)
@@ -73,7 +77,9 @@ def rankings(storage: Storage, columns: Sequence[str] = PURE_COLUMNS) -> Iterato
 
 
 def fused(rows: Rows, weight: float, storage: Storage) -> Rows:
-    """A query's rows, with :data:`FUSED_COLUMNS`, in their fused order.
+    """A query's rows, with :data:`FUSED_COLUMNS` and, where they are calibrated, :data:`RAW`, in their fused order.
+
+    Scores before calibration are fused: a calibration keeps the order, and may make scores equal.
 
     Args:
         storage: of the rows, for the message.
@@ -81,7 +87,8 @@ def fused(rows: Rows, weight: float, storage: Storage) -> Rows:
     Raises:
         StorageError: a score is out of range, or a rank is missing.
     """
-    scores, first_stage, ranks = ([row[name] for row in rows] for name in FUSED_COLUMNS[-3:])
+    first_stage, ranks = ([row[name] for row in rows] for name in FUSED_COLUMNS[-2:])
+    scores = [row["score"] if row.get(RAW) is None else row[RAW] for row in rows]
     try:
         if None in ranks:
             raise ValueError("a first_stage_rank is null")

@@ -32,7 +32,12 @@ def serve_one_query(
 
     query, found = next((query, found) for query, found in candidates(benchmark, first_stage) if found)
     documents = [each.text for each in found[:_DOCUMENTS]]
-    request = {"query": prompt_query(query), "documents": documents, "return_documents": False}
+    request = {
+        "query": prompt_query(query),
+        "documents": documents,
+        "return_documents": False,
+        "min_score": 0,  # an answer has a best document, whatever the server leaves out by default
+    }
     progress.update(Event("serve", 0, 1, "requests"))
     with serving(config, source) as url:
         # A proxy set for the outside must not be asked for a loopback address.

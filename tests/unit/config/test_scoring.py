@@ -105,8 +105,6 @@ def test_labels_are_a_few_distinct_words(labels, fault):
 def test_the_hash_covers_labels_and_their_order():
     one, other = ({"labels": each} for each in (("0", "1"), ("1", "0")))
     assert ScoringConfig(**one).hashed(set()) != ScoringConfig(**other).hashed(set()) != ScoringConfig().hashed(set())
-    # Without a model no label is read.
-    assert ScoringConfig(mode="none", **one).hashed(set()) == ScoringConfig(mode="none").hashed(set())
 
 
 @pytest.mark.parametrize("least", [-0.1, 1.1, 10**30, True, "much", [], float("nan"), float("inf")], ids=repr)
@@ -114,9 +112,27 @@ def test_a_threshold_is_a_number_from_0_to_1(least):
     assert refusal({"min_score": least}).startswith("recipe: scoring.min_score: ")
 
 
-def test_a_threshold_needs_scores():
-    assert refusal({"mode": "none", "min_score": 0}) == (
-        "recipe: scoring.min_score: compares scores, and scoring.mode none gives none"
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ({"min_score": 0}, "scoring.min_score: compares scores, and scoring.mode none gives none"),
+        ({"labels": ["0", "1"]}, "scoring.labels: are what a model answers, and scoring.mode none asks no model"),
+        ({"calibration": "c.json"}, "scoring.calibration: changes scores, and scoring.mode none gives none"),
+        ({"fuse": {"first_stage": 0.3}}, "scoring.fuse: mode none has no scores to fuse with the first stage's: "),
+    ],
+    ids=str,
+)
+def test_what_needs_scores_needs_a_mode_that_gives_them(key, message):
+    assert refusal({"mode": "none"} | key).startswith(f"recipe: {message}")
+
+
+def test_a_pipeline_takes_neither_labels_nor_a_calibration():
+    pipeline = {"job": "pipeline", "run_dir": "runs/a"}
+    assert refusal({"labels": ["0", "1"]}, pipeline) == (
+        "recipe: scoring.labels: a pipeline trains true and false: rerank with labels by a job of its own"
+    )
+    assert refusal({"calibration": "c.json"}, pipeline) == (
+        "recipe: scoring.calibration: belongs to one model, and a pipeline ranks with two: leave it to a rerank job"
     )
 
 

@@ -288,3 +288,41 @@ def test_p_mrr_is_measured_where_instructions_change():
 def test_excluded_documents_leave_the_ranking():
     run = {"q": {"a": 2.0, "b": 1.0}, "r": {"a": 1.0}}
     assert drop_excluded(run, [Query("q", "", excluded=frozenset({"a"}))]) == {"q": {"b": 1.0}, "r": {"a": 1.0}}
+
+
+# ---- a threshold ---------------------------------------------------------------------
+
+
+def test_a_run_that_no_pair_reached_counts_zero(rerank_dir):
+    (rerank_dir / "run.trec").write_text("")
+    with pytest.raises(UserError, match="the run is empty"):
+        evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
+    recipe = {"job": "rerank", "model": {"id": "/models/smol"}, "scoring": {"mode": "direct", "min_score": 0.9}}
+    (rerank_dir / "config.yaml").write_text(yaml.safe_dump(recipe))
+    evaluation = MEASURES.model_copy(update={"measures": ("nDCG@10", "RR", "R@100", "P@1")})
+    result = evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=evaluation))
+    assert set(result.system.scores.mean.values()) == {0.0}
+    assert result.first_stage.scores.mean["RR"] == 0.5
+    assert result.warnings == [
+        "run: pairs below scoring.min_score 0.9 are not in the run; its first stage has them all",
+        "smol, direct: ranks nothing for 2 judged queries; each counts 0 in every mean",
+    ]
+    assert printed(result) and (rerank_dir / "report.html").exists()
+
+
+def test_an_empty_run_of_somebody_else_is_refused(tmp_path, collection):
+    run = tmp_path / "mine.trec"
+    run.write_text("")
+    evaluation = MEASURES.model_copy(update={"run": str(run)})
+    with pytest.raises(UserError, match="the run is empty"):
+        evaluate_job(EvaluateJob(run_dir=str(tmp_path / "out"), data=collection, evaluation=evaluation))
+
+
+def test_what_failed_is_not_in_a_run_with_a_threshold(rerank_dir):
+    manifest = json.loads((rerank_dir / "manifest.json").read_text())
+    manifest["counts"]["failed"] = 3
+    (rerank_dir / "manifest.json").write_text(json.dumps(manifest))
+    recipe = {"job": "rerank", "model": {"id": "/models/smol"}, "scoring": {"mode": "direct", "min_score": 0.5}}
+    (rerank_dir / "config.yaml").write_text(yaml.safe_dump(recipe))
+    result = evaluate_job(EvaluateJob(run_dir=str(rerank_dir), evaluation=MEASURES))
+    assert result.warnings[0] == "run: 3 failures; what failed is not in the run"

@@ -183,6 +183,19 @@ def test_a_calibration_is_fitted_on_dev_and_tested_here(test_run, dev_run):
         assert f"after {method}" in (test_run / "report.html").read_text()
 
 
+def test_the_same_query_in_other_letters_is_shared(tmp_path, test_run):
+    dev = rerank_run(tmp_path / "same", {"q5": "Why does  DOUGH rise"}, GRADES)
+    assert "shares 1 queries" in refusal(job(test_run, calibrate="platt", calibrate_on=str(dev)))
+
+
+def test_a_calibration_is_fitted_on_a_run_that_no_pair_reached(test_run, dev_run):
+    (dev_run / "run.trec").write_text("")
+    recipe = {"job": "rerank", "model": {"id": "/models/smol"}, "scoring": {"mode": "direct", "min_score": 0.999}}
+    (dev_run / "config.yaml").write_text(json.dumps(recipe))
+    evaluate_job(job(test_run, calibrate="platt", calibrate_on=str(dev_run)))
+    assert (test_run / "calibration.json").exists()
+
+
 def test_a_calibrated_run_is_fitted_by_its_raw_scores(tmp_path, test_run):
     halved = {doc_id: score / 2 for doc_id, score in SCORES.items()}
     plain = rerank_run(tmp_path / "plain", {"q7": "rye"}, GRADES)

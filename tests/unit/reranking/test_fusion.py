@@ -305,6 +305,13 @@ def refusal(settings):
     return str(caught.value)
 
 
+def test_a_dev_run_that_no_pair_reached_has_its_rows(config, dev):
+    settings = config(fuse=str(dev))
+    weight = open_fusion(settings, open_source(settings)).weight
+    (dev / "run.trec").write_text("")
+    assert open_fusion(settings, open_source(settings)).weight == weight
+
+
 def test_queries_of_the_job_are_no_dev_queries(config, dev):
     message = refusal(config(fuse=str(dev), queries=QUERIES | {"q3": " A  Cat"}, qrels=QRELS | {"q3": {"d8": 1}}))
     assert message == (
@@ -376,3 +383,27 @@ def test_a_run_of_pairs_or_of_the_first_stage_has_nothing_to_choose_by(config, t
     )
     run(config("first", queries=DEV_QUERIES, qrels={"p1": {"d8": 1}}, scoring={"mode": "none"}))
     assert "its rows have no scores to choose a weight by" in refusal(config(fuse=str(tmp_path / "first")))
+
+
+# ---- calibrated scores ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["calibrated", "without the column"])
+def test_scores_before_calibration_are_fused(tmp_path, older):
+    storage = Storage(str(tmp_path))
+    # The reranker ranks d3, d2, d1, and a plateau makes the first two equal; BM25 is of the opposite opinion.
+    rows = [
+        {"query_id": "q", "doc_id": f"d{number}", "rank": 4 - number, "score": score, "raw_score": raw}
+        | {"first_stage_rank": number, "first_stage_score": 9.0 - number}
+        for number, score, raw in ((1, 0.1, 0.2), (2, 0.5, 0.7), (3, 0.5, 0.9), (4, None, None))
+    ]
+    calibrated = pa.Table.from_pylist(rows, schema=rerank_row_schema(calibrated=True))
+    if older:
+        raw = [row | {"score": row["raw_score"]} for row in rows]
+        calibrated = pa.Table.from_pylist(raw, schema=rerank_row_schema())
+    storage.write_table("rows/chunk-000000.parquet", calibrated)
+    storage.write_table("rows/chunk-000001.parquet", calibrated.slice(0, 0))
+    runs.write_runs(storage, 0.0)
+    assert order(tmp_path)["q"] == ["d3", "d2", "d1", "d4"]
+    (found,) = (list(rows) for _, rows in runs.rankings(storage, runs.FUSED_COLUMNS))
+    assert ("raw_score" in found[0]) is not older

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
@@ -61,6 +62,7 @@ def test_a_ranking_is_without_documents_below_it():
         assert reranker.rank("cat", DOCUMENTS, min_score=least) == whole[:2]
         assert reranker.rank("cat", DOCUMENTS, min_score=least, top_n=1) == whole[:1]
         assert reranker.rank("cat", DOCUMENTS, min_score=1) == []
+        assert reranker.rank("cat", DOCUMENTS, min_score=np.float32(0)) == whole
         assert reranker.rank_many(["cat"], [DOCUMENTS], min_score=least) == [whole[:2]]
         assert asyncio.run(reranker.arank("cat", DOCUMENTS, min_score=least)) == whole[:2]
     with Reranker(engine=fake_engine(), scoring=ScoringConfig(min_score=least)) as reranker:

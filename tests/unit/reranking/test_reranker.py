@@ -329,6 +329,7 @@ def test_a_weight_is_in_scoring_or_beside_it_and_no_run():
     [
         (None, "first_stage_scores: are needed, as fuse is set"),
         ([1.0], "first_stage_scores: should have one for each of the 4 documents (got 1)"),
+        (5, "first_stage_scores: should be a list with one for each of the 4 documents (got 5)"),
         ([1.0, 2.0, 3.0, float("nan")], "first_stage_scores: should be finite numbers (got nan)"),
         ([1.0, 2.0, 3.0, float("inf")], "first_stage_scores: should be finite numbers (got inf)"),
         ([1.0, 2.0, 3.0, None], "first_stage_scores: should be finite numbers (got None)"),

@@ -179,3 +179,16 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             read_calibration(str(path))
+
+
+def test_a_library_call_fuses_the_scores_before_calibration(tmp_path):
+    plateau = written(tmp_path, ISOTONIC | {"scores": [0.0, 1.0], "probabilities": [0.5, 0.5]})
+    fuse = {"first_stage": 0.0}
+    first_stage = [1.0, 2.0, 3.0, 4.0]
+    with (
+        Reranker(engine=fake_engine()) as plain,
+        Reranker(engine=fake_engine(), scoring=ScoringConfig(calibration=plateau, fuse=fuse)) as reranker,
+    ):
+        hits = reranker.rank("cat", DOCUMENTS, first_stage_scores=first_stage)
+        assert [hit.index for hit in hits] == [hit.index for hit in plain.rank("cat", DOCUMENTS)]
+        assert [hit.score for hit in hits] == [0.5] * 4
