@@ -19,7 +19,7 @@ from limrank.synthesis import job
 
 SEEDS = 24
 REAL = "smollm2-135m-instruct"
-_MAY_BE_NONE = ("instruction", "reject_reason", "reject_detail", "base_score")
+_MAY_BE_NONE = ("instruction", "reject_reason", "reject_detail", "base_score", "teacher_score", "teacher")
 
 
 @pytest.fixture(scope="module")
