@@ -86,7 +86,7 @@ class ScoringConfig(Section):
     )
     labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=20)] | None = Field(
         default=None,
-        description='graded labels from least to most relevant, such as ["0", "1", "2", "3"]; each has to be one token '
+        description='graded labels from least to most relevant, such as ["0", "1", "2", "3"]; each has at most four tokens '
         "of the model. The score is the expected value on this scale, from 0 to 1. null: true and false",
     )
     prompt: str = Field(

@@ -36,7 +36,7 @@ from limrank.scoring.encoding import (
     encode_pair,
     encode_written,
 )
-from limrank.scoring.labels import FALSE, TRUE, label_score, lead_tokens
+from limrank.scoring.labels import FALSE, TRUE, label_depth, label_requests, label_score, lead_tokens
 from limrank.scoring.samples import averaged, chain_sampling
 
 _NOTHING = Generation("", "length", 0, 0, 0)
@@ -199,7 +199,8 @@ async def _score_chain(
     tokenizer = engine.tokenizer
     lead = lead_tokens(tokenizer, scoring.labels)
     # The context holds prompt, chain, close and the label, whose last token is read.
-    context = engine.limits.context - close_tokens(tokenizer) - len(lead) - 1
+    label_tokens = len(lead) + label_depth(tokenizer, scoring.labels)
+    context = engine.limits.context - close_tokens(tokenizer) - label_tokens
     kept = engine.limits.context // 2 if scoring.min_think_tokens is None else scoring.min_think_tokens
     max_tokens = context - min(scoring.think_tokens, kept)
     if max_tokens <= 0:
@@ -217,7 +218,7 @@ async def _score_chain(
         closed = written.stop == THINK_CLOSE or tokenizer.get_added_vocab().get(THINK_CLOSE) in written.ids
         status = ScoreStatus.COMPLETE if closed else ScoreStatus.FORCED
         chain = written.text if closed else truncate_chain(written.text, scoring.compatibility)
-    longest = engine.limits.context - len(lead) - 1
+    longest = engine.limits.context - label_tokens
     if status == ScoreStatus.COMPLETE:
         asked = encode_written(tokenizer, prompt, chain, written.ids)
         if len(asked) > longest:  # an endpoint's text may encode to more tokens than it wrote
@@ -227,6 +228,7 @@ async def _score_chain(
         chain = chain and shorter
     try:
         score, error = await label_score(engine, [*asked, *lead], scoring.labels), None
+        generated += label_requests(tokenizer, scoring.labels)
     except RowError as failed:
         score, error, status = None, failed, ScoreStatus.FAILED  # the tokens of its chain still count
     return Judgment(
@@ -235,7 +237,7 @@ async def _score_chain(
         status,
         reasoning=chain,
         prompt_tokens=len(prompt.ids),
-        generated_tokens=generated + (score is not None),
+        generated_tokens=generated,
         truncated=prompt.truncated,
         error=error,
     )

@@ -13,7 +13,7 @@ from limrank.errors import RowError, UserError
 from limrank.records import Candidate, Query, ScoreStatus
 from limrank.reranking.reranker import Reranker
 from limrank.scoring import check_labels, label_score, pair_text, prompt_template, score_pair, with_prompt_text
-from limrank.scoring.labels import Scale, label_scale
+from limrank.scoring.labels import label_scale
 from limrank.serving import job as serving
 from limrank.serving.protocol import Served
 
@@ -78,9 +78,48 @@ def test_a_log_probability_that_is_not_finite_makes_no_score_up(value):
 
 
 def test_a_digit_follows_the_token_of_its_space(qwen_tokenizers, smol_tokenizer):
-    assert label_scale(qwen_tokenizers["marked"], DIGITS) == Scale((220,), DIGITS)
-    assert label_scale(smol_tokenizer, DIGITS) == Scale((216,), DIGITS)
-    assert label_scale(smol_tokenizer, tuple("ABCDEFGHIJK")) == Scale((), tuple(f" {each}" for each in "ABCDEFGHIJK"))
+    def read(tokenizer, labels):
+        scale = label_scale(tokenizer, labels)
+        assert scale.root.ends == tuple(range(len(labels))) and not any(scale.root.below)
+        return scale.lead, scale.root.texts
+
+    assert read(qwen_tokenizers["marked"], DIGITS) == ((220,), DIGITS)
+    assert read(smol_tokenizer, DIGITS) == ((216,), DIGITS)
+    assert read(smol_tokenizer, tuple("ABCDEFGHIJK")) == ((), tuple(f" {each}" for each in "ABCDEFGHIJK"))
+
+
+@pytest.mark.parametrize("vocabulary", ["qwen", "smol"])
+def test_a_label_may_be_the_beginning_of_another(qwen_tokenizers, smol_tokenizer, vocabulary):
+    """0 to 10: behind the token of 1, that of 0 is asked for by a second request."""
+    tokenizer = smol_tokenizer if vocabulary == "smol" else qwen_tokenizers["marked"]
+    one = tokenizer.encode("1")[0]
+
+    class Ten(Graded):
+        def __init__(self, first, second):
+            super().__init__(tokenizer=tokenizer)
+            self.answers, self.requests = {False: first, True: second}, []
+
+        async def label_logprobs(self, prompt, labels):
+            self.requests.append((prompt, labels))
+            return {label: self.answers[prompt[-1] == one][label] for label in labels}
+
+    first = {str(digit): math.log(0.02) for digit in range(10)} | {"1": math.log(0.4), "7": math.log(0.1)}
+    engine = Ten(first, {"0": math.log(0.75)})
+    judgment = asyncio.run(score_pair(QUERY, CANDIDATE, engine, ScoringConfig(labels=tuple(map(str, range(11))))))
+    # p(10) = .4 · .75, p(1) = .4 · .25, p(7) = .1, and .02 for each of the other eight.
+    expected = (1 * 0.1 + 7 * 0.1 + 10 * 0.3 + 0.02 * (0 + 2 + 3 + 4 + 5 + 6 + 8 + 9)) / (0.1 + 0.1 + 0.3 + 8 * 0.02)
+    assert judgment.score == pytest.approx(expected / 10)
+    assert [labels for _, labels in engine.requests] == [tuple("0123456789"), ("0",)]
+    assert engine.requests[1][0] == [*engine.requests[0][0], one] and judgment.generated_tokens == 2
+
+
+def test_a_beginning_that_always_goes_on_has_next_to_no_probability():
+    class Sure(Graded):
+        async def label_logprobs(self, prompt, labels):
+            return dict.fromkeys(labels, 0.0) if len(labels) == 1 else dict(zip(labels, (0.0, -50.0), strict=True))
+
+    # The first label is always followed by a 0: what is left is 10.
+    assert asyncio.run(label_score(Sure(), [1, 2], ("1", "2", "10"))) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("mark", ["marked", "unmarked"])
@@ -106,12 +145,11 @@ def test_the_token_of_the_space_fits_into_the_context():
 @pytest.mark.parametrize(
     ("labels", "named"),
     [
-        (tuple(map(str, range(11))), "'10' is 2 tokens"),
-        (("1", "10"), "'10' is 2 tokens"),
-        (("no", "irrelevantish"), "'irrelevantish' is"),
+        (("1", "1000000"), "'1000000' is 7 tokens"),
+        (("no", "irrelevantishlynessless"), "'irrelevantishlynessless' is"),
     ],
 )
-def test_a_label_of_several_tokens_is_refused_by_name(smol_tokenizer, labels, named):
+def test_a_label_of_many_tokens_is_refused_by_name(smol_tokenizer, labels, named):
     with pytest.raises(UserError) as refused:
         check_labels(smol_tokenizer, labels)
     assert named in str(refused.value) and "\n" not in str(refused.value)
@@ -173,8 +211,8 @@ def test_every_mode_grades(mode):
 
 
 def test_a_library_call_refuses_labels_that_the_model_lacks():
-    with pytest.raises(UserError, match="scoring.labels: '10' is 2 tokens"):
-        Reranker(scoring=ScoringConfig(labels=("0", "1", "10")), engine=fake())
+    with pytest.raises(UserError, match="scoring.labels: '1000000' is 7 tokens"):
+        Reranker(scoring=ScoringConfig(labels=("0", "1", "1000000")), engine=fake())
 
 
 def test_a_server_s_card_has_the_labels():
