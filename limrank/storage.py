@@ -115,12 +115,13 @@ class Storage:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        data = pa.BufferReader(self.read_bytes(name))
-        if columns is not None and optional:
-            there = pq.read_schema(data).names
-            columns = [*columns, *(column for column in optional if column in there)]
-            data.seek(0)
-        return pq.read_table(data, columns=columns)
+        # Not pq.read_table: its scanner may hold the bytes when the process ends, and then aborts or hangs it
+        # (github.com/apache/arrow/issues/50482 and 33975).
+        with pq.ParquetFile(pa.BufferReader(self.read_bytes(name))) as file:
+            if columns is not None:
+                there = file.schema_arrow.names
+                columns = [*columns, *(column for column in optional if column in there)]
+            return file.read(columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         import pyarrow as pa

@@ -135,7 +135,7 @@ def read_receipt(storage: Storage, name: str) -> Receipt | None:
                 return None
             if receipt.kept is None and "kept" in schema.names:  # an older receipt
                 stream.seek(0)
-                receipt = replace(receipt, kept=count_kept(pq.read_table(stream, columns=["kept"])))
+                receipt = replace(receipt, kept=count_kept(pq.ParquetFile(stream).read(columns=["kept"])))
             return receipt
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         storage.read_bytes(f"rows/{name}")  # raises StorageError where the bytes cannot be read at all

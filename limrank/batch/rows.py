@@ -119,7 +119,7 @@ def _hashed_keys(storage: Storage, key: Sequence[str]) -> Iterator[tuple[np.ndar
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             with storage.open_input(f"rows/{name}") as stream:
-                table = pq.read_table(stream, columns=list(key))
+                table = pq.ParquetFile(stream).read(columns=list(key))
             columns = [table[name].combine_chunks() for name in key]
             joined = pc.binary_join_element_wise(*columns, _SEPARATOR, null_handling="replace")
         except StorageError:

@@ -324,7 +324,7 @@ def _ranks(file: Path) -> list[tuple[str, str, int]]:
     damaged = f"{file}: damaged; delete it, and the same `limrank rerank` command writes its rows"
     try:
         with opened(file) as stream:
-            table = pq.read_table(pa.BufferReader(stream.read()), columns=list(columns))
+            table = pq.ParquetFile(pa.BufferReader(stream.read())).read(columns=list(columns))
             rows = [tuple(row[name] for name in columns) for row in table.to_pylist()]
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise UserError(f"{damaged} ({type(error).__name__})") from None
