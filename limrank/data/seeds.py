@@ -73,11 +73,14 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
     return [seeds[index] for index in sorted(drawn)]
 
 
-def load_corpus(source: str) -> list[Document]:
+def load_corpus(source: str, *, queries: bool = True) -> list[Document]:
     """All documents of ``source``, among which negatives can be mined.
 
     These are the documents of pydocs or of a corpus, or the distinct passages of rows, each with the id of the
     first seed that has it. The passage of every seed is the ``contents`` of one of them.
+
+    Args:
+        queries: False: rows need no query.
 
     Raises:
         UserError: see :func:`load_seeds`.
@@ -93,8 +96,17 @@ def load_corpus(source: str) -> list[Document]:
         return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
     # A passage that answers two seeds must not become a negative of the second.
     by_passage: dict[str, Document] = {}
-    for seed in _row_seeds(_seed_rows(source), source):
-        by_passage.setdefault(seed.passage, Document(seed.seed_id, seed.passage))
+    if queries:
+        rows: Iterable[tuple[str, str]] = (
+            (seed.seed_id, seed.passage) for seed in _row_seeds(_seed_rows(source), source)
+        )
+    else:
+        identified = _identified(_seed_rows(source), "seed_id", "id")
+        rows = ((row_id, _string(record, "passage", where)) for row_id, where, record in identified)
+    for row_id, passage in rows:
+        by_passage.setdefault(passage, Document(row_id, passage))
+    if not by_passage:
+        raise UserError(f"{source}: there are no passages")
     return list(by_passage.values())
 
 

@@ -50,7 +50,7 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
     settings = config.synthesis
     corpus = None
     if settings.source == "passages":
-        corpus = seed_data.load_corpus(settings.seeds)
+        corpus = seed_data.load_corpus(settings.seeds, queries=False)
         seeds = [
             Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
         ]

@@ -200,3 +200,13 @@ def test_a_tuned_writer_s_own_prompt_is_taken(corpus, tmp_path):
     for other in ({}, {"source": "seeds"}):
         with pytest.raises(UserError, match=r"model writer: was trained to write queries.*synthesis.writer=tuned"):
             planned(**other)
+
+
+def test_a_file_of_passages_needs_no_queries(tmp_path):
+    file = tmp_path / "passages.jsonl"
+    file.write_text("".join(json.dumps({"id": f"d{number}", "passage": text_of(number)}) + "\n" for number in range(3)))
+    config = config_of(str(file), tmp_path)
+    assert [unit["unit_id"] for unit in units_of(config)] == ["d0", "d1", "d2"]
+    file.write_text(json.dumps({"id": "d0"}) + "\n")
+    with pytest.raises(UserError, match=r"passages.jsonl:1: passage is missing"):
+        units_of(config)
