@@ -22,7 +22,7 @@ LARGEST_LOG_ODDS = log_odds(1.0)
 def clipped_log_odds(score: float) -> float:
     """The log-odds of a score in [0, 1], clipped to ±:data:`LARGEST_LOG_ODDS` on both sides.
 
-    Without the clip a score of 0 has log-odds of -690, beside which all other candidates of its query look the same.
+    Without the clip a score of 0 has log-odds of -690, and all other candidates of its query look the same.
 
     Raises:
         ValueError: the score is not in [0, 1].

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from limrank import retrieval
 from limrank.config import FirstStageConfig, SynthesisConfig
@@ -95,9 +96,12 @@ def mine_passages(
         query_id: MinedQuery(query_id, own[query_id], fault) for query_id, fault in _lost(own, ranked, settings).items()
     }
     found = [query for query, _ in asked if query.query_id not in mined]
-    lists = [
-        _candidates(by_id[own[query.query_id]], ranked, query.query_id, by_id, settings.mine_depth) for query in found
-    ]
+
+    @cache
+    def words_of(doc_id: str) -> list[str]:
+        return words(by_id[doc_id].contents)
+
+    lists = [_candidates(own[query.query_id], ranked, query.query_id, words_of, settings.mine_depth) for query in found]
     grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
     repeated = _Repeated(benchmarks, by_id)
     for query, doc_ids, graded in zip(found, lists, grades, strict=True):
@@ -191,17 +195,14 @@ def _lost(own: Mapping[str, str], runs: Sequence[Run], settings: SynthesisConfig
 
 
 def _candidates(
-    passage: Document, runs: Sequence[Run], query_id: str, documents: Mapping[str, Document], depth: int
+    passage: str, runs: Sequence[Run], query_id: str, words_of: Callable[[str], list[str]], depth: int
 ) -> list[str]:
     """A query's passage and its first ``depth`` other documents, of the retrievers in turn, without copies of the
     passage."""
-    own = words(passage.contents)
     merged = dict.fromkeys(in_turn(run[query_id] for run in runs))
-    kept = [
-        doc_id for doc_id in merged if doc_id == passage.doc_id or not same_text(own, words(documents[doc_id].contents))
-    ]
-    if passage.doc_id not in kept[: depth + 1]:
-        return [*(doc_id for doc_id in kept[:depth] if doc_id != passage.doc_id), passage.doc_id]
+    kept = [doc_id for doc_id in merged if doc_id == passage or not same_text(words_of(passage), words_of(doc_id))]
+    if passage not in kept[: depth + 1]:
+        return [*(doc_id for doc_id in kept[:depth] if doc_id != passage), passage]
     return kept[: depth + 1]
 
 

@@ -1,4 +1,4 @@
-"""Queries for the passages of a corpus: the second way to examples, beside the seeds'.
+"""Queries for the passages of a corpus: a second way to examples, without seeds.
 
 A small writer's passages teach a reranker nothing, but a small writer can ask what a real passage answers (InPars, arXiv
 2202.05144; Promptagator, arXiv 2209.11755; GPL, arXiv 2112.07577). The functions here write: what is kept is
@@ -7,7 +7,6 @@ decided over all queries in :mod:`limrank.synthesis.mining`.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +17,11 @@ from typing import TypeVar
 from limrank import prompts
 from limrank.config import SynthesisConfig
 from limrank.engines.base import Engine, spent_on
-from limrank.errors import RowError
-from limrank.records import Document, Failure, PassageRole, QueryBrief, Seed, SynthesisExample
+from limrank.records import Document, PassageRole, QueryBrief, Seed, SynthesisExample
 from limrank.synthesis.filters import MIN_PASSAGE_WORDS, query_fault
 from limrank.synthesis.prompting import WrittenQuery, passage_query_prompt, tuned_prompt
 from limrank.synthesis.select import in_turn
-from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, Writer, escaped, write_query
+from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, Writer, all_queries, escaped, write_query
 from limrank.text.words import count, words
 
 T = TypeVar("T")
@@ -95,20 +93,12 @@ async def synthesize_passage(
         seed: the passage, without a query.
         briefs: one for each query, by its number; None for a tuned writer, which takes no instructions.
     """
-    outcomes = await asyncio.gather(
-        *(_one_query(seed, number, brief, engines["writer"], inputs) for number, brief in briefs.items()),
-        return_exceptions=True,
+    return await all_queries(
+        [
+            (query_name(seed, number), _one_query(seed, number, brief, engines["writer"], inputs))
+            for number, brief in briefs.items()
+        ]
     )
-    examples: list[SynthesisExample] = []
-    failures: list[Failure] = []
-    for number, outcome in zip(briefs, outcomes, strict=True):
-        if isinstance(outcome, RowError):
-            failures.append(Failure.of(query_name(seed, number), "write", outcome))
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            examples.append(outcome)
-    return SeedOutcome(examples, failures)
 
 
 def query_name(seed: Seed, number: int) -> str:
@@ -118,7 +108,7 @@ def query_name(seed: Seed, number: int) -> str:
 
 async def _one_query(
     seed: Seed, number: int, brief: QueryBrief | None, engine: Engine, inputs: SynthesisInputs
-) -> SynthesisExample:
+) -> SeedOutcome:
     name = query_name(seed, number)
     writer, settings = Writer(engine, inputs, name), inputs.synthesis
     blank = SynthesisExample(name, seed.seed_id)
@@ -134,7 +124,7 @@ async def _one_query(
         )
         written = await write_query(writer, passage_query_prompt(seed.passage, brief, settings), brief)
     if written is None:
-        return replace(blank, reject_reason="unparsable")
+        return SeedOutcome([replace(blank, reject_reason="unparsable")], [])
     example = replace(
         blank,
         example_id=f"{name}/{PassageRole.POSITIVE}",
@@ -146,7 +136,7 @@ async def _one_query(
         label=True,
     )
     fault = _fault(written, seed, brief, settings)
-    return replace(example, kept=fault is None, reject_reason=fault)
+    return SeedOutcome([replace(example, kept=fault is None, reject_reason=fault)], [])
 
 
 def _fault(written: WrittenQuery, seed: Seed, brief: QueryBrief | None, settings: SynthesisConfig) -> str | None:

@@ -82,14 +82,19 @@ async def synthesize_seed(
         mined: corpus passages that are close to the seed's, without it. A reranker among the engines
             chooses ``mined_negatives`` of them for each query.
     """
-    outcomes = await asyncio.gather(
-        *(_one_query(seed, brief, mined, engines, inputs) for brief in briefs), return_exceptions=True
+    return await all_queries(
+        [(_name(seed, brief), _one_query(seed, brief, mined, engines, inputs)) for brief in briefs]
     )
+
+
+async def all_queries(queries: Sequence[tuple[str, Awaitable[SeedOutcome]]]) -> SeedOutcome:
+    """The outcomes of named queries as one. A RowError of a query becomes a failure of that name."""
+    outcomes = await asyncio.gather(*(query for _, query in queries), return_exceptions=True)
     examples: list[SynthesisExample] = []
     failures: list[Failure] = []
-    for brief, outcome in zip(briefs, outcomes, strict=True):
+    for (name, _), outcome in zip(queries, outcomes, strict=True):
         if isinstance(outcome, RowError):
-            failures.append(Failure.of(_name(seed, brief), "write", outcome))
+            failures.append(Failure.of(name, "write", outcome))
         elif isinstance(outcome, BaseException):
             raise outcome
         else:

@@ -53,21 +53,10 @@ class SynthesisTask:
 
 
 @dataclass(frozen=True)
-class PassageTask:
+class PassageTask(SynthesisTask):
     """Writes the queries of one passage. A retry writes those that are missing."""
 
-    inputs: SynthesisInputs
-    step: str = "synthesize"
-    unit_column: str = "seed_id"
-    row_key: tuple[str, ...] = ("example_id",)
     retry_key: tuple[str, ...] = ("example_id",)
-
-    @property
-    def row_schema(self) -> pa.Schema:
-        return synthesis_row_schema()
-
-    async def run(self, unit: Unit, engines: Engines) -> Outcome:
-        return await self.retry(unit, [], engines)
 
     async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
         seed = Seed(unit["unit_id"], "", unit["passage"])
@@ -80,9 +69,6 @@ class PassageTask:
             if query_name(seed, number) not in written
         }
         return _outcome(await synthesize_passage(seed, asked, engines, self.inputs))
-
-    def failed_rows(self, unit: Unit) -> Rows:
-        return []
 
 
 def asked_of(unit: Unit, inputs: SynthesisInputs) -> list[QueryBrief | None]:
