@@ -1,12 +1,13 @@
 """Attention over packed rows: several sequences lie in one row, one after another, and each attends
-only to itself. Causal attention runs once for each sequence, through transformers' interface for
-attention functions: without a mask, without padding and without wasted work.
+only to itself, or also to a beginning that it shares with its neighbours. Causal attention runs once for each
+sequence, through transformers' interface for attention functions: without padding and without wasted work.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from limrank.errors import UserError
@@ -22,6 +23,10 @@ makes less than 1e-5; the smallest difference of an unsupported model was a thir
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments of transformers' attention functions that change the result, and that this one ignores."""
+
+Segment = tuple[int, ...]
+"""The length of a sequence; or that of the beginning that several sequences share, which lies in the row once, and
+then of what follows it in each of them."""
 
 PACKED = "limrank_packed"
 """The name of :func:`packed_attention` in a model's ``attn_implementation``."""
@@ -41,19 +46,18 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: Sequence[int] | None = None,
+    segments: Sequence[Segment] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each segment of one row.
+    """Causal attention within each sequence of one row.
 
     A sliding window is assumed to be longer than any sequence: see :func:`check_length`.
 
     Args:
         query: (1, heads, tokens, head size); ``key`` and ``value`` may have fewer heads.
-        segments: the lengths of the row's sequences, in order; they add up to ``tokens``.
-            None: the row is one sequence.
+        segments: of the row, in order; their lengths add up to ``tokens``. None: the row is one sequence.
 
     Returns:
         (1, tokens, heads, head size), and None for the weights, which are not kept.
@@ -67,13 +71,28 @@ def packed_attention(
     if has := [name for name in _UNSUPPORTED if other.get(name) is not None]:
         kind = module.config.model_type
         raise UserError(f"model {kind}: its attention has {', '.join(has)}: limrank cannot train models of this kind")
-    segments = segments or (query.shape[2],)
-    grouped = query.shape[1] != key.shape[1]
-    sequences = zip(*(each.split(list(segments), dim=2) for each in (query, key, value)), strict=True)
-    outputs = [
-        scaled_dot_product_attention(*sequence, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
-        for sequence in sequences
-    ]
+    segments = segments or ((query.shape[2],),)
+    options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    lengths = [length for segment in segments for length in segment]
+    pieces = list(zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True))
+    firsts = [0, *accumulate(map(len, segments))]
+    outputs = []
+    for segment, first in zip(segments, firsts, strict=False):
+        shared_query, shared_key, shared_value = pieces[first]
+        outputs.append(scaled_dot_product_attention(shared_query, shared_key, shared_value, is_causal=True, **options))
+        for own_query, own_key, own_value in pieces[first + 1 : first + len(segment)]:
+            length = own_query.shape[2]
+            before = torch.ones(length, segment[0], dtype=torch.bool, device=query.device)
+            causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+            outputs.append(
+                scaled_dot_product_attention(
+                    own_query,
+                    torch.cat((shared_key, own_key), dim=2),
+                    torch.cat((shared_value, own_value), dim=2),
+                    attn_mask=torch.cat((before, causal), dim=1),
+                    **options,
+                )
+            )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -93,7 +112,8 @@ def check_length(shape: PretrainedConfig, longest: int) -> None:
 
 
 def check_packing(model: PreTrainedModel) -> None:
-    """Check that a model's logits for packed sequences are those of separate ones with its own attention.
+    """Check that a model's logits for packed sequences, two of which share their beginning, are those of separate
+    ones with its own attention.
 
     They differ if layers carry a state from token to token, if the attention has sinks or caps, or if
     the model does not pass on the segments. This depends only on the architecture, so the check takes
@@ -105,20 +125,25 @@ def check_packing(model: PreTrainedModel) -> None:
     """
     import torch
 
-    lengths = (7, 5, 9)
+    segments = ((7,), (5, 4, 6))
     few = _few_layers(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in few.parameters():
             if weight.dim() > 1:  # untrained weights may be too small to make a difference visible
                 weight.normal_(std=weight[0].numel() ** -0.5, generator=generator)
-    ids = torch.randint(few.config.get_text_config().vocab_size, (1, sum(lengths)), generator=generator)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    first, shared, *ends = torch.randint(few.config.get_text_config().vocab_size, (22,), generator=generator).split(
+        [length for segment in segments for length in segment]
+    )
+    row = torch.cat((first, shared, *ends))[None]
+    positions = torch.cat([torch.arange(7), torch.arange(5), torch.arange(5, 9), torch.arange(5, 11)])[None]
+    sequences = [first, *(torch.cat((shared, end)) for end in ends)]
     # A caller's autocast would round in bfloat16.
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        packed = few(input_ids=ids, position_ids=positions, segments=lengths, use_cache=False).logits[0]
+        packed = few(input_ids=row, position_ids=positions, segments=segments, use_cache=False).logits[0]
         few.set_attn_implementation("eager")
-        separate = torch.cat([few(input_ids=each, use_cache=False).logits[0] for each in ids.split(lengths, dim=1)])
+        alone = [few(input_ids=each[None], use_cache=False).logits[0] for each in sequences]
+    separate = torch.cat((alone[0], alone[1], alone[2][5:]))
     difference = (packed - separate).abs().max().item()
     if not difference <= _TOLERANCE * separate.abs().max().item():
         raise UserError(

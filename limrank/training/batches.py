@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from limrank.training.attention import Segment
     from limrank.training.examples import EncodedExample
     from limrank.training.sources import Example
 
@@ -75,12 +76,14 @@ def micro_batches(
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Several examples in one row without padding.
+    """Several examples in one row without padding. The passages of a query follow the beginning that their prompts
+    share, template and query, which is there once.
 
     ================  ====================  ======================================================
     ``input_ids``     (1, tokens)           token ids
-    ``position_ids``  (1, tokens)           they start at 0 in each example
-    ``segments``      (examples,)           the examples' lengths
+    ``position_ids``  (1, tokens)           a token's place in its example
+    ``segments``      (units,)              lengths: of an example, or of the beginning that a unit's
+                                            examples share, and of the rest of each
     ``kept``          (completion tokens,)  positions whose logits predict the completions' tokens
     ``targets``       (completion tokens,)  the completions' tokens
     ``weights``       (completion tokens,)  how often each counts in the loss
@@ -92,7 +95,7 @@ class PackedRow:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    segments: tuple[int, ...]
+    segments: tuple[Segment, ...]
     kept: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
@@ -107,23 +110,33 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
     import torch
 
     examples = [example for unit in units for example in unit]
-    lengths = [len(example.ids) for example in examples]
-    starts = np.cumsum([0, *lengths[:-1]])
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    # The logits at one position predict the token at the next.
-    kept = [
-        np.arange(start + example.prompt_tokens - 1, start + len(example.ids) - 1)
-        for start, example in zip(starts, examples, strict=True)
-    ]
+    pieces, positions, kept, segments = [], [], [], []
+    end = 0
+    for unit in units:
+        shared = _shared_tokens(unit)
+        if shared:
+            pieces.append(unit[0].ids[:shared])
+            positions.append(np.arange(shared))
+            end += shared
+        own = [example.ids[shared:] for example in unit]
+        lengths = [len(ids) for ids in own]
+        segments += [(shared, *lengths)] if shared else [(length,) for length in lengths]
+        for example, ids in zip(unit, own, strict=True):
+            pieces.append(ids)
+            positions.append(np.arange(shared, shared + len(ids)))
+            # The logits at one position predict the token at the next.
+            first = end - shared
+            kept.append(np.arange(first + example.prompt_tokens - 1, first + len(example.ids) - 1))
+            end += len(ids)
     targets = [example.ids[example.prompt_tokens :] for example in examples]
 
     def tensor(array) -> torch.Tensor:
         return torch.from_numpy(np.asarray(array)).long().to(device)
 
     return PackedRow(
-        input_ids=tensor(np.concatenate([example.ids for example in examples]))[None],
-        position_ids=tensor(positions)[None],
-        segments=tuple(lengths),
+        input_ids=tensor(np.concatenate(pieces))[None],
+        position_ids=tensor(np.concatenate(positions))[None],
+        segments=tuple(segments),
         kept=tensor(np.concatenate(kept)),
         targets=tensor(np.concatenate(targets)),
         weights=torch.tensor(
@@ -135,3 +148,16 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
             [math.nan if example.score is None else example.score for example in examples], device=device
         ),
     )
+
+
+def _shared_tokens(unit: Sequence[EncodedExample]) -> int:
+    """The number of tokens with which every example of a unit begins, short of what its loss is computed from; 0 for
+    a single example."""
+    if len(unit) == 1:
+        return 0
+    longest = min(example.prompt_tokens - 1 for example in unit)
+    first = unit[0].ids[:longest]
+    for example in unit[1:]:
+        differs = (first != example.ids[: len(first)]).nonzero()[0]
+        first = first[: differs[0]] if len(differs) else first
+    return len(first)

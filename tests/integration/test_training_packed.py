@@ -82,6 +82,31 @@ def test_an_example_sees_nothing_of_its_neighbours(loaded, train_file):
             torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_passages_of_a_query_share_its_beginning_and_nothing_else(model_dir, train_file, checkpointing):
+    """Logits and gradients are those of separate sequences."""
+    model, tokenizer = load_for_training(model_dir, settings(gradient_checkpointing=checkpointing), torch.float32)
+    perturb(model)
+    examples = direct(train_file, tokenizer)
+    units = [[examples[index] for index in unit] for unit in (range(3), range(3, 6), [7])]
+    row = pack(units)
+    assert [len(segment) for segment in row.segments] == [4, 4, 1]
+    assert row.input_ids.shape[1] < sum(len(example.ids) for unit in units for example in unit)
+
+    def gradients():
+        found = {name: each.grad.clone() for name, each in model.named_parameters() if each.requires_grad}
+        model.zero_grad()
+        return found
+
+    logits = packed_logits(model, row)
+    logits.log_softmax(-1)[:, 3].sum().backward()
+    together = gradients()
+    alone = torch.cat([plain_logits(model, each.ids)[each.prompt_tokens - 1 : -1] for unit in units for each in unit])
+    alone.log_softmax(-1)[:, 3].sum().backward()
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, gradients(), atol=1e-4, rtol=1e-4)
+
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

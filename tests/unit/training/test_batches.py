@@ -58,10 +58,24 @@ def test_a_row_holds_its_examples_one_after_another():
     row = pack([[thought], [direct]])
     assert row.input_ids.tolist() == [[11, 12, 13, 14, 15, 21, 22, 23]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
-    assert (row.segments, row.units, row.positive.tolist()) == ((5, 3), (1, 1), [True, False])
+    assert (row.segments, row.units, row.positive.tolist()) == (((5,), (3,)), (1, 1), [True, False])
     # The logits at 13 tell 14, at 14 tell 15, and at 22 tell 23.
     assert row.input_ids[0, row.kept].tolist() == [13, 14, 22]
     assert row.targets.tolist() == [14, 15, 23]
+
+
+def test_what_a_query_s_prompts_share_is_in_the_row_once():
+    alone, unit = example([9, 8], 1), [example([1, 2, 3, 4], 3), example([1, 2, 5, 6, 7], 4), example([1, 2, 3], 2)]
+    row = pack([[alone], unit])
+    # The last prompt has two tokens, and 3 is what it predicts: only the first token is shared.
+    assert row.input_ids.tolist() == [[9, 8, 1, 2, 3, 4, 2, 5, 6, 7, 2, 3]]
+    assert row.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 1, 2, 3, 4, 1, 2]]
+    assert row.segments == ((2,), (1, 3, 4, 2))
+    assert row.input_ids[0, row.kept].tolist() == [9, 3, 6, 2]
+    assert row.targets.tolist() == [8, 4, 7, 3]
+    # Passages of one text keep a token each, and prompts without a common beginning share nothing.
+    assert pack([[example([1, 2, 3], 2), example([1, 2, 3], 2)]]).segments == ((1, 2, 2),)
+    assert pack([[example([1, 2, 3], 2), example([4, 2, 3], 2)]]).segments == ((3,), (3,))
 
 
 def test_units_of_a_teacher_are_queries_with_two_different_scores():
