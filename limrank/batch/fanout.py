@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limrank import errors
+from limrank import errors, loops
 from limrank.batch.budget import CHUNKS_PER_BUDGET, UNLIMITED, Budget, ChunkScheduler
-from limrank.batch.chunks import Task
+from limrank.batch.chunks import ChunkRunner, Task, Worker
 from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, read_receipts
 from limrank.batch.rows import check_unique
@@ -76,6 +76,22 @@ def fanout(
     summary = finish(run, plan, task, progress_unit, partial=scheduler is not None and scheduler.is_exhausted)
     session.report(finished=True)
     return summary
+
+
+def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str) -> Summary:
+    """Run every chunk that is not committed yet in this process, for work that asks no engine. Ray is not needed.
+
+    Raises:
+        StorageError: the run directory cannot be written.
+    """
+    runner = ChunkRunner(run.storage, task, {}, Worker(uuid.uuid4().hex))
+
+    async def run_all() -> None:
+        for chunk in unfinished(run, plan):
+            await runner.run(await runner.open(chunk.number), isolated=False)
+
+    loops.run(run_all())
+    return finish(run, plan, task, progress_unit)
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:

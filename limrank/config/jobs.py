@@ -127,10 +127,10 @@ class SynthesizeJob(Job):
 
     def roles(self) -> dict[str, Role]:
         """``writer``, ``judge`` and, where the recipe has one, ``reranker``. What the recipe does not set is the
-        writer's. Queries for passages have only a writer."""
+        writer's. Queries for passages have only a writer, and with ``writer: none`` no engine."""
         writer = Role(self.model, self.engine, self.workers)
         if self.synthesis.source == "passages":
-            return {"writer": writer}
+            return {} if self.synthesis.writer == "none" else {"writer": writer}
         roles = {"writer": writer, "judge": _role(writer, self.judge, self.judge_engine, self.judge_workers)}
         if self.reranker:
             roles["reranker"] = _role(writer, self.reranker, self.reranker_engine, self.reranker_workers)

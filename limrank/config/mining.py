@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from limrank.config.base import PathStr, Section
+from limrank.config.base import Fraction, PathStr, Section
 
 
 class RoundTripConfig(Section):
@@ -20,12 +20,20 @@ class RoundTripConfig(Section):
         "candidates are BM25's",
     )
     k: PositiveInt = Field(default=10, description="the passage has to be among this many first ones")
+    filter: bool = Field(
+        default=True,
+        description="false: a query need not find its passage; what searches only finds its candidates",
+    )
 
     @property
     def retrievers(self) -> tuple[str, ...]:
         """What finds a query's candidates."""
         kinds = {"both": ("bm25", "embedder"), "none": ("bm25",)}
         return kinds.get(self.retriever, (self.retriever,))
+
+    @property
+    def filters(self) -> bool:
+        return self.retriever != "none" and self.filter
 
     @property
     def embeds(self) -> bool:
@@ -56,6 +64,18 @@ class TeacherConfig(Section):
     )
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         default=None, description="a query is rejected if its passage has a lower score. null: none is"
+    )
+
+    bm25_weight: Fraction = Field(
+        default=0.0,
+        description="share of BM25 in a grade: (1 - W) * z(the teacher's score) + W * z(BM25's), where z has mean 0 and "
+        "standard deviation 1 over a query's candidates",
+    )
+    passage_first: bool = Field(
+        default=False,
+        description="a query's own passage is graded above all candidates, by half a standard deviation or more, whatever "
+        "the teacher says, and best rejects no query: for queries of a writer who knows better than the teacher what "
+        "answers them",
     )
 
     @model_validator(mode="after")

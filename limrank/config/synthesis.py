@@ -75,12 +75,13 @@ class SynthesisConfig(Section):
     seeds: PathStr | Literal["pydocs"] = Field(
         default="pydocs",
         description="a BEIR folder, a JSONL or Parquet file, hub://OWNER/NAME[/CONFIG] (a dataset of the hub), or "
-        "pydocs. With source: passages only its passages are read",
+        "pydocs. With source: passages only its passages are read, unless writer is none",
     )
-    writer: Literal["prompted", "tuned"] = Field(
+    writer: Literal["prompted", "tuned", "none"] = Field(
         default="prompted",
         description="source: passages: how the writer is asked. prompted: a chat model gets instructions. tuned: the "
-        "model of a train job with training.task: writer continues the passage",
+        "model of a train job with training.task: writer continues the passage. none: no engine starts, and the "
+        "seeds' own queries are taken, to find and grade their candidates",
     )
     queries_per_passage: PositiveInt = Field(
         default=1, description="source: passages: number of queries written for each passage"
@@ -221,6 +222,8 @@ class SynthesisConfig(Section):
         """The prompt of each step that the run takes."""
         names = self.prompts.model_dump()
         if self.source == "passages":
+            if self.writer == "none":
+                return {}
             name = names["passage_query"]
             if self.writer == "tuned" and name == SynthesisPrompts.model_fields["passage_query"].default:
                 name = "writer"
@@ -280,6 +283,10 @@ class SynthesisConfig(Section):
         for key in _OF_SEEDS:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"synthesis.{key} is for synthesis.source=seeds")
+        if self.writer == "none":
+            for key in ("queries_per_passage", "oversample", "max_tokens"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"synthesis.{key}: with synthesis.writer=none nothing is written: unset it")
         if self.mined_negatives:
             raise ValueError(
                 "synthesis.mined_negatives: with synthesis.source=passages every negative is mined: set negatives"

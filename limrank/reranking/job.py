@@ -5,17 +5,15 @@ Rows hold the true scores, and ``rank`` by them. Fusion with the first stage is 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limrank import cluster, loops, models, prompts
-from limrank.batch.chunks import ChunkRunner, Engines, Outcome, Rows, Worker
-from limrank.batch.fanout import chunk_cost, fanout, finish, unfinished
+from limrank import cluster, models, prompts
+from limrank.batch.chunks import Engines, Outcome, Rows
+from limrank.batch.fanout import chunk_cost, fanout, finish, run_without_engines, unfinished
 from limrank.batch.plan import Plan, Unit, read_plan, write_plan
-from limrank.batch.rundir import RunDir, open_run
-from limrank.batch.summary import Summary
+from limrank.batch.rundir import open_run
 from limrank.config import DEFAULT_SEED, RerankJob, ScoringConfig, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import benchmarks
@@ -152,7 +150,8 @@ def run(
             run_dir.note(fusion=fusion.facts())
         planned = read_plan(run_dir.storage)
         if config.scoring.mode == "none":
-            summary = _without_engine(run_dir, planned or _plan(run_dir.storage, config, source))
+            planned = planned or _plan(run_dir.storage, config, source)
+            summary = run_without_engines(run_dir, planned, FirstStageTask(), "pairs")
         elif planned is not None and not unfinished(run_dir, planned):
             # Only the run files may change, with the weight of fusion. They need no cluster.
             summary = finish(run_dir, planned, RerankTask(config.scoring), "pairs")
@@ -335,15 +334,3 @@ def _tokens_a_pair(scoring: ScoringConfig, planned: Plan) -> float | None:
 def _unscored(unit: Unit, status: ScoreStatus) -> Rows:
     candidates = unit_candidates(unit)
     return ranked_rows(unit_query(unit), candidates, [Judgment(each.doc_id, None, status) for each in candidates])
-
-
-def _without_engine(run_dir: RunDir, planned: Plan) -> Summary:
-    task = FirstStageTask()
-    runner = ChunkRunner(run_dir.storage, task, {}, Worker(uuid.uuid4().hex))
-
-    async def run_all() -> None:
-        for chunk in unfinished(run_dir, planned):
-            await runner.run(await runner.open(chunk.number), isolated=False)
-
-    loops.run(run_all())
-    return finish(run_dir, planned, task, "pairs")

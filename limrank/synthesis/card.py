@@ -91,10 +91,14 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
         yield from (*_example(row), "")
     yield "## License\n"
     yield f"License of the seeds: {as_markdown(stats['license'] or 'unknown (synthesis.license is not set); see their source')}."
-    written = "for the passages" if stats.get("source") == "passages" else "and the written passages from the seeds"
+    if stats.get("writer_kind") == "none":
+        made = "The queries are the seeds' own"
+    elif stats.get("source") == "passages":
+        made = "The writer made the queries for the passages"
+    else:
+        made = "The writer made the queries and the written passages from the seeds"
     yield (
-        f"The writer made the queries {written}; mined passages come from the seeds' "
-        "own corpus. The seeds' license applies to them, and what the models' licenses say about their output.\n"
+        f"{made}; mined passages come from the seeds' own corpus. The seeds' license applies to them, and what the models' licenses say about their output.\n"
     )
 
 

@@ -113,6 +113,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         "license": config.synthesis.license,
         "queries": queries,
         "failed": summary.failed,
+        "writer": "none: the queries are the seeds' own",
         **{name: _name(role.model.id) for name, role in config.roles().items()},
         **_decides(config.synthesis),
         **({} if config.synthesis.chains else {"chains": False}),
@@ -130,7 +131,7 @@ def _decides(settings: SynthesisConfig) -> dict[str, Any]:
     return {
         "source": settings.source,
         "writer_kind": settings.writer,
-        "round_trip": None if settings.round_trip.retriever == "none" else settings.round_trip.model_dump(),
+        "round_trip": settings.round_trip.model_dump() if settings.round_trip.filters else None,
         "teacher": settings.teacher and teacher_name(settings.teacher),
     }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from limrank import cluster, models, prompts
 from limrank.batch.budget import Budget
-from limrank.batch.fanout import chunk_cost, fanout, is_needed
+from limrank.batch.fanout import chunk_cost, fanout, is_needed, run_without_engines
 from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.rundir import open_run
 from limrank.batch.summary import Summary
@@ -64,6 +64,7 @@ def run(
     check_choice(config.synthesis)
     if engines is None:
         engines = _checked_sources(config)
+    asks = bool(config.roles())
     with (
         open_run(
             config.run_dir,
@@ -73,7 +74,7 @@ def run(
             overwrite=overwrite,
             inputs=input_paths(config),
         ) as run_dir,
-        cluster.connect(address, paths=[config.run_dir]),
+        cluster.connect(address, paths=[config.run_dir]) if asks else nullcontext(),
     ):
         planned = read_plan(run_dir.storage) or write_plan(
             run_dir.storage,
@@ -82,18 +83,21 @@ def run(
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
         )
         task, budget = task_of(config), _budget(config, given)
-        with _pools(config, engines, needed=is_needed(run_dir, planned, budget)) as engines:
-            summary = fanout(
-                run_dir,
-                planned,
-                task,
-                engines,
-                config.workers,
-                progress=progress,
-                stage="synthesize",
-                progress_unit="seeds",
-                budget=budget,
-            )
+        if asks:
+            with _pools(config, engines, needed=is_needed(run_dir, planned, budget)) as engines:
+                summary = fanout(
+                    run_dir,
+                    planned,
+                    task,
+                    engines,
+                    config.workers,
+                    progress=progress,
+                    stage="synthesize",
+                    progress_unit="seeds",
+                    budget=budget,
+                )
+        else:
+            summary = run_without_engines(run_dir, planned, task, "seeds")
         pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed, given.corpus)
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
@@ -133,6 +137,8 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     what, then = "seeds", f"{len(briefs) * pairs_a_query(config)} pairs to judge"
     if given.corpus is not None:
         what, then = "passages", f"{len(given.corpus)} documents to mine"
+        if config.synthesis.writer == "none":
+            what = "queries"
     return {
         "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} {what}, {len(briefs)} queries, "
         f"{then}, {len(given.personas)} personas to draw from",
@@ -157,6 +163,8 @@ def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
 def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> int:
     """Run ``count`` seeds in this process and show every step; returns the number of failures.
     See :mod:`limrank.synthesis.preview`."""
+    if not config.roles():
+        raise UserError("synthesis.writer=none: nothing is written, so there is nothing to preview")
     config = _with_writer_s_prompt(config)
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)

@@ -19,6 +19,7 @@ from limrank import retrieval
 from limrank.config import FirstStageConfig, SynthesisConfig
 from limrank.records import Document, Query, Run
 from limrank.scoring import prompt_query
+from limrank.scoring.fusion import fuse
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.embeddings import sentence_embeddings
@@ -103,6 +104,9 @@ def mine_passages(
 
     lists = [_candidates(own[query.query_id], ranked, query.query_id, words_of, settings.mine_depth) for query in found]
     grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
+    if settings.teacher and settings.teacher.bm25_weight:
+        grades = _with_bm25(found, lists, grades, documents, settings)
+        deviation = spread(grades)
     repeated = _Repeated(benchmarks, by_id)
     for query, doc_ids, graded in zip(found, lists, grades, strict=True):
         passage = own[query.query_id]
@@ -141,6 +145,36 @@ def spread(grades: Sequence[Sequence[Grade | None]]) -> float:
     return statistics.fmean(deviations) if deviations else 0.0
 
 
+def _with_bm25(
+    queries: Sequence[Query],
+    lists: Sequence[Sequence[str]],
+    grades: Sequence[Sequence[Grade | None]],
+    documents: Sequence[Document],
+    settings: SynthesisConfig,
+) -> list[list[Grade | None]]:
+    """The grades fused with BM25's scores by :func:`~limrank.scoring.fusion.fuse`. A candidate that is not among
+    BM25's first documents has the lowest of their scores."""
+    run = _bm25(queries, documents, _BM25_DEPTH)
+    fused: list[list[Grade | None]] = []
+    for query, doc_ids, graded in zip(queries, lists, grades, strict=True):
+        known = run[query.query_id]
+        lowest = min(known.values(), default=0.0)
+        both = [
+            (grade.score, known.get(doc_id, lowest)) for doc_id, grade in zip(doc_ids, graded, strict=True) if grade
+        ]
+        scores = iter(fuse([own for own, _ in both], [other for _, other in both], settings.teacher.bm25_weight))
+        fused.append([grade and replace(grade, score=next(scores)) for grade in graded])
+    return fused
+
+
+_BM25_DEPTH = 100
+
+
+def _bm25(queries: Sequence[Query], documents: Sequence[Document], depth: int) -> Run:
+    analyzer = Analyzer(with_language(FirstStageConfig(language="auto"), list(documents)))
+    return retrieval.bm25(list(documents), list(queries), depth, analyzer=analyzer)
+
+
 def _search(queries: Sequence[Query], documents: Sequence[Document], settings: SynthesisConfig) -> list[Run]:
     """The first documents for each query, by each retriever."""
     depth = max(settings.mine_depth + 1, settings.round_trip.k)
@@ -149,8 +183,7 @@ def _search(queries: Sequence[Query], documents: Sequence[Document], settings: S
         if retriever == "embedder":
             runs.append(_nearest(settings.embedder, queries, documents, depth))
         else:
-            analyzer = Analyzer(with_language(FirstStageConfig(language="auto"), list(documents)))
-            runs.append(retrieval.bm25(list(documents), list(queries), depth, analyzer=analyzer))
+            runs.append(_bm25(queries, documents, depth))
     return runs
 
 
@@ -182,7 +215,7 @@ def _nearest(model: str, queries: Sequence[Query], documents: Sequence[Document]
 def _lost(own: Mapping[str, str], runs: Sequence[Run], settings: SynthesisConfig) -> dict[str, tuple[str, str]]:
     """The queries that do not find their passage, with its rank."""
     lost: dict[str, tuple[str, str]] = {}
-    if settings.round_trip.retriever == "none":
+    if not settings.round_trip.filters:
         return lost
     for query_id, doc_id in own.items():
         for name, run in zip(settings.round_trip.retrievers, runs, strict=True):
@@ -223,6 +256,10 @@ class _Repeated:
         return self.known[doc_id]
 
 
+_PASSAGE_ABOVE = 0.5
+"""By how many standard deviations ``teacher.passage_first`` grades a query's passage above the best candidate."""
+
+
 def _decided(
     query: MinedQuery,
     others: Sequence[Candidate],
@@ -234,6 +271,9 @@ def _decided(
         chosen = draw.sample(others, min(settings.negatives, len(others)))
         return replace(query, negatives=tuple(chosen))
     graded = sorted((each for each in others if each.grade), key=lambda each: -each.grade.score)
+    if settings.teacher.passage_first and query.grade and graded:
+        first = graded[0].grade.score + _PASSAGE_ABOVE * deviation
+        query = replace(query, grade=replace(query.grade, score=max(query.grade.score, first)))
     if fault := _disagreement(query.grade, graded, settings):
         return replace(query, fault=fault)
     score = query.grade.score

@@ -101,6 +101,19 @@ async def synthesize_passage(
     )
 
 
+def given_example(seed: Seed) -> SynthesisExample:
+    """The row of a seed whose own query is taken."""
+    return SynthesisExample(
+        f"{query_name(seed, 0)}/{PassageRole.POSITIVE}",
+        seed.seed_id,
+        query=seed.query,
+        passage=seed.passage,
+        passage_role=PassageRole.POSITIVE,
+        label=True,
+        kept=True,
+    )
+
+
 def query_name(seed: Seed, number: int) -> str:
     """The id of a passage's query, with which the ids of its examples begin."""
     return f"{escaped(seed.seed_id)}/{number}"

@@ -34,7 +34,7 @@ class Inputs:
 
     ``repeated``: seed id → what its query or passage repeats of a benchmark; nothing is written for
     these seeds. ``queries_a_seed`` are written for each of the others. With ``source: passages`` a seed is a
-    passage without a query, of ``corpus``.
+    passage of ``corpus`` without a query, or with ``writer: none`` a query and its passage there.
     """
 
     seeds: Sequence[Seed]
@@ -49,11 +49,15 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
     """Raises UserError if an input is missing or cannot be read."""
     settings = config.synthesis
     corpus = None
+    given = settings.source == "passages" and settings.writer == "none"
     if settings.source == "passages":
-        corpus = seed_data.load_corpus(settings.seeds, queries=False)
-        seeds = [
-            Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
-        ]
+        corpus = seed_data.load_corpus(settings.seeds, queries=given)
+        if given:
+            seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
+        else:
+            seeds = [
+                Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
+            ]
         for document in corpus:
             # Checked for the whole corpus: any document may become a candidate.
             if fault := id_fault(f"{escaped(document.doc_id)}/0/{PassageRole.POSITIVE}") or id_fault(document.doc_id):
@@ -80,10 +84,11 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
     mined = _mined(config, given.seeds) if settings.source == "seeds" else {}
     planned = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
     for seed in given.seeds:
-        asked = [] if seed.seed_id in given.repeated else next(planned)
+        nothing = seed.seed_id in given.repeated or config.synthesis.writer == "none"
+        asked = [] if nothing else next(planned)
         yield {
             "unit_id": seed.seed_id,
-            "cost": sum(_cost(config, brief) for brief in asked),
+            "cost": sum(_cost(config, brief) for brief in asked) or 1,
             "query": seed.query,
             "passage": seed.passage,
             "briefs": [_brief_row(brief) for brief in asked],

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,9 +147,10 @@ def _mined(
     pool: Pool, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int, corpus: Sequence[Document]
 ) -> Pool:
     left = {row["example_id"]: row for row in _kept(pool.storage) if row["example_id"] not in pool.rejected}
+    own = _documents_of(left.values(), corpus, settings)
     asked = [
-        (Query(query_of(example_id), row["query"], row["instruction"] or ""), row["seed_id"])
-        for example_id, row in left.items()
+        (Query(query_of(example_id), row["query"], row["instruction"] or ""), doc_id)
+        for (example_id, row), doc_id in zip(left.items(), own, strict=True)
     ]
     mined = mine_passages(asked, corpus, settings, benchmarks, seed, pool.storage)
     faults = {
@@ -161,6 +162,14 @@ def _mined(
         mined=mined,
         teacher=settings.teacher and teacher_name(settings.teacher),
     )
+
+
+def _documents_of(rows: Iterable[Row], corpus: Sequence[Document], settings: SynthesisConfig) -> list[str]:
+    """The id of each row's passage in the corpus. A seed is that passage, or with ``writer: none`` a query."""
+    if settings.writer != "none":
+        return [row["seed_id"] for row in rows]
+    by_contents = {document.contents: document.doc_id for document in reversed(corpus)}
+    return [by_contents[row["passage"]] for row in rows]
 
 
 def query_of(example_id: str) -> str:

@@ -111,6 +111,8 @@ def check_prompts(settings: SynthesisConfig) -> None:
     """Raises UserError for a prompt that cannot be filled, or that lacks a needed placeholder: every
     seed would fail, or get the same answers."""
     seed, persona = Seed("", "a query", "a passage"), Persona("", "a person")
+    if settings.writer == "none":
+        return
     if settings.source == "passages":
         if settings.writer == "tuned":
             tuned_prompt(seed.passage, settings)

@@ -9,7 +9,7 @@ from limrank.batch.chunks import Engines, Outcome, Rows, Task
 from limrank.batch.plan import Unit
 from limrank.config import SynthesizeJob
 from limrank.records import PassageRole, QueryBrief, Seed, synthesis_row_schema
-from limrank.synthesis.passage_queries import query_name, synthesize_passage
+from limrank.synthesis.passage_queries import given_example, query_name, synthesize_passage
 from limrank.synthesis.plan import read_brief, synthesis_inputs, unwritten
 from limrank.synthesis.synthesizer import SeedOutcome, SynthesisInputs, contaminated_example, synthesize_seed
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def task_of(config: SynthesizeJob) -> Task:
     inputs = synthesis_inputs(config)
+    if config.synthesis.writer == "none":
+        return GivenQueryTask(inputs)
     return PassageTask(inputs) if config.synthesis.source == "passages" else SynthesisTask(inputs)
 
 
@@ -69,6 +71,15 @@ class PassageTask(SynthesisTask):
             if query_name(seed, number) not in written
         }
         return _outcome(await synthesize_passage(seed, asked, engines, self.inputs))
+
+
+@dataclass(frozen=True)
+class GivenQueryTask(PassageTask):
+    """``writer: none``: a seed's own query, without an engine."""
+
+    async def retry(self, unit: Unit, rows: Rows, engines: Engines) -> Outcome:
+        seed = Seed(unit["unit_id"], unit["query"], unit["passage"])
+        return _nothing(seed, unit) if unit["contaminated"] else _outcome(SeedOutcome([given_example(seed)], []))
 
 
 def asked_of(unit: Unit, inputs: SynthesisInputs) -> list[QueryBrief | None]:
