@@ -2,6 +2,7 @@
 # make check  lint, types and unit tests, in a few minutes: before a commit
 # make test   the same, then real engines, real clusters, and one kill of each kind
 # make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
+# make default-model PONY=…   smollm2-135m-rerank anew, from its texts: an hour on two cores
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
 # make docs   the documentation as a site, in site/
 PYTHON ?= python3
@@ -14,10 +15,14 @@ EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu
 SEEDS         ?= ../shared/data/msmarco_seed_instructir
 DECONTAMINATE ?= ../shared/data/scifact, ../shared/data/cranfield, ../shared/data/bright_pony_tutorial
 
+# The Pony tutorial as a BEIR folder, for `make default-model`.
+PONY          ?= ../shared/data/bright_pony_tutorial
+DEFAULT       := models/smollm2-135m-rerank
+
 # Processes of the unit tests.
 JOBS          ?= 2
 
-.PHONY: setup model demo synthesis check test faults lint docs reference clean
+.PHONY: setup model demo synthesis default-model check test faults lint docs reference clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +45,12 @@ demo: model
 synthesis: model
 	$(BIN)/limrank synthesize jobs/recipes/synthesize-200.yaml --address local \
 		-s synthesis.seeds=$(SEEDS) -s 'synthesis.decontaminate=[$(DECONTAMINATE)]'
+
+default-model: model
+	$(BIN)/python $(DEFAULT)/make_data.py runs/default-model/data $(PONY)
+	$(BIN)/limrank synthesize $(DEFAULT)/lists.yaml --address local
+	$(BIN)/limrank train $(DEFAULT)/train.yaml --address local
+	$(BIN)/python $(DEFAULT)/ship.py runs/default-model/train/adapter
 
 check: model lint
 	$(BIN)/python -m pytest tests/unit -n $(JOBS)

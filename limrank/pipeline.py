@@ -1,14 +1,14 @@
 """All stages as one job: synthesize → train → rerank → evaluate → serve.
 
 Each stage is its package's own job, with a directory of its own below ``run_dir``. A second call resumes
-each stage. One engine of the base model serves the writer, the judge and the base ranking. One engine of the tuned
-model serves its ranking and the served answer.
+each stage. One engine of the base model serves the base ranking, and writer and judge unless the recipe has another
+model for them. One engine of the tuned model serves its ranking and the served answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
     from limrank.training import job as training
 
     stages = stage_configs(config)
+    writes = bool(stages.synthesize.roles())
+    writer = stages.synthesize.model
+    if writes:
+        check_engine(writer, config.engine)
     check_engine(config.model, config.engine)
     check_scorer(config.model, config.engine)
     tokenizer = load_tokenizer(config.model, config.engine)
@@ -63,14 +67,21 @@ def run(config: PipelineJob, *, address: str, progress: Progress, overwrite: boo
         cluster.connect(address, paths=[config.run_dir]),
     ):
         results = [reranking.run(stages.first_stage, stage=FIRST_STAGE, **common)]
-        needed = not (_is_done(stages.synthesize.run_dir) and _is_done(stages.rerank_base.run_dir))
-        with _engine(config, config.model, needed, progress) as engine:
-            roles = dict.fromkeys(("writer", "judge", "scorer"), engine) if engine else None
+        to_write = writes and not _is_done(stages.synthesize.run_dir)
+        to_rank = not _is_done(stages.rerank_base.run_dir)
+        one_model = writer == config.model
+        with ExitStack() as engines:
+            engine = engines.enter_context(_engine(config, writer, to_write or (one_model and to_rank), progress))
+            roles = dict.fromkeys(("writer", "judge"), engine) if engine and writes else None
             results.append(synthesis.run(stages.synthesize, engines=roles, **common))
             if _manifest(stages.synthesize.run_dir).status == "stopped":
                 # At its token budget: no model is trained on a part of the examples.
                 run_dir.finish("stopped")
                 return _result(results, results[-1].messages[1:])
+            if not one_model:
+                engines.close()
+                engine = engines.enter_context(_engine(config, config.model, to_rank, progress))
+            roles = {"scorer": engine} if engine else None
             results.append(reranking.run(stages.rerank_base, engines=roles, stage=f"rerank, {BASE}", **common))
         results.append(training.run(stages.train, **common))
         needed = not (_is_done(stages.rerank_tuned.run_dir) and best_document(stages.serve.run_dir))

@@ -229,8 +229,9 @@ class PipelineJob(Job):
     data: DataConfig = Field(default=DataConfig(), description="the benchmark that is reranked and evaluated")
     first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
     model: ModelConfig = Field(
-        default=ModelConfig(), description="writer, judge, base reranker, and the model that training starts from"
+        default=ModelConfig(), description="the base reranker, and the model that training starts from"
     )
+    writer: ModelConfig | None = Field(default=None, description="writer and judge of synthesis. null: as model")
     engine: EngineConfig = Field(default=EngineConfig(), description="what runs the models")
     scoring: ScoringConfig = Field(default=ScoringConfig(), description="how the rerankers score")
     judge_scoring: ScoringConfig = Field(default=ScoringConfig(mode="budget"), description="how the judge scores")

@@ -60,7 +60,7 @@ def stage_configs(config: PipelineJob) -> Stages:
             SynthesizeJob,
             {
                 "run_dir": str(root / "synthesize"),
-                "model": config.model,
+                "model": config.writer or config.model,
                 "engine": config.engine,
                 "workers": config.workers,
                 "scoring": config.judge_scoring,
@@ -100,6 +100,8 @@ def stage_configs(config: PipelineJob) -> Stages:
 def pipeline_hash(config: PipelineJob) -> str:
     """The hash of all that any stage's rows depend on. Each stage's own hash covers its files too."""
     not_of_rows = {"run_dir", "allow_failures", "notes", "workers", "serving", "evaluation"}
+    if config.writer is None:
+        not_of_rows.add("writer")  # newer than run directories
     return config_hash(
         config.model_dump(exclude=not_of_rows)
         | {

@@ -10,6 +10,7 @@ from limrank import models
 from limrank.config import TrainingConfig
 from limrank.config.training import Task
 from limrank.errors import UserError, first_line
+from limrank.models.tokens import add_special_tokens
 from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN
 from limrank.storage import Storage
 from limrank.training import attention
@@ -23,29 +24,22 @@ def load_tokenizer(model_dir: Path, task: Task = "reranker") -> tuple[PreTrained
     """The model's tokenizer, with ``<think>`` and ``</think>`` as one token each, and the ids of the added ones.
     A writer does not think: its tokenizer stays as it is.
 
-    They are added as *special* tokens, so that ``split_special_tokens`` can encode a person's text that
-    contains them as plain text.
-
     Raises:
         UserError: a label is not one token after ``</think>``, or there is no end-of-sequence token:
             such a model cannot become this kind of reranker.
     """
-    from transformers import AddedToken
-
     tokenizer = models.tokenizer(model_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {model_dir}: the tokenizer has no end-of-sequence token")
     if task == "writer":
         return tokenizer, []
-    known = tokenizer.get_vocab()
-    missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in known]
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True)
+    added = add_special_tokens(tokenizer, (THINK_OPEN, THINK_CLOSE))
     close = tokenizer.convert_tokens_to_ids(THINK_CLOSE)
     for label in LABELS:
         ids = tokenizer.encode(THINK_CLOSE + label, add_special_tokens=False)
         if len(ids) != 2 or ids[0] != close:
             raise UserError(f"model {model_dir}: {label!r} after {THINK_CLOSE} is not one token but {ids[1:]}")
-    return tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in missing]
+    return tokenizer, added
 
 
 def load_for_training(

