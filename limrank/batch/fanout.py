@@ -78,20 +78,26 @@ def fanout(
     return summary
 
 
-def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str) -> Summary:
-    """Run every chunk that is not committed yet in this process, for work that asks no engine. Ray is not needed.
+def run_without_engines(
+    run: RunDir, plan: Plan, task: Task, *, progress: Progress, stage: str, progress_unit: str
+) -> Summary:
+    """:func:`fanout` in this process, for work that asks no engine. Ray is not needed.
 
     Raises:
         StorageError: the run directory cannot be written.
     """
+    pending = unfinished(run, plan)
+    session = _Session(plan, pending, progress, stage, progress_unit)
     runner = ChunkRunner(run.storage, task, {}, Worker(uuid.uuid4().hex))
 
     async def run_all() -> None:
-        for chunk in unfinished(run, plan):
-            await runner.run(await runner.open(chunk.number), isolated=False)
+        for chunk in pending:
+            session.add(await runner.run(await runner.open(chunk.number), isolated=False))
 
     loops.run(run_all())
-    return finish(run, plan, task, progress_unit)
+    summary = finish(run, plan, task, progress_unit)
+    session.report(finished=True)
+    return summary
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
@@ -224,6 +230,10 @@ class _Session:
         if row["receipt"] is None:
             return None
         receipt = Receipt.from_json(row["receipt"])
+        self.add(receipt)
+        return receipt
+
+    def add(self, receipt: Receipt) -> None:
         # A chunk that ran twice (its first actor crashed after the commit) counts once.
         self.done_size += self._sizes.pop(receipt.chunk, 0)
         self.tokens += receipt.prompt_tokens + receipt.generated_tokens
@@ -232,7 +242,6 @@ class _Session:
         self._began = began if self._began is None else min(self._began, began)
         self._ended = max(self._ended, ended)
         self.report()
-        return receipt
 
     def report(self, finished: bool = False) -> None:
         seconds = self.seconds

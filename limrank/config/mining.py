@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from limrank.config.base import Fraction, PathStr, Section
 
+NEWER = {"round_trip": ("filter",), "teacher": ("bm25_weight", "passage_first")}
+"""Keys that are newer than run directories, by section."""
+
 
 class RoundTripConfig(Section):
     """A query that does not find its passage again is rejected (Promptagator, arXiv 2209.11755, §3.2)."""
@@ -63,9 +66,9 @@ class TeacherConfig(Section):
         description="a query is rejected unless its passage is among this many that the teacher ranks highest",
     )
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        default=None, description="a query is rejected if its passage has a lower score. null: none is"
+        default=None,
+        description="a query is rejected if the teacher's own score of its passage is lower. null: none is",
     )
-
     bm25_weight: Fraction = Field(
         default=0.0,
         description="share of BM25 in a grade: (1 - W) * z(the teacher's score) + W * z(BM25's), where z has mean 0 and "

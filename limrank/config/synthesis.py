@@ -18,7 +18,7 @@ from limrank.config.base import (
     PathStr,
     Section,
 )
-from limrank.config.mining import RoundTripConfig, TeacherConfig
+from limrank.config.mining import NEWER, RoundTripConfig, TeacherConfig
 
 
 class SynthesisPrompts(Section):
@@ -62,6 +62,12 @@ _OF_SEEDS = (
     *("judge_tokens", "judge_by", "agreement", "judge_margin"),
 )
 """Keys that change nothing with ``source: passages``."""
+
+_OF_WRITING = (
+    *("queries_per_passage", "personas", "kinds", "difficulties", "domains", "instruction_rate", "prompts"),
+    *("constrained", "query_tokens", "temperature", "top_p", "oversample", "max_tokens", "prices"),
+)
+"""Keys that change nothing with ``writer: none``."""
 
 _OF_PASSAGES = ("source", "writer", "queries_per_passage", "round_trip", "teacher", "list_size")
 
@@ -248,6 +254,13 @@ class SynthesisConfig(Section):
         unused = SynthesisPrompts.model_fields["passage_query"].default
         if "prompts" in kept and self.prompts.passage_query == unused:
             del kept["prompts"]["passage_query"]
+        for name in NEWER.keys() & kept.keys():
+            fields = type(getattr(self, name)).model_fields
+            kept[name] = {
+                key: value
+                for key, value in kept[name].items()
+                if key not in NEWER[name] or value != fields[key].default
+            }
         return kept
 
     @property
@@ -284,7 +297,7 @@ class SynthesisConfig(Section):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"synthesis.{key} is for synthesis.source=seeds")
         if self.writer == "none":
-            for key in ("queries_per_passage", "oversample", "max_tokens"):
+            for key in _OF_WRITING:
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"synthesis.{key}: with synthesis.writer=none nothing is written: unset it")
         if self.mined_negatives:

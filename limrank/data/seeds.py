@@ -110,6 +110,24 @@ def load_corpus(source: str, *, queries: bool = True) -> list[Document]:
     return list(by_passage.values())
 
 
+def load_judged(source: str) -> dict[str, set[str]]:
+    """The ids of the documents that are judged relevant to each query of a BEIR folder or a retrieval dataset: a seed
+    has only the best of them. Other sources have no judgements.
+
+    Raises:
+        UserError: see :func:`load_seeds`.
+    """
+    if source == "pydocs":
+        return {}
+    if dataset := _hub_dataset(source):
+        qrels = dataset.qrels() if dataset.is_retrieval() else {}
+    elif is_folder(source) and not tables.is_saved_dataset(Path(source)):
+        qrels = read_qrels(_seed_qrels(Path(source)))
+    else:
+        qrels = {}
+    return {query_id: _relevant({query_id: grades}) for query_id, grades in qrels.items()}
+
+
 def load_personas(path: str | None) -> list[Persona]:
     """The personas of a file or of a dataset of the hub; the built-in ones if ``path`` is None.
 

@@ -10,6 +10,7 @@ from limrank.html import visible
 from limrank.printable import as_markdown, printable
 from limrank.synthesis.costs import Step, notes, with_total
 from limrank.synthesis.select import Row
+from limrank.synthesis.stats import grading, has_writer
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
@@ -57,7 +58,7 @@ def _front_matter(stats: Mapping[str, Any]) -> DatasetCardData:
         license_name=None if known else printable(named) or None,
         task_categories=["text-ranking"],
         size_categories=next((name for most, name in _SIZES if exported < most), "n>10M"),
-        tags=["limrank", "reranking", "synthetic"],
+        tags=["limrank", "reranking", *(["synthetic"] if has_writer(stats) else [])],
         configs=[
             {"config_name": name, "data_files": [{"split": "train", "path": path}], **default}
             for name, path, default in (
@@ -71,10 +72,12 @@ def _front_matter(stats: Mapping[str, Any]) -> DatasetCardData:
 
 def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
     kept, examples = stats["kept"], stats["examples"]
-    yield "# Synthetic examples for a pointwise reasoning reranker\n"
+    written = has_writer(stats)
+    yield f"# {'Synthetic examples' if written else 'Examples'} for a pointwise reasoning reranker\n"
     yield (
         f"{kept} of {examples} examples were kept{_share(kept, examples)}, {stats['kept_positive']} of them relevant, "
-        f"from {stats['seeds']} {stats.get('source', 'seeds')} ({as_markdown(stats['seed_source'])}) and {stats['queries']} planned queries."
+        f"from {stats['seeds']} {stats.get('source', 'seeds') if written else 'queries'} ({as_markdown(stats['seed_source'])})"
+        f"{' and ' + str(stats['queries']) + ' planned queries' if written else ''}."
     )
     if chosen := stats["selected"]:
         yield f"Selected for training: {chosen['shortfall'] or str(chosen['examples']) + ' examples'}."
@@ -83,7 +86,8 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
     yield from ("", "## Rejected\n", *_rejected(stats["rejected"], examples))
     if steps := stats["steps"]:
         yield from ("", "## Tokens by step\n", *_steps(steps))
-    yield from ("", "## Prompts\n", "Each prompt's name and the first digits of its text's SHA-256.\n")
+    if written:
+        yield from ("", "## Prompts\n", "Each prompt's name and the first digits of its text's SHA-256.\n")
     for step, prompt in stats["prompts"].items():
         yield f"- {step}: {as_markdown(prompt['name'])}, {prompt['sha256']}"
     yield from ("", "## Examples\n")
@@ -91,15 +95,14 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
         yield from (*_example(row), "")
     yield "## License\n"
     yield f"License of the seeds: {as_markdown(stats['license'] or 'unknown (synthesis.license is not set); see their source')}."
-    if stats.get("writer_kind") == "none":
+    if not written:
         made = "The queries are the seeds' own"
     elif stats.get("source") == "passages":
         made = "The writer made the queries for the passages"
     else:
         made = "The writer made the queries and the written passages from the seeds"
-    yield (
-        f"{made}; mined passages come from the seeds' own corpus. The seeds' license applies to them, and what the models' licenses say about their output.\n"
-    )
+    output = ", and what the models' licenses say about their output" if written else ""
+    yield f"{made}; mined passages come from the seeds' own corpus. The seeds' license applies to them{output}.\n"
 
 
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
@@ -110,7 +113,7 @@ def _models(stats: Mapping[str, Any]) -> Iterator[str]:
     if found := stats.get("round_trip"):
         yield f"- a query has to find its passage again: by {found['retriever']}, in the first {found['k']}"
     if stats.get("teacher"):
-        yield f"- teacher, which graded each query's passage and its candidates: {as_markdown(stats['teacher'])}"
+        yield f"- teacher, which graded each query's passage and its candidates: {as_markdown(grading(stats))}"
     if "reranker" in stats:
         yield f"- reranker to be improved: {as_markdown(stats['reranker'])}"
     if "embedding" in stats:

@@ -12,7 +12,7 @@ from typing import Any
 
 from limrank import prompts
 from limrank.batch.summary import Summary, step_tokens
-from limrank.config import ScoringConfig, SynthesisConfig, SynthesizeJob, TokenPrices, is_prompt_text
+from limrank.config import ScoringConfig, SynthesisConfig, SynthesizeJob, TeacherConfig, TokenPrices, is_prompt_text
 from limrank.engines.base import Usage
 from limrank.records import Query, synthesis_example_schema
 from limrank.scoring import completion, pair_text, prompt_template
@@ -20,7 +20,7 @@ from limrank.storage import Storage
 from limrank.synthesis import card, report
 from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.pool import Pool, Row
-from limrank.synthesis.stats import tally
+from limrank.synthesis.stats import has_writer, tally
 from limrank.synthesis.teachers import teacher_name
 
 _ROWS_A_GROUP = 10_000
@@ -64,7 +64,9 @@ def export(
     stats = _facts(config, summary, (summary.units - counts["contaminated_seeds"]) * queries_a_seed) | counts
     storage.write_text("stats.json", json.dumps(stats, ensure_ascii=False, indent=2) + "\n")
     storage.write_text("DATASET.md", card.render(stats, _selected(pool)))
-    storage.write_text("report.html", report.render("Synthetic examples", stats, pool.rows()))
+    storage.write_text(
+        "report.html", report.render("Synthetic examples" if has_writer(stats) else "Examples", stats, pool.rows())
+    )
     return stats
 
 
@@ -133,6 +135,15 @@ def _decides(settings: SynthesisConfig) -> dict[str, Any]:
         "writer_kind": settings.writer,
         "round_trip": settings.round_trip.model_dump() if settings.round_trip.filters else None,
         "teacher": settings.teacher and teacher_name(settings.teacher),
+        **(_of_grades(settings.teacher) if settings.teacher else {}),
+    }
+
+
+def _of_grades(teacher: TeacherConfig) -> dict[str, Any]:
+    """What makes grades more than the teacher's own scores."""
+    return {
+        **({"bm25_weight": teacher.bm25_weight} if teacher.bm25_weight else {}),
+        **({"passage_first": True} if teacher.passage_first else {}),
     }
 
 

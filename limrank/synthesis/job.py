@@ -80,7 +80,7 @@ def run(
             run_dir.storage,
             ((unit, 1) for unit in units(config, given)),
             synthesis_unit_schema(),
-            chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens),
+            chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens) if asks else _GIVEN_QUERIES,
         )
         task, budget = task_of(config), _budget(config, given)
         if asks:
@@ -97,8 +97,12 @@ def run(
                     budget=budget,
                 )
         else:
-            summary = run_without_engines(run_dir, planned, task, "seeds")
-        pool = dedupe_and_select(run_dir.storage, config.synthesis, given.benchmarks, config.seed, given.corpus)
+            summary = run_without_engines(
+                run_dir, planned, task, progress=progress, stage="synthesize", progress_unit="seeds"
+            )
+        pool = dedupe_and_select(
+            run_dir.storage, config.synthesis, given.benchmarks, config.seed, given.corpus, given.judged
+        )
         stats = export(run_dir.storage, config, summary, pool, given.queries_a_seed)
         left = len(given.seeds) - summary.units
         enough = budget.kept is not None and (summary.kept or 0) >= budget.kept
@@ -109,6 +113,10 @@ def run(
         given.benchmarks.warnings if given.benchmarks else [],
         _messages(config, stats, _ended(config, summary, left, enough)),
     )
+
+
+_GIVEN_QUERIES = 10_000
+"""Queries in a chunk of a run without a writer."""
 
 
 def _budget(config: SynthesizeJob, given: Inputs) -> Budget:
@@ -137,18 +145,27 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     what, then = "seeds", f"{len(briefs) * pairs_a_query(config)} pairs to judge"
     if given.corpus is not None:
         what, then = "passages", f"{len(given.corpus)} documents to mine"
-        if config.synthesis.writer == "none":
-            what = "queries"
+    if not config.roles():
+        return {
+            "units": f"{len(planned)} queries, {then}",
+            "contaminated": _contaminated(given),
+            "first_prompt": None,
+            "warnings": [],
+        }
     return {
         "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} {what}, {len(briefs)} queries, "
         f"{then}, {len(given.personas)} personas to draw from",
         "ends": _ends(config.synthesis),
-        "contaminated": f"{len(given.repeated)} seeds" if given.repeated else None,
+        "contaminated": _contaminated(given),
         "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
         "first_prompt": first and _first_prompt(first, config.synthesis),
         "warnings": [] if given.corpus is not None else too_few_mined(config, planned),
     }
+
+
+def _contaminated(given: Inputs) -> str | None:
+    return f"{len(given.repeated)} seeds" if given.repeated else None
 
 
 def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
@@ -238,6 +255,8 @@ def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
         UserError: the model was trained to write queries for passages, and the recipe asks something else of it.
     """
     settings = config.synthesis
+    if not config.roles():
+        return config
     if config.engine.kind == "vllm" and (settings.source, settings.writer) == ("passages", "tuned"):
         models.resolve(config.model.id, weights=False)  # a hub's model says what it is once it is here
     task = models.task_of(config.model.id) if config.engine.kind in ("vllm", "fake") else None

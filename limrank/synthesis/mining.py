@@ -9,25 +9,23 @@ with other settings.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from limrank import retrieval
-from limrank.config import FirstStageConfig, SynthesisConfig
+from limrank.config import SynthesisConfig
+from limrank.errors import UserError
 from limrank.records import Document, Query, Run
-from limrank.scoring import prompt_query
 from limrank.scoring.fusion import fuse
 from limrank.storage import Storage
 from limrank.synthesis.contamination import Benchmarks
-from limrank.synthesis.embeddings import sentence_embeddings
 from limrank.synthesis.filters import same_text
+from limrank.synthesis.searching import bm25, search
 from limrank.synthesis.select import in_turn
-from limrank.synthesis.teachers import Grade, open_teacher
-from limrank.text.analyzer import Analyzer
-from limrank.text.languages import with_language
+from limrank.synthesis.teachers import Grade, open_teacher, teacher_name
 from limrank.text.words import words
 
 
@@ -82,6 +80,7 @@ def mine_passages(
     benchmarks: Benchmarks | None,
     seed: int,
     storage: Storage | None = None,
+    relevant: Mapping[str, Collection[str]] | None = None,
 ) -> Mined:
     """Find, grade and choose the candidates of written queries.
 
@@ -89,10 +88,11 @@ def mine_passages(
         asked: queries, each with the id of the document that it was written for.
         seed: draws what is drawn, for each query by itself.
         storage: keeps the grades of a teacher that is a model.
+        relevant: query id → the ids of documents that are known to be relevant, and so are no candidates.
     """
     by_id = {document.doc_id: document for document in documents}
     own = {query.query_id: doc_id for query, doc_id in asked}
-    ranked = _search([query for query, _ in asked], documents, settings)
+    ranked = search([query for query, _ in asked], documents, settings)
     mined = {
         query_id: MinedQuery(query_id, own[query_id], fault) for query_id, fault in _lost(own, ranked, settings).items()
     }
@@ -102,20 +102,31 @@ def mine_passages(
     def words_of(doc_id: str) -> list[str]:
         return words(by_id[doc_id].contents)
 
-    lists = [_candidates(own[query.query_id], ranked, query.query_id, words_of, settings.mine_depth) for query in found]
-    grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
+    lists = [
+        _candidates(
+            own[query.query_id],
+            [run[query.query_id] for run in ranked],
+            (relevant or {}).get(query.query_id, ()),
+            words_of,
+            settings.mine_depth,
+        )
+        for query in found
+    ]
+    own_grades = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
+    grades = own_grades
     if settings.teacher and settings.teacher.bm25_weight:
         grades = _with_bm25(found, lists, grades, documents, settings)
-        deviation = spread(grades)
+    deviation = spread(grades) if settings.teacher else None
     repeated = _Repeated(benchmarks, by_id)
-    for query, doc_ids, graded in zip(found, lists, grades, strict=True):
+    for query, doc_ids, own_graded, graded in zip(found, lists, own_grades, grades, strict=True):
         passage = own[query.query_id]
         by_doc = dict(zip(doc_ids, graded, strict=True))
         grade = by_doc.pop(passage)
+        own_grade = own_graded[doc_ids.index(passage)]
         others = [Candidate(*each) for each in by_doc.items() if not repeated.find(each[0])]
         draw = random.Random(f"{seed}/mined/{query.query_id}")
         mined[query.query_id] = _decided(
-            MinedQuery(query.query_id, passage, grade=grade), others, deviation, settings, draw
+            MinedQuery(query.query_id, passage, grade=grade), own_grade, others, deviation, settings, draw
         )
     return Mined(
         {query.query_id: mined[query.query_id] for query, _ in asked},
@@ -130,12 +141,14 @@ def _graded(
     passages: Sequence[Sequence[Document]],
     settings: SynthesisConfig,
     storage: Storage | None,
-) -> tuple[list[list[Grade | None]], float | None]:
-    """The teacher's grades, and their :func:`spread`, which is None without a teacher."""
+) -> list[list[Grade | None]]:
+    """The teacher's grades; without a teacher all are None."""
     if settings.teacher is None:
-        return [[None] * len(each) for each in passages], None
+        return [[None] * len(each) for each in passages]
     grades = open_teacher(settings.teacher, storage).grade(queries, passages)
-    return grades, spread(grades)
+    if not all(math.isfinite(grade.score) for each in grades for grade in each if grade):
+        raise UserError(f"synthesis.teacher {teacher_name(settings.teacher)}: a score is not a finite number")
+    return grades
 
 
 def spread(grades: Sequence[Sequence[Grade | None]]) -> float:
@@ -143,6 +156,9 @@ def spread(grades: Sequence[Sequence[Grade | None]]) -> float:
     scores = [[grade.score for grade in each if grade] for each in grades]
     deviations = [statistics.pstdev(each) for each in scores if len(each) > 1]
     return statistics.fmean(deviations) if deviations else 0.0
+
+
+_BM25_DEPTH = 100
 
 
 def _with_bm25(
@@ -154,7 +170,7 @@ def _with_bm25(
 ) -> list[list[Grade | None]]:
     """The grades fused with BM25's scores by :func:`~limrank.scoring.fusion.fuse`. A candidate that is not among
     BM25's first documents has the lowest of their scores."""
-    run = _bm25(queries, documents, _BM25_DEPTH)
+    run = bm25(queries, documents, max(_BM25_DEPTH, settings.mine_depth))
     fused: list[list[Grade | None]] = []
     for query, doc_ids, graded in zip(queries, lists, grades, strict=True):
         known = run[query.query_id]
@@ -165,51 +181,6 @@ def _with_bm25(
         scores = iter(fuse([own for own, _ in both], [other for _, other in both], settings.teacher.bm25_weight))
         fused.append([grade and replace(grade, score=next(scores)) for grade in graded])
     return fused
-
-
-_BM25_DEPTH = 100
-
-
-def _bm25(queries: Sequence[Query], documents: Sequence[Document], depth: int) -> Run:
-    analyzer = Analyzer(with_language(FirstStageConfig(language="auto"), list(documents)))
-    return retrieval.bm25(list(documents), list(queries), depth, analyzer=analyzer)
-
-
-def _search(queries: Sequence[Query], documents: Sequence[Document], settings: SynthesisConfig) -> list[Run]:
-    """The first documents for each query, by each retriever."""
-    depth = max(settings.mine_depth + 1, settings.round_trip.k)
-    runs = []
-    for retriever in settings.round_trip.retrievers:
-        if retriever == "embedder":
-            runs.append(_nearest(settings.embedder, queries, documents, depth))
-        else:
-            runs.append(_bm25(queries, documents, depth))
-    return runs
-
-
-_ROWS = 256
-"""Queries whose similarities to the corpus are in memory at a time."""
-
-
-def _nearest(model: str, queries: Sequence[Query], documents: Sequence[Document], depth: int) -> Run:
-    """The documents with the largest cosine to each query."""
-    import numpy as np
-
-    if not queries:
-        return {}
-    vectors = sentence_embeddings(model, [document.contents for document in documents])
-    asked = sentence_embeddings(model, [prompt_query(query) for query in queries])
-    depth = min(depth, len(documents))
-    run: Run = {}
-    for start in range(0, len(queries), _ROWS):
-        cosines = asked[start : start + _ROWS] @ vectors.T
-        # Only the nearest are sorted: sorting a corpus takes longer than the product.
-        near = np.sort(np.argpartition(cosines, -depth, axis=1)[:, -depth:], axis=1)
-        order = np.argsort(-np.take_along_axis(cosines, near, axis=1), axis=1, kind="stable")
-        best = np.take_along_axis(near, order, axis=1)
-        for query, row, indexes in zip(queries[start : start + _ROWS], cosines, best, strict=True):
-            run[query.query_id] = {documents[index].doc_id: float(row[index]) for index in indexes}
-    return run
 
 
 def _lost(own: Mapping[str, str], runs: Sequence[Run], settings: SynthesisConfig) -> dict[str, tuple[str, str]]:
@@ -228,12 +199,20 @@ def _lost(own: Mapping[str, str], runs: Sequence[Run], settings: SynthesisConfig
 
 
 def _candidates(
-    passage: str, runs: Sequence[Run], query_id: str, words_of: Callable[[str], list[str]], depth: int
+    passage: str,
+    rankings: Sequence[Collection[str]],
+    relevant: Collection[str],
+    words_of: Callable[[str], list[str]],
+    depth: int,
 ) -> list[str]:
-    """A query's passage and its first ``depth`` other documents, of the retrievers in turn, without copies of the
-    passage."""
-    merged = dict.fromkeys(in_turn(run[query_id] for run in runs))
-    kept = [doc_id for doc_id in merged if doc_id == passage or not same_text(words_of(passage), words_of(doc_id))]
+    """A query's passage and its first ``depth`` other documents, of the retrievers in turn, without other relevant
+    documents and copies of the passage."""
+    merged = dict.fromkeys(in_turn(rankings))
+    kept = [
+        doc_id
+        for doc_id in merged
+        if doc_id == passage or (doc_id not in relevant and not same_text(words_of(passage), words_of(doc_id)))
+    ]
     if passage not in kept[: depth + 1]:
         return [*(doc_id for doc_id in kept[:depth] if doc_id != passage), passage]
     return kept[: depth + 1]
@@ -262,6 +241,7 @@ _PASSAGE_ABOVE = 0.5
 
 def _decided(
     query: MinedQuery,
+    own_grade: Grade | None,
     others: Sequence[Candidate],
     deviation: float | None,
     settings: SynthesisConfig,
@@ -274,7 +254,7 @@ def _decided(
     if settings.teacher.passage_first and query.grade and graded:
         first = graded[0].grade.score + _PASSAGE_ABOVE * deviation
         query = replace(query, grade=replace(query.grade, score=max(query.grade.score, first)))
-    if fault := _disagreement(query.grade, graded, settings):
+    if fault := _disagreement(query.grade, own_grade, graded, settings):
         return replace(query, fault=fault)
     score = query.grade.score
     bound = score - settings.teacher.margin * deviation
@@ -289,14 +269,14 @@ def _decided(
 
 
 def _disagreement(
-    grade: Grade | None, graded: Sequence[Candidate], settings: SynthesisConfig
+    grade: Grade | None, own_grade: Grade | None, graded: Sequence[Candidate], settings: SynthesisConfig
 ) -> tuple[str, str] | None:
-    """Why the teacher rejects a query."""
-    if grade is None:
+    """Why the teacher rejects a query. ``own_grade`` is what the teacher itself says of its passage."""
+    if grade is None or own_grade is None:
         return "ungraded", ""
     better = sum(each.grade.score > grade.score for each in graded)
     if better >= settings.teacher.best:
         return "teacher_disagrees", f"{better} candidates have a higher score"
-    if settings.teacher.min_score is not None and grade.score < settings.teacher.min_score:
-        return "teacher_disagrees", f"score {grade.score:.4g}"
+    if settings.teacher.min_score is not None and own_grade.score < settings.teacher.min_score:
+        return "teacher_disagrees", f"score {own_grade.score:.4g}"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,8 @@ class Inputs:
 
     ``repeated``: seed id → what its query or passage repeats of a benchmark; nothing is written for
     these seeds. ``queries_a_seed`` are written for each of the others. With ``source: passages`` a seed is a
-    passage of ``corpus`` without a query, or with ``writer: none`` a query and its passage there.
+    passage of ``corpus`` without a query, or with ``writer: none`` a query and its passage there; the ids of all
+    documents that are ``judged`` relevant to it are by its id.
     """
 
     seeds: Sequence[Seed]
@@ -43,30 +44,35 @@ class Inputs:
     benchmarks: Benchmarks | None = None
     repeated: Mapping[str, str] = field(default_factory=dict)
     corpus: Sequence[Document] | None = None
+    judged: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def read_inputs(config: SynthesizeJob) -> Inputs:
     """Raises UserError if an input is missing or cannot be read."""
     settings = config.synthesis
-    corpus = None
+    corpus, judged = None, {}
     given = settings.source == "passages" and settings.writer == "none"
     if settings.source == "passages":
         corpus = seed_data.load_corpus(settings.seeds, queries=given)
         if given:
             seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
+            judged = seed_data.load_judged(settings.seeds)
         else:
             seeds = [
                 Seed(each.doc_id, "", each.contents) for each in draw_passages(corpus, settings.max_seeds, config.seed)
             ]
         for document in corpus:
             # Checked for the whole corpus: any document may become a candidate.
-            if fault := id_fault(f"{escaped(document.doc_id)}/0/{PassageRole.POSITIVE}") or id_fault(document.doc_id):
+            if fault := id_fault(document.doc_id) or (not given and id_fault(_longest(document.doc_id))):
                 raise UserError(f"synthesis.seeds {settings.seeds}: the document id {brief(document.doc_id)} {fault}")
+        for seed in seeds if given else ():
+            if fault := id_fault(_longest(seed.seed_id)):
+                raise UserError(f"synthesis.seeds {settings.seeds}: the query id {brief(seed.seed_id)} {fault}")
         if not seeds:
             raise UserError(f"synthesis.seeds {settings.seeds}: no passage has {MIN_PASSAGE_WORDS} words or more")
     else:
         seeds = seed_data.load_seeds(settings.seeds, settings.max_seeds, seed=config.seed)
-    personas = seed_data.load_personas(settings.personas)
+    personas = [] if given else seed_data.load_personas(settings.personas)
     benchmarks = Benchmarks.of(settings.decontaminate) if settings.decontaminate else None
     repeated = {}
     for seed in seeds if benchmarks else ():
@@ -75,16 +81,22 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
     queries_a_seed = min(settings.personas_per_seed, len(personas)) * len(settings.kinds)
     if corpus is not None:
         queries_a_seed = settings.queries_per_passage
-    return Inputs(seeds, personas, queries_a_seed, benchmarks, repeated, corpus)
+    return Inputs(seeds, personas, queries_a_seed, benchmarks, repeated, corpus, judged)
+
+
+def _longest(unit_id: str) -> str:
+    """The id of an example of this unit."""
+    return f"{escaped(unit_id)}/0/{PassageRole.POSITIVE}"
 
 
 def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
     """One unit for each seed. The same recipe and seeds give the same units on any cluster."""
     settings = config.synthesis
     mined = _mined(config, given.seeds) if settings.source == "seeds" else {}
-    planned = iter(briefs(settings, len(given.seeds) - len(given.repeated), given.personas, config.seed))
+    written = 0 if settings.writer == "none" else len(given.seeds) - len(given.repeated)
+    planned = iter(briefs(settings, written, given.personas, config.seed))
     for seed in given.seeds:
-        nothing = seed.seed_id in given.repeated or config.synthesis.writer == "none"
+        nothing = seed.seed_id in given.repeated or settings.writer == "none"
         asked = [] if nothing else next(planned)
         yield {
             "unit_id": seed.seed_id,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,6 +93,7 @@ def dedupe_and_select(
     benchmarks: Benchmarks | None,
     seed: int,
     corpus: Sequence[Document] | None = None,
+    judged: Mapping[str, Collection[str]] | None = None,
 ) -> Pool:
     """Reject kept rows that are ``contaminated`` or have a ``duplicate_query``, mine the candidates of queries that
     were written for passages, and select ``settings.size`` of what is left.
@@ -102,6 +103,7 @@ def dedupe_and_select(
 
     Args:
         corpus: with ``source: passages``, its documents.
+        judged: with ``writer: none``, seed id → the ids of the documents that are relevant to it.
     """
     rejected: dict[str, tuple[str, str]] = {}
     queries: dict[str, str] = {}
@@ -116,7 +118,7 @@ def dedupe_and_select(
     pool = Pool(storage, rejected)
     if corpus is not None:
         # Of two queries that are one, the one that finds its passage stays.
-        pool = _mined(pool, settings, benchmarks, seed, corpus)
+        pool = _mined(pool, settings, benchmarks, seed, corpus, judged or {})
     pool = _without_duplicates(pool, queries, labels, settings.near_duplicate)
     if settings.size is None:
         return pool
@@ -144,7 +146,12 @@ def _without_duplicates(
 
 
 def _mined(
-    pool: Pool, settings: SynthesisConfig, benchmarks: Benchmarks | None, seed: int, corpus: Sequence[Document]
+    pool: Pool,
+    settings: SynthesisConfig,
+    benchmarks: Benchmarks | None,
+    seed: int,
+    corpus: Sequence[Document],
+    judged: Mapping[str, Collection[str]],
 ) -> Pool:
     left = {row["example_id"]: row for row in _kept(pool.storage) if row["example_id"] not in pool.rejected}
     own = _documents_of(left.values(), corpus, settings)
@@ -152,7 +159,8 @@ def _mined(
         (Query(query_of(example_id), row["query"], row["instruction"] or ""), doc_id)
         for (example_id, row), doc_id in zip(left.items(), own, strict=True)
     ]
-    mined = mine_passages(asked, corpus, settings, benchmarks, seed, pool.storage)
+    relevant = _relevant(asked, left, judged) if settings.writer == "none" else None
+    mined = mine_passages(asked, corpus, settings, benchmarks, seed, pool.storage, relevant)
     faults = {
         example_id: fault for example_id in left if (fault := mined.queries[query_of(example_id)].fault) is not None
     }
@@ -170,6 +178,20 @@ def _documents_of(rows: Iterable[Row], corpus: Sequence[Document], settings: Syn
         return [row["seed_id"] for row in rows]
     by_contents = {document.contents: document.doc_id for document in reversed(corpus)}
     return [by_contents[row["passage"]] for row in rows]
+
+
+def _relevant(
+    asked: Sequence[tuple[Query, str]], rows: Mapping[str, Row], judged: Mapping[str, Collection[str]]
+) -> dict[str, set[str]]:
+    """The ids of the documents that are relevant to each query: those judged so, and the passages of all queries with
+    its text."""
+    answers: dict[str, set[str]] = {}
+    for query, doc_id in asked:
+        answers.setdefault(query.question, set()).add(doc_id)
+    return {
+        query.query_id: answers[query.question] | set(judged.get(row["seed_id"], ()))
+        for (query, _), row in zip(asked, rows.values(), strict=True)
+    }
 
 
 def query_of(example_id: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from limrank import html
 from limrank.synthesis.costs import notes, with_total
 from limrank.synthesis.select import Row
+from limrank.synthesis.stats import grading, has_writer
 from limrank.version import __version__
 
 DOMAINS_SHOWN = 15
@@ -27,7 +28,8 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
     Args:
         stats: ``stats.json``: the counts of ``tally``, and ``seeds``, ``queries`` (planned),
             ``failed`` (requests), ``writer``, ``tokens``, ``steps``; where they apply ``judge``, ``agreement``,
-            ``reranker``, ``embedding``, ``chains`` (False), ``source``, ``round_trip``, ``teacher``.
+            ``reranker``, ``embedding``, ``chains`` (False), ``source``, ``writer_kind``, ``round_trip``, ``teacher``,
+            ``bm25_weight``, ``passage_first``.
         rows: the counted rows, read once and not held; only examples are taken from them. Which
             ones does not depend on the order.
     """
@@ -59,7 +61,7 @@ def render(title: str, stats: Mapping[str, Any], rows: Iterable[Row]) -> str:
                 if stats.get("round_trip")
                 else {}
             ),
-            **({"teacher": stats["teacher"]} if stats.get("teacher") else {}),
+            **({"teacher": grading(stats)} if stats.get("teacher") else {}),
             **({"reranker": stats["reranker"]} if "reranker" in stats else {}),
             **({"embedding of the queries": stats["embedding"]} if "embedding" in stats else {}),
             "tokens": "{prompt:,} in prompts, {generated:,} generated".format(**stats["tokens"]),
@@ -96,6 +98,11 @@ def _funnel(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("queries planned", queries, f"{queries / seeds:.1f} a {source[:-1]}" if seeds else ""),
         ("examples", examples, f"{examples / queries:.1f} a planned query" if queries else ""),
     ]
+    if not has_writer(stats):
+        stages = [
+            ("queries", seeds, ""),
+            ("examples", examples, f"{examples / seeds:.1f} a query" if seeds else ""),
+        ]
     if source == "seeds":
         stages += [
             ("judged", judged, _share(judged, examples, "examples")),

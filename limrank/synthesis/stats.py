@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from limrank.synthesis.select import Row, Selection, domain_name
@@ -72,6 +72,20 @@ def tally(rows: Iterable[Row], selection: Selection | None = None) -> dict[str, 
             **selected.counts(),
         },
     }
+
+
+def has_writer(stats: Mapping[str, Any]) -> bool:
+    """Whether a run wrote anything (``stats.json``)."""
+    return stats.get("writer_kind") != "none"
+
+
+def grading(stats: Mapping[str, Any]) -> str | None:
+    """The teacher and what its grades are besides its own scores; None without a teacher."""
+    if not stats.get("teacher"):
+        return None
+    weight = f", with a share of {stats['bm25_weight']:g} of BM25" if "bm25_weight" in stats else ""
+    first = "; a query's own passage is graded above its candidates" if stats.get("passage_first") else ""
+    return f"{stats['teacher']}{weight}{first}"
 
 
 class _Makeup:

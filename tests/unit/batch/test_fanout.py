@@ -1,7 +1,7 @@
 import pytest
 
 from helpers.units import EchoTask, Recorder, planned, runner
-from limrank.batch.fanout import _chunks_in_flight, _Session, finish, unfinished
+from limrank.batch.fanout import _chunks_in_flight, _Session, finish, run_without_engines, unfinished
 from limrank.batch.plan import Chunk, Plan
 from limrank.batch.receipts import Receipt, Work
 from limrank.batch.rundir import open_run
@@ -82,6 +82,42 @@ def test_a_chunk_that_is_not_committed_is_reported(tmp_path):
     )
     with open_run(str(tmp_path), job="rerank", config_yaml="", config_hash="a") as run, message:
         finish(run, plan, EchoTask(), "pairs")
+
+
+# ---- without engines -----------------------------------------------------------------
+
+
+def run_here(root, plan, task, recorder=None):
+    with open_run(str(root), job="rerank", config_yaml="", config_hash="a") as run:
+        progress = Progress(recorder or Recorder(), every_s=0)
+        return run_without_engines(run, plan, task, progress=progress, stage="echo", progress_unit="pairs")
+
+
+def test_work_without_engines_runs_here_and_is_done_once(tmp_path):
+    names = ["a", "b", "c"]
+    storage, plan = planned(tmp_path, names, cost=1000)
+    assert len(plan.chunks) == 3
+    task, recorder = EchoTask(), Recorder()
+    summary = run_here(tmp_path, plan, task, recorder)
+    assert (summary.units, summary.rows, summary.failed, summary.tokens) == (3, 3, 0, 0)
+    assert [event.done for event in recorder.events] == [0, 1, 2, 3, 3] and recorder.events[-1].finished
+    assert run_here(tmp_path, plan, task).rows == 3
+    storage.remove("rows/chunk-000001.parquet")
+    assert run_here(tmp_path, plan, task).rows == 3
+    assert sorted(task.calls) == ["a", "b", "b", "c"]
+
+
+def test_a_unit_that_fails_without_engines_is_retried_by_the_next_call(tmp_path):
+    _, plan = planned(tmp_path, ["a", "b"])
+    assert run_here(tmp_path, plan, EchoTask(bug={"a"})).failed == 1
+    task = EchoTask()
+    assert run_here(tmp_path, plan, task).failed == 0
+    assert task.calls == ["a"]
+
+
+def test_nothing_to_do_without_engines(tmp_path):
+    _, plan = planned(tmp_path, [])
+    assert run_here(tmp_path, plan, EchoTask()).units == 0
 
 
 # ---- what the driver sees ------------------------------------------------------------

@@ -280,6 +280,26 @@ def test_hash_does_not_depend_on_the_order_of_keys_and_is_stable_for_ever():
     assert config_hash({"a": 1}) == "f9d86028c6e0d64e"
 
 
+def test_keys_of_mining_that_came_later_change_no_hash_at_their_default():
+    """A pipeline that an earlier limrank began can be resumed."""
+    from limrank.config.stages import pipeline_hash
+
+    def hashed(**synthesis):
+        given = {"job": "pipeline", "run_dir": "/run", "synthesis": {"source": "passages", **synthesis}}
+        return pipeline_hash(parse_config(given))
+
+    teacher = {"kind": "embedder", "model": "all-minilm-l6-v2"}
+    assert hashed(teacher=teacher) == "eafa4931583f7ea0"
+    assert hashed(teacher=teacher, round_trip={"k": 3}) == "bf62643bf5c01007"
+    assert hashed(round_trip={"retriever": "none"}) == "089aaa899c8779a7"
+    changed = [
+        hashed(teacher=teacher | {"bm25_weight": 0.2}),
+        hashed(teacher=teacher | {"passage_first": True}),
+        hashed(teacher=teacher, round_trip={"filter": False}),
+    ]
+    assert len({hashed(teacher=teacher), *changed}) == 4
+
+
 @pytest.mark.parametrize(
     ("mode", "longest", "tokens"),
     [("none", None, 0), ("direct", 50, 0), ("think", None, 8192), ("budget", None, 256), ("budget", 32, 32)],

@@ -10,7 +10,7 @@ import pytest
 
 from helpers import REPOSITORY
 from limrank.data import pydocs
-from limrank.data.seeds import fingerprint, load_corpus, load_personas, load_seeds
+from limrank.data.seeds import fingerprint, load_corpus, load_judged, load_personas, load_seeds
 from limrank.errors import UserError
 from limrank.records import Document, Persona, Seed
 
@@ -164,6 +164,12 @@ def test_corpus_of_a_file_has_a_passage_once(tmp_path):
         Document("7", "Salt slows it."),
         Document("5", "Dough rises."),
     ]
+
+
+def test_all_relevant_documents_of_a_query_are_known(folder, tmp_path):
+    found = load_judged(str(folder))
+    assert found["q1"] == {"d1", "d3"} and found["q2"] == {"gone", "d2", "d3"} and found["only-irrelevant"] == set()
+    assert load_judged(written(tmp_path / "seeds.jsonl", SEEDS)) == load_judged("pydocs") == {}
 
 
 @pytest.mark.parametrize("load", [load_seeds, load_corpus])

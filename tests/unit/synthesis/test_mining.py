@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from limrank.data.trec import read_qrels, read_run
 from limrank.errors import UserError
 from limrank.records import Document, Query, SynthesisExample, synthesis_row_schema
 from limrank.storage import Storage
+from limrank.synthesis import mining
 from limrank.synthesis.contamination import Benchmarks
 from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.mining import mine_passages, spread
@@ -125,6 +127,163 @@ def test_the_embedder_searches_too(tmp_path):
     name, where = result.queries["bread/0"].fault
     assert name == "not_found" and where.startswith("bm25")
     assert len(mined(settings(round_trip={"retriever": "embedder"}, embedder=str(model))).candidates["heap/0"]) == 4
+
+
+# ---- BM25's share, and the query's own passage first ---------------------------------
+
+
+def graded(config, asked=((ASKED, "heap"),)):
+    """The grades of the first query's passage and listed candidates, by document."""
+    found = mined(config, asked).queries[asked[0][0].query_id]
+    return {found.doc_id: found.grade.score} | {each.doc_id: each.grade.score for each in found.listed}
+
+
+def test_bm25_has_its_share_of_a_grade(tmp_path):
+    # Of two passages z is 1 and -1. BM25 prefers the query's own, the teacher the other one.
+    teacher = run_teacher(tmp_path, {"heap/0": {"heap": 10.0, "feed": 30.0, "sort": 30.0}})
+
+    def weighed(weight, **more):
+        config = settings(mine_depth=1, teacher={**teacher, "bm25_weight": weight, **more})
+        (own, other) = graded(config).values()
+        return own, other
+
+    assert weighed(0) == (10.0, 30.0)
+    assert weighed(0.25) == pytest.approx((-0.5, 0.5))
+    assert weighed(0.5) == pytest.approx((0.0, 0.0))
+    assert weighed(1) == pytest.approx((1.0, -1.0))
+
+
+def test_a_grade_s_share_decides_which_candidates_are_negatives(tmp_path):
+    scores = {"heap/0": {"heap": 1.0, "sort": 3.0, "feed": 2.0}}
+    asked = ((ASKED, "heap"),)
+    plain = settings(negatives=2, teacher={**run_teacher(tmp_path, scores), "best": 1})
+    assert mined(plain, asked).queries["heap/0"].fault == ("teacher_disagrees", "2 candidates have a higher score")
+    by_words = settings(negatives=2, teacher={**run_teacher(tmp_path, scores), "best": 1, "bm25_weight": 1})
+    found = mined(by_words, asked).queries["heap/0"]
+    assert found.fault is None and {each.doc_id for each in found.negatives} == {"sort", "feed"}
+    grades = graded(by_words)
+    assert statistics.fmean(grades.values()) == pytest.approx(0) and statistics.pstdev(
+        grades.values()
+    ) == pytest.approx(1)
+    assert max(grades, key=grades.get) == "heap"
+
+
+def test_a_candidate_that_bm25_does_not_find_has_its_lowest_score(tmp_path):
+    model = write_embedder(tmp_path / "model", ["merge", "sorted", "feeds", "bread"], ["merge", "merge"])
+    scores = {"heap/0": dict.fromkeys(("heap", "sort", "feed", "bread"), 1.0)}
+    teacher = {**run_teacher(tmp_path, scores), "bm25_weight": 1, "passage_first": True}
+    config = settings(round_trip={"retriever": "embedder", "filter": False}, embedder=str(model), teacher=teacher)
+    found = graded(config)
+    assert found["bread"] == min(found.values()) == pytest.approx(sorted(found.values())[1])
+
+
+def test_a_query_s_share_is_of_its_graded_candidates(tmp_path):
+    scores = {"heap/0": {"heap": 7.0, "sort": 5.0}}
+    config = settings(teacher={**run_teacher(tmp_path, scores), "bm25_weight": 0.5})
+    assert graded(config) == pytest.approx({"heap": 1.0, "sort": -1.0})
+    alone = settings(teacher={**run_teacher(tmp_path, {"heap/0": {"heap": 7.0}}), "bm25_weight": 0.5})
+    assert graded(alone) == {"heap": 0.0}
+
+
+def test_a_query_s_own_passage_may_come_first(tmp_path):
+    scores = {"heap/0": {"heap": 1.0, "sort": 4.0, "feed": 2.0}}
+    teacher = {**run_teacher(tmp_path, scores), "best": 1, "passage_first": True}
+    deviation = statistics.pstdev([1.0, 4.0, 2.0])
+    found = mined(settings(negatives=2, teacher=teacher)).queries["heap/0"]
+    assert found.fault is None
+    assert found.grade.score == pytest.approx(4 + deviation / 2)
+    # The margin, one standard deviation, is as ever.
+    assert [each.doc_id for each in found.doubtful] == ["sort"] and [each.doc_id for each in found.negatives] == [
+        "feed"
+    ]
+    found = mined(settings(negatives=2, teacher={**teacher, "margin": 0.4})).queries["heap/0"]
+    assert [each.doc_id for each in found.negatives] == ["sort", "feed"]
+
+
+def test_a_passage_that_is_first_by_far_keeps_its_grade(tmp_path):
+    scores = {"heap/0": {"heap": 9.0, "sort": 4.0, "feed": 2.0}}
+    assert graded(settings(teacher={**run_teacher(tmp_path, scores), "passage_first": True}))["heap"] == 9.0
+
+
+def test_equal_grades_stay_equal(tmp_path):
+    scores = {"heap/0": dict.fromkeys(("heap", "sort", "feed"), 2.0)}
+    found = mined(settings(teacher={**run_teacher(tmp_path, scores), "passage_first": True})).queries["heap/0"]
+    assert (found.fault, found.grade.score, found.negatives) == (None, 2.0, ())
+
+
+@pytest.mark.parametrize("weight", [0, 0.5, 1])
+def test_a_passage_without_a_grade_is_not_put_first(tmp_path, weight):
+    scores = {"heap/0": {"sort": 4.0, "feed": 2.0}}
+    teacher = {**run_teacher(tmp_path, scores), "passage_first": True, "bm25_weight": weight}
+    found = mined(settings(teacher=teacher)).queries["heap/0"]
+    assert found.fault == ("ungraded", "") and found.grade is None
+
+
+@pytest.mark.parametrize("more", [{}, {"bm25_weight": 0.5}, {"passage_first": True}])
+def test_min_score_is_of_the_teacher_s_own_score(tmp_path, more):
+    def fault(least):
+        scores = {"heap/0": {"heap": 5.0, "sort": 6.0, "feed": 1.0}}
+        teacher = {**run_teacher(tmp_path, scores), "min_score": least, **more}
+        return mined(settings(teacher=teacher)).queries["heap/0"].fault
+
+    assert fault(4.5) is None
+    assert fault(5.5) == ("teacher_disagrees", "score 5")
+
+
+def test_nothing_is_left_to_weigh(tmp_path):
+    teacher = {**run_teacher(tmp_path, {"q": {"d": 1.0}}), "bm25_weight": 0.5, "passage_first": True}
+    assert mined(settings(teacher=teacher), asked=()).queries == {}
+    lost = mined(settings(teacher=teacher), asked=((LOST, "bread"),)).queries
+    assert lost["bread/0"].fault[0] == "not_found"
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_refused(monkeypatch, weight, score):
+    class Broken:
+        def grade(self, queries, passages):
+            return [[Grade(score) for _ in found] for found in passages]
+
+    monkeypatch.setattr(mining, "open_teacher", lambda *given: Broken())
+    teacher = {"kind": "cross_encoder", "model": "a/model", "bm25_weight": weight}
+    with pytest.raises(UserError, match=r"synthesis.teacher model: a score is not a finite number"):
+        mined(settings(teacher=teacher))
+
+
+def test_known_relevant_documents_are_no_candidates():
+    asked = [(ASKED, "heap")]
+    config = settings(negatives=9)
+    found = mine_passages(asked, CORPUS, config, None, seed=1, relevant={"heap/0": {"heap", "sort", "gone"}})
+    assert set(found.candidates["heap/0"]) == {"heap", "feed"}
+    assert [each.doc_id for each in found.queries["heap/0"].negatives] == ["feed"]
+
+
+def test_the_round_trip_may_only_find_candidates(tmp_path):
+    found = mined(settings(round_trip={"filter": False}))
+    assert {each.fault for each in found.queries.values()} == {None}
+    assert "bread" in found.candidates["bread/0"] and len(found.candidates["bread/0"]) > 1
+    model = write_embedder(tmp_path / "model", ["merge", "sorted", "feeds", "bread"], ["merge", "merge"])
+    both = settings(round_trip={"retriever": "both", "k": 1, "filter": False}, embedder=str(model))
+    assert {each.fault for each in mined(both).queries.values()} == {None}
+    assert "bread" in mined(both).candidates["heap/0"]  # which only the embedder finds
+
+
+def test_a_model_s_kept_grades_are_its_own(tmp_path, monkeypatch):
+    """Another share of BM25 grades nothing a second time."""
+    asked = []
+
+    class Counting:
+        def grade(self, queries, passages):
+            asked.append(sum(map(len, passages)))
+            return [[Grade(float(len(each.doc_id))) for each in found] for found in passages]
+
+    storage = Storage(str(tmp_path))
+    monkeypatch.setattr(mining, "open_teacher", lambda config, kept: KeptGrades(Counting(), kept, "a model"))
+    for more in ({}, {"bm25_weight": 0.5}, {"bm25_weight": 1, "passage_first": True}):
+        config = settings(teacher={"kind": "cross_encoder", "model": "a/model", **more})
+        mine_passages([(ASKED, "heap")], CORPUS, config, None, seed=1, storage=storage)
+    assert asked == [3]
+    assert sorted(storage.read_table("grades.parquet")["score"].to_pylist()) == [4.0, 4.0, 4.0]
 
 
 # ---- rows and files ------------------------------------------------------------------

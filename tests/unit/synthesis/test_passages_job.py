@@ -79,6 +79,32 @@ def test_only_the_writer_s_engine_is_started(corpus, tmp_path):
         ("synthesis", {"list_size": 1}, "synthesis.list_size"),
         ("synthesis", {"queries_per_passage": 0}, "synthesis.queries_per_passage"),
         ("synthesis", {"source": "queries"}, "synthesis.source"),
+        ("synthesis", {"writer": "nobody"}, "synthesis.writer"),
+        ("synthesis", {"writer": None}, "synthesis.writer"),
+        ("synthesis", {"writer": "none", "queries_per_passage": 2}, "synthesis.queries_per_passage: with"),
+        ("synthesis", {"writer": "none", "max_tokens": 9}, "synthesis.max_tokens: with"),
+        ("synthesis", {"writer": "none", "size": 2, "oversample": 2}, "synthesis.oversample: with"),
+        ("synthesis", {"writer": "none", "personas": "p.txt"}, "synthesis.personas: with"),
+        ("synthesis", {"writer": "none", "kinds": ["daily"]}, "synthesis.kinds: with"),
+        ("synthesis", {"writer": "none", "domains": {"law": 1}}, "synthesis.domains: with"),
+        ("synthesis", {"writer": "none", "temperature": 0}, "nothing is written: unset it"),
+        ("synthesis", {"writer": "none", "prompts": {"passage_query": "{{ passage }}"}}, "synthesis.prompts: with"),
+        ("synthesis", {"writer": "none", "chains": False}, "synthesis.chains is for synthesis.source=seeds"),
+        ("synthesis", {"writer": "none", "source": "seeds"}, "synthesis.writer is for synthesis.source=passages"),
+        ("synthesis", {"writer": "none", "mined_negatives": 1}, "every negative is mined: set negatives"),
+        *(
+            ("synthesis", {"round_trip": {"filter": value}}, "synthesis.round_trip.filter")
+            for value in (None, "", "perhaps", 2, [], float("nan"))
+        ),
+        *(
+            ("synthesis", {"teacher": {"kind": "run", "path": "r", "bm25_weight": value}}, "teacher.bm25_weight")
+            for value in (None, "", "half", True, 2, 1.0001, -0.1, float("nan"), float("inf"), [0.5], 10**30)
+        ),
+        *(
+            ("synthesis", {"teacher": {"kind": "run", "path": "r", "passage_first": value}}, "teacher.passage_first")
+            for value in (None, "", "maybe", 2, [True])
+        ),
+        ("synthesis", {"teacher": {"kind": "run", "path": "r", "bm25weight": 0.5}}, "teacher.bm25"),
         ("judge", {"id": "another"}, "nothing is judged: set synthesis.teacher"),
         ("reranker", {"id": "another"}, "nothing is judged: set synthesis.teacher"),
     ],
@@ -88,7 +114,7 @@ def test_what_does_not_belong_to_passages_is_refused_in_one_line(corpus, tmp_pat
     given[section] = {**given.get(section, {}), **values}
     with pytest.raises(UserError) as refused:
         parse_config(given)
-    assert message in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +124,8 @@ def test_what_does_not_belong_to_passages_is_refused_in_one_line(corpus, tmp_pat
         {"queries_per_passage": 2},
         {"list_size": 9},
         {"round_trip": {"k": 3}},
+        {"round_trip": {"filter": False}},
+        {"writer": "none"},
         {"teacher": {"kind": "embedder", "model": "m"}},
     ],
 )
@@ -132,11 +160,20 @@ def test_mining_may_change_and_writing_may_not(corpus, tmp_path):
         {"negatives": 5},
         {"mine_depth": 50},
         {"teacher": teacher},
+        {"teacher": teacher | {"bm25_weight": 0.2}},
+        {"teacher": teacher | {"passage_first": True}},
+        {"round_trip": {"filter": False}},
         {"list_size": 12},
         {"size": 4},
     ):
         assert hashed(**values) == base, values
-    for values in ({"max_seeds": 3}, {"queries_per_passage": 2}, {"temperature": 0.1}, {"kinds": ["daily"]}):
+    for values in (
+        {"max_seeds": 3},
+        {"queries_per_passage": 2},
+        {"temperature": 0.1},
+        {"kinds": ["daily"]},
+        {"writer": "tuned"},
+    ):
         assert hashed(**values) != base, values
 
 
