@@ -84,7 +84,9 @@ def test_passages_are_numbered_lines_of_a_few_words():
     prompt = listwise_prompt("{{ count }}: {{ query }}\n{{ passages }}", "q {{ x }}", ["a b\n\nc d", "see [1]"], 3)
     assert prompt == "2: q {{ x }}\n[1] a b c\n[2] see (1)"
     # Two characters of Chinese count as a word. A text without words ends, too.
-    assert listwise_prompt("{{ query }}{{ passages }}", "", ["中" * 50, "x" * 500], 3) == f"[1] {'中' * 6}\n[2] {'x' * 36}"
+    assert (
+        listwise_prompt("{{ query }}{{ passages }}", "", ["中" * 50, "x" * 500], 3) == f"[1] {'中' * 6}\n[2] {'x' * 36}"
+    )
     packaged = listwise_prompt("listwise", "merge feeds", ["a heap", "bread"], 300)
     assert "\n[1] a heap\n[2] bread\n" in packaged and packaged.count("Query: merge feeds") == 2
 
@@ -206,16 +208,20 @@ def test_a_window_slides_over_many_passages():
 
 
 def test_the_seed_draws_the_order_in_which_passages_are_shown():
-    def first_shown(server, seed, query_id):
-        open_teacher(teacher(server.url), seed=seed).grade([Query(query_id, "q")], [worths(1, 2, 3, 4)])
-        return re.search(r"\[1\] worth (\d)", asked(server)[-1])[1]
+    queries = [Query(str(number), f"query {number}") for number in range(30)]
+
+    def first_shown(server, seed):
+        """The passage that is shown first for each query."""
+        before = len(server.requests)
+        open_teacher(teacher(server.url), seed=seed).grade(queries, [worths(1, 2, 3, 4)] * 30)
+        prompts = {re.search(r"query (\d+)", prompt)[1]: prompt for prompt in asked(server)[before:]}
+        return [re.search(r"\[1\] worth (\d)", prompts[query.query_id])[1] for query in queries]
 
     with serving() as server:
         server.answers = answering(by_worth)
-        assert first_shown(server, 1, "a") == first_shown(server, 1, "a")
-        # A query's own passage may be shown anywhere.
-        assert {first_shown(server, 1, str(each)) for each in range(30)} == set("1234")
-        assert {first_shown(server, seed, "a") for seed in range(30)} == set("1234")
+        shown = first_shown(server, 1)
+        assert set(shown) == set("1234")  # also a query's own passage, which may be any of them
+        assert first_shown(server, 1) == shown != first_shown(server, 2)
 
 
 def test_a_thought_is_no_ranking():
@@ -248,7 +254,7 @@ def test_garbage_and_failures_are_no_grades_and_are_counted(tmp_path):
         assert grading.warnings == [
             "synthesis.teacher: 2 of 3 queries are ungraded: the requests of 1 failed (the endpoint answered 400: the "
             "prompt is too long), and the answers to 1 name no passage (\"I'm sorry, but these 2 passages are "
-            "alike.\"); the same command asks them again"
+            'alike."); the same command asks them again'
         ]
         # What is graded is not asked again, and the rest may fail once more.
         grading = open_teacher(teacher(server.url), Storage(str(tmp_path)))
@@ -265,7 +271,9 @@ def test_answers_of_another_shape_are_failures(body, tmp_path, monkeypatch):
     monkeypatch.setattr("limrank.engines.openai.backoff_s", lambda attempt: 0.0)
     with serving() as server:
         server.answers = answering(lambda _: (200, body))
-        with pytest.raises(EndpointError, match=r"^synthesis.teacher: every request failed: the endpoint failed 5 times"):
+        with pytest.raises(
+            EndpointError, match=r"^synthesis.teacher: every request failed: the endpoint failed 5 times"
+        ):
             open_teacher(teacher(server.url), Storage(str(tmp_path))).grade(QUERIES, LISTS)
 
 
@@ -357,7 +365,7 @@ def test_negatives_are_mined_by_rank(tmp_path):
 
 
 def recipe(url, tmp_path):
-    queries = {"q1": "how do I merge large sorted feeds", "q2": "how long should the dough of rye rise"}
+    queries = {"q1": "how do I merge large sorted feeds", "q2": "how long does dough rise, says the feed of news"}
     corpus = write_beir(tmp_path / "corpus", TEXTS, queries, {"q1": {"heap": 1}, "q2": {"bread": 1}})
     return {
         "job": "synthesize",
@@ -387,7 +395,7 @@ def test_a_job_asks_the_teacher_once_and_counts_its_tokens(tmp_path):
             assert stats["tokens"] == {"prompt": 6, "generated": 4}
             assert (stats["teacher"], stats["prompts"]["teacher"]["name"]) == ("judge", "listwise")
         lists = [json.loads(line) for line in (tmp_path / "run" / "lists.jsonl").read_text().splitlines()]
-        assert [each["scores"][0] for each in lists] == [-1.0, -3.0]
+        assert [each["scores"][0] for each in lists] == [-1.0, -4.0]
 
 
 def test_the_command_says_in_one_line_that_the_endpoint_refuses(tmp_path, capsys):
