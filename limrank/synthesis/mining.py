@@ -64,13 +64,14 @@ class Mined:
     """All queries that were kept when they were written, and the corpus.
 
     ``candidates`` are the ranked documents of each query that found its passage, which is one of them: what a
-    teacher grades.
+    teacher grades. ``warnings`` are sentences on what it did not grade.
     """
 
     queries: Mapping[str, MinedQuery]
     asked: Mapping[str, Query]
     documents: Mapping[str, Document] = field(repr=False)
     candidates: Mapping[str, Sequence[str]] = field(repr=False)
+    warnings: Sequence[str] = ()
 
 
 def mine_passages(
@@ -112,7 +113,8 @@ def mine_passages(
         )
         for query in found
     ]
-    own_grades = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
+    passages = [[by_id[doc_id] for doc_id in each] for each in lists]
+    own_grades, warnings = _graded(found, passages, settings, storage, seed)
     grades = own_grades
     if settings.teacher and settings.teacher.bm25_weight:
         grades = _with_bm25(found, lists, grades, documents, settings)
@@ -133,6 +135,7 @@ def mine_passages(
         {query.query_id: query for query, _ in asked},
         by_id,
         {query.query_id: each for query, each in zip(found, lists, strict=True)},
+        warnings,
     )
 
 
@@ -141,14 +144,16 @@ def _graded(
     passages: Sequence[Sequence[Document]],
     settings: SynthesisConfig,
     storage: Storage | None,
-) -> list[list[Grade | None]]:
-    """The teacher's grades; without a teacher all are None."""
+    seed: int,
+) -> tuple[list[list[Grade | None]], Sequence[str]]:
+    """The teacher's grades, and its warnings; without a teacher all grades are None."""
     if settings.teacher is None:
-        return [[None] * len(each) for each in passages]
-    grades = open_teacher(settings.teacher, storage).grade(queries, passages)
+        return [[None] * len(each) for each in passages], ()
+    teacher = open_teacher(settings.teacher, storage, seed)
+    grades = teacher.grade(queries, passages)
     if not all(math.isfinite(grade.score) for each in grades for grade in each if grade):
         raise UserError(f"synthesis.teacher {teacher_name(settings.teacher)}: a score is not a finite number")
-    return grades
+    return grades, teacher.warnings
 
 
 def spread(grades: Sequence[Sequence[Grade | None]]) -> float:
