@@ -110,6 +110,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         "schema_version": 3,
         "seeds": summary.units,
         "seed_source": _name(config.synthesis.seeds),
+        **({"example_source": _name(config.synthesis.examples)} if config.synthesis.examples else {}),
         "license": config.synthesis.license,
         "queries": queries,
         "failed": summary.failed,

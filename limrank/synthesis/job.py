@@ -143,12 +143,19 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
         "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} {what}, {len(briefs)} queries, "
         f"{then}, {len(given.personas)} personas to draw from",
         "ends": _ends(config.synthesis),
-        "contaminated": f"{len(given.repeated)} seeds" if given.repeated else None,
+        "examples": given.examples
+        and f"{len(given.examples)} to draw from, at most {config.synthesis.examples_shown} in a prompt",
+        "contaminated": _contaminated(given),
         "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
         "first_prompt": first and _first_prompt(first, config.synthesis),
         "warnings": [] if given.corpus is not None else too_few_mined(config, planned),
     }
+
+
+def _contaminated(given: Inputs) -> str | None:
+    counts = {"seeds": len(given.repeated), "examples": given.examples.repeated if given.examples else 0}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or None
 
 
 def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
@@ -178,6 +185,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
             "job": "synthesize",
             "seeds": seed_data.fingerprint(given.seeds, given.personas),
             "contaminated": sorted(given.repeated),
+            **({"examples": given.examples.fingerprint()} if given.examples else {}),
             "models": {
                 role: (
                     each.model.model_dump(),
@@ -209,7 +217,7 @@ def _decides(config: SynthesizeJob) -> dict[str, Any]:
 
 
 _NOT_OF_ROWS = {
-    *("seeds", "personas", "prompts", "decontaminate"),  # their contents are
+    *("seeds", "examples", "personas", "prompts", "decontaminate"),  # their contents are
     "license",
     *("max_tokens", "prices", "near_duplicate", "size", "oversample", "select", "embedder"),
 }
