@@ -159,6 +159,7 @@ class QueryBrief:
     Attributes:
         domain: None: the writer chooses it.
         instructed: whether to write an instruction that narrows what is relevant.
+        examples: queries with their passages that the writer is shown, as they stand in the prompt.
     """
 
     kind: QueryKind
@@ -166,6 +167,7 @@ class QueryBrief:
     difficulty: Difficulty
     domain: str | None = None
     instructed: bool = False
+    examples: tuple[Seed, ...] = ()
 
 
 class PassageRole(StrEnum):
@@ -288,6 +290,7 @@ def synthesis_unit_schema() -> pa.Schema:
     """
     import pyarrow as pa
 
+    example = pa.struct([("seed_id", pa.string()), ("query", pa.string()), ("passage", pa.string())])
     brief = pa.struct(
         [
             ("kind", pa.string()),
@@ -296,11 +299,12 @@ def synthesis_unit_schema() -> pa.Schema:
             ("difficulty", pa.string()),
             ("domain", pa.string()),
             ("instructed", pa.bool_()),
+            ("examples", pa.list_(example)),
         ]
     )
     return _schema(
         "synthesis_unit",
-        2,
+        3,
         [
             ("unit_id", pa.string()),
             ("cost", pa.int64()),

@@ -28,7 +28,7 @@ class SynthesisPrompts(Section):
     passage_query: str = Field(
         default="synth_passage_query",
         description="source: passages: asks for a query that a passage answers, for a persona. The default with "
-        "writer: tuned is writer",
+        "writer: tuned is writer, with examples synth_passage_query_examples",
     )
     chain: str = Field(default="synth_chain", description="asks for the reasoning before passages are written")
     describe: str = Field(
@@ -69,7 +69,9 @@ _OF_WRITING = (
 )
 """Keys that change nothing with ``writer: none``."""
 
-_OF_PASSAGES = ("source", "writer", "queries_per_passage", "round_trip", "teacher", "list_size")
+_OF_EXAMPLES = ("examples", "examples_shown")
+
+_OF_PASSAGES = ("source", "writer", *_OF_EXAMPLES, "queries_per_passage", "round_trip", "teacher", "list_size")
 
 
 class SynthesisConfig(Section):
@@ -88,6 +90,14 @@ class SynthesisConfig(Section):
         description="source: passages: how the writer is asked. prompted: a chat model gets instructions. tuned: the "
         "model of a train job with training.task: writer continues the passage. none: no engine starts, and the "
         "seeds' own queries are taken, to find and grade their candidates",
+    )
+    examples: PathStr | Literal["pydocs"] | None = Field(
+        default=None,
+        description="source: passages, writer: prompted: queries with their passages that the writer is shown as "
+        "examples; a source as for seeds. null: none",
+    )
+    examples_shown: Annotated[int, Field(ge=1, le=32)] = Field(
+        default=3, description="number of examples in a prompt, drawn for each query by the run's seed"
     )
     queries_per_passage: PositiveInt = Field(
         default=1, description="source: passages: number of queries written for each passage"
@@ -231,8 +241,11 @@ class SynthesisConfig(Section):
             if self.writer == "none":
                 return {}
             name = names["passage_query"]
-            if self.writer == "tuned" and name == SynthesisPrompts.model_fields["passage_query"].default:
-                name = "writer"
+            if name == SynthesisPrompts.model_fields["passage_query"].default:
+                if self.writer == "tuned":
+                    name = "writer"
+                elif self.examples:
+                    name = "synth_passage_query_examples"
             return {"passage_query": name}
         del names["passage_query"]
         if not self.chains:
@@ -298,6 +311,12 @@ class SynthesisConfig(Section):
         for key in _OF_SEEDS:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"synthesis.{key} is for synthesis.source=seeds")
+        if self.writer != "prompted":
+            for key in _OF_EXAMPLES:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"synthesis.{key} is for synthesis.writer=prompted, which reads instructions")
+        if self.examples is None and self.examples_shown != type(self).model_fields["examples_shown"].default:
+            raise ValueError("synthesis.examples_shown: there are none to show: set synthesis.examples")
         if self.writer == "none":
             for key in _OF_WRITING:
                 if getattr(self, key) != type(self).model_fields[key].default:

@@ -43,7 +43,7 @@ _SEED_KEYS = ("seed_id", "id", "query", "passage")
 _log = logging.getLogger(__name__)
 
 
-def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> list[Seed]:
+def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0, key: str = "synthesis.seeds") -> list[Seed]:
     """The seeds of ``source``, or a sample of ``max_seeds`` of them, drawn by ``seed`` and in the order of the source.
 
     In a BEIR folder or a retrieval dataset, the judgements are those of the split ``train``, or else ``test``,
@@ -53,6 +53,9 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
 
     In a file, a seed without an id gets its 1-based line (in Parquet: row) number.
 
+    Args:
+        key: the recipe's key, for messages.
+
     Raises:
         UserError: the source is missing, is of no kind above, or is empty; a key is missing or has the wrong
             type; or an id occurs twice. The message names the file and, if there is one, the line.
@@ -61,12 +64,12 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0) -> l
         from limrank.data import pydocs
 
         seeds = pydocs.seeds()
-    elif dataset := _hub_dataset(source):
+    elif dataset := _hub_dataset(source, key):
         seeds = _hub_seeds(dataset)
     elif kind_of(source) == "folder" and not tables.is_saved_dataset(Path(source)):
         seeds = _beir_seeds(Path(source))
     else:
-        seeds = _row_seeds(_seed_rows(source), source)
+        seeds = _row_seeds(_seed_rows(source, key), source)
     if max_seeds is None or max_seeds >= len(seeds):
         return seeds
     drawn = random.Random(f"{seed}/seeds").sample(range(len(seeds)), max_seeds)
@@ -169,10 +172,10 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
     return digest.hexdigest()
 
 
-def _hub_dataset(source: str) -> HubDataset | None:
+def _hub_dataset(source: str, key: str = "synthesis.seeds") -> HubDataset | None:
     if not source.startswith(SCHEME) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
         return None
-    return HubDataset.of(source, "synthesis.seeds")
+    return HubDataset.of(source, key)
 
 
 def _hub_seeds(dataset: HubDataset) -> list[Seed]:
@@ -247,12 +250,12 @@ def _row_seeds(rows: _Rows, source: str) -> list[Seed]:
     return seeds
 
 
-def _seed_rows(path: str) -> _Rows:
-    if dataset := _hub_dataset(path):
+def _seed_rows(path: str, key: str = "synthesis.seeds") -> _Rows:
+    if dataset := _hub_dataset(path, key):
         return dataset.rows(_SEED_KEYS)
     kind = kind_of(path)
     if kind == "folder":
-        return _dataset_rows(Path(path))
+        return _dataset_rows(Path(path), key)
     if kind == "missing":
         raise UnavailableError(
             f"{printable_path(path)}: no such file or folder; seeds are pydocs, a BEIR folder, a .jsonl or .parquet file, "
@@ -270,8 +273,8 @@ def _jsonl_rows(path: str) -> _Rows:
         yield number, f"{path}:{number}", record
 
 
-def _dataset_rows(folder: Path) -> _Rows:
-    dataset, _ = tables.load_saved_dataset(folder, "train", "synthesis.seeds")
+def _dataset_rows(folder: Path, key: str) -> _Rows:
+    dataset, _ = tables.load_saved_dataset(folder, "train", key)
     columns = [name for name in _SEED_KEYS if name in dataset.column_names]
     number = 0
     try:

@@ -76,9 +76,9 @@ def render(name: str, **fields: object) -> str:
     return "".join(pieces)
 
 
-def check_placeholders(name: str, needed: set[str]) -> None:
-    """Raises UserError if a prompt is no template, or lacks a ``needed`` placeholder: every answer to
-    it would be the same."""
+def check_placeholders(name: str, needed: set[str], otherwise: str = "all prompts would be the same") -> None:
+    """Raises UserError if a prompt is no template, or lacks a ``needed`` placeholder. ``otherwise`` says what would
+    follow."""
     from jinja2 import meta
 
     text = load(name)
@@ -87,14 +87,16 @@ def check_placeholders(name: str, needed: set[str]) -> None:
         used = meta.find_undeclared_variables(_parsed(text))
     except (Exception, RecursionError, MemoryError) as error:
         raise _refusal(name, error, sorted(needed)) from None
-    require_placeholders(used, needed, f"prompt {_called(name)}")
+    require_placeholders(used, needed, f"prompt {_called(name)}", otherwise)
 
 
-def require_placeholders(found: Collection[str], needed: Iterable[str], where: str) -> None:
+def require_placeholders(
+    found: Collection[str], needed: Iterable[str], where: str, otherwise: str = "all prompts would be the same"
+) -> None:
     """Raises UserError where a template lacks a placeholder. ``where`` names the template."""
     if missing := sorted(set(needed) - set(found)):
         names = " and ".join(f"{{{{ {name} }}}}" for name in missing)
-        raise UserError(f"{where}: has no {names}: all prompts would be the same")
+        raise UserError(f"{where}: has no {names}: {otherwise}")
 
 
 class _PromptError(Exception):

@@ -108,6 +108,8 @@ def _body(stats: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[str]:
 def _models(stats: Mapping[str, Any]) -> Iterator[str]:
     unreasoned = ", which wrote passages without a chain of thought before them" if "chains" in stats else ""
     yield f"- writer: {as_markdown(stats['writer'])}{unreasoned}"
+    if "example_source" in stats:
+        yield f"- examples that the writer was shown: {as_markdown(stats['example_source'])}"
     if "judge" in stats:
         yield f"- judge: {as_markdown(stats['judge'])}, agreement by {stats['agreement']}"
     if found := stats.get("round_trip"):

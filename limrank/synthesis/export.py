@@ -118,6 +118,7 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int, graded: Usage)
         "schema_version": 3,
         "seeds": summary.units,
         "seed_source": _name(config.synthesis.seeds),
+        **({"example_source": _name(config.synthesis.examples)} if config.synthesis.examples else {}),
         "license": config.synthesis.license,
         "queries": queries,
         "failed": summary.failed,

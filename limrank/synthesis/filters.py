@@ -64,12 +64,21 @@ class Verdict:
 
 
 def query_fault(
-    query: str, instruction: str | None, seed: Seed, prompt: str, persona: str, *, shortest: int = MIN_QUERY_WORDS
+    query: str,
+    instruction: str | None,
+    seed: Seed,
+    prompt: str,
+    persona: str,
+    *,
+    shortest: int = MIN_QUERY_WORDS,
+    examples: Sequence[Seed] = (),
 ) -> str | None:
     """The reason to reject a query before passages are written for it; None if there is none.
 
     ==================  ====================================================================
-    ``copies_seed``     the query is the seed's, but for few words or with few around it
+    ``copies_seed``     the query is the seed's or an example's, but for few words or with few
+                        around it; the query or its instruction has eight words in a row of an
+                        example's passage
     ``leaks``           the query speaks of its task or gives its answer; the query or its
                         instruction has eight words in a row of the seed's passage, or all
                         words of a shorter passage
@@ -84,9 +93,10 @@ def query_fault(
     Args:
         prompt: the writer's prompt, before its placeholders are filled.
         persona: the description of the person who asks.
+        examples: those that the prompt shows.
     """
     asked = words(query)
-    if _same_query(asked, words(seed.query)):
+    if _same_query(asked, words(seed.query)) or any(_copies(query, instruction, each) for each in examples):
         return "copies_seed"
     if speaks_of_task(query) or gives_answer(query):
         return "leaks"
@@ -224,6 +234,13 @@ def _passage_fault(example: SynthesisExample, seed: Seed, before: Sequence[list[
     if any(same_text(passage, other) for other in before):
         return "same_passages"
     return "language" if _foreign(example.passage, _source(seed)) else None
+
+
+def _copies(query: str, instruction: str | None, example: Seed) -> bool:
+    shown = runs(words(example.passage), _COPIED)
+    if any(runs(words(text), _COPIED) & shown for text in (query, instruction or "")):
+        return True
+    return _same_query(words(query), words(example.query))
 
 
 def _same_query(asked: list[str], source: list[str]) -> bool:

@@ -156,6 +156,8 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
         "units": f"{'at most ' if config.synthesis.enough else ''}{len(planned)} {what}, {len(briefs)} queries, "
         f"{then}, {len(given.personas)} personas to draw from",
         "ends": _ends(config.synthesis),
+        "examples": given.examples
+        and f"{len(given.examples)} to draw from, at most {config.synthesis.examples_shown} in a prompt",
         "contaminated": _contaminated(given),
         "tokens": f"at most {sum(most_generated(config, brief) for brief in briefs)} to generate",
         "workers": config.workers.model_dump(exclude_none=True),
@@ -165,7 +167,8 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
 
 
 def _contaminated(given: Inputs) -> str | None:
-    return f"{len(given.repeated)} seeds" if given.repeated else None
+    counts = {"seeds": len(given.repeated), "examples": given.examples.repeated if given.examples else 0}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or None
 
 
 def _first_prompt(unit: Unit, settings: SynthesisConfig) -> str:
@@ -195,6 +198,7 @@ def rows_hash(config: SynthesizeJob, given: Inputs) -> str:
             "job": "synthesize",
             "seeds": seed_data.fingerprint(given.seeds, given.personas),
             "contaminated": sorted(given.repeated),
+            **({"examples": given.examples.fingerprint()} if given.examples else {}),
             "models": {
                 role: (
                     each.model.model_dump(),
@@ -226,7 +230,7 @@ def _decides(config: SynthesizeJob) -> dict[str, Any]:
 
 
 _NOT_OF_ROWS = {
-    *("seeds", "personas", "prompts", "decontaminate"),  # their contents are
+    *("seeds", "examples", "personas", "prompts", "decontaminate"),  # their contents are
     "license",
     *("max_tokens", "prices", "near_duplicate", "size", "oversample", "select", "embedder"),
 }

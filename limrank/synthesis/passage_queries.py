@@ -156,7 +156,8 @@ def _fault(written: WrittenQuery, seed: Seed, brief: QueryBrief | None, settings
     prompt = prompts.load(settings.prompt_names()["passage_query"])
     persona = brief.persona.text if brief else ""
     shortest = {} if brief else {"shortest": _TUNED_WORDS}
-    return query_fault(written.text, written.instruction, seed, prompt, persona, **shortest)
+    examples = brief.examples if brief else ()
+    return query_fault(written.text, written.instruction, seed, prompt, persona, examples=examples, **shortest)
 
 
 async def _continued(writer: Writer, passage: str) -> WrittenQuery | None:

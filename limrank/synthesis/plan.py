@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from limrank import retrieval
-from limrank.batch.plan import GENERATED_TOKEN_COST, Unit
+from limrank.batch.plan import CHARACTERS_A_TOKEN, GENERATED_TOKEN_COST, Unit
 from limrank.config import FirstStageConfig, ScoringConfig, SynthesizeJob
 from limrank.data import seeds as seed_data
 from limrank.data.trec import id_fault
@@ -16,8 +16,9 @@ from limrank.parsing import brief
 from limrank.records import Difficulty, Document, PassageRole, Persona, Query, QueryBrief, QueryKind, Seed
 from limrank.scoring import with_prompt_text
 from limrank.synthesis.contamination import Benchmarks
+from limrank.synthesis.examples import Examples
 from limrank.synthesis.filters import MIN_PASSAGE_WORDS
-from limrank.synthesis.passage_queries import draw_passages
+from limrank.synthesis.passage_queries import draw_passages, query_name
 from limrank.synthesis.prompting import judge_tokens, most_written, with_prompt_texts
 from limrank.synthesis.quotas import briefs
 from limrank.synthesis.synthesizer import SynthesisInputs, escaped
@@ -45,6 +46,7 @@ class Inputs:
     repeated: Mapping[str, str] = field(default_factory=dict)
     corpus: Sequence[Document] | None = None
     judged: Mapping[str, Collection[str]] = field(default_factory=dict)
+    examples: Examples | None = None
 
 
 def read_inputs(config: SynthesizeJob) -> Inputs:
@@ -81,7 +83,8 @@ def read_inputs(config: SynthesizeJob) -> Inputs:
     queries_a_seed = min(settings.personas_per_seed, len(personas)) * len(settings.kinds)
     if corpus is not None:
         queries_a_seed = settings.queries_per_passage
-    return Inputs(seeds, personas, queries_a_seed, benchmarks, repeated, corpus, judged)
+    examples = Examples.of(settings.examples, config.seed, benchmarks) if settings.examples else None
+    return Inputs(seeds, personas, queries_a_seed, benchmarks, repeated, corpus, judged, examples)
 
 
 def _longest(unit_id: str) -> str:
@@ -98,6 +101,15 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
     for seed in given.seeds:
         nothing = seed.seed_id in given.repeated or settings.writer == "none"
         asked = [] if nothing else next(planned)
+        if given.examples:
+            # A retry asks with the same examples: they are a part of the plan.
+            asked = [
+                replace(
+                    brief,
+                    examples=given.examples.drawn(query_name(seed, number), seed.passage, settings.examples_shown),
+                )
+                for number, brief in enumerate(asked)
+            ]
         yield {
             "unit_id": seed.seed_id,
             "cost": sum(_cost(config, brief) for brief in asked) or 1,
@@ -134,7 +146,8 @@ def pairs_a_query(config: SynthesizeJob) -> int:
 def _cost(config: SynthesizeJob, brief: QueryBrief) -> int:
     # Query, chain, descriptions and each passage; each pair takes one request for its chain, one for its label.
     if config.synthesis.source == "passages":
-        return GENERATED_TOKEN_COST * most_generated(config, brief) + _TOKENS_A_PROMPT
+        shown = sum(len(each.passage) + len(each.query) for each in brief.examples) // CHARACTERS_A_TOKEN
+        return GENERATED_TOKEN_COST * most_generated(config, brief) + _TOKENS_A_PROMPT + shown
     requests = 3 + config.synthesis.chains + config.synthesis.negatives + 2 * pairs_a_query(config)
     if config.reranker:
         requests += pairs_a_query(config) + (config.synthesis.mined_negatives and config.synthesis.mine_depth)
@@ -148,6 +161,7 @@ def read_brief(row: Mapping[str, Any]) -> QueryBrief:
         Difficulty(row["difficulty"]),
         row["domain"],
         row["instructed"],
+        tuple(Seed(**each) for each in row.get("examples") or ()),  # plans of older runs have none
     )
 
 
@@ -195,6 +209,7 @@ def _brief_row(brief: QueryBrief) -> dict[str, Any]:
         "difficulty": str(brief.difficulty),
         "domain": brief.domain,
         "instructed": brief.instructed,
+        "examples": [asdict(each) for each in brief.examples],
     }
 
 

@@ -3,8 +3,8 @@ of a structured answer, token limit. Every prompt is a file in ``limrank/prompts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -68,7 +68,13 @@ def passage_query_prompt(passage: str, brief: QueryBrief, settings: SynthesisCon
         difficulty=str(brief.difficulty),
         domain=brief.domain,
         instructed=brief.instructed,
+        examples=_shown(brief.examples),
     )
+
+
+def _shown(examples: Iterable[Seed]) -> str:
+    """The examples as a prompt shows them: two lines each, the passage and its query; empty if there are none."""
+    return "\n\n".join(f"Passage: {each.passage}\nQuery: {each.query}" for each in examples)
 
 
 def tuned_prompt(passage: str, settings: SynthesisConfig) -> str:
@@ -114,12 +120,16 @@ def check_prompts(settings: SynthesisConfig) -> None:
     if settings.writer == "none":
         return
     if settings.source == "passages":
+        name = settings.prompt_names()["passage_query"]
         if settings.writer == "tuned":
             tuned_prompt(seed.passage, settings)
         else:
             for brief in _all_briefs(persona):
-                passage_query_prompt(seed.passage, brief, settings)
-        prompts.check_placeholders(settings.prompt_names()["passage_query"], _NEEDED["passage_query"])
+                for examples in ((), (seed,)):
+                    passage_query_prompt(seed.passage, replace(brief, examples=examples), settings)
+        prompts.check_placeholders(name, _NEEDED["passage_query"])
+        if settings.examples:
+            prompts.check_placeholders(name, {"examples"}, "synthesis.examples would not be shown")
         return
     judge_prompt(Query("", "a query"), "a passage", settings)
     for brief in _all_briefs(persona):
