@@ -26,7 +26,9 @@ def main(adapter: Path) -> None:
         metadata={"format": "pt"},
     )
     config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT has them in a set
     (SHIPPED / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (SHIPPED / "adapter_model.safetensors").chmod(0o644)
     shutil.copy(HERE / "README.md", SHIPPED / "README.md")
     size = sum(file.stat().st_size for file in SHIPPED.iterdir())
     print(f"{SHIPPED.relative_to(HERE.parent.parent)}: {size / 1e6:.1f} MB")
