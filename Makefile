@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-MODEL  := smollm2-135m-instruct
+MODELS := smollm2-135m-instruct smollm2-135m-rerank all-minilm-l6-v2
 EXTRA  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
 # Seeds for `make synthesis`, and benchmarks that nothing written may repeat.
@@ -37,7 +37,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 model: setup
-	$(BIN)/limrank models fetch $(MODEL)
+	for name in $(MODELS); do $(BIN)/limrank models fetch $$name || exit 1; done
 
 demo: model
 	$(BIN)/python cluster/local.py -- limrank pipeline jobs/recipes/demo.yaml --overwrite --address {address}

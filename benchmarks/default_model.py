@@ -71,10 +71,7 @@ def order(found, scores, weight: float) -> dict[str, dict[str, float]]:
     for (query, candidates), each in zip(found, scores, strict=True):
         first = [candidate.score for candidate in candidates]
         ranks = [candidate.rank for candidate in candidates]
-        if weight == 1:
-            ranked = range(len(candidates))
-        else:
-            ranked = fused_order(each, first, ranks, weight)
+        ranked = range(len(candidates)) if weight == 1 else fused_order(each, first, ranks, weight)
         runs[query.query_id] = {candidates[index].doc_id: -float(rank) for rank, index in enumerate(ranked)}
     return runs
 
