@@ -141,6 +141,7 @@ def _made_of(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
             ("passage_role", "Passage role"),
             ("domains", "Domain"),
         )
+        if stats[name]  # queries that were not planned have no kind and no difficulty
     ]
     for name, heading in (("query_words", "Words of the query"), ("passage_words", "Words of the passage")):
         bins = stats[name]["bins"]

@@ -109,7 +109,7 @@ def test_the_queries_of_a_beir_folder_become_graded_lists(tmp_path, folder, teac
     graded = dict(zip(by_query[QUERIES["q2"]]["passages"], by_query[QUERIES["q2"]]["scores"], strict=True))
     assert graded == {CORPUS["feed"]: 9.0, CORPUS["heap"]: 1.0, CORPUS["sort"]: 2.0}
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert (manifest["status"], manifest["counts"]) == ("done", {"units": 3, "rows": 3, "failed": 0})
+    assert (manifest["status"], manifest["counts"]) == ("done", {"units": 3, "rows": 3, "failed": 0, "kept": 3})
     assert manifest["tokens"] == {"prompt": 0, "cached_prompt": 0, "generated": 0}
     assert len((tmp_path / "run" / "train.jsonl").read_text().splitlines()) == 5
     benchmark = beir.load(tmp_path / "run" / "candidates", "train")
@@ -288,7 +288,7 @@ def test_the_reports_know_no_writer(tmp_path, folder, teacher):
     page = words((tmp_path / "run" / "report.html").read_text())
     assert page.startswith("Examples ") and "queries 3 examples" in page
     assert "grades.json, with a share of 0.25 of BM25" in page
-    for untrue in ("Synthetic", "planned", "None ·", "round trip"):
+    for untrue in ("Synthetic", "planned", "None", "Query kind", "round trip"):
         assert untrue not in page, untrue
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "writer: none" in config

@@ -246,7 +246,7 @@ def test_a_score_that_is_no_number_is_refused(monkeypatch, weight, score):
 
     monkeypatch.setattr(mining, "open_teacher", lambda *given: Broken())
     teacher = {"kind": "cross_encoder", "model": "a/model", "bm25_weight": weight}
-    with pytest.raises(UserError, match=r"synthesis.teacher model: a score is not a finite number"):
+    with pytest.raises(UserError, match=r"synthesis.teacher a/model: a score is not a finite number"):
         mined(settings(teacher=teacher))
 
 
