@@ -185,12 +185,13 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
     there is none."""
     training, found = config.training, []
     learns_labels = training.task == "reranker" and not is_taught(training.objective)
-    if learns_labels and len({example.label for example in kept}) < 2:
+    learned = {example.label for example in kept} if learns_labels else set()
+    if learns_labels and len(learned) < 2:
         found.append(
             f"{training.train_file}: all {len(kept)} training examples have one label: a model cannot "
             "learn from them to tell passages apart"
         )
-    elif training.labels and (missing := [each for each in training.labels if each not in _counts(training, kept)]):
+    elif missing := [label for label in training.labels or () if label not in learned]:
         found.append(
             f"{training.train_file}: no training example has the label {', '.join(missing)}: the model does not learn "
             "to answer it"

@@ -6,8 +6,8 @@ they are divided by a *temperature*, so that they compare with log-odds.
 For graded labels (``training.labels``), a score becomes the label that is nearest to it on a scale whose ends are the
 lowest and the highest score of the file, and whose labels lie at equal distances. The served score of a graded model
 is the expected value of its labels at these distances, so a model that learned its examples serves the teacher's score,
-shifted and scaled to 0 … 1, within half the distance of two labels. Value functions are trained as classifiers in the
-same way: equal bins, a cross-entropy, and the expected value as what is read (Farebrother et al., "Stop Regressing",
+shifted and scaled to 0 … 1, within half the distance of two labels. Value functions are trained as classifiers in a
+similar way: equal bins, a cross-entropy, and the expected value as what is read (Farebrother et al., "Stop Regressing",
 ICML 2024, arXiv 2403.03950). Quantiles would give each label as many examples. But a label would then say which rank a
 passage has in the file: where few passages are relevant, the highest label would go to passages that answer nothing.
 """
