@@ -643,7 +643,7 @@ def test_graded_labels_are_learned_directly(recipe, keys, message):
         ('["1", "a b"]', "training.labels: has 'a b', and a label is a word or a number"),
         ('["1", ""]', "is empty"),
         ("[0, 1]", "valid string"),
-        ("[.nan, .inf]", "valid string"),
+        ("[.nan, .inf]", "nan is not a finite number"),
         ("[true, false]", "should not be true"),
         ("7", "valid tuple"),
         ("{a: 1}", "valid tuple"),
@@ -652,7 +652,7 @@ def test_graded_labels_are_learned_directly(recipe, keys, message):
 def test_graded_labels_to_learn_are_a_few_distinct_words(recipe, labels, fault):
     text = f"job: train\nrun_dir: out\ntraining: {{train_file: t.jsonl, target: direct, labels: {labels}}}\n"
     message = refusal(recipe(text))
-    assert message.startswith("r.yaml: training.labels") and fault in message and "\n" not in message
+    assert "training.labels" in message and fault in message and "\n" not in message
 
 
 def test_a_dev_set_and_a_pipeline_know_no_graded_labels(recipe):
