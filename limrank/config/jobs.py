@@ -161,6 +161,11 @@ class TrainJob(Job):
             raise ValueError("training.train_file is needed")
         if self.dev and self.training.task == "writer":
             raise ValueError("dev is reranked by the model in training: training.task=writer does not rerank: unset it")
+        if self.dev and self.training.labels:
+            raise ValueError(
+                "dev is reranked by true and false, which a model with training.labels does not learn: unset dev, and "
+                "hold out a training.validation_share"
+            )
         if self.training.patience and not (self.dev or self.training.validation_share):
             raise ValueError("training.patience needs held-out data: dev, or training.validation_share")
         if self.dev:
@@ -281,6 +286,8 @@ class PipelineJob(Job):
             raise ValueError("evaluation.calibrate: is for `limrank evaluate`; a pipeline has no queries to fit on")
         if self.training.task == "writer":
             raise ValueError("training.task=writer: a pipeline trains a reranker: train a writer by a train job")
+        if self.training.labels:
+            raise ValueError("training.labels: a pipeline trains true and false: train with labels by a job of its own")
         if self.training.objective in OF_TEACHER and not self.synthesis.teacher:
             raise ValueError(
                 f"training.objective={self.training.objective} learns from graded lists: set synthesis.source=passages "

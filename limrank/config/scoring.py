@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -38,6 +39,19 @@ _OF_SCORES = {
 
 _LABEL = re.compile(r"[\w.+-]+")
 _LONGEST_LABEL = 40
+
+
+def _are_words(labels: tuple[str, ...]) -> tuple[str, ...]:
+    for label in labels:
+        if len(label) > _LONGEST_LABEL or not _LABEL.fullmatch(label):
+            raise fault(f"has {brief(label)}, and a label is a word or a number of at most {_LONGEST_LABEL} characters")
+        if labels.count(label) > 1:
+            raise fault(f"has {brief(label)} twice")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], Field(min_length=2, max_length=20), AfterValidator(_are_words)]
+"""Graded labels from least to most relevant."""
 
 
 class FuseConfig(Section):
@@ -84,7 +98,7 @@ class ScoringConfig(Section):
         default=None,
         description="sampling temperature of chains. null: 0.7 where samples is above 1, else 0, which is greedy",
     )
-    labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=20)] | None = Field(
+    labels: Labels | None = Field(
         default=None,
         description='graded labels from least to most relevant, such as ["0", "1", "2", "3"]; each has at most four tokens '
         "of the model. The score is the expected value on this scale, from 0 to 1. null: true and false",
@@ -145,20 +159,6 @@ class ScoringConfig(Section):
         if temperature == 0 and info.data.get("samples", 1) > 1:
             raise fault("is 0, at which all chains of a pair are the same: leave it out, or take scoring.samples 1")
         return temperature
-
-    @field_validator("labels")
-    @classmethod
-    def _labels_are_words(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is None:
-            return None
-        for label in labels:
-            if len(label) > _LONGEST_LABEL or not _LABEL.fullmatch(label):
-                raise fault(
-                    f"has {brief(label)}, and a label is a word or a number of at most {_LONGEST_LABEL} characters"
-                )
-            if labels.count(label) > 1:
-                raise fault(f"has {brief(label)} twice")
-        return labels
 
     @property
     def prompt_name(self) -> str:

@@ -21,6 +21,7 @@ from limrank.config.data import (
     FirstStageConfig,
     ask_rewritten,
 )
+from limrank.config.scoring import Labels
 
 Task = Literal["reranker", "writer"]
 Objective = Literal["label", "binary", "softmax", "ranknet", "margin_mse", "listnet"]
@@ -53,6 +54,12 @@ class TrainingConfig(Section):
         "train the log-odds of the label. binary: one passage at a time; softmax, ranknet: a query's "
         "relevant passage above its others; margin_mse, listnet: a query's passages as a teacher scores them. They "
         "do not make labels likely among all tokens; an endpoint that returns only its likeliest tokens needs that",
+    )
+    labels: Labels | None = Field(
+        default=None,
+        description="graded labels that the model learns to answer, as in scoring.labels, from least to most relevant. "
+        "They need target=direct and objective=label. A teacher's scores become labels: each the one that is nearest "
+        "on the scale from the file's lowest to its highest score. null: true and false",
     )
     teacher_temperature: float | None = Field(
         default=None,
@@ -128,7 +135,7 @@ class TrainingConfig(Section):
     def hashed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The keys that trained weights depend on, for :func:`config_hash`. Keys newer than run directories
         are left out at their defaults, so that the hash of an older run stays the same."""
-        newer = {"task", "teacher_temperature", "list_size"}
+        newer = {"task", "labels", "teacher_temperature", "list_size"}
         return {
             key: value
             for key, value in self.model_dump(exclude=set(exclude)).items()
@@ -151,6 +158,22 @@ class TrainingConfig(Section):
         if self.objective != "label" and self.target != "direct":
             raise ValueError(
                 f"training.objective={self.objective} trains labels without a chain: set training.target=direct"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_answers(self) -> TrainingConfig:
+        if self.labels is None:
+            return self
+        if self.task == "writer":
+            raise ValueError("training.labels are a reranker's: training.task=writer learns queries: unset one of them")
+        if self.objective != "label":
+            raise ValueError(
+                f"training.labels need training.objective=label: {self.objective} trains the log-odds of true and false"
+            )
+        if self.target != "direct":
+            raise ValueError(
+                f"training.labels are learned without a chain: set training.target=direct, not {self.target}"
             )
         return self
 

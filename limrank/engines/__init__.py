@@ -5,6 +5,7 @@ A served reranker is a ``Judge`` instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,11 +88,11 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
         loops.run(ask())
 
 
-def check_scorer(model: ModelConfig, engine: EngineConfig) -> None:
-    """Raises UserError if the model was trained to write queries, and not to score passages. An endpoint or a
-    server does not say."""
+def check_scorer(model: ModelConfig, engine: EngineConfig, labels: Sequence[str] | None = None) -> None:
+    """Raises UserError if the model was trained to write queries, or to answer other labels than these (None: true and
+    false). An endpoint or a server does not say."""
     if engine.kind in ("vllm", "fake"):
-        models.check_scores(model.id)
+        models.check_scores(model.id, labels)
 
 
 def load_tokenizer(model: ModelConfig, engine: EngineConfig) -> Tokenizer:

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +30,31 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TASK_FILE = "limrank.json"
-"""What a model directory holds if limrank trained the model for something else than to rerank."""
+"""What a model directory holds if limrank trained the model for something else than to answer true or false."""
 
 
 @dataclass(frozen=True)
 class ModelTask:
-    """What a model was trained for: ``task`` is ``writer``, and ``prompt`` the template that it continues, with
-    the placeholder ``{{ passage }}``."""
+    """What a model was trained for.
+
+    Attributes:
+        task: ``writer``, or ``reranker`` for a model that answers graded labels.
+        prompt: the template that the model continues, with the placeholder ``{{ passage }}`` and, of a reranker,
+            ``{{ query }}``.
+        labels: the graded labels of a reranker, from least to most relevant.
+    """
 
     task: str
     prompt: str
+    labels: tuple[str, ...] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """The fields that have a value, as JSON and YAML take them."""
+        labels = {"labels": list(self.labels)} if self.labels else {}
+        return {"task": self.task, "prompt": self.prompt} | labels
 
     def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.values(), indent=2, ensure_ascii=False) + "\n"
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:
@@ -72,7 +84,7 @@ def resolve(name: str, *, weights: bool = True) -> Path:
 
 
 def task_of(name: str) -> ModelTask | None:
-    """What a model was trained for, if that is not to rerank. A model of the hub that is not on this machine, and a
+    """What a model was trained for, if that is not to answer true or false. A model of the hub that is not on this machine, and a
     name that is no model, have no task.
 
     Raises:
@@ -89,12 +101,29 @@ def task_of(name: str) -> ModelTask | None:
     found = parse_json(path.read_bytes(), str(path), expect=dict)
     if not all(isinstance(found.get(key), str) and found[key].strip() for key in ("task", "prompt")):
         raise UserError(f"{path}: should hold the texts task and prompt")
-    return ModelTask(found["task"], found["prompt"])
+    labels = found.get("labels")
+    if labels is not None and not (
+        isinstance(labels, list) and labels and all(isinstance(each, str) for each in labels)
+    ):
+        raise UserError(f"{path}: labels should be a list of texts")
+    return ModelTask(found["task"], found["prompt"], tuple(labels) if labels else None)
 
 
-def check_scores(name: str) -> None:
-    """Raises UserError if a model was trained to write queries: its scores would mean nothing."""
-    if (task := task_of(name)) and task.task == "writer":
+def check_scores(name: str, labels: Sequence[str] | None = None) -> None:
+    """Raises UserError if a model was trained to write queries, or to answer other labels than these: its scores would
+    mean nothing.
+
+    Args:
+        labels: graded labels. None: true and false.
+    """
+    task = task_of(name)
+    if task and task.labels and task.labels != (labels and tuple(labels)):
+        asked = ", ".join(labels) if labels else "true and false"
+        raise UserError(
+            f"model {printable_path(name)}: limrank trained it to answer {', '.join(task.labels)} (training.labels), and "
+            f"it is asked for {asked}: set scoring.labels={json.dumps(task.labels)}"
+        )
+    if task and task.task == "writer":
         raise UserError(
             f"model {printable_path(name)}: limrank trained it to write queries (training.task=writer), so it cannot "
             "score passages: give a reranker or its base model"

@@ -310,7 +310,7 @@ def _scorer(config: RerankJob) -> EngineSource:
             server.check()
         return server
     check_engine(config.model, config.engine)
-    check_scorer(config.model, config.engine)
+    check_scorer(config.model, config.engine, config.scoring.labels)
     check_labels(load_tokenizer(config.model, config.engine), config.scoring.labels)
     return EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
 

@@ -358,7 +358,8 @@ async def _open(
     model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig, seed: int
 ) -> Engine | Judge:
     if engine is None or engine.kind != "serve":
-        check_scorer(ModelConfig(id=model) if isinstance(model, str) else model, engine or EngineConfig())
+        scorer = ModelConfig(id=model) if isinstance(model, str) else model
+        check_scorer(scorer, engine or EngineConfig(), scoring.labels)
         return open_engine(model, engine)
     from limrank.serving.client import ServedReranker
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -63,17 +63,57 @@ class Scale(NamedTuple):
     root: Branch
 
 
-def check_labels(tokenizer: Tokenizer, labels: Sequence[str] | None = None) -> None:
-    """Raises UserError where the tokenizer has no tokens for a label. None: true and false."""
+class Answer(NamedTuple):
+    """What a model is to write for a graded label.
+
+    Attributes:
+        ids: the token ids behind ``</think>``.
+        learned: number of tokens at their end that the model is to write itself. The tokens with which all labels
+            start precede them, and are part of what a model is asked.
+    """
+
+    ids: tuple[int, ...]
+    learned: int
+
+
+def check_labels(tokenizer: Tokenizer, labels: Sequence[str] | None = None, key: str = "scoring.labels") -> None:
+    """Raises UserError where the tokenizer has no tokens for a label. None: true and false.
+
+    Args:
+        key: the recipe's key, for the message.
+    """
     if labels is None:
         label_token_ids(tokenizer, (TRUE, FALSE))
     else:
-        label_scale(tokenizer, tuple(labels))
+        label_scale(tokenizer, tuple(labels), key)
+
+
+def label_answers(tokenizer: Tokenizer, labels: tuple[str, ...], end_id: int) -> dict[str, Answer]:
+    """What a model is to write for each graded label, in the very tokens from which :func:`label_score` reads it.
+
+    A label with which another one begins (1 of 10) is followed by ``end_id``. Its score needs the probability that
+    the other label does not follow, which is learned there.
+    """
+    scale = label_scale(tokenizer, labels)
+    return {labels[index]: Answer((*scale.lead, *own), len(own)) for index, own in _paths(scale.root, end_id)}
+
+
+def _paths(branch: Branch, end_id: int, before: tuple[int, ...] = ()) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The index of each label of a branch, and its tokens."""
+    for token, end, below in zip(branch.ids, branch.ends, branch.below, strict=True):
+        path = (*before, token)
+        if end is not None:
+            yield end, (*path, end_id) if below else path
+        if below:
+            yield from _paths(below, end_id, path)
 
 
 @lru_cache(maxsize=8)
-def label_scale(tokenizer: Tokenizer, labels: tuple[str, ...]) -> Scale:
+def label_scale(tokenizer: Tokenizer, labels: tuple[str, ...], key: str = "scoring.labels") -> Scale:
     """Graded labels, each with a leading space as in ``</think> true``, in a tokenizer.
+
+    Args:
+        key: the recipe's key, for messages.
 
     Raises:
         UserError: behind the tokens with which all labels start, a label has more than :data:`MOST_TOKENS`, or one
@@ -86,12 +126,12 @@ def label_scale(tokenizer: Tokenizer, labels: tuple[str, ...]) -> Scale:
     for index, (label, ids) in enumerate(zip(labels, encoded, strict=True)):
         own = tuple(ids[len(lead) :])
         if len(own) > MOST_TOKENS:
-            raise _no_token(label, f"is {len(own)} tokens")
+            raise _no_token(key, label, f"is {len(own)} tokens")
         texts = [_text(tokenizer, token, spaced=not lead and not position) for position, token in enumerate(own)]
         if own in paths or [tokenizer.encode(text, add_special_tokens=False) for text in texts] != [
             [each] for each in own
         ]:
-            raise _no_token(label, "has no tokens of its own")
+            raise _no_token(key, label, "has no tokens of its own")
         paths[own] = index
     return Scale(tuple(lead), _branch(tokenizer, paths, spaced=not lead))
 
@@ -184,8 +224,8 @@ async def _logprobs(engine: Engine, ids: list[int], texts: Sequence[str]) -> lis
     return values
 
 
-def _no_token(label: str, why: str) -> UserError:
+def _no_token(key: str, label: str, why: str) -> UserError:
     return UserError(
-        f"scoring.labels: {label!r} {why} after </think> in this model's tokenizer, and a label has at most "
+        f"{key}: {label!r} {why} after </think> in this model's tokenizer, and a label has at most "
         f"{MOST_TOKENS}: take numbers, letters or common words"
     )

@@ -126,7 +126,7 @@ def _check(config: ServeJob) -> None:
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)
     read_calibration(config.scoring.calibration)
-    check_scorer(config.model, config.engine)
+    check_scorer(config.model, config.engine, config.scoring.labels)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:

@@ -264,7 +264,7 @@ def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
     if config.engine.kind == "vllm" and (settings.source, settings.writer) == ("passages", "tuned"):
         models.resolve(config.model.id, weights=False)  # a hub's model says what it is once it is here
     task = models.task_of(config.model.id) if config.engine.kind in ("vllm", "fake") else None
-    if task is None:
+    if task is None or task.task != "writer":
         return config
     if (settings.source, settings.writer) != ("passages", "tuned"):
         raise UserError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from limrank.config import TrainJob, is_uri
+from limrank.config import TrainingConfig, TrainJob, is_uri
+from limrank.models import ModelTask
 from limrank.printable import as_markdown
 from limrank.training import writer
+from limrank.training.shapes import pair_prompt
 from limrank.version import __version__
 
 _SETTINGS = (
@@ -45,16 +47,23 @@ def render(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any
     return {"model": _card(config, "transformers", text), "adapter": _card(config, "peft", text + note)}
 
 
+def task_of(training: TrainingConfig) -> ModelTask | None:
+    """What a trained model is for and how it is asked; None for a reranker that answers true or false."""
+    if training.task == "writer":
+        return writer.task()
+    return ModelTask("reranker", pair_prompt(training.labels), training.labels) if training.labels else None
+
+
 def _card(config: TrainJob, library: str, text: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    writes = config.training.task == "writer"
+    writes, task = config.training.task == "writer", task_of(config.training)
     data = ModelCardData(
         base_model=config.model.id if _is_hub_id(config.model.id) else None,
         library_name=library,
         pipeline_tag="text-generation" if writes else "text-ranking",
         tags=["limrank", "query-generation" if writes else "reranker"],
-        **({"limrank": asdict(writer.task())} if writes else {}),
+        **({"limrank": task.values()} if task else {}),
     )
     # The template's own syntax ends here: the text is data.
     return str(ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ text }}", text=text))
@@ -79,6 +88,9 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
         yield f"- {name}: {as_markdown(settings[name])}"
     if temperature := plan.get("teacher_temperature"):
         yield f"- teacher_temperature: {temperature:g} (the teacher's scores were divided by it)"
+    if ends := plan.get("label_ends"):
+        labels = training.labels
+        yield f"- label_ends: {ends[0]:g} for {labels[0]}, {ends[1]:g} for {labels[-1]} (a teacher's scores became the nearest label)"
     yield f"- examples a step (or queries, where their passages are compared): {plan['units_a_step']}; seed: {config.seed}"
     yield "\n## Measured\n"
     yield f"- loss of the last step: {progress['loss']:.4f}"
@@ -89,8 +101,14 @@ def _body(config: TrainJob, plan: Mapping[str, Any], progress: Mapping[str, Any]
 
 
 def _about_reranker(config: TrainJob) -> Iterator[str]:
-    target = config.training.target
+    target, labels = config.training.target, config.training.labels
     yield f"# A pointwise reranker from {as_markdown(_name(config.model.id))}\n"
+    if labels:
+        yield f"It judges one query and one passage by a label after `</think>`: {', '.join(labels)}. The score is the"
+        yield "expected value on this scale, from 0 to 1. `limrank.json` holds labels and prompt, too."
+        yield f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,"
+        yield f"with `scoring.mode: direct` and `scoring.labels: {json.dumps(labels)}`, as it was trained."
+        return
     yield "It judges one query and one passage: p(true) / (p(true) + p(false)) of the token after `</think>` is the score."
     yield f"Trained with limrank {__version__}. To rerank with it: `limrank rerank RECIPE.yaml -s model.id=THIS_FOLDER`,"
     yield f"with `scoring.mode: {'direct' if target == 'direct' else 'think'}`, as it was trained" + (

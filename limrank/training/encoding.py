@@ -16,6 +16,7 @@ from limrank.config import TrainJob
 from limrank.engines.tokens import longest_token, tokens_before
 from limrank.errors import UserError
 from limrank.scoring.encoding import encode_example
+from limrank.scoring.labels import label_answers
 from limrank.training.examples import EncodedExample, encode_examples, is_relevant
 from limrank.training.model import load_tokenizer
 from limrank.training.sources import Example
@@ -47,6 +48,7 @@ def encode_here(config: TrainJob, examples: Sequence[Example] | Sequence[Pair]) 
         source=training.train_file,
         before=tokens_before(tokenizer),
         longest_token=longest_token(tokenizer),
+        answers=label_answers(tokenizer, training.labels, tokenizer.eos_token_id) if training.labels else None,
     )
 
 

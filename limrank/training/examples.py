@@ -6,12 +6,13 @@ Pure Python except for the arrays of ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from limrank.errors import UserError
-from limrank.scoring import THINK_CLOSE, THINK_OPEN, TRUE
+from limrank.scoring import LABELS, THINK_CLOSE, THINK_OPEN, TRUE
+from limrank.scoring.labels import Answer
 from limrank.training.shapes import PASSAGE_MARK, before_passage
 from limrank.training.sources import Example
 
@@ -30,8 +31,8 @@ class EncodedExample:
 
     The first ``prompt_tokens`` carry no loss. The completion is the chain, its close, the label and the
     end of sequence; without a chain it is only the label. ``label``: whether the passage is relevant, None
-    if only its teacher's ``score`` is known (divided by the temperature); the last token, of true, then only
-    marks where the log-odds are. ``query`` is equal for all passages of a query. ``truncated``: tokens were
+    if it has a graded label, or if only its teacher's ``score`` is known (divided by the temperature); the last
+    token, of true, then only marks where the log-odds are. ``query`` is equal for all passages of a query. ``truncated``: tokens were
     left out. A token of the completion counts ``token_weight`` times in the loss.
     """
 
@@ -88,6 +89,7 @@ def encode_examples(
     *,
     before: Sequence[int] = (),
     longest_token: int | None = None,
+    answers: Mapping[str, Answer] | None = None,
 ) -> list[EncodedExample]:
     """Token ids of every example, none longer than ``cutoff`` tokens.
 
@@ -102,13 +104,16 @@ def encode_examples(
         before: the ids that precede every prompt (``<s>``).
         longest_token: characters of the vocabulary's longest token. It bounds the length of a text that
             can fit, and a text's end beyond the bound is not encoded.
+        answers: what to write for each graded label. The examples have no chain then. None: true and false.
 
     Raises:
         UserError: query and label do not fit into the cutoff, or it cannot be told where the passage of
             a too long prompt begins.
     """
     most = None if longest_token is None else (cutoff + _SPARE_TOKENS) * longest_token
-    return [_encode(_clipped(example, most), encode, end_id, cutoff, source, list(before)) for example in examples]
+    return [
+        _encode(_clipped(example, most), encode, end_id, cutoff, source, list(before), answers) for example in examples
+    ]
 
 
 _SPARE_TOKENS = 64
@@ -135,7 +140,13 @@ def _plain(encode: Encode, text: str) -> list[int]:
 
 
 def _encode(
-    example: Example, encode: Encode, end_id: int, cutoff: int, source: str, before: list[int]
+    example: Example,
+    encode: Encode,
+    end_id: int,
+    cutoff: int,
+    source: str,
+    before: list[int],
+    answers: Mapping[str, Answer] | None,
 ) -> EncodedExample:
     import numpy as np
 
@@ -143,9 +154,13 @@ def _encode(
     # tokenizer never merges across one.
     prompt = before + encode(example.prompt)
     chain, no_chain = _plain(encode, example.chain), encode(NO_CHAIN)
-    answer = encode(THINK_CLOSE + (example.label or TRUE))
+    if answers is None:
+        answer, learned = encode(THINK_CLOSE + (example.label or TRUE)), 1
+    else:
+        written = answers[example.label]
+        answer, learned = [*encode(THINK_CLOSE), *written.ids], written.learned
     # Without a chain the close belongs to the prompt: a model that learned to write it would stop
-    # thinking. The model is then asked for one token, so no end of sequence follows.
+    # thinking. The model is then asked for the label alone, so no end of sequence follows.
     direct = not example.chain.strip()
     over = len(prompt) + len(chain) + len(answer) + (not direct) - cutoff
     truncated = over > 0
@@ -168,14 +183,15 @@ def _encode(
                 f"training.cutoff_tokens={cutoff}: raise it, or remove the line"
             )
     ids = np.asarray(prompt + chain + answer + ([] if direct else [end_id]), dtype=np.int32)
-    without_loss = len(ids) - 1 if direct else len(prompt)
+    without_loss = len(ids) - learned if direct else len(prompt)
     return EncodedExample(
         example.line, ids, without_loss, is_relevant(example), example.query, truncated, score=example.score
     )
 
 
 def is_relevant(example: Example) -> bool | None:
-    return None if example.label is None else example.label == TRUE
+    """Whether the label is true; None if it is neither true nor false."""
+    return example.label == TRUE if example.label in LABELS else None
 
 
 def _drop_end(ids: list[int], count: int, keep_last: list[int]) -> list[int]:

@@ -100,7 +100,7 @@ def fit(
         # A reference: each node fetches the examples once, and each worker maps them into memory.
         "data": ray.put(prepared),
         # A resumed run compares these with its checkpoint's: their names stay as they are.
-        "plan": {key: planned[key] for key in (*RESUMED_BY, "cut", "teacher_temperature")},
+        "plan": {key: planned[key] for key in (*RESUMED_BY, "cut", "teacher_temperature", "label_ends")},
     }
     with following(storage, on_progress):
         progress, dtype = _fit(lambda: _trainer(task, scaling), storage)

@@ -18,7 +18,7 @@ from limrank.training import writer
 from limrank.training.encoding import encode_on_cluster
 from limrank.training.fit import TrainResult, fit
 from limrank.training.prepare import choose, prepare
-from limrank.training.shapes import PAIR_PROMPT
+from limrank.training.shapes import pair_prompt
 from limrank.training.sources import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
             tokens={"trained": result.tokens},
             dtype={"model": result.dtype},
             **({"teacher_temperature": chosen.temperature} if chosen.temperature else {}),
+            **({"label_ends": list(chosen.ends)} if chosen.ends else {}),
             rates={"tokens_per_second": round(result.tokens / result.seconds, 1)} if result.seconds else {},
         )
         run_dir.finish("done")
@@ -89,7 +90,7 @@ def training_hash(config: TrainJob) -> str:
         {
             "job": "train",
             "train_file": (writer.fingerprint if writes else fingerprint)(config.training.train_file),
-            "prompt": prompts.load(writer.PROMPT if writes else PAIR_PROMPT),
+            "prompt": prompts.load(writer.PROMPT) if writes else pair_prompt(config.training.labels),
             "model": [config.model.model_dump(), models.fingerprint(config.model.id)],
             "training": config.training.hashed(_NOT_OF_WEIGHTS),
             # The excluded keys name contents that are in the fingerprint, or are here as text.

@@ -60,7 +60,8 @@ def train(
     share of every step.
 
     Args:
-        labels: the tokens of true and false; None for a writer, which has neither log-odds nor a dev set.
+        labels: the tokens of true and false; None for a writer and for graded labels, which have neither log-odds nor a
+            dev set.
         mixed_precision: compute in bfloat16 by autocast.
         on_step: called in every process after each optimizer step with the metrics, over all processes,
             and whether training is over. The metrics are ``step`` (1-based), ``epoch`` (a fraction),

@@ -180,7 +180,7 @@ def merge_and_save(
     Args:
         base: the name of the adapter's base model.
         cards: the READMEs, by directory.
-        task: what the model is for, if it is no reranker.
+        task: what the model is for, if it is no reranker that answers true or false.
 
     Raises:
         StorageError: a directory could not be written.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from limrank import models, prompts
+from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.errors import UserError
+from limrank.scoring import check_labels
 from limrank.training.attention import check_length
 from limrank.training.dev import DevSet, read_dev_set
 from limrank.training.encoding import encode_here
@@ -19,9 +21,9 @@ from limrank.training.memory import largest_row, training_bytes
 from limrank.training.model import load_tokenizer
 from limrank.training.objectives import compares, is_taught
 from limrank.training.sampling import select, select_queries, split
-from limrank.training.shapes import PAIR_PROMPT
+from limrank.training.shapes import pair_prompt
 from limrank.training.sources import Example, read_examples
-from limrank.training.teacher import taught
+from limrank.training.teacher import graded, taught
 from limrank.training.writer import Pair, draw, read_pairs
 
 RESUMED_BY = ("examples", "validation_examples", "tokens", "steps", "units_a_step")
@@ -45,7 +47,8 @@ class Prepared:
 class Chosen:
     """The examples to train on, the held-out ones, and the dev set.
 
-    ``temperature`` is what the teacher's scores were divided by, None if none are learned.
+    ``temperature`` is what the teacher's scores were divided by, None if none are learned. ``ends`` are the scores
+    that became the least and the most relevant graded label, None if none became labels.
     """
 
     training: list[Example] | list[Pair]
@@ -53,6 +56,7 @@ class Chosen:
     dev: DevSet | None
     warnings: list[str]
     temperature: float | None = None
+    ends: tuple[float, float] | None = None
 
 
 def choose(config: TrainJob) -> Chosen:
@@ -65,9 +69,12 @@ def choose(config: TrainJob) -> Chosen:
     if config.model.dtype == "float16":
         raise UserError("model.dtype: float16 overflows in training: use bfloat16, float32 or auto")
     training = config.training
-    examples, warnings, temperature = _drawn_pairs(config) if training.task == "writer" else _drawn_examples(config)
+    drawn = _drawn_pairs(config) if training.task == "writer" else _drawn_examples(config)
+    examples, warnings = drawn.examples, drawn.warnings
     tokenizer, _ = load_tokenizer(models.resolve(config.model.id, weights=False), training.task)
-    dev = config.dev and read_dev_set(config.dev, tokenizer, prompts.load(PAIR_PROMPT), training.cutoff_tokens)
+    if training.labels:
+        check_labels(tokenizer, training.labels, "training.labels")
+    dev = config.dev and read_dev_set(config.dev, tokenizer, pair_prompt(), training.cutoff_tokens)
     warnings += [f"dev: {warning}" for warning in dev.warnings] if dev else []
     if dev and (without := len(dev.qrels) - len({query_id for query_id, _ in dev.documents})):
         warnings.append(f"dev: {without} of {len(dev.qrels)} queries have no candidate: they count 0")
@@ -80,7 +87,8 @@ def choose(config: TrainJob) -> Chosen:
             f"workers.replicas: {config.workers.min_replicas} workers for {units} training "
             f"{'queries' if compares(training.objective) else 'examples'} of {training.train_file}: take fewer workers"
         )
-    return Chosen(kept, held_out, dev, warnings + _of_labels(config, kept, held_out), temperature)
+    warnings = warnings + _of_labels(config, kept, held_out)
+    return Chosen(kept, held_out, dev, warnings, drawn.temperature, drawn.ends)
 
 
 def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = encode_here) -> Prepared:
@@ -100,14 +108,23 @@ def prepare(config: TrainJob, chosen: Chosen | None = None, encode: Encode = enc
     return Prepared(training, validation, chosen.dev, _plan(config, chosen, training, validation))
 
 
-_Drawn = tuple[list[Example], list[str], float | None]
-"""The examples of a run, warnings, and the temperature of a teacher's scores."""
+class _Drawn(NamedTuple):
+    """The examples of a run; the other fields are those of :class:`Chosen`."""
+
+    examples: list[Example] | list[Pair]
+    warnings: list[str]
+    temperature: float | None = None
+    ends: tuple[float, float] | None = None
 
 
 def _drawn_examples(config: TrainJob) -> _Drawn:
-    training, temperature = config.training, None
-    found = read_examples(str(training.train_file), scored=is_taught(training.objective))
-    if is_taught(training.objective):
+    training, temperature, ends = config.training, None, None
+    found = read_examples(str(training.train_file), scored=is_taught(training.objective), labels=training.labels)
+    if training.labels:
+        grades = graded(found, training)
+        examples = select(grades.examples, training.max_examples, config.seed, training.labels)
+        warnings, ends = grades.warnings, grades.ends
+    elif is_taught(training.objective):
         lists = taught(found, training, config.seed)
         examples, warnings, temperature = lists.examples, lists.warnings, lists.temperature
     elif compares(training.objective):
@@ -115,12 +132,12 @@ def _drawn_examples(config: TrainJob) -> _Drawn:
     else:
         examples, warnings = select(found, training.max_examples, config.seed), []
     warnings = warnings + _of_chains(config, examples)
-    return set_target(examples, training.target), warnings, temperature
+    return _Drawn(set_target(examples, training.target), warnings, temperature, ends)
 
 
-def _drawn_pairs(config: TrainJob) -> tuple[list[Pair], list[str], None]:
+def _drawn_pairs(config: TrainJob) -> _Drawn:
     pairs, warnings = read_pairs(str(config.training.train_file))
-    return draw(pairs, config.training.max_examples, config.seed), warnings, None
+    return _Drawn(draw(pairs, config.training.max_examples, config.seed), warnings)
 
 
 def _compared(found: list[Example], training: TrainingConfig, seed: int) -> tuple[list[Example], list[str]]:
@@ -168,10 +185,16 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
     there is none."""
     training, found = config.training, []
     learns_labels = training.task == "reranker" and not is_taught(training.objective)
-    if learns_labels and len({example.label for example in kept}) < 2:
+    learned = {example.label for example in kept} if learns_labels else set()
+    if learns_labels and len(learned) < 2:
         found.append(
             f"{training.train_file}: all {len(kept)} training examples have one label: a model cannot "
             "learn from them to tell passages apart"
+        )
+    elif missing := [label for label in training.labels or () if label not in learned]:
+        found.append(
+            f"{training.train_file}: no training example has the label {', '.join(missing)}: the model does not learn "
+            "to answer it"
         )
     if training.validation_share and not held_out and not config.dev:
         nothing = (
@@ -182,6 +205,12 @@ def _of_labels(config: TrainJob, kept: Sequence[Example], held_out: Sequence[Exa
             raise UserError(f"{nothing}, and training.patience={training.patience} waits for it: raise the share")
         found.append(nothing)
     return found
+
+
+def _counts(training: TrainingConfig, examples: Sequence[Example]) -> dict[str, int]:
+    """The number of examples of each graded label that there are examples of, in the order of the labels."""
+    found = Counter(example.label for example in examples)
+    return {label: found[label] for label in training.labels or () if found[label]}
 
 
 def _plan(
@@ -198,6 +227,8 @@ def _plan(
         "target": None if config.training.task == "writer" else config.training.target,
         "objective": config.training.objective,
         "teacher_temperature": chosen.temperature,
+        "labels": _counts(config.training, chosen.training) if config.training.labels else None,
+        "label_ends": list(chosen.ends) if chosen.ends else None,
         "examples": len(training),
         "validation_examples": len(validation),
         "dev_pairs": len(chosen.dev.pairs) if chosen.dev else 0,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice, zip_longest
 from typing import Literal, Protocol, TypeVar
 
 from limrank.scoring import LABELS
@@ -19,22 +19,21 @@ class _Asked(Protocol):
 Q = TypeVar("Q", bound=_Asked)
 
 
-def select(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-    """At most ``count`` examples, half of each label if there are enough of both.
+def select(examples: list[Example], count: int | None, seed: int, labels: Sequence[str] = LABELS) -> list[Example]:
+    """At most ``count`` examples, as many of each label where there are enough.
 
     The sample depends only on ``seed``, and keeps the order of the file.
     """
     if count is None or count >= len(examples):
         return examples
     chance = random.Random(seed)
-    groups = [[example for example in examples if example.label == label] for label in LABELS]
+    groups = [[example for example in examples if example.label == label] for label in labels]
     for group in groups:
         chance.shuffle(group)
-    first, second = groups
-    # A label with too few examples leaves the rest to the other.
-    of_second = min(len(second), count - min(len(first), (count + 1) // 2))
-    chosen = first[: count - of_second] + second[:of_second]
-    return sorted(chosen, key=lambda example: example.line)
+    # One of each label in turn: a label with too few examples leaves the rest to the others.
+    in_turn = (one for turn in zip_longest(*groups) for one in turn if one is not None)
+    chosen = set(map(id, islice(in_turn, count)))
+    return [one for one in examples if id(one) in chosen]
 
 
 def select_queries(

@@ -19,21 +19,21 @@ An objective that learns from a teacher's scores reads these keys, too:
 ``query, passage`` and a score  pairs without labels; also ``instruction``
 ``query, passages, scores``     lists, one record a query; also ``instruction``
 ==============================  ==========================================================
+
+The shapes of graded labels (``training.labels``) are in ``grades.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from limrank import prompts
+from limrank.config import ScoringConfig
 from limrank.errors import UserError
 from limrank.parsing import brief
 from limrank.records import Query
-from limrank.scoring import THINK_OPEN, completion, pair_text
-
-PAIR_PROMPT = "relevance"
-"""The scoring prompt that turns a pair into a prompt."""
+from limrank.scoring import THINK_OPEN, completion, pair_text, prompt_template
 
 PASSAGE_MARK = "\nPassage: "
 
@@ -52,14 +52,15 @@ _COLUMNS_SHOWN = 12
 class Passage(NamedTuple):
     """What a record says of one passage.
 
-    ``written`` is what the model is to write, None if the passage has no label. ``score`` is the teacher's,
-    None if it has none or none is read.
+    ``written`` is what the model is to write, None if the passage has no label of true or false. ``score`` is the
+    teacher's, None if it has none or none is read. ``grade`` is a graded label, None if it has none.
     """
 
     query: tuple[str, ...]
     prompt: str
     written: str | None
     score: float | None = None
+    grade: str | None = None
 
 
 class Shape(NamedTuple):
@@ -80,8 +81,13 @@ class Shape(NamedTuple):
         """Whether a record holds all passages of a query."""
         return "passages" in self.needed
 
+    @property
+    def has_score(self) -> bool:
+        """Whether a record is a pair that has a teacher's score."""
+        return not set(SCORE_KEYS).isdisjoint(self.needed)
+
     def keys(self, scored: bool) -> set[str]:
-        return {*self.needed, *self.optional, *self.taken_by, *(SCORE_KEYS if scored else ())}
+        return {*self.needed, *self.optional, *self.taken_by, *(SCORE_KEYS if scored or self.has_score else ())}
 
 
 def shape_of(keys: Sequence[str], what: str, scored: bool = False) -> Shape:
@@ -93,17 +99,22 @@ def shape_of(keys: Sequence[str], what: str, scored: bool = False) -> Shape:
     having = [shape for shape in (*_LABELLED, *_SCORED) if set(shape.needed) <= set(keys)]
     if having and (scored or having[0] in _LABELLED):
         return having[0]
-    listed = ", ".join(f"{key:.40}" for key in keys[:_COLUMNS_SHOWN]) + (", …" if len(keys) > _COLUMNS_SHOWN else "")
     if having:
         raise UserError(
-            f"{what} {listed}: a teacher's scores without labels: take training.objective=margin_mse or listnet, "
+            f"{what} {shown(keys)}: a teacher's scores without labels: take training.objective=margin_mse or listnet, "
             "or give a label to each passage"
         )
     more = ", or a teacher's scores: query, passage and score, or query, passages and scores" if scored else ""
     raise UserError(
-        f"{what} {listed or '(none)'} are not known: "
+        f"{what} {shown(keys)} are not known: "
         f"give prompt and completion, instruction and output, or query, passage and label{more}"
     )
+
+
+def shown(keys: Sequence[str]) -> str:
+    """The first keys of a record, for messages."""
+    more = ", …" if len(keys) > _COLUMNS_SHOWN else ""
+    return ", ".join(f"{key:.40}" for key in keys[:_COLUMNS_SHOWN]) + more or "(none)"
 
 
 class ScoreReader:
@@ -120,7 +131,7 @@ class ScoreReader:
         if found and self._key not in record:
             raise UserError(f"{where}: has {found}, and records before it have {self._key}: give one of them")
         value = record[self._key] if found else None
-        return None if value is None else _number(value, self._key, where)
+        return None if value is None else number_of(value, self._key, where)
 
 
 # ---- records → query, prompt, what is written, score -----------------------------------
@@ -148,12 +159,12 @@ def _of_pair(record: dict[str, Any], where: str, score: float | None) -> list[Pa
     query, passage = text_of(record, "query", where), text_of(record, "passage", where)
     instruction = text_of(record, "instruction", where, needed=False)
     if score is not None and record.get("label") is None:
-        return [Passage((query, instruction), _asking(query, instruction, passage), None, score)]
+        return [Passage((query, instruction), asking(query, instruction, passage), None, score)]
     reasoning = text_of(record, "reasoning", where, needed=False)
     label = truth_of(record, "label", where)
     if record.get("verdict") is not None and truth_of(record, "verdict", where) != label:
         reasoning = ""
-    prompt, written = _mark_in_prompt(_asking(query, instruction, passage), completion(reasoning, label))
+    prompt, written = _mark_in_prompt(asking(query, instruction, passage), completion(reasoning, label))
     return [Passage((query, instruction), prompt, written, score)]
 
 
@@ -167,15 +178,10 @@ def _of_scored_pair(record: dict[str, Any], where: str, score: float | None) -> 
 
 def _of_list(record: dict[str, Any], where: str, _: float | None) -> list[Passage]:
     query, instruction = text_of(record, "query", where), text_of(record, "instruction", where, needed=False)
-    passages, scores = _list(record, "passages", where), _list(record, "scores", where)
-    if len(passages) != len(scores):
-        raise UserError(f"{where}: passages has {len(passages)} elements, and scores has {len(scores)}: give one each")
-    found = []
-    for number, (passage, score) in enumerate(zip(passages, scores, strict=True), 1):
-        text = _checked(passage, f"element {number} of passages", where, needed=True)
-        prompt = _asking(query, instruction, text)
-        found.append(Passage((query, instruction), prompt, None, _number(score, f"element {number} of scores", where)))
-    return found
+    return [
+        Passage((query, instruction), asking(query, instruction, text), None, number_of(score, name, where))
+        for text, score, name in listed(record, "scores", where)
+    ]
 
 
 _PAIR_KEYS = ("instruction", "reasoning", "verdict")
@@ -193,8 +199,15 @@ _SCORED = (
 )
 
 
-def _asking(query: str, instruction: str, passage: str) -> str:
-    return pair_text(prompts.load(PAIR_PROMPT), Query("", query, instruction), passage)
+@cache
+def pair_prompt(labels: tuple[str, ...] | None = None) -> str:
+    """The template of a pair's prompt: the one that scoring uses for these labels. None: true and false."""
+    return prompt_template(ScoringConfig(labels=labels))
+
+
+def asking(query: str, instruction: str, passage: str, labels: tuple[str, ...] | None = None) -> str:
+    """The prompt of a pair."""
+    return pair_text(pair_prompt(labels), Query("", query, instruction), passage)
 
 
 def _mark_in_prompt(prompt: str, written: str) -> tuple[str, str]:
@@ -261,13 +274,28 @@ def truth_of(record: dict[str, Any], key: str, where: str) -> bool:
     return truth
 
 
-def _number(value: Any, key: str, where: str) -> float:
+def number_of(value: Any, key: str, where: str) -> float:
+    """A teacher's score. Raises UserError if it is no number, or too large a one."""
     # The comparison is false for NaN, and holds for integers that no float can be.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -_LARGEST <= value <= _LARGEST:
         found = "null" if value is None else brief(value, 40)
         raise UserError(f"{where}: {key} is {found}: it should be a number, between -{_LARGEST} and {_LARGEST}")
     return float(value)
+
+
+def listed(record: dict[str, Any], key: str, where: str) -> Iterator[tuple[str, Any, str]]:
+    """The passages of a record, each with its element of the list ``key`` and that element's name for messages.
+
+    Raises:
+        UserError: one of the two is no list, their lengths differ, or a passage is no text.
+    """
+    passages, values = _list(record, "passages", where), _list(record, key, where)
+    if len(passages) != len(values):
+        raise UserError(f"{where}: passages has {len(passages)} elements, and {key} has {len(values)}: give one each")
+    for number, (passage, value) in enumerate(zip(passages, values, strict=True), 1):
+        text = _checked(passage, f"element {number} of passages", where, needed=True)
+        yield text, value, f"element {number} of {key}"
 
 
 def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:

@@ -14,6 +14,7 @@ import codecs
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from limrank.errors import UnavailableError, UserError, first_line
 from limrank.files import is_folder, kind_of, opened
 from limrank.parsing import clipped, parse_json_array
 from limrank.scoring import LABELS, THINK_CLOSE
+from limrank.training.grades import graded_shape
 from limrank.training.shapes import ScoreReader, shape_of, truth_of
 
 LONGEST_ARRAY = 1 << 30
@@ -46,8 +48,8 @@ class Example:
     """One record of a training file, or one passage of a record that lists a query's passages.
 
     ``line`` is the 1-based number of its line, element or row (over all files of a folder; skipped rows
-    count). ``chain`` is the text before ``</think>``, ``label`` one of :data:`limrank.scoring.LABELS`, or
-    None if the passage has only a teacher's ``score``. ``query`` is equal for examples that ask the same:
+    count). ``chain`` is the text before ``</think>``, ``label`` one of :data:`limrank.scoring.LABELS` or of
+    ``training.labels``, or None if the passage has only a teacher's ``score``. ``query`` is equal for examples that ask the same:
     query and instruction of a pair, else the text before the passage.
     """
 
@@ -59,7 +61,7 @@ class Example:
     score: float | None = None
 
 
-def read_examples(path: str | Path, *, scored: bool = False) -> list[Example]:
+def read_examples(path: str | Path, *, scored: bool = False, labels: tuple[str, ...] | None = None) -> list[Example]:
     """Every example of a training file or folder, in its order; blank lines are skipped.
 
     A ``<think>`` that begins a completion or output belongs to the prompt. An alpaca prompt always ends
@@ -69,6 +71,7 @@ def read_examples(path: str | Path, *, scored: bool = False) -> list[Example]:
     Args:
         scored: read a teacher's scores. A passage with a score needs no label then. Without it, scores are
             ignored as any other key is.
+        labels: read graded labels, or the scores that are to become labels, in the shapes of ``grades.py``.
 
     Raises:
         UnavailableError: there is no such file.
@@ -76,14 +79,15 @@ def read_examples(path: str | Path, *, scored: bool = False) -> list[Example]:
             is missing or invalid. The message names the file, and the line, element or row.
     """
     path = Path(path)
-    rows = rows_of(path, lambda names, what: shape_of(names, what, scored).keys(scored))
+    find = partial(graded_shape, labels=labels) if labels else partial(shape_of, scored=scored)
+    rows = rows_of(path, lambda names, what: find(names, what).keys(scored))
     first = next(rows, None)
     if first is None:
         raise UserError(f"{path}: holds no examples")
     _, where, record = first
-    shape = shape_of(list(record), f"{where}: keys", scored)
+    shape = find(list(record), f"{where}: keys")
     wanted = next((key for key in shape.taken_by if key in record), None)
-    scores = ScoreReader() if scored and not shape.is_list else None
+    scores = ScoreReader() if shape.has_score or (scored and not shape.is_list) else None
     # The examples of a query share one text in memory.
     queries: dict[tuple[str, ...], tuple[str, ...]] = {}
     examples = []
@@ -91,7 +95,7 @@ def read_examples(path: str | Path, *, scored: bool = False) -> list[Example]:
         if wanted and not truth_of(record, wanted, where):
             continue
         for passage in shape.read(record, where, scores.read(record, where) if scores else None):
-            thought, label = "", None
+            thought, label = "", passage.grade
             if passage.written is not None:
                 thought, label = _split_completion(passage.written, shape.written, where)
             query = queries.setdefault(passage.query, passage.query)

@@ -1,7 +1,15 @@
-"""A teacher's scores: which passages can be learned from, and in which unit.
+"""A teacher's scores: which passages can be learned from, and in which unit, or as which graded label.
 
-Teachers score in any unit: cosines lie within 1 of each other, logits do not. The scores are divided by a
-*temperature*, so that they compare with log-odds.
+Teachers score in any unit: cosines lie within 1 of each other, logits do not. For the objectives that learn scores,
+they are divided by a *temperature*, so that they compare with log-odds.
+
+For graded labels (``training.labels``), a score becomes the label that is nearest to it on a scale whose ends are the
+lowest and the highest score of the file, and whose labels lie at equal distances. The served score of a graded model
+is the expected value of its labels at these distances, so a model that learned its examples serves the teacher's score,
+shifted and scaled to 0 … 1, within half the distance of two labels. Value functions are trained as classifiers in a
+similar way: equal bins, a cross-entropy, and the expected value as what is read (Farebrother et al., "Stop Regressing",
+ICML 2024, arXiv 2403.03950). Quantiles would give each label as many examples. But a label would then say which rank a
+passage has in the file: where few passages are relevant, the highest label would go to passages that answer nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +78,50 @@ def taught(found: Sequence[Example], training: TrainingConfig, seed: int) -> Tau
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     warnings = [f"{file}: {len(found) - len(usable)} of {len(found)} passages are left out: {left_out}"]
     return Taught(_scaled(examples, temperature), temperature, warnings if left_out else [])
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Examples with graded labels, and warnings about those that are left out.
+
+    ``ends`` are the scores of the least and the most relevant label; None if the file has labels.
+    """
+
+    examples: list[Example]
+    ends: tuple[float, float] | None
+    warnings: list[str]
+
+
+def graded(found: Sequence[Example], training: TrainingConfig) -> Graded:
+    """The examples for ``training.labels``: as they are if the file has labels, else with the labels of their scores.
+
+    Raises:
+        UserError: no passage has a score, all have the same one, or a passage has two scores.
+    """
+    file, labels = training.train_file, training.labels
+    if any(one.label is not None for one in found):
+        return Graded(list(found), None, [])
+    scored = [one for one in found if one.score is not None]
+    if not scored:
+        raise UserError(f"{file}: no example has a teacher's score, of which training.labels would make a label")
+    distinct = _distinct(scored, str(file))
+    scores = _scores(distinct)
+    low, high = min(scores), max(scores)
+    if low == high:
+        raise UserError(
+            f"{file}: all scores are {low:g}, and training.labels divides the range from the lowest to the highest: "
+            "give passages with different scores, or labels"
+        )
+    examples = [replace(one, label=_nearest(labels, (one.score - low) / (high - low))) for one in distinct]
+    reasons = {"have no score": len(found) - len(scored), "repeat another": len(scored) - len(distinct)}
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    warnings = [f"{file}: {len(found) - len(distinct)} of {len(found)} passages are left out: {left_out}"]
+    return Graded(examples, (low, high), warnings if left_out else [])
+
+
+def _nearest(labels: Sequence[str], place: float) -> str:
+    """The label nearest to a place from 0 to 1 on their scale; the higher one of two."""
+    return labels[math.floor(place * (len(labels) - 1) + 0.5)]
 
 
 def mean_spread(examples: Sequence[Example]) -> float:

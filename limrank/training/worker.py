@@ -52,7 +52,7 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 
     from limrank.engines.base import label_token_ids
     from limrank.scoring import LABELS
-    from limrank.training import card, writer
+    from limrank.training import card
     from limrank.training.attention import check_packing
     from limrank.training.loop import train
     from limrank.training.model import load_for_training, merge_and_save
@@ -122,13 +122,13 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
             )
             checkpoints.save(found if first else None, progress)
 
-    writes = config.training.task == "writer"
+    writes, grades = config.training.task == "writer", config.training.labels is not None
     progress: Progress = train(
         state,
         prepared.training,
         config.training,
         seed=config.seed,
-        labels=None if writes else tuple(label_token_ids(tokenizer, LABELS)),
+        labels=None if writes or grades else tuple(label_token_ids(tokenizer, LABELS)),
         validation=prepared.validation,
         dev=prepared.dev,
         device=device,
@@ -145,8 +145,8 @@ def _train(task: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         if values:
             state.load_parameters(values)
         cards = card.render(config, task["plan"], asdict(progress))
-        written = writer.task() if writes else None
-        merge_and_save(model, tokenizer, storage, dtype, base=config.model.id, cards=cards, task=written)
+        made_for = card.task_of(config.training)
+        merge_and_save(model, tokenizer, storage, dtype, base=config.model.id, cards=cards, task=made_for)
     return asdict(progress), dtype_name
 
 

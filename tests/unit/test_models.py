@@ -48,6 +48,35 @@ def test_a_model_without_the_file_may_score(tmp_path):
     check_scores(str(tmp_path))
 
 
+def test_a_graded_reranker_is_asked_for_its_labels(tmp_path):
+    graded = ModelTask("reranker", "{{ query }} {{ passage }}", ("0", "1", "2"))
+    (tmp_path / models.TASK_FILE).write_text(graded.as_json())
+    (tmp_path / models.MODEL_CONFIG).write_text("{}")
+    name, engine = str(tmp_path), EngineConfig(kind="fake")
+    assert task_of(name) == graded and json.loads(graded.as_json())["labels"] == ["0", "1", "2"]
+    check_scores(name, ("0", "1", "2"))
+    with pytest.raises(
+        UserError, match=r"answer 0, 1, 2 \(training.labels\), and it is asked for true and false: "
+    ) as no:
+        check_scores(name)
+    assert str(no.value).endswith('set scoring.labels=["0", "1", "2"]') and "\n" not in str(no.value)
+    with pytest.raises(UserError, match="it is asked for 2, 1, 0"):
+        check_scores(name, ("2", "1", "0"))
+    keys = {"run_dir": "runs/a", "model": {"id": name}, "engine": engine}
+    with pytest.raises(UserError, match="it is asked for true and false"):
+        reranking._scorer(RerankJob(**keys))
+    reranking._scorer(RerankJob(**keys, scoring={"labels": ["0", "1", "2"]}))
+    with pytest.raises(UserError, match="it is asked for true and false"):
+        Reranker(name, engine=engine)
+
+
+@pytest.mark.parametrize("labels", ["[]", "[1]", '"01"', "{}", "3"])
+def test_damaged_labels_are_one_line(tmp_path, labels):
+    (tmp_path / models.TASK_FILE).write_text(f'{{"task": "reranker", "prompt": "p", "labels": {labels}}}')
+    with pytest.raises(UserError, match=r"limrank\.json: labels should be a list of texts$"):
+        task_of(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"task": "writer"}', '{"task": 1, "prompt": "p"}', '{"task": " ", "prompt": "p"}']
 )

@@ -633,6 +633,59 @@ def test_a_pipeline_learns_from_a_teacher_s_lists(recipe):
     assert stages.train.training.train_file.endswith("synthesize/train.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("target: think", "training.labels are learned without a chain: set training.target=direct, not think"),
+        ("target: mixed", "training.labels are learned without a chain: set training.target=direct, not mixed"),
+        (
+            "target: direct, objective: binary",
+            "training.labels need training.objective=label: binary trains the log-odds of true and false",
+        ),
+        (
+            "target: direct, objective: listnet",
+            "training.labels need training.objective=label: listnet trains the log-odds of true and false",
+        ),
+        ("task: writer", "training.labels are a reranker's: training.task=writer learns queries: unset one of them"),
+    ],
+)
+def test_graded_labels_are_learned_directly(recipe, keys, message):
+    text = f'job: train\nrun_dir: out\ntraining: {{train_file: t.jsonl, labels: ["0", "1"], {keys}}}\n'
+    assert refusal(recipe(text)) == f"r.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ('["1"]', "should have at least 2 items"),
+        ("[]", "should have at least 2 items"),
+        ('["1", "1"]', "training.labels: has '1' twice"),
+        ('["1", "a b"]', "training.labels: has 'a b', and a label is a word or a number"),
+        ('["1", ""]', "is empty"),
+        ("[0, 1]", "valid string"),
+        ("[.nan, .inf]", "nan is not a finite number"),
+        ("[true, false]", "should not be true"),
+        ("7", "valid tuple"),
+        ("{a: 1}", "valid tuple"),
+    ],
+)
+def test_graded_labels_to_learn_are_a_few_distinct_words(recipe, labels, fault):
+    text = f"job: train\nrun_dir: out\ntraining: {{train_file: t.jsonl, target: direct, labels: {labels}}}\n"
+    message = refusal(recipe(text))
+    assert "training.labels" in message and fault in message and "\n" not in message
+
+
+def test_a_dev_set_and_a_pipeline_know_no_graded_labels(recipe):
+    given = 'training: {train_file: t.jsonl, target: direct, labels: ["0", "1"]}\n'
+    assert load_config(recipe(f"job: train\nrun_dir: out\n{given}")).training.labels == ("0", "1")
+    assert refusal(recipe(f"job: train\nrun_dir: out\n{given}dev: {{data: {{format: pydocs}}}}\n")).startswith(
+        "r.yaml: dev is reranked by true and false, which a model with training.labels does not learn: unset dev"
+    )
+    assert refusal(recipe(f"job: pipeline\nrun_dir: out\n{given}")) == (
+        "r.yaml: training.labels: a pipeline trains true and false: train with labels by a job of its own"
+    )
+
+
 def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
     from limrank.config.stages import pipeline_hash, stage_configs
 
@@ -645,10 +698,14 @@ def test_a_pipeline_fuses_the_tuned_model_and_keeps_its_hash(recipe):
 
 
 def test_keys_newer_than_run_directories_are_no_part_of_a_training_s_hash_at_their_defaults():
-    newer = {"task", "teacher_temperature", "list_size"}
+    newer = {"task", "labels", "teacher_temperature", "list_size"}
     assert TrainingConfig().model_dump().keys() - TrainingConfig().hashed().keys() == newer
     taught = TrainingConfig(objective="listnet", target="direct", list_size=8, teacher_temperature=0.5)
-    assert newer - {"task"} < taught.hashed().keys() and TrainingConfig(task="writer").hashed()["task"] == "writer"
+    assert TrainingConfig(labels=("0", "1"), target="direct").hashed()["labels"] == ("0", "1")
+    assert (
+        newer - {"task", "labels"} < taught.hashed().keys()
+        and TrainingConfig(task="writer").hashed()["task"] == "writer"
+    )
     assert "epochs" not in taught.hashed({"epochs"})
 
 

@@ -3,7 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from limrank.config import ModelConfig, TrainingConfig, TrainJob
+from limrank.config import ModelConfig, ScoringConfig, TrainingConfig, TrainJob
+from limrank.scoring import prompt_template
 from limrank.training import card
 
 PLAN = {"examples": 5, "validation_examples": 2, "cut": 1, "units_a_step": 4}
@@ -67,3 +68,20 @@ def test_a_card_names_the_temperature_of_a_teacher(tmp_path):
     config = TrainJob(run_dir=str(tmp_path), training=TrainingConfig(train_file="t.jsonl"))
     text = card.render(config, PLAN | {"teacher_temperature": 0.125}, PROGRESS)["model"]
     assert "- teacher_temperature: 0.125 (the teacher's scores were divided by it)\n" in text
+
+
+def test_a_card_names_graded_labels_and_the_scores_that_became_them(tmp_path):
+    labels = ("0", "1", "2")
+    found = loaded(tmp_path, target="direct", labels=labels)
+    assert found.data.to_dict()["limrank"] == {
+        "task": "reranker",
+        "prompt": prompt_template(ScoringConfig(labels=labels)),
+        "labels": ["0", "1", "2"],
+    }
+    assert found.data.to_dict()["pipeline_tag"] == "text-ranking"
+    assert 'with `scoring.mode: direct` and `scoring.labels: ["0", "1", "2"]`, as it was trained.\n' in found.text
+    assert "p(true)" not in found.text and "label_ends" not in found.text
+    training = TrainingConfig(train_file="t.jsonl", target="direct", labels=labels)
+    config = TrainJob(run_dir=str(tmp_path), training=training)
+    text = card.render(config, PLAN | {"label_ends": [-2.5, 7.0]}, PROGRESS)["model"]
+    assert "- label_ends: -2.5 for 0, 7 for 2 (a teacher's scores became the nearest label)\n" in text

@@ -1,5 +1,7 @@
 """Which examples are trained on and which held out."""
 
+from collections import Counter
+
 import pytest
 
 from limrank.scoring import LABELS
@@ -28,6 +30,22 @@ def test_a_sample_is_seeded_and_keeps_the_order_of_the_file():
     assert lines == sorted(lines) == [one.line for one in select(examples, 10, seed=1)]
     assert lines != [one.line for one in select(examples, 10, seed=2)]
     assert select(examples, None, seed=1) == select(examples, 99, seed=1) == examples
+
+
+def test_a_sample_of_graded_labels_has_as_many_of_each_where_it_can():
+    grades = "0" * 90 + "1" * 2 + "2" * 8
+    found = [Example(line, "p", "", grade, ("p",)) for line, grade in enumerate(grades, 1)]
+    chosen = select(found, 12, seed=1, labels=("0", "1", "2", "3"))
+    assert [one.line for one in chosen] == sorted(one.line for one in chosen)
+    assert Counter(one.label for one in chosen) == {"0": 5, "1": 2, "2": 5}
+    assert (
+        chosen == select(found, 12, seed=1, labels=("0", "1", "2", "3")) != select(found, 12, 2, ("0", "1", "2", "3"))
+    )
+
+
+def test_a_sample_of_true_and_false_stays_the_one_it_was():
+    """A run directory continues with the same examples."""
+    assert [one.line for one in select(labelled(20, 20), 7, seed=12345)] == [4, 9, 17, 19, 27, 30, 33]
 
 
 def asked(*queries):

@@ -7,7 +7,7 @@ import pytest
 from helpers.training import settings
 from limrank.errors import UserError
 from limrank.training.sources import Example
-from limrank.training.teacher import mean_spread, taught
+from limrank.training.teacher import graded, mean_spread, taught
 
 
 def scored(**queries):
@@ -99,3 +99,50 @@ def test_a_list_is_shortened_to_its_best_and_some_others():
 def test_the_scale_does_not_depend_on_the_order_of_queries():
     found = scored(a=[0, 2, 5], b=[1, 6], c=[math.pi, 3])
     assert mean_spread(found) == mean_spread(found[::-1])
+
+
+def grade(found, labels="0123"):
+    grades = graded(found, settings(train_file="t.jsonl", target="direct", labels=tuple(labels)))
+    return [one.label for one in grades.examples], grades
+
+
+def test_a_score_becomes_the_nearest_label_between_the_ends_of_the_file():
+    # The scale is 10, 20, 30, 40; halfway between two labels is the higher one.
+    labels, grades = grade(scored(a=[10, 14.9, 15, 24.9], b=[25, 34, 36, 40]))
+    assert labels == list("00112233") and grades.ends == (10, 40) and not grades.warnings
+    assert grade(scored(a=[-1, 1]), "01")[0] == ["0", "1"]
+
+
+def test_scores_that_are_the_labels_become_themselves():
+    labels = [str(number) for number in range(11)]
+    assert grade(scored(a=range(11)), labels)[0] == labels
+    assert grade(scored(a=[3, 0, 2, 1]))[0] == list("3021")
+
+
+def test_scores_of_any_size_become_labels():
+    for scores in ([0, 5e-324], [-1e9, 1e9], [1e9 - 1, 1e9]):
+        assert grade(scored(a=scores))[0] == ["0", "3"]
+
+
+def test_passages_without_a_score_or_repeated_become_no_label():
+    found = scored(a=[1, 2, None], b=[2])
+    repeated = Example(9, found[0].prompt, "", None, ("a",), 1.0)
+    labels, grades = grade([*found, repeated])
+    assert labels == list("033")
+    assert grades.warnings == ["t.jsonl: 2 of 5 passages are left out: 1 have no score, 1 repeat another"]
+    with pytest.raises(UserError, match=r"^t.jsonl:9: a passage has the score 3, .* 1 in t.jsonl:1: remove one$"):
+        grade([*found, Example(9, found[0].prompt, "", None, ("a",), 3.0)])
+
+
+def test_scores_without_a_range_are_refused():
+    with pytest.raises(UserError, match=r"^t.jsonl: no example has a teacher's score, of which training.labels"):
+        grade(scored(a=[None, None]))
+    for same in ([0.5], [0.5, 0.5]):
+        with pytest.raises(UserError, match=r"^t.jsonl: all scores are 0.5, and training.labels divides the range"):
+            grade(scored(a=same))
+
+
+def test_labels_of_a_file_stay_as_they_are():
+    found = [Example(line, f"p{line}", "", label, ("q",)) for line, label in enumerate("3113", 1)]
+    labels, grades = grade(found)
+    assert (labels, grades.ends, grades.warnings) == (list("3113"), None, [])
