@@ -112,7 +112,7 @@ def units(config: SynthesizeJob, given: Inputs) -> Iterator[Unit]:
             ]
         yield {
             "unit_id": seed.seed_id,
-            "cost": sum(_cost(config, brief) for brief in asked) or 1,
+            "cost": sum(_cost(config, brief) for brief in asked),
             "query": seed.query,
             "passage": seed.passage,
             "briefs": [_brief_row(brief) for brief in asked],
