@@ -3,11 +3,20 @@ how their candidates are graded."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from limrank.config.base import Fraction, PathStr, Section
+from limrank.config.engine import EngineConfig
+
+
+def _without_newer(section: Section, newer: set[str]) -> dict[str, Any]:
+    """A section's values without the keys of ``newer`` that have their defaults: these keys are newer than run
+    directories, whose hash stays the same."""
+    values = section.model_dump()
+    unset = {key for key in newer if getattr(section, key) == type(section).model_fields[key].default}
+    return {key: value for key, value in values.items() if key not in unset}
 
 
 class RoundTripConfig(Section):
@@ -39,19 +48,50 @@ class RoundTripConfig(Section):
     def embeds(self) -> bool:
         return "embedder" in self.retrievers
 
+    def hashed(self) -> dict[str, Any]:
+        return _without_newer(self, {"filter"})
+
+
+_OF_LISTWISE = ("engine", "prompt", "window", "passage_words", "answer_tokens")
+"""Keys that change nothing with another kind of teacher."""
+
 
 class TeacherConfig(Section):
     """What grades a query's passage and its candidates."""
 
-    kind: Literal["embedder", "cross_encoder", "run"] = Field(
+    kind: Literal["embedder", "cross_encoder", "run", "listwise"] = Field(
         description="embedder: the cosine of a sentence-embedding model. cross_encoder: the logit of a sequence "
-        "classifier. run: the scores of a run file, or of a rerank job's run directory, over the run's candidates/"
+        "classifier. run: the scores of a run file, or of a rerank job's run directory, over the run's candidates/. "
+        "listwise: the order that a language model behind an endpoint gives them, as minus the rank (RankGPT, arXiv "
+        "2304.09542)"
     )
     model: str | None = Field(
-        default=None, description="embedder, cross_encoder: a packaged model, a directory or a hub id"
+        default=None,
+        description="embedder, cross_encoder: a packaged model, a directory or a hub id. listwise: the "
+        "model's name at the endpoint",
     )
     path: PathStr | None = Field(
         default=None, description="run: a TREC or JSON run, or the run directory of a finished rerank job"
+    )
+    engine: EngineConfig | None = Field(
+        default=None, description="listwise: the endpoint: kind openai, base_url and api_key_env"
+    )
+    prompt: str = Field(
+        default="listwise",
+        description="listwise: asks for the order of numbered passages: the name of a prompt in limrank/prompts, a "
+        "file, or the text itself",
+    )
+    window: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=20,
+        description="listwise: number of passages in a request. More are ordered by a window that moves by half its "
+        "size, from the last passages to the first ones",
+    )
+    passage_words: PositiveInt = Field(
+        default=300, description="listwise: the model sees this many first words of a passage"
+    )
+    answer_tokens: PositiveInt = Field(
+        default=1024,
+        description="listwise: maximum length of an answer in tokens, the chain of a model that thinks included",
     )
     margin: NonNegativeFloat = Field(
         default=1.0,
@@ -86,3 +126,20 @@ class TeacherConfig(Section):
         if getattr(self, other):
             raise ValueError(f"synthesis.teacher.{other} is not for kind={self.kind}")
         return self
+
+    @model_validator(mode="after")
+    def _belongs_to_its_kind(self) -> TeacherConfig:
+        if self.kind != "listwise":
+            for key in _OF_LISTWISE:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"synthesis.teacher.{key} is for kind=listwise")
+        elif self.engine is None or self.engine.kind != "openai":
+            raise ValueError(
+                "synthesis.teacher.engine: with kind=listwise it has to be an endpoint: set its kind=openai and base_url"
+            )
+        return self
+
+    def hashed(self) -> dict[str, Any]:
+        """The values for a pipeline's hash. Where the endpoint is, and how fast it is asked, changes no grade."""
+        values = _without_newer(self, {"bm25_weight", "passage_first", *_OF_LISTWISE})
+        return values | ({"engine": {"kind": self.engine.kind}} if self.engine else {})

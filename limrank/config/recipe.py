@@ -138,6 +138,7 @@ _NAME_OR_PATH = (
     ("reranker.id", is_folder),
     ("synthesis.embedder", is_folder),
     ("synthesis.teacher.model", is_folder),
+    ("synthesis.teacher.prompt", is_file),
     ("data.query_template", is_file),
     ("dev.data.query_template", is_file),
     ("scoring.prompt", is_file),
@@ -339,6 +340,8 @@ def _explain(error: ValidationError, job: type[Job], source: str) -> str:
             message += f"; did you mean {known[nearest[0]]}?"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+        if key.endswith("engine") and message.startswith("engine."):  # of judge_engine or synthesis.teacher.engine
+            message = key + message.removeprefix("engine")
     elif first["type"] == FAULT:
         message = f"{key}: {first['msg']}"
     elif first["type"] == "model_type":

@@ -145,11 +145,11 @@ class SynthesisConfig(Section):
     )
     max_tokens: PositiveInt | None = Field(
         default=None,
-        description="tokens that the run may take, prompts included. A run that reaches the limit stops, and "
+        description="tokens that the run may take, prompts included and a teacher's left out. A run that reaches the limit stops, and "
         "continues once the limit is raised. null: no limit",
     )
-    prices: dict[Literal["writer", "judge", "reranker"], TokenPrices] = Field(
-        default={}, description="prices of writer, judge and reranker, for the cost by step"
+    prices: dict[Literal["writer", "judge", "reranker", "teacher"], TokenPrices] = Field(
+        default={}, description="prices of writer, judge, reranker and a listwise teacher, for the cost by step"
     )
     decontaminate: tuple[PathStr, ...] = Field(
         default=(),
@@ -245,6 +245,8 @@ class SynthesisConfig(Section):
             for key, value in values.items()
             if key not in newer or getattr(self, key) != type(self).model_fields[key].default
         }
+        for key in {"round_trip", "teacher"} & kept.keys():
+            kept[key] = getattr(self, key).hashed()
         unused = SynthesisPrompts.model_fields["passage_query"].default
         if "prompts" in kept and self.prompts.passage_query == unused:
             del kept["prompts"]["passage_query"]

@@ -21,10 +21,10 @@ from limrank.synthesis import card, report
 from limrank.synthesis.mined_files import list_records, write_candidates
 from limrank.synthesis.pool import Pool, Row
 from limrank.synthesis.stats import tally
-from limrank.synthesis.teachers import teacher_name
+from limrank.synthesis.teachers import teacher_name, teacher_usage
 
 _ROWS_A_GROUP = 10_000
-_ROLE_OF_STEP = {"judge": "judge", "mine": "reranker", "base": "reranker"}
+_ROLE_OF_STEP = {"judge": "judge", "mine": "reranker", "base": "reranker", "teacher": "teacher"}
 """Role by step; every other step is the writer's."""
 
 
@@ -61,7 +61,9 @@ def export(
                 write(json.dumps(record, ensure_ascii=False) + "\n")
         write_candidates(storage, pool.mined)
     counts = tally(pool.rows(), pool.selection)
-    stats = _facts(config, summary, (summary.units - counts["contaminated_seeds"]) * queries_a_seed) | counts
+    graded = teacher_usage(config.synthesis.teacher, storage)
+    queries = (summary.units - counts["contaminated_seeds"]) * queries_a_seed
+    stats = _facts(config, summary, queries, graded) | counts
     storage.write_text("stats.json", json.dumps(stats, ensure_ascii=False, indent=2) + "\n")
     storage.write_text("DATASET.md", card.render(stats, _selected(pool)))
     storage.write_text("report.html", report.render("Synthetic examples", stats, pool.rows()))
@@ -102,10 +104,14 @@ def _lines(storage: Storage, name: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: stream.write(text.encode())
 
 
-def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, Any]:
+def _facts(config: SynthesizeJob, summary: Summary, queries: int, graded: Usage) -> dict[str, Any]:
+    """``graded``: what the teacher's requests took."""
     steps = config.synthesis.prompt_names()
+    used = {**summary.steps, **({"teacher": graded} if graded.requests else {})}
     if config.synthesis.source == "seeds" and config.synthesis.judge_by == "label_tokens":
         steps["judge"] = config.scoring.prompt
+    if (teacher := config.synthesis.teacher) and teacher.kind == "listwise":
+        steps["teacher"] = teacher.prompt
     return {
         "schema_version": 3,
         "seeds": summary.units,
@@ -119,8 +125,11 @@ def _facts(config: SynthesizeJob, summary: Summary, queries: int) -> dict[str, A
         **({} if config.synthesis.chains else {"chains": False}),
         **({"embedding": _embedding(config.synthesis)} if config.synthesis.chooses_by_embedding else {}),
         "prompts": {step: _prompt(name) for step, name in steps.items()},
-        "tokens": {"prompt": summary.prompt_tokens, "generated": summary.generated_tokens},
-        "steps": {name: _step(name, usage, config) for name, usage in summary.steps.items()},
+        "tokens": {
+            "prompt": summary.prompt_tokens + graded.prompt,
+            "generated": summary.generated_tokens + graded.generated,
+        },
+        "steps": {name: _step(name, usage, config) for name, usage in used.items()},
     }
 
 

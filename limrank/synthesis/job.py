@@ -38,7 +38,7 @@ from limrank.synthesis.pool import dedupe_and_select
 from limrank.synthesis.preview import preview as show_steps
 from limrank.synthesis.prompting import check_prompts, passage_query_prompt, query_prompt, tuned_prompt
 from limrank.synthesis.task import task_of
-from limrank.synthesis.teachers import check_teacher
+from limrank.synthesis.teachers import check_teacher, check_teacher_files
 
 
 def run(
@@ -106,7 +106,7 @@ def run(
         run_dir.finish("stopped" if left and not enough else "done")
     return JobResult(
         summary.failed,
-        given.benchmarks.warnings if given.benchmarks else [],
+        [*(given.benchmarks.warnings if given.benchmarks else ()), *(pool.mined.warnings if pool.mined else ())],
         _messages(config, stats, _ended(config, summary, left, enough)),
     )
 
@@ -129,8 +129,8 @@ def plan(config: SynthesizeJob) -> dict[str, Any]:
     config = _with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
-    if config.synthesis.teacher and config.synthesis.teacher.kind == "run":
-        check_teacher(config.synthesis.teacher)
+    if config.synthesis.teacher:
+        check_teacher_files(config.synthesis.teacher)
     planned = list(units(config, given))
     briefs = [read_brief(brief) for unit in planned for brief in unit["briefs"]]
     first = next((unit for unit in planned if unit["briefs"]), None)

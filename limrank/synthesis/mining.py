@@ -66,13 +66,14 @@ class Mined:
     """All queries that were kept when they were written, and the corpus.
 
     ``candidates`` are the ranked documents of each query that found its passage, which is one of them: what a
-    teacher grades.
+    teacher grades. ``warnings`` are sentences on what it did not grade.
     """
 
     queries: Mapping[str, MinedQuery]
     asked: Mapping[str, Query]
     documents: Mapping[str, Document] = field(repr=False)
     candidates: Mapping[str, Sequence[str]] = field(repr=False)
+    warnings: Sequence[str] = ()
 
 
 def mine_passages(
@@ -103,7 +104,8 @@ def mine_passages(
         return words(by_id[doc_id].contents)
 
     lists = [_candidates(own[query.query_id], ranked, query.query_id, words_of, settings.mine_depth) for query in found]
-    grades, deviation = _graded(found, [[by_id[doc_id] for doc_id in each] for each in lists], settings, storage)
+    passages = [[by_id[doc_id] for doc_id in each] for each in lists]
+    grades, deviation, warnings = _graded(found, passages, settings, storage, seed)
     if settings.teacher and settings.teacher.bm25_weight:
         grades = _with_bm25(found, lists, grades, documents, settings)
         deviation = spread(grades)
@@ -122,6 +124,7 @@ def mine_passages(
         {query.query_id: query for query, _ in asked},
         by_id,
         {query.query_id: each for query, each in zip(found, lists, strict=True)},
+        warnings,
     )
 
 
@@ -130,12 +133,14 @@ def _graded(
     passages: Sequence[Sequence[Document]],
     settings: SynthesisConfig,
     storage: Storage | None,
-) -> tuple[list[list[Grade | None]], float | None]:
-    """The teacher's grades, and their :func:`spread`, which is None without a teacher."""
+    seed: int,
+) -> tuple[list[list[Grade | None]], float | None, Sequence[str]]:
+    """The teacher's grades, their :func:`spread`, which is None without a teacher, and its warnings."""
     if settings.teacher is None:
-        return [[None] * len(each) for each in passages], None
-    grades = open_teacher(settings.teacher, storage).grade(queries, passages)
-    return grades, spread(grades)
+        return [[None] * len(each) for each in passages], None, ()
+    teacher = open_teacher(settings.teacher, storage, seed)
+    grades = teacher.grade(queries, passages)
+    return grades, spread(grades), teacher.warnings
 
 
 def spread(grades: Sequence[Sequence[Grade | None]]) -> float:

@@ -9,13 +9,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from limrank import models
+from limrank import models, prompts
 from limrank.batch.manifest import read_manifest
-from limrank.batch.rows import read_if_whole, read_rows
-from limrank.config import TeacherConfig, is_uri
+from limrank.batch.rows import read_rows
+from limrank.config import DEFAULT_SEED, TeacherConfig, is_uri
 from limrank.data.trec import read_run
+from limrank.engines.base import Usage
 from limrank.errors import UserError, first_line
 from limrank.files import is_folder
 from limrank.records import Document, Query
@@ -23,42 +23,54 @@ from limrank.scoring import prompt_query
 from limrank.scoring.fusion import clipped_log_odds
 from limrank.storage import Storage
 from limrank.synthesis.embeddings import check_embedder, sentence_embeddings
+from limrank.synthesis.grades import Grade, KeptGrades, Teacher, kept_usage
+from limrank.synthesis.listwise import ListwiseTeacher, check_endpoint, check_listwise_prompt
 
 _BATCH = 32
 _MAX_TOKENS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """A teacher's score of a passage. A reranker's also has its p(true) and, if it thought, its chain."""
-
-    score: float
-    probability: float | None = None
-    reasoning: str | None = None
+_ASKED_AT_ONCE = 256
+"""Queries of a listwise teacher whose grades are written together: whoever pays for the answers loses no more."""
 
 
-class Teacher(Protocol):
-    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
-        """The grades of each query's passages, in their order; None where the teacher has none."""
-        ...
-
-
-def open_teacher(config: TeacherConfig, storage: Storage | None = None) -> Teacher:
+def open_teacher(config: TeacherConfig, storage: Storage | None = None, seed: int = DEFAULT_SEED) -> Teacher:
     """Raises UserError if a run cannot be read; models are loaded when they grade.
 
     Args:
         storage: keeps a model's grades, so that mining with other settings grades nothing a second time.
+        seed: draws the order in which a listwise teacher sees passages.
     """
     if config.kind == "run":
         return RunTeacher.read(config.path)
+    if config.kind == "listwise":
+        listwise = ListwiseTeacher(config, seed)
+        if storage is None:
+            return listwise
+        return KeptGrades(listwise, storage, _graded_by(config), whole_lists=True, at_once=_ASKED_AT_ONCE)
     model = EmbedderTeacher(config.model) if config.kind == "embedder" else CrossEncoderTeacher(config.model)
-    if storage is None:
-        return model
-    return KeptGrades(model, storage, f"{config.kind} {models.fingerprint(config.model)}")
+    return model if storage is None else KeptGrades(model, storage, _graded_by(config))
+
+
+def _graded_by(config: TeacherConfig) -> str:
+    """What kept grades depend on."""
+    name = f"{config.kind} {models.fingerprint(config.model)}"
+    if config.kind != "listwise":
+        return name
+    digest = hashlib.sha256(prompts.load(config.prompt).encode()).hexdigest()
+    return f"{name} {digest} {config.window} {config.passage_words} {config.answer_tokens}"
+
+
+def teacher_usage(config: TeacherConfig | None, storage: Storage) -> Usage:
+    """The tokens of a listwise teacher's requests for the grades that are kept; zeros for any other teacher."""
+    if config is None or config.kind != "listwise":
+        return Usage()
+    return kept_usage(storage, _graded_by(config))
 
 
 def check_teacher(config: TeacherConfig) -> None:
     """Raises UserError for a teacher that would fail after everything is written."""
+    check_teacher_files(config)
     if config.kind == "embedder":
         check_embedder(config.model, key="synthesis.teacher.model")
     elif config.kind == "cross_encoder":
@@ -69,8 +81,16 @@ def check_teacher(config: TeacherConfig) -> None:
         except Exception as error:  # a model of another kind may raise anything
             what = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"synthesis.teacher.model {config.model}: cannot score a pair: {what}") from error
-    else:
+    elif config.kind == "listwise":
+        check_endpoint(config)
+
+
+def check_teacher_files(config: TeacherConfig) -> None:
+    """The part of :func:`check_teacher` that loads no model and asks no endpoint."""
+    if config.kind == "run":
         RunTeacher.read(config.path)
+    elif config.kind == "listwise":
+        check_listwise_prompt(config.prompt)
 
 
 def teacher_name(config: TeacherConfig) -> str:
@@ -79,7 +99,7 @@ def teacher_name(config: TeacherConfig) -> str:
 
 
 @dataclass(frozen=True)
-class EmbedderTeacher:
+class EmbedderTeacher(Teacher):
     """The cosine of a query and a passage, each text embedded once."""
 
     model: str
@@ -97,7 +117,7 @@ class EmbedderTeacher:
 
 
 @dataclass(frozen=True)
-class CrossEncoderTeacher:
+class CrossEncoderTeacher(Teacher):
     """The logit of a sequence classifier with one label, or the last one's log-odds against the first's with two."""
 
     model: str
@@ -153,71 +173,8 @@ def _logits(model: str, pairs: Sequence[tuple[str, str]], *, device: str | None 
     return scores
 
 
-KEPT = "grades.parquet"
-"""The grades of a run directory, by the hash of query and passage, with the model's fingerprint in the metadata."""
-
-_MODEL = b"limrank.teacher"
-
-_KEPT_AT_ONCE = 4096
-"""Queries that are graded before their grades are written: a model is loaded once for each block."""
-
-
 @dataclass(frozen=True)
-class KeptGrades:
-    """A teacher whose grades are kept in a run directory; those of another model there are dropped."""
-
-    teacher: Teacher
-    storage: Storage
-    model: str
-
-    def grade(self, queries: Sequence[Query], passages: Sequence[Sequence[Document]]) -> list[list[Grade | None]]:
-        known = self._read()
-        for start in range(0, len(queries), _KEPT_AT_ONCE):
-            block = slice(start, start + _KEPT_AT_ONCE)
-            if new := self._missing(queries[block], passages[block], known):
-                known |= new
-                self._write(known)
-        return [
-            [Grade(known[_key(query, each)]) for each in found] for query, found in zip(queries, passages, strict=True)
-        ]
-
-    def _missing(
-        self, queries: Sequence[Query], passages: Sequence[Sequence[Document]], known: Mapping[str, float]
-    ) -> dict[str, float]:
-        """The grades of the pairs that are not known."""
-        missing = [
-            [each for each in found if _key(query, each) not in known]
-            for query, found in zip(queries, passages, strict=True)
-        ]
-        asked = [index for index, found in enumerate(missing) if found]
-        if not asked:
-            return {}
-        new = self.teacher.grade([queries[index] for index in asked], [missing[index] for index in asked])
-        return {
-            _key(queries[index], each): grade.score
-            for index, grades in zip(asked, new, strict=True)
-            for each, grade in zip(missing[index], grades, strict=True)
-        }
-
-    def _read(self) -> dict[str, float]:
-        table = read_if_whole(self.storage, KEPT)
-        if table is None or (table.schema.metadata or {}).get(_MODEL) != self.model.encode():
-            return {}
-        return dict(zip(table["pair"].to_pylist(), table["score"].to_pylist(), strict=True))
-
-    def _write(self, grades: Mapping[str, float]) -> None:
-        import pyarrow as pa
-
-        table = pa.table({"pair": list(grades), "score": list(grades.values())})
-        self.storage.write_table(KEPT, table.replace_schema_metadata({_MODEL: self.model.encode()}))
-
-
-def _key(query: Query, passage: Document) -> str:
-    return hashlib.sha256(f"{prompt_query(query)}\0{passage.contents}".encode(errors="surrogatepass")).hexdigest()
-
-
-@dataclass(frozen=True)
-class RunTeacher:
+class RunTeacher(Teacher):
     """The scores of a run over ``candidates/``, by query id and document id."""
 
     grades: Mapping[str, Mapping[str, Grade]] = field(repr=False)

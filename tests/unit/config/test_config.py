@@ -630,3 +630,34 @@ def test_keys_newer_than_run_directories_are_no_part_of_a_training_s_hash_at_the
     taught = TrainingConfig(objective="listnet", target="direct", list_size=8, teacher_temperature=0.5)
     assert newer - {"task"} < taught.hashed().keys() and TrainingConfig(task="writer").hashed()["task"] == "writer"
     assert "epochs" not in taught.hashed({"epochs"})
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "expected"),
+    [
+        ({"teacher": {"kind": "embedder", "model": "all-minilm-l6-v2"}}, "a8fd41995ac088ec"),
+        ({"round_trip": {"k": 5}, "teacher": {"kind": "run", "path": "/r"}}, "a69f8d4458173c6f"),
+    ],
+)
+def test_a_pipeline_with_a_teacher_has_the_hash_of_its_run_directories_so_far(synthesis, expected):
+    """The hashes that limrank gave before round_trip.filter, teacher.bm25_weight and the keys of a listwise teacher."""
+    from limrank.config.stages import pipeline_hash
+
+    def hashed(**teacher):
+        section = {"source": "passages", "seeds": "/c", **synthesis, "teacher": synthesis["teacher"] | teacher}
+        return pipeline_hash(
+            parse_config({"job": "pipeline", "run_dir": "/run", "engine": {"kind": "fake"}, "synthesis": section})
+        )
+
+    assert hashed() == expected
+    assert len({hashed(bm25_weight=0.5), hashed(passage_first=True), expected}) == 3
+
+
+def test_where_a_listwise_teacher_s_endpoint_is_changes_no_hash():
+    from limrank.config import TeacherConfig
+
+    def hashed(url, **values):
+        return TeacherConfig(kind="listwise", model="m", engine={"kind": "openai", "base_url": url}, **values).hashed()
+
+    base = hashed("http://one/v1")
+    assert hashed("http://other/v1") == base != hashed("http://one/v1", window=10)
