@@ -42,7 +42,7 @@ def load(name: str, given: argparse.Namespace):
         data = DataConfig(format="beir", path=str(folder))
         run = str(folder / "run.bm25.top100.trec")
         first_stage = FirstStageConfig(depth=given.depth, kind="run", path=run)
-    elif name.startswith("/"):
+    elif "/" in name:
         data = DataConfig(format="beir", path=name, max_queries=given.queries)
     benchmark = benchmarks.load(data)
     found = list(retrieval.candidates(benchmark, first_stage))

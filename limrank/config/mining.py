@@ -19,10 +19,6 @@ def _without_newer(section: Section, newer: set[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in unset}
 
 
-NEWER = {"round_trip": ("filter",), "teacher": ("bm25_weight", "passage_first")}
-"""Keys that are newer than run directories, by section."""
-
-
 class RoundTripConfig(Section):
     """A query that does not find its passage again is rejected (Promptagator, arXiv 2209.11755, §3.2)."""
 

@@ -18,7 +18,7 @@ from limrank.config.base import (
     PathStr,
     Section,
 )
-from limrank.config.mining import NEWER, RoundTripConfig, TeacherConfig
+from limrank.config.mining import RoundTripConfig, TeacherConfig
 
 
 class SynthesisPrompts(Section):
@@ -65,7 +65,7 @@ _OF_SEEDS = (
 
 _OF_WRITING = (
     *("queries_per_passage", "personas", "kinds", "difficulties", "domains", "instruction_rate", "prompts"),
-    *("constrained", "query_tokens", "temperature", "top_p", "oversample", "max_tokens", "prices"),
+    *("constrained", "query_tokens", "temperature", "top_p", "oversample", "max_tokens"),
 )
 """Keys that change nothing with ``writer: none``."""
 
@@ -269,13 +269,6 @@ class SynthesisConfig(Section):
         unused = SynthesisPrompts.model_fields["passage_query"].default
         if "prompts" in kept and self.prompts.passage_query == unused:
             del kept["prompts"]["passage_query"]
-        for name in NEWER.keys() & kept.keys():
-            fields = type(getattr(self, name)).model_fields
-            kept[name] = {
-                key: value
-                for key, value in kept[name].items()
-                if key not in NEWER[name] or value != fields[key].default
-            }
         return kept
 
     @property

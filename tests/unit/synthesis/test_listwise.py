@@ -1,5 +1,6 @@
 """A listwise teacher: windows, answers of any kind, an endpoint that orders, fails or refuses, and a whole job."""
 
+import asyncio
 import json
 import re
 
@@ -327,6 +328,19 @@ def test_kept_grades_are_of_one_set_of_passages_one_prompt_and_one_model(tmp_pat
         assert teacher_usage(teacher(server.url), storage).requests == 0  # of another prompt
         (tmp_path / "grades.parquet").write_bytes(b"damaged")
         assert requests(worths(1, 2)) == 1
+
+
+def test_a_notebook_s_tokens_are_counted_too(tmp_path):
+    """There a loop runs already, and the requests go through another thread."""
+    storage = Storage(str(tmp_path))
+
+    async def cell(url):
+        return open_teacher(teacher(url), storage).grade([Query("a", "q")], [worths(1, 2)])
+
+    with serving() as server:
+        server.answers = answering(by_worth)
+        assert asyncio.run(cell(server.url)) == [[Grade(-2.0), Grade(-1.0)]]
+        assert teacher_usage(teacher(server.url), storage).prompt == 3
 
 
 # ---- mining, and a whole job ---------------------------------------------------------

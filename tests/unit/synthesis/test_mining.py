@@ -273,12 +273,14 @@ def test_a_model_s_kept_grades_are_its_own(tmp_path, monkeypatch):
     asked = []
 
     class Counting:
+        warnings = ()
+
         def grade(self, queries, passages):
             asked.append(sum(map(len, passages)))
             return [[Grade(float(len(each.doc_id))) for each in found] for found in passages]
 
     storage = Storage(str(tmp_path))
-    monkeypatch.setattr(mining, "open_teacher", lambda config, kept: KeptGrades(Counting(), kept, "a model"))
+    monkeypatch.setattr(mining, "open_teacher", lambda config, kept, seed: KeptGrades(Counting(), kept, "a model"))
     for more in ({}, {"bm25_weight": 0.5}, {"bm25_weight": 1, "passage_first": True}):
         config = settings(teacher={"kind": "cross_encoder", "model": "a/model", **more})
         mine_passages([(ASKED, "heap")], CORPUS, config, None, seed=1, storage=storage)
