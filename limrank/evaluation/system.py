@@ -116,6 +116,22 @@ def fusion_finding(differences: Mapping[str, Difference]) -> str:
     return f"Fusion with the first stage {verdict}: {measure} {signed(mean)} ({signed(low)} to {signed(high)})."
 
 
+def ranking_finding(name: str, base: str, differences: Mapping[str, Difference]) -> str:
+    """How far a system is above another one by the first measure, in a sentence.
+
+    Args:
+        differences: the system minus ``base``, by measure.
+    """
+    measure, (mean, low, high) = next(iter(differences.items()))
+    if low > 0:
+        verdict = "above it"
+    elif high < 0:
+        verdict = "below it"
+    else:
+        verdict = "no difference that these queries can show"
+    return f"Against the {base}, {name}: {measure} {signed(mean)} ({signed(low)} to {signed(high)}), {verdict}."
+
+
 def report_rows(evaluations: Sequence[Evaluation]) -> list[System]:
     """The evaluations as the report shows them."""
     return [System(each.name, each.scores, each.pairs_per_second, each.tokens_per_pair) for each in evaluations]

@@ -18,6 +18,7 @@ from limrank.evaluation.system import (
     fusion_finding,
     p_mrr_facts,
     paired_differences,
+    ranking_finding,
     report_rows,
 )
 from limrank.result import JobResult
@@ -41,7 +42,8 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
     """
     inputs = read_compared(list(run_dirs.values()))
     evaluations: list[Evaluation] = []
-    findings = []
+    fusions = []
+    samples = config.evaluation.bootstrap_samples
     for name, each in zip(run_dirs, inputs, strict=True):
         if each.pure is None:
             evaluations.append(evaluate_inputs(each, config.evaluation, config.seed, name))
@@ -49,8 +51,11 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
         pure = evaluate_inputs(replace(each, run=each.pure), config.evaluation, config.seed, name)
         fused = evaluate_inputs(each, config.evaluation, config.seed, fused_name(name, each.fusion_weight))
         evaluations += [pure, fused]
-        samples = config.evaluation.bootstrap_samples
-        findings.append(fusion_finding(paired_differences(fused, pure, samples, config.seed)))
+        fusions.append(fusion_finding(paired_differences(fused, pure, samples, config.seed)))
+    base, *others = evaluations
+    findings = [
+        ranking_finding(each.name, base.name, paired_differences(each, base, samples, config.seed)) for each in others
+    ] + fusions
     path = Path(config.run_dir) / "report.html"
     write_report(
         path,
@@ -58,7 +63,7 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
         report_rows(evaluations),
         query_texts(inputs[0].queries),
         p_mrr_facts(evaluations) | _facts(config, len(inputs[0].queries)) | provenance(config.evaluation.measures),
-        samples=config.evaluation.bootstrap_samples,
+        samples=samples,
         seed=config.seed,
         conclusion=findings,
     )

@@ -7,9 +7,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny_model import make_tiny
 from helpers.training import perturb
-from limrank import models
+from limrank import models, retrieval
+from limrank.config import FirstStageConfig, ModelConfig
+from limrank.data import pydocs
+from limrank.evaluation.metrics import evaluate
 from limrank.models import packaged
 from limrank.models.tokens import add_special_tokens
+from limrank.reranking.reranker import Reranker
 
 
 @pytest.fixture
@@ -66,3 +70,25 @@ def test_another_version_s_adapter_is_another_model(adapter):
     save_file({name: 2 * weight for name, weight in load_file(weights).items()}, weights)
     assert models.fingerprint("small-rerank") != before and not models.is_cached("small-rerank")
     assert models.resolve("small-rerank") != folder
+
+
+def test_the_packaged_reranker_ranks_above_bm25():
+    """On pydocs' dev queries, whose documents it knows and whose queries it has never seen."""
+    benchmark = pydocs.benchmark("dev")
+    found = list(retrieval.candidates(benchmark, FirstStageConfig(depth=10)))
+    texts = [[each.text for each in candidates] for _, candidates in found]
+    with Reranker(ModelConfig(id="smollm2-135m-rerank", max_model_len=256)) as reranker:
+        ranked = reranker.rank_many(
+            [query.text for query, _ in found],
+            texts,
+            doc_ids=[[each.doc_id for each in candidates] for _, candidates in found],
+        )
+    first_stage = {
+        query.query_id: {each.doc_id: -float(each.rank) for each in candidates} for query, candidates in found
+    }
+    reranked = {
+        query.query_id: {hit.doc_id: -float(rank) for rank, hit in enumerate(hits)}
+        for (query, _), hits in zip(found, ranked, strict=True)
+    }
+    base, mine = (evaluate(benchmark.qrels, run, ["nDCG@10"]).mean["nDCG@10"] for run in (first_stage, reranked))
+    assert mine > base

@@ -43,7 +43,7 @@ def test_each_system_has_a_row_and_the_report_is_in_the_pipeline_s_directory(con
             "tuned model": write_run(tmp_path / "rerank-tuned", ["d1", "d2"], "direct", 380),
         },
     )
-    table, line = result.messages
+    table, base, tuned, line = result.messages
     console = Console(file=io.StringIO(), width=120)
     console.print(table)
     rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "│" in line]
@@ -53,6 +53,11 @@ def test_each_system_has_a_row_and_the_report_is_in_the_pipeline_s_directory(con
         ["base", "model", "0.5000", "0.5000–0.5000", "8.0", "100"],
         ["tuned", "model", "1.0000", "1.0000–1.0000", "8.0", "95"],
     ]
+    assert (
+        base
+        == "Against the first stage, base model: RR 0.0000 (0.0000 to 0.0000), no difference that these queries can show."
+    )
+    assert tuned == "Against the first stage, tuned model: RR +0.5000 (+0.5000 to +0.5000), above it."
     assert line == f"report: {tmp_path / 'report.html'}"
     report = (tmp_path / "report.html").read_text()
     assert "First stage, base model, tuned model" in report
@@ -74,7 +79,11 @@ def test_a_fused_system_has_a_row_without_and_one_with_fusion(tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fusion": {"weight": 0.25}}))
     first_stage = write_run(tmp_path / "first-stage", ["d2", "d1"], "none", 0)
     result = systems.run(config, {"first stage": first_stage, "tuned model": tuned})
-    table, finding, _ = result.messages
+    table, *others, finding, _ = result.messages
+    assert [each.partition(":")[0] for each in others] == [
+        "Against the first stage, tuned model",
+        "Against the first stage, tuned model, fused 0.25",
+    ]
     console = Console(file=io.StringIO(), width=120)
     console.print(table)
     rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if "│" in line]
