@@ -6,11 +6,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from limrank import models
-from limrank.config import EngineConfig, ModelConfig, RerankJob, ServeJob, SynthesizeJob
+from limrank.config import EngineConfig, ModelConfig, RerankJob, ServeJob, SynthesizeJob, TrainJob
+from limrank.config.recipe import load_config
 from limrank.errors import UserError
 from limrank.models import ModelTask, check_scores, task_of
+from limrank.models.packaged import PackagedAdapter
 from limrank.reranking import job as reranking
 from limrank.reranking.reranker import Reranker
 from limrank.serving import job as serving
@@ -133,3 +136,22 @@ def test_a_packaged_directory_is_taken_without_what_could_run_code(tmp_path, mon
     folder = models.resolve(packaged.name)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert models.resolve(packaged.name) == folder and models.is_cached(packaged.name)
+
+
+def test_the_shipped_adapter_is_small_and_has_the_card_of_its_recipe():
+    (adapter,) = [each for each in models.PACKAGED.values() if isinstance(each, PackagedAdapter)]
+    files = {path.name: path for path in adapter.folder.iterdir()}
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert sum(path.stat().st_size for path in files.values()) < 6e6
+    config = json.loads(files["adapter_config.json"].read_text())
+    assert config["base_model_name_or_path"] == adapter.base and "/" not in config["base_model_name_or_path"]
+    recipe = Path(__file__).resolve().parents[2] / "models" / adapter.name
+    assert files["README.md"].read_text() == (recipe / "README.md").read_text()
+    train = yaml.safe_load((recipe / "train.yaml").read_text())
+    assert (config["r"], config["lora_alpha"]) == (train["training"]["lora_rank"], train["training"]["lora_alpha"])
+
+
+def test_the_recipes_of_the_shipped_adapter_are_valid():
+    recipe = Path(__file__).resolve().parents[2] / "models" / "smollm2-135m-rerank"
+    for name, job in (("lists", SynthesizeJob), ("train", TrainJob)):
+        assert isinstance(load_config(recipe / f"{name}.yaml"), job)
