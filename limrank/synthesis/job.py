@@ -97,9 +97,7 @@ def run(
                     budget=budget,
                 )
         else:
-            summary = run_without_engines(
-                run_dir, planned, task, progress=progress, stage="synthesize", progress_unit="seeds"
-            )
+            summary = run_without_engines(run_dir, planned, task, "seeds")
         pool = dedupe_and_select(
             run_dir.storage, config.synthesis, given.benchmarks, config.seed, given.corpus, given.judged
         )

@@ -87,20 +87,18 @@ def test_a_chunk_that_is_not_committed_is_reported(tmp_path):
 # ---- without engines -----------------------------------------------------------------
 
 
-def run_here(root, plan, task, recorder=None):
+def run_here(root, plan, task):
     with open_run(str(root), job="rerank", config_yaml="", config_hash="a") as run:
-        progress = Progress(recorder or Recorder(), every_s=0)
-        return run_without_engines(run, plan, task, progress=progress, stage="echo", progress_unit="pairs")
+        return run_without_engines(run, plan, task, "pairs")
 
 
 def test_work_without_engines_runs_here_and_is_done_once(tmp_path):
     names = ["a", "b", "c"]
     storage, plan = planned(tmp_path, names, cost=1000)
     assert len(plan.chunks) == 3
-    task, recorder = EchoTask(), Recorder()
-    summary = run_here(tmp_path, plan, task, recorder)
+    task = EchoTask()
+    summary = run_here(tmp_path, plan, task)
     assert (summary.units, summary.rows, summary.failed, summary.tokens) == (3, 3, 0, 0)
-    assert [event.done for event in recorder.events] == [0, 1, 2, 3, 3] and recorder.events[-1].finished
     assert run_here(tmp_path, plan, task).rows == 3
     storage.remove("rows/chunk-000001.parquet")
     assert run_here(tmp_path, plan, task).rows == 3

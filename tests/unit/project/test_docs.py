@@ -77,7 +77,11 @@ def commands(page):
             continue
         # `limrank JOB RECIPE.yaml [-s key=value …]` stands for every job.
         # A list in a value keeps its brackets.
-        words = shlex.split(re.sub(r"\[(?=-)|(?<=[…\w])\](?!')|…", " ", text.partition(" #")[0].replace("limrank JOB ", "limrank train ")))
+        words = shlex.split(
+            re.sub(
+                r"\[(?=-)|(?<=[…\w])\](?!')|…", " ", text.partition(" #")[0].replace("limrank JOB ", "limrank train ")
+            )
+        )
         ends = [place for place, word in enumerate(words) if word in ("|", ">", "&&")]
         found.append(Command(words[1 : min(ends, default=len(words))], whole))
     return found

@@ -8,14 +8,13 @@ import pytest
 from helpers.beir import write_beir
 from helpers.rundirs import rows_of
 from helpers.synthesis import write_benchmark
-from helpers.units import Recorder, silent, words, write_recipe
+from helpers.units import silent, words, write_recipe
 from limrank import cli, pipeline
 from limrank.config.recipe import parse_config
 from limrank.data import beir, pydocs
 from limrank.data.seeds import load_corpus, load_seeds
 from limrank.data.trec import read_run
 from limrank.errors import UserError
-from limrank.progress import Progress
 from limrank.synthesis import job
 
 CORPUS = {
@@ -52,10 +51,10 @@ def recipe(tmp_path, seeds, **synthesis):
     }
 
 
-def run(tmp_path, seeds, *, model=None, engine=None, progress=None, **synthesis):
+def run(tmp_path, seeds, *, model=None, engine=None, **synthesis):
     given = recipe(tmp_path, seeds, **synthesis)
     given |= {name: section for name, section in (("model", model), ("engine", engine)) if section}
-    return job.run(parse_config(given), address="local", progress=progress or silent())
+    return job.run(parse_config(given), address="local", progress=silent())
 
 
 def examples(tmp_path):
@@ -299,14 +298,6 @@ def test_the_reports_of_a_teacher_alone_say_nothing_of_bm25(tmp_path, folder, te
     assert not {"bm25_weight", "passage_first"} & stats(tmp_path).keys()
     card = (tmp_path / "run" / "DATASET.md").read_text()
     assert "candidates: grades.json\n" in card and "has to find its passage again: by bm25, in the first 10" in card
-
-
-def test_progress_is_shown(tmp_path, folder):
-    recorder = Recorder()
-    run(tmp_path, folder, progress=Progress(recorder, every_s=0))
-    first, last = recorder.events[0], recorder.events[-1]
-    assert (first.done, first.total, first.finished) == (0, 3, False)
-    assert (last.stage, last.done, last.total, last.unit, last.finished) == ("synthesize", 3, 3, "seeds", True)
 
 
 # ---- the command -----------------------------------------------------------------------
