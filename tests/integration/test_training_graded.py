@@ -70,7 +70,7 @@ class Transformers:
 def test_a_model_learns_the_grades_that_scoring_reads(model_dir, train_file, tmp_path, local_ray, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     monkeypatch.setattr(encoding, "BLOCK", 7)
-    config = train_job(model_dir, train_file, tmp_path, epochs=25, batch_size=8)
+    config = train_job(model_dir, train_file, tmp_path, method="full", epochs=60, batch_size=8)
     here, there = prepare(config), prepare(config, encode=encoding.encode_on_cluster)
     for one, other in zip(here.training, there.training, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
