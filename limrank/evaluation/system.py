@@ -106,14 +106,10 @@ def fusion_finding(differences: Mapping[str, Difference]) -> str:
     Args:
         differences: the fused order minus the pure one, by measure.
     """
-    measure, (mean, low, high) = next(iter(differences.items()))
-    if low > 0:
-        verdict = "helps here"
-    elif high < 0:
-        verdict = "hurts here"
-    else:
-        verdict = "makes no difference that these queries can show"
-    return f"Fusion with the first stage {verdict}: {measure} {signed(mean)} ({signed(low)} to {signed(high)})."
+    verdict, figures = _finding(
+        differences, "helps here", "hurts here", "makes no difference that these queries can show"
+    )
+    return f"Fusion with the first stage {verdict}: {figures}."
 
 
 def ranking_finding(name: str, base: str, differences: Mapping[str, Difference]) -> str:
@@ -122,14 +118,15 @@ def ranking_finding(name: str, base: str, differences: Mapping[str, Difference])
     Args:
         differences: the system minus ``base``, by measure.
     """
+    verdict, figures = _finding(differences, "above it", "below it", "no difference that these queries can show")
+    return f"Against the {base}, {name}: {figures}, {verdict}."
+
+
+def _finding(differences: Mapping[str, Difference], higher: str, lower: str, neither: str) -> tuple[str, str]:
+    """Which of three verdicts the interval of the first measure allows, and that measure's figures."""
     measure, (mean, low, high) = next(iter(differences.items()))
-    if low > 0:
-        verdict = "above it"
-    elif high < 0:
-        verdict = "below it"
-    else:
-        verdict = "no difference that these queries can show"
-    return f"Against the {base}, {name}: {measure} {signed(mean)} ({signed(low)} to {signed(high)}), {verdict}."
+    verdict = higher if low > 0 else lower if high < 0 else neither
+    return verdict, f"{measure} {signed(mean)} ({signed(low)} to {signed(high)})"
 
 
 def report_rows(evaluations: Sequence[Evaluation]) -> list[System]:
