@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 SCRIPT = """
     import bm25s  # imports numba, which vLLM's CPU worker fails to look through
@@ -47,7 +49,11 @@ def test_ray_may_be_imported_before_limrank(tmp_path):
     script.write_text(textwrap.dedent(RAY_FIRST))
     of_ray = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     environment = {name: value for name, value in os.environ.items() if name not in of_ray} | {"HOME": str(tmp_path)}
-    command = [sys.executable, script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # Where Ray's native code ends the process, its reason is in a log. A socket's path has to be short.
+    with tempfile.TemporaryDirectory(prefix="ray") as sessions:
+        environment |= {"RAY_TMPDIR": sessions, "RAY_BACKEND_LOG_LEVEL": "error", "PYTHONFAULTHANDLER": "1"}
+        command = [sys.executable, script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+        logs = "".join(path.read_text()[-2000:] for path in Path(sessions).rglob("python-core-driver*.log"))
+    assert done.returncode == 0, done.stderr[-3000:] + logs
     assert done.stdout.splitlines() == ["listens on 127.0.0.1", "rows 2"]
