@@ -150,6 +150,11 @@ def pack(units: Sequence[Sequence[EncodedExample]], device: torch.device | str =
     )
 
 
+def packed_tokens(unit: Sequence[EncodedExample]) -> int:
+    """The tokens of a unit in a packed row."""
+    return sum(len(example.ids) for example in unit) - (len(unit) - 1) * _shared_tokens(unit)
+
+
 def _shared_tokens(unit: Sequence[EncodedExample]) -> int:
     """The number of tokens with which every example of a unit begins, short of what its loss is computed from; 0 for
     a single example."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from limrank import models
 from limrank.config import TrainingConfig, TrainJob
 from limrank.dtypes import auto_dtype, local_device
+from limrank.training.batches import packed_tokens
 from limrank.training.forward import training_units
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Row:
 def largest_row(config: TrainJob, examples: Sequence[EncodedExample]) -> Row:
     """The row of a batch of the longest units."""
     units = training_units(examples, config.training.objective)
-    sizes = sorted((sum(len(examples[index].ids) for index in unit), unit) for unit in units)
+    sizes = sorted((packed_tokens([examples[index] for index in unit]), unit) for unit in units)
     chosen = sizes[-config.training.batch_size :]
     kept = sum(examples[index].completion_tokens for _, unit in chosen for index in unit)
     return Row(sum(tokens for tokens, _ in chosen), kept)

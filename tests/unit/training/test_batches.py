@@ -1,13 +1,24 @@
 """What makes a step, how it is packed, and what is made smaller: numbers one can check by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from limrank.training.batches import epoch_steps, micro_batches, pack, query_units, single_units, steps_per_epoch
+from limrank.config import TrainJob
+from limrank.training.batches import (
+    epoch_steps,
+    micro_batches,
+    pack,
+    packed_tokens,
+    query_units,
+    single_units,
+    steps_per_epoch,
+)
 from limrank.training.examples import EncodedExample
+from limrank.training.memory import largest_row
 from limrank.training.objectives import summed_loss, weight
 
 
@@ -76,6 +87,18 @@ def test_what_a_query_s_prompts_share_is_in_the_row_once():
     # Passages of one text keep a token each, and prompts without a common beginning share nothing.
     assert pack([[example([1, 2, 3], 2), example([1, 2, 3], 2)]]).segments == ((1, 2, 2),)
     assert pack([[example([1, 2, 3], 2), example([4, 2, 3], 2)]]).segments == ((3,), (3,))
+
+
+def test_memory_is_planned_for_what_a_row_holds():
+    lists = [example([1, 2, 3, 30 + n, 40 + n, 50 + n, 9], 6, query="a") for n in range(3)]
+    alike = [example(range(10), 9, query="b") for _ in range(3)]
+    scored = [replace(each, score=float(n)) for n, each in enumerate([*lists, *alike])]
+    training = {"train_file": "unread.jsonl", "target": "direct", "objective": "listnet", "batch_size": 1}
+    row = largest_row(TrainJob(run_dir="unused", training=training), scored)
+    # 3 that they share and 3 × 4. The other query has more in all, but shares 8: 8 and 3 × 2.
+    assert (row.tokens, row.kept) == (15, 3)
+    assert row.tokens == packed_tokens(lists) == pack([lists]).input_ids.shape[1]
+    assert packed_tokens(alike) == pack([alike]).input_ids.shape[1] == 14
 
 
 def test_units_of_a_teacher_are_queries_with_two_different_scores():
