@@ -18,6 +18,7 @@ from starlette.requests import Request
 from limrank.engines.base import Usage, meter
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.page import add_page
 from limrank.serving.protocol import Served
 from limrank.serving.types import (
     Health,
@@ -62,6 +63,7 @@ def build_api(backend: Backend, served: Served, limit: int | None, min_score: fl
     api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})(routes.score)
     api.get("/v1/models")(routes.models)
     api.get("/healthz")(routes.healthz)
+    add_page(api)
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
