@@ -2,7 +2,7 @@
 # make check  lint, types and unit tests, in a few minutes: before a commit
 # make test   the same, then real engines, real clusters, and one kill of each kind
 # make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
-# make default-model PONY=…   smollm2-135m-rerank anew, from its texts: an hour on two cores
+# make default-model PONY=…   smollm2-135m-rerank anew, from its texts: two hours on two cores
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
 # make docs   the documentation as a site, in site/
 PYTHON ?= python3
@@ -50,7 +50,9 @@ default-model: model
 	$(BIN)/python $(DEFAULT)/make_data.py runs/default-model/data $(PONY)
 	$(BIN)/limrank synthesize $(DEFAULT)/lists.yaml --address local
 	$(BIN)/limrank train $(DEFAULT)/train.yaml --address local
-	$(BIN)/python $(DEFAULT)/ship.py runs/default-model/train/adapter
+	$(BIN)/limrank synthesize $(DEFAULT)/lists-long.yaml --address local
+	$(BIN)/limrank train $(DEFAULT)/train-long.yaml --address local
+	$(BIN)/python $(DEFAULT)/ship.py runs/default-model/train/adapter runs/default-model/train-long/adapter
 
 check: model lint
 	$(BIN)/python -m pytest tests/unit -n $(JOBS)

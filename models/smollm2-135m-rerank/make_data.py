@@ -3,13 +3,15 @@
     python models/smollm2-135m-rerank/make_data.py OUT PONY
 
 PONY is a BEIR folder of the Pony tutorial. OUT/train has the topics of ``topics.jsonl``, Python's documentation and
-the tutorial as one corpus, and the queries that were written for their passages. OUT/dev has the queries of every fifth
-topic, which are in no training set, over the passages of all topics.
+the tutorial as one corpus, and the queries that were written for their passages. OUT/train-long has the longer passages
+of ``long_topics.jsonl``, with their queries and some of OUT/train's. OUT/dev and OUT/dev-long have the queries of every
+fifth topic, which are in no training set, over the passages of all topics of the file.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +23,11 @@ from limrank.records import Document, Query
 HERE = Path(__file__).resolve().parent
 HELD_OUT = 5
 """One topic of this many is held out."""
+REPEATED = 200
+"""Queries of OUT/train that OUT/train-long has, too, so that what was learned is kept."""
+
+Asked = list[tuple[Query, str]]
+"""Queries, each with the id of the passage that answers it."""
 
 
 def read(name: str) -> Iterator[dict[str, Any]]:
@@ -28,21 +35,22 @@ def read(name: str) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, lines)
 
 
-def topics() -> tuple[list[Document], list[list[tuple[Query, str]]]]:
-    """The passages of all topics, and each topic's queries with the id of the passage that answers them."""
-    documents, asked = [], []
-    for number, topic in enumerate(read("topics.jsonl")):
-        documents += [Document(f"topic{number}-{index}", text) for index, text in enumerate(topic["passages"])]
-        asked.append(
-            [
-                (Query(f"topic{number}-q{index}", query["text"]), f"topic{number}-{query['passage']}")
-                for index, query in enumerate(topic["queries"])
-            ]
-        )
-    return documents, asked
+def topics(name: str, file: str) -> tuple[list[Document], Asked, Asked]:
+    """The passages of all topics, and the queries to learn from and held out."""
+    documents: list[Document] = []
+    learned: Asked = []
+    held_out: Asked = []
+    for number, topic in enumerate(read(file)):
+        documents += [Document(f"{name}{number}-{index}", text) for index, text in enumerate(topic["passages"])]
+        asked = [
+            (Query(f"{name}{number}-q{index}", query["text"]), f"{name}{number}-{query['passage']}")
+            for index, query in enumerate(topic["queries"])
+        ]
+        (learned if (number + 1) % HELD_OUT else held_out).extend(asked)
+    return documents, learned, held_out
 
 
-def of_documents(name: str, file: str, documents: Iterable[Document]) -> list[tuple[Query, str]]:
+def of_documents(name: str, file: str, documents: Iterable[Document]) -> Asked:
     """The queries of a file whose documents are there: another Python documents other objects."""
     known = {document.doc_id for document in documents}
     return [
@@ -67,16 +75,22 @@ def write(folder: Path, split: str, documents: Iterable[Document], asked: Iterab
 
 
 def main(out: Path, pony: Path) -> None:
-    passages, of_topics = topics()
+    passages, learned, held_out = topics("topic", "topics.jsonl")
     python = pydocs.documents()
     tutorial = beir.read_corpus(beir.find_file(pony, "corpus.jsonl"))
-    learned = [pair for number, pairs in enumerate(of_topics) if (number + 1) % HELD_OUT for pair in pairs]
-    held_out = [pair for number, pairs in enumerate(of_topics) if not (number + 1) % HELD_OUT for pair in pairs]
     learned += of_documents("pydocs", "pydocs_queries.jsonl", python)
     learned += of_documents("pony", "pony_queries.jsonl", tutorial)
-    write(out / "train", "train", [*passages, *python, *tutorial], learned)
+    corpus = [*passages, *python, *tutorial]
+    write(out / "train", "train", corpus, learned)
     write(out / "dev", "test", passages, held_out)
-    print(f"{len(learned)} queries to learn from, {len(held_out)} held out")
+    longer, learned_long, held_out_long = topics("long", "long_topics.jsonl")
+    repeated = random.Random(1).sample(learned, REPEATED)
+    write(out / "train-long", "train", [*longer, *corpus], [*learned_long, *repeated])
+    write(out / "dev-long", "test", longer, held_out_long)
+    print(
+        f"{len(learned)} queries to learn from, {len(held_out)} held out; "
+        f"of longer passages {len(learned_long)}, {len(held_out_long)} held out"
+    )
 
 
 if __name__ == "__main__":
