@@ -104,7 +104,7 @@ def keys_of_file(path: str) -> dict[str, str]:
         raise UserError(f"{where}: other users may write it, and so add keys: chmod go-w it")
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     parts = [(f"{where}: line {number}", line.partition(":")) for number, line in numbered if line and line[0] != "#"]
-    keys = _checked(where, ((at, name, key.strip(), sign) for at, (name, sign, key) in parts), "NAME: KEY")
+    keys = _checked(where, ((at, name, key, sign) for at, (name, sign, key) in parts), "NAME: KEY")
     readable = state.st_mode & (stat.S_IRGRP | stat.S_IROTH)
     if readable and not all(_HASH.fullmatch(key.strip()) for _, (_, _, key) in parts):
         raise UserError(
@@ -118,7 +118,7 @@ def _checked(source: str, entries: Iterable[tuple[str, str, str, str]], form: st
     found: dict[str, str] = {}
     places: dict[str, str] = {}
     for where, name, key, sign in entries:
-        name = name.strip()
+        name, key = name.strip(), key.strip()
         if not sign or not _NAME.fullmatch(name):
             raise UserError(f"{where}: should be {form}; a name has letters, digits, dots, hyphens or underscores")
         if digest := _HASH.fullmatch(key):
