@@ -46,6 +46,8 @@ jobs_app = typer.Typer(help="Jobs that were submitted to a cluster.", no_args_is
 models_app = typer.Typer(help="Models that come from the package index.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(models_app, name="models")
+keys_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The job's recipe.", show_default=False)]
 Compared = Annotated[
@@ -78,6 +80,9 @@ Preview = Annotated[
     typer.Option(
         "--preview", metavar="N", min=1, help="Run N seeds here and print every prompt and answer; write nothing."
     ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Serve without API keys on an address that is not loopback.")
 ]
 Dashboard = Annotated[
     str,
@@ -153,7 +158,20 @@ def _check_preview(address: str | None, dry_run: bool, overwrite: bool) -> None:
         )
 
 
-_OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate}
+def _serve(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    insecure: Insecure = False,
+) -> None:
+    from limrank.config.recipe import load_config
+
+    _start("serve", load_config(recipe, overrides or (), job="serve"), address, dry_run, overwrite, insecure=insecure)
+
+
+_OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
 """The commands with more arguments than every job has."""
 
 for _name, (_, _summary) in _JOB_MODULES.items():
@@ -162,8 +180,12 @@ for _name, (_, _summary) in _JOB_MODULES.items():
     app.command(_name)(_command)
 
 
-def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool) -> None:
-    """Run a job here, submit it to a cluster, or print its plan. Exits with the job's code."""
+def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool, **switches: bool) -> None:
+    """Run a job here, submit it to a cluster, or print its plan. Exits with the job's code.
+
+    Args:
+        switches: options of this job alone, for its ``run`` and ``plan``.
+    """
     from limrank.cluster import default_address
     from limrank.config import dump_config
     from limrank.parsing import without_credentials
@@ -173,16 +195,17 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
         raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
     with extras_explained(name):
         if dry_run:
-            _print_plan(config)
+            _print_plan(config, **switches)
         elif address.startswith("http"):
             from limrank.cluster import submit
 
-            raise typer.Exit(submit(name, dump_config(config), address, flags=["--overwrite"] if overwrite else []))
+            flags = [f"--{flag}" for flag, is_given in {"overwrite": overwrite, **switches}.items() if is_given]
+            raise typer.Exit(submit(name, dump_config(config), address, flags=flags))
         else:
-            raise typer.Exit(_run(name, config, address, overwrite))
+            raise typer.Exit(_run(name, config, address, overwrite, **switches))
 
 
-def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
+def _run(name: str, config: Job, address: str, overwrite: bool, **switches: bool) -> int:
     from limrank.batch.run_dir_checks import check_run_dir_first
     from limrank.progress import open_progress
 
@@ -190,7 +213,7 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
     progress = open_progress()
     try:
         result = import_module(_JOB_MODULES[name][0]).run(
-            config, address=address, progress=progress, overwrite=overwrite
+            config, address=address, progress=progress, overwrite=overwrite, **switches
         )
     finally:
         progress.close()
@@ -201,13 +224,13 @@ def _run(name: str, config: Job, address: str, overwrite: bool) -> int:
     return DONE
 
 
-def _print_plan(config: Job) -> None:
+def _print_plan(config: Job, **switches: bool) -> None:
     from limrank.batch.run_dir_checks import check_run_dir_first
     from limrank.config import dump_config
 
     check_run_dir_first(config)
     try:
-        plan = import_module(_JOB_MODULES[config.job][0]).plan(config)
+        plan = import_module(_JOB_MODULES[config.job][0]).plan(config, **switches)
     except UnavailableError as error:
         plan = {"not known on this machine": str(error)}
     prompt = plan.pop("first_prompt", None)
@@ -304,6 +327,18 @@ def models_fetch(
     from limrank import models
 
     print(printable(models.resolve(name), None))
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.", show_default=False)],
+) -> None:
+    """Make a random key. Prints the key, then the line for serving.keys_file, which holds only its hash."""
+    from limrank.serving.keys import file_line, new_key
+
+    key = new_key()
+    line = file_line(name, key)
+    print(f"{key}\n{line}")
 
 
 @app.command("config")

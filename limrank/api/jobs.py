@@ -209,7 +209,9 @@ def evaluate(
 
 
 @contextmanager
-def serve(config: ServeJob | None = None, /, *, address: str | None = None, **keys: Unpack[ServeKeys]) -> Iterator[str]:
+def serve(
+    config: ServeJob | None = None, /, *, address: str | None = None, insecure: bool = False, **keys: Unpack[ServeKeys]
+) -> Iterator[str]:
     """Host a reranker over HTTP while the ``with`` block runs. Yields its URL once it answers.
 
     ::
@@ -220,11 +222,13 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
     Args:
         config: the whole job, instead of keyword arguments.
         address: the Ray cluster, see :mod:`limrank.api`. No Ray Serve may run on it.
+        insecure: an address that is not loopback needs no API keys.
         **keys: the recipe's keys (:class:`limrank.ServeJob`): ``model``, ``engine``, ``scoring``, ``serving``, …
             ``serving={"port": 0}`` takes a free port. ``run_dir`` is not needed: nothing is written.
 
     Raises:
-        UserError: the port is taken, the cluster cannot hold the engines, or one refuses its settings.
+        UserError: the port is taken, API keys are faulty or missing, the cluster cannot hold the engines, or one
+            refuses its settings.
         EngineError: an engine did not come up.
     """
     from limrank import cluster
@@ -237,7 +241,7 @@ def serve(config: ServeJob | None = None, /, *, address: str | None = None, **ke
 
             stack.enter_context(signals.stopping())
             stack.enter_context(cluster.connect(_address(address)))
-            url = stack.enter_context(serving(job_config))
+            url = stack.enter_context(serving(job_config, insecure=insecure))
         yield url
 
 

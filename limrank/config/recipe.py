@@ -153,7 +153,8 @@ _NAME_SCHEMES = ("benchmark://", "hub://")
 
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """(recipe key, path or URI) of everything that a job reads."""
-    found = {key: value for key, value in _paths(config) if key != "run_dir"}
+    # The keys of a server are no input of its rows.
+    found = {key: value for key, value in _paths(config) if key not in ("run_dir", "serving.keys_file")}
     for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):

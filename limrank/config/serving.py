@@ -1,4 +1,4 @@
-"""``serving``: where a server listens, and how many requests may wait."""
+"""``serving``: where a server listens, who may use it, and how much it takes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    PathStr,
+    Seconds,
     Section,
     fault,
 )
+from limrank.uris import is_uri
+
+MAX_DOCUMENTS = 1000
+"""The most documents in an HTTP request; also Cohere's recommended maximum."""
 
 
 def _host(host: str) -> str:
@@ -32,11 +38,24 @@ def _queue(length: int) -> int:
     return length
 
 
+def _allowed(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        _host(host)
+    if len({host.lower() for host in hosts}) < len(hosts):
+        raise fault("has a host twice")
+    return hosts
+
+
+def _local_file(path: str | None) -> str | None:
+    if path and is_uri(path):
+        raise fault("should be a local file")
+    return path
+
+
 class ServingConfig(Section):
     host: Annotated[str, AfterValidator(_host)] = Field(
         default="127.0.0.1",
-        description="address to listen on. There is no authentication: anyone who reaches the address may use the "
-        "server",
+        description="address to listen on. An address that is not loopback needs API keys, or --insecure",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8000, description="port to listen on. 0: any free port")
     max_queued_requests: Annotated[int, AfterValidator(_queue)] = Field(
@@ -44,4 +63,39 @@ class ServingConfig(Section):
         ge=-1,
         description="requests that may wait, beyond those that the engines work on; the server answers any other request "
         "with 503 and Retry-After. -1: no limit",
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
+        default=32 * 2**20, description="bytes of a request's body; a larger one is answered with 413"
+    )
+    receive_timeout_s: Seconds = Field(
+        default=30.0,
+        description="seconds in which a request's headers must arrive, and then its body; the server answers 408 and "
+        "closes the connection",
+    )
+    max_documents: Annotated[int, Field(ge=1, le=MAX_DOCUMENTS)] = Field(
+        default=MAX_DOCUMENTS, description="documents of a request; more are answered with 422"
+    )
+    max_document_chars: Annotated[int, Field(ge=1, le=2**30)] = Field(
+        default=200_000,
+        description="characters of a document. A longer one loses its end before it is tokenised, and its result is "
+        "truncated",
+    )
+    max_query_chars: Annotated[int, Field(ge=1, le=2**30)] = Field(
+        default=20_000,
+        description="characters of a query and its instruction together; more are answered with 422",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], AfterValidator(_allowed)] = Field(
+        default=(),
+        description="names and addresses, without a port, that a request's Host header may have besides loopback's. A "
+        "server on loopback always checks the header, another one only if this is set",
+    )
+    keys_file: Annotated[PathStr | None, AfterValidator(_local_file)] = Field(
+        default=None,
+        description="file with API keys, one `name: sha256:HEX` or `name: KEY` a line. It is read again when it "
+        "changes. Keys can also be in the environment, in LIMRANK_API_KEYS",
+    )
+    rate_limit_pairs_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        default=None,
+        description="(query, document) pairs that each API key may have scored in a minute; more are answered with "
+        "429 and Retry-After. null: any number",
     )

@@ -17,9 +17,12 @@ from starlette.requests import Request
 
 from limrank.engines.base import Usage, meter
 from limrank.records import Judgment, Query
+from limrank.serving.access import Access, Guard
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.limits import marked_truncated
 from limrank.serving.page import add_page
 from limrank.serving.protocol import Served
+from limrank.serving.rates import RateLimiter
 from limrank.serving.types import (
     Health,
     ModelCard,
@@ -45,15 +48,23 @@ class Backend(Protocol):
     async def healthy(self) -> bool: ...
 
 
-def build_api(backend: Backend, served: Served, limit: int | None, min_score: float | None = None) -> FastAPI:
+def build_api(
+    backend: Backend,
+    served: Served,
+    limit: int | None,
+    min_score: float | None = None,
+    access: Access | None = None,
+) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
     Args:
         served: the model's card: its name, and what its scores depend on.
         limit: scoring requests that may run or wait; None: any number.
         min_score: results with a lower score are left out, where a request has no number; None: none are.
+        access: limits, hosts and keys; None: the default limits, and neither hosts nor keys are checked.
     """
-    routes = _Routes(backend, served, limit, min_score)
+    access = access or Access()
+    routes = _Routes(backend, served, limit, min_score, access)
     # Some clients send JSON without its content type.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
     rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
@@ -68,17 +79,22 @@ def build_api(backend: Backend, served: Served, limit: int | None, min_score: fl
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
+    api.add_middleware(Guard, access=access)
     return api
 
 
 class _Routes:
-    def __init__(self, backend: Backend, served: Served, limit: int | None, min_score: float | None) -> None:
+    def __init__(
+        self, backend: Backend, served: Served, limit: int | None, min_score: float | None, access: Access
+    ) -> None:
         self._backend = backend
         self._min_score = min_score or 0.0
         self._served = served
         self._model = served.model
         self._limit = limit
         self._in_flight = 0
+        self._limits = access.limits
+        self._rates = RateLimiter(access.pairs_per_minute)
         self._started = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> dict[str, Any]:
@@ -91,7 +107,8 @@ class _Routes:
 
     async def score(self, request: ScoreRequest) -> dict[str, Any]:
         """Score texts against a query, in the shape of vLLM's API."""
-        judgments, usage = await self._score(request.model, request.to_query(), request.text_2)
+        names = ("text_1", "text_2")
+        judgments, usage = await self._score(request.model, request.to_query(), request.text_2, names)
         return score_response(judgments, usage, model=self._model)
 
     async def models(self) -> ModelList:
@@ -114,15 +131,19 @@ class _Routes:
             min_score=self._min_score,
         )
 
-    async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+    async def _score(
+        self, model: str | None, query: Query, texts: Sequence[str], names: tuple[str, str] = ("query", "documents")
+    ) -> tuple[list[Judgment], Usage]:
         if model is not None and model != self._model:
             raise unknown_model(model, self._model)
+        texts, cut = self._limits.fit(query, texts, names)
         if self._limit is not None and self._in_flight >= self._limit:
             raise overloaded()
+        self._rates.take(len(texts))
         self._in_flight += 1
         try:
             with meter() as usage:
-                return await self._backend.score(query, texts), usage
+                return marked_truncated(await self._backend.score(query, texts), cut), usage
         finally:
             self._in_flight -= 1
 

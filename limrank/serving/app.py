@@ -25,6 +25,7 @@ from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
 from limrank.scoring.calibration import Calibration, calibrated, read_calibration
+from limrank.serving.access import Access
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
 from limrank.serving.errors import engine_unavailable
@@ -37,12 +38,15 @@ _DRAIN_S = 10.0
 """Time that a stopping replica has for its running requests."""
 
 
-def application(config: ServeJob, source: EngineSource, served: Served, wanted: dict[str, float]) -> serve.Application:
+def application(
+    config: ServeJob, source: EngineSource, served: Served, wanted: dict[str, float], access: Access
+) -> serve.Application:
     """The application for ``serve.run``.
 
     Args:
         served: the model's card.
         wanted: the resources of one engine replica (num_cpus, num_gpus).
+        access: limits, hosts and keys.
     """
     workers, waiting = config.workers, config.serving.max_queued_requests
     ongoing = config.engine.max_in_flight or DEFAULT_IN_FLIGHT
@@ -74,6 +78,7 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
         served,
         limit,
         config.scoring.min_score,
+        access,
     )
 
 
@@ -137,16 +142,19 @@ async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
 class Api:
     """The HTTP replica: the API over the engine replicas."""
 
-    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None) -> None:
+    def __init__(
+        self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None, access: Access
+    ) -> None:
         listen_on_node_address()
         self._scorer = scorer
         self._served = served
         self._limit = limit
         self._min_score = min_score
+        self._access = access
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(self, self._served, self._limit, self._min_score)
+        return build_api(self, self._served, self._limit, self._min_score, self._access)
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its

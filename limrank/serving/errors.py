@@ -56,4 +56,6 @@ def invalid_request(faults: Sequence[dict[str, Any]]) -> ApiError:
         return ApiError(400, "invalid_body", "the body must be a JSON object")
     param = ".".join(location)
     message = "is needed" if kind == "missing" else fault["msg"][0].lower() + fault["msg"][1:]
+    if kind == "too_many_documents":  # a limit, not a shape
+        return ApiError(422, kind, f"{param}: {message} (serving.max_documents)", param=param)
     return ApiError(400, kind, f"{param}: {message}", param=param)

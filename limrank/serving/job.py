@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any
 
 from limrank import cluster, signals
@@ -26,7 +26,11 @@ from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
 from limrank.scoring.calibration import read_calibration
-from limrank.serving.protocol import APP, MAX_DOCUMENTS, SCORER, Served
+from limrank.serving.access import Access
+from limrank.serving.hosts import is_loopback
+from limrank.serving.keys import KeyRing, keys_of_file
+from limrank.serving.protocol import APP, SCORER, Served
+from limrank.serving.proxy import controller_options
 
 ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
 
@@ -34,13 +38,14 @@ _REACHABLE_S = 30.0
 _SHUTDOWN_S = 30.0
 
 
-def plan(config: ServeJob) -> dict[str, Any]:
+def plan(config: ServeJob, *, insecure: bool = False) -> dict[str, Any]:
     """What :func:`run` would start. Nothing is started. ``first_prompt`` is the template.
 
     Raises:
-        UserError: the scoring cannot be served, or there is no such prompt.
+        UserError: the scoring cannot be served, there is no such prompt, or :meth:`Access.of` refuses the keys.
     """
     _check(config)
+    access = Access.of(config.serving, insecure=insecure)
     workers = config.workers
     gpus = workers.gpus if workers.gpus is not None else f"{workers.tensor_parallel} where there are GPUs"
     return {
@@ -51,16 +56,20 @@ def plan(config: ServeJob) -> dict[str, Any]:
         "resources_per_replica": {"cpus": workers.cpus, "gpus": gpus},
         "scoring": {"mode": config.scoring.mode, "max_think_tokens": config.scoring.think_tokens},
         "limits": {
-            "documents_per_request": MAX_DOCUMENTS,
+            **access.limits.plan(),
             "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
             "waiting_requests": config.serving.max_queued_requests,
         },
+        "keys": access.keys.names or "none: anyone who reaches the address may use the server",
+        "pairs_per_minute_and_key": access.pairs_per_minute,
         "first_prompt": prompt_template(config.scoring),
     }
 
 
 @contextmanager
-def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[str]:
+def serving(
+    config: ServeJob, source: EngineSource | None = None, keys: KeyRing | None = None, *, insecure: bool = False
+) -> Iterator[str]:
     """Serve while the ``with`` block runs. It gives the URL once the engines are up.
 
     Ray must be initialised, and Serve must not run on it: on exit Serve is shut down. The HTTP
@@ -68,10 +77,12 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
 
     Args:
         source: opens a replica's engine; None: an engine of the config.
+        keys: the API keys; None: those of the environment and of ``serving.keys_file``.
+        insecure: an address that is not loopback needs no keys.
 
     Raises:
-        UserError: the address is taken, the cluster cannot hold the replicas, or an engine refuses
-            its settings.
+        UserError: the keys are faulty or missing, the address is taken, the cluster cannot hold the replicas, or an
+            engine refuses its settings.
         EngineError: an engine did not start.
     """
     import ray
@@ -80,12 +91,13 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
     if not ray.is_initialized():
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
     _check(config)
+    access = Access.of(config.serving, keys, insecure=insecure)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([source], config.workers, config.workers.min_replicas)
     host, port = config.serving.host, _free_port(config.serving.host, config.serving.port)
     if serve.status().proxies:
         raise UserError("Ray Serve already runs on this cluster, and its address cannot be changed: stop it first")
-    if not _is_loopback(host):
+    if not access.keys.names and not is_loopback(host):
         print(
             f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
             file=sys.stderr,
@@ -94,8 +106,13 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
-        _deploy(config, source, wanted)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config=quiet,
+            controller_options=controller_options(access),
+        )
+        _deploy(config, source, wanted, access)
         url = _url(host, port)
         _wait_until_reachable(url)
         yield url
@@ -104,7 +121,9 @@ def serving(config: ServeJob, source: EngineSource | None = None) -> Iterator[st
             _shut_down()
 
 
-def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False) -> JobResult:
+def run(
+    config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False, insecure: bool = False
+) -> JobResult:
     """Serve until SIGINT or SIGTERM, then stop and return. A server makes no progress and writes no
     rows, so ``progress`` and ``overwrite`` have no effect.
 
@@ -112,9 +131,11 @@ def run(config: ServeJob, *, address: str, progress: Progress, overwrite: bool =
         UserError, EngineError: see :func:`serving`.
     """
     _check(config)
+    Access.of(config.serving, insecure=insecure)  # before Ray is started
     name = served_name(config.model.id)
     try:
-        with signals.stopping(), cluster.connect(address), serving(config) as url:
+        with signals.stopping(), cluster.connect(address), serving(config, insecure=insecure) as url:
+            _report_keys_on_hangup(config.serving.keys_file)
             print(printable(f"serving {name} at {url}"), flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -129,14 +150,30 @@ def _check(config: ServeJob) -> None:
     check_scorer(config.model, config.engine, config.scoring.labels)
 
 
-def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:
+def _report_keys_on_hangup(file: str | None) -> None:
+    """Have SIGHUP check the keys file and say what it holds, instead of ending the process. The proxy and the API's
+    replica notice a changed file themselves, within a second of the next request."""
+    if file is None or threading.current_thread() is not threading.main_thread():
+        return
+
+    def report(number: int, frame: Any) -> None:
+        try:
+            found = f"{len(keys_of_file(file))} keys in {file}"
+        except UserError as error:
+            found = f"warning: the keys stay as they are: {error}"
+        print(printable(found), file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGHUP, report)
+
+
+def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float], access: Access) -> None:
     import ray
     from ray import serve
     from ray.exceptions import RayTaskError
 
     from limrank.serving.app import application
 
-    app = application(config, source, Served.of(config.model, config.scoring, config.seed), wanted)
+    app = application(config, source, Served.of(config.model, config.scoring, config.seed), wanted, access)
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
@@ -240,13 +277,6 @@ def _free_port(host: str, port: int) -> int:
                 raise UserError(f"serving.port {port} is in use on {host}: take another, or 0 for a free one") from None
             raise UserError(f"serving.host {host}, serving.port {port}: {os.strerror(error.errno)}") from error
         return probe.getsockname()[1]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _url(host: str, port: int) -> str:

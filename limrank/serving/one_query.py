@@ -13,6 +13,7 @@ from limrank.records import Benchmark
 from limrank.retrieval import candidates
 from limrank.scoring import prompt_query
 from limrank.serving.job import serving
+from limrank.serving.keys import KeyRing, hashed, new_key
 from limrank.storage import Storage
 
 _ANSWER = "answer.json"
@@ -39,9 +40,13 @@ def serve_one_query(
         "min_score": 0,  # an answer has a best document, whatever the server leaves out by default
     }
     progress.update(Event("serve", 0, 1, "requests"))
-    with serving(config, source) as url:
+    # The server takes this process alone, whatever address it listens on.
+    key = new_key()
+    keys = KeyRing({"pipeline": hashed(key)})
+    with serving(config, source, keys) as url:
+        headers = {"Authorization": f"Bearer {key}"}
         # A proxy set for the outside must not be asked for a loopback address.
-        response = httpx.post(f"{url}/v1/rerank", json=request, timeout=300, trust_env=False)
+        response = httpx.post(f"{url}/v1/rerank", json=request, headers=headers, timeout=300, trust_env=False)
         response.raise_for_status()
     progress.update(Event("serve", 1, 1, "requests", finished=True))
     ranked = [result | {"doc_id": found[result["index"]].doc_id} for result in response.json()["results"]]

@@ -8,14 +8,12 @@ from typing import Any
 
 from limrank import models, prompts
 from limrank.config import DEFAULT_SEED, ModelConfig, ScoringConfig
+from limrank.config.serving import MAX_DOCUMENTS as MAX_DOCUMENTS
 from limrank.errors import UserError
 from limrank.scoring.calibration import fingerprint, read_calibration
 
 APP, API, SCORER = "limrank", "Api", "Scorer"
 """The Serve application, its deployment that speaks HTTP, and the one that scores."""
-
-MAX_DOCUMENTS = 1000
-"""The most documents in an HTTP request; also Cohere's recommended maximum."""
 
 _KEYS = {
     "model": "model.id",

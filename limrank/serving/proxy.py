@@ -1,0 +1,94 @@
+"""The checks inside Ray Serve's HTTP proxy, in front of everything that it keeps of a request.
+
+The proxy receives a body as fast as it comes, without a limit, and passes it on to the replica, which keeps it, too.
+So a limit in the replica comes too late. Serve calls :func:`middlewares` in the proxy's process, named by
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
+
+A request whose headers never end does not reach a middleware at all, and uvicorn waits for it for ever and keeps all
+of it. :class:`HeaderLimits` is uvicorn's protocol with a limit for both.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from limrank.serving.access import Access, Guard
+from limrank.serving.errors import ApiError
+from limrank.serving.limits import MAX_HEADER_BYTES, headers_too_large, receive_timeout
+from limrank.serving.refusal import raw_response
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+_ACCESS = "LIMRANK_SERVING_ACCESS"
+
+
+def controller_options(access: Access) -> dict[str, Any]:
+    """Options for ``serve.start``: the environment of Serve's controller, which its proxies inherit."""
+    variables = {_CALLBACK: f"{__name__}.{middlewares.__name__}", _ACCESS: access.to_json()}
+    return {"runtime_env": {"env_vars": variables}}
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve puts in front of its proxy."""
+    from starlette.middleware import Middleware
+    from uvicorn.protocols.http import auto
+
+    access = Access.from_json(os.environ[_ACCESS])
+    # The proxy makes its server after this call, and its server takes the protocol from here.
+    auto.AutoHTTPProtocol = header_limits(access.limits.receive_timeout_s)
+    return [Middleware(Guard, access=access)]
+
+
+def header_limits(timeout_s: float, most_bytes: int = MAX_HEADER_BYTES) -> type:
+    """uvicorn's HTTP protocol, which ends a connection whose next request has no complete headers after ``timeout_s``
+    seconds, or more than ``most_bytes`` of them. A request is answered by 408 or 431. uvicorn itself closes a
+    connection that stays idle after an answer."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class HeaderLimits(HttpToolsProtocol):
+        _timer: Any = None
+        _pending = 0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            upgraded = self.transport.get_protocol() is not self
+            if upgraded or (self.cycle is not None and not self.cycle.response_complete):
+                self._stop_waiting()
+                return
+            self._pending += len(data)
+            self._expect_headers()
+            if self._pending > most_bytes:
+                self._end(headers_too_large())
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _expect_headers(self) -> None:
+            if self._timer is None:
+                self._timer = self.loop.call_later(timeout_s, self._end, receive_timeout(timeout_s))
+
+        def _stop_waiting(self) -> None:
+            self._pending = 0
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _end(self, error: ApiError) -> None:
+            said = self._pending > 0
+            self._stop_waiting()
+            if not self.transport.is_closing():
+                if said:
+                    self.transport.write(raw_response(error))
+                self.transport.close()
+
+    return HeaderLimits
