@@ -11,21 +11,24 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from limrank.engines.base import Usage, meter
-from limrank.records import Judgment, Query
-from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.records import Judgment, Query, ScoreStatus
+from limrank.serving import request_ids
+from limrank.serving.admission import Admission
+from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, unknown_model
+from limrank.serving.openapi import OF_SCORING, described, docs_page
+from limrank.serving.options import AS_RECIPE, Modes, ScoreOptions
 from limrank.serving.protocol import Served
-from limrank.serving.types import (
+from limrank.serving.requests import RerankRequest, ScoreRequest
+from limrank.serving.responses import (
     Health,
     ModelCard,
     ModelList,
-    RerankRequest,
     RerankResponse,
-    ScoreRequest,
     ScoreResponse,
     rerank_response,
     score_response,
@@ -34,49 +37,77 @@ from limrank.version import __version__
 
 
 class Backend(Protocol):
-    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
+    async def score(self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE) -> list[Judgment]:
         """Judgments in the order of the texts. Their usage is recorded in the :func:`meter` around the call.
 
         Raises:
-            ApiError: no engine is up.
+            ApiError: no engine is up, or the deadline passed first.
         """
 
     async def healthy(self) -> bool: ...
 
 
-def build_api(backend: Backend, served: Served, limit: int | None, min_score: float | None = None) -> FastAPI:
+def build_api(
+    backend: Backend,
+    served: Served,
+    limit: int | None,
+    min_score: float | None = None,
+    *,
+    max_pairs: int | None = None,
+    modes: Modes | None = None,
+    aliases: Sequence[str] = (),
+    respond_ids: bool = True,
+) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
     Args:
         served: the model's card: its name, and what its scores depend on.
         limit: scoring requests that may run or wait; None: any number.
         min_score: results with a lower score are left out, where a request has no number; None: none are.
+        max_pairs: pairs of all requests that may run or wait; None: any number.
+        modes: what a request may ask for; None: the card's mode, and direct.
+        aliases: more names of the model.
+        respond_ids: whether to set ``X-Request-Id``; a proxy in front may do it.
     """
-    routes = _Routes(backend, served, limit, min_score)
-    # Some clients send JSON without its content type.
-    api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
-    rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
+    modes = modes or {served.mode: served.max_think_tokens, "direct": 0}
+    routes = _Routes(backend, served, Admission(limit, max_pairs), min_score, modes, aliases)
+    # Some clients send JSON without its content type. FastAPI's own pages load scripts from elsewhere.
+    api = FastAPI(title="limrank", version=__version__, strict_content_type=False, docs_url=None, redoc_url=None)
+    rerank = described(RerankResponse, OF_SCORING)
     api.post("/v1/rerank", **rerank)(routes.rerank)
     api.post("/rerank", **rerank, include_in_schema=False)(routes.rerank)
     api.post("/v2/rerank", **rerank)(routes.rerank_v2)
-    api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})(routes.score)
-    api.get("/v1/models")(routes.models)
-    api.get("/healthz")(routes.healthz)
+    api.post("/v1/score", **described(ScoreResponse, OF_SCORING))(routes.score)
+    api.get("/v1/models", **described(ModelList, ()))(routes.models)
+    api.get("/healthz", **described(Health, ()))(routes.healthz)
+    api.get("/readyz", **described(Health, (503,)))(routes.readyz)
+    api.get("/docs", include_in_schema=False)(lambda: HTMLResponse(docs_page(api.openapi())))
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
+    # The last one is the outermost: every answer gets an id.
+    api.add_middleware(request_ids.RequestIds, respond=respond_ids)
     return api
 
 
 class _Routes:
-    def __init__(self, backend: Backend, served: Served, limit: int | None, min_score: float | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        served: Served,
+        admission: Admission,
+        min_score: float | None,
+        modes: Modes,
+        aliases: Sequence[str],
+    ) -> None:
         self._backend = backend
         self._min_score = min_score or 0.0
         self._served = served
         self._model = served.model
-        self._limit = limit
-        self._in_flight = 0
+        self._names = list(dict.fromkeys([served.model, *aliases]))
+        self._modes = modes
+        self._admission = admission
         self._started = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> dict[str, Any]:
@@ -89,40 +120,43 @@ class _Routes:
 
     async def score(self, request: ScoreRequest) -> dict[str, Any]:
         """Score texts against a query, in the shape of vLLM's API."""
-        judgments, usage = await self._score(request.model, request.to_query(), request.text_2)
-        return score_response(judgments, usage, model=self._model)
+        judgments, usage = await self._score(request, request.text_2)
+        return score_response(judgments, usage, model=request.model or self._model)
 
     async def models(self) -> ModelList:
-        return ModelList(data=[ModelCard.of(self._served, self._started)])
+        """The served model under each of its names, its own first, in the shape of OpenAI's API."""
+        return ModelList(data=[ModelCard.of(name, self._served, self._modes, self._started) for name in self._names])
 
     async def healthz(self) -> Health:
-        """200 if an engine is up, else 503."""
+        """200 while the API answers, with or without an engine."""
+        return Health()
+
+    async def readyz(self) -> Health:
+        """200 while an engine is up, else 503."""
         if not await self._backend.healthy():
             raise engine_unavailable()
         return Health()
 
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
-        judgments, usage = await self._score(request.model, request.to_query(), request.texts())
+        judgments, usage = await self._score(request, request.texts())
         return rerank_response(
             request,
             judgments,
             usage,
-            model=self._model,
+            model=request.model or self._model,
             return_documents=return_documents,
             min_score=self._min_score,
         )
 
-    async def _score(self, model: str | None, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
-        if model is not None and model != self._model:
-            raise unknown_model(model, self._model)
-        if self._limit is not None and self._in_flight >= self._limit:
-            raise overloaded()
-        self._in_flight += 1
-        try:
-            with meter() as usage:
-                return await self._backend.score(query, texts), usage
-        finally:
-            self._in_flight -= 1
+    async def _score(self, request: RerankRequest | ScoreRequest, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+        if request.model is not None and request.model not in self._names:
+            raise unknown_model(request.model, self._model)
+        options = request.options()
+        options.check(self._modes)
+        with self._admission.admitted(len(texts)), meter() as usage:
+            judgments = await self._backend.score(request.to_query(), texts, options)
+            self._admission.finished(sum(judgment.status != ScoreStatus.SKIPPED for judgment in judgments))
+            return judgments, usage
 
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -144,5 +178,8 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _internal_error(request: Request, _: Exception) -> JSONResponse:
-    # Starlette re-raises the error after the answer, so it also appears in the log.
-    return await _api_error(request, ApiError(500, "internal_error", "the server failed; its log says why"))
+    # Starlette re-raises the error after the answer, so it also appears in the log. It answers outside of every
+    # middleware, so the id is added here.
+    headers = {request_ids.HEADER: request_ids.of(request.scope)}
+    error = ApiError(500, "internal_error", "the server failed; its log says why", headers=headers)
+    return await _api_error(request, error)

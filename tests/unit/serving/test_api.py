@@ -119,14 +119,14 @@ def test_too_many_waiting_requests_are_refused_and_the_rest_answered():
             while backend.waiting < 2:
                 await asyncio.sleep(0.01)
             refused = await http.post("/v1/rerank", json=BODY)
-            health = await http.get("/healthz")
+            health = await http.get("/readyz")
             backend.gate.set()
             answered = [(await task).status_code for task in held]
             again = await http.post("/v1/rerank", json=BODY)
             return refused, health, answered, again
 
     refused, health, answered, again = asyncio.run(go())
-    assert error_of(refused) == (503, None, "overloaded")
+    assert error_of(refused) == (429, None, "overloaded")
     assert refused.headers["retry-after"] == "1"
     assert health.status_code == 200
     assert answered == [200, 200]
@@ -138,7 +138,7 @@ def test_a_crashed_engine_is_reported():
         backend = EngineBackend()
         backend.dead = True
         async with client(backend) as http:
-            return await http.post("/v1/rerank", json=BODY), await http.get("/healthz")
+            return await http.post("/v1/rerank", json=BODY), await http.get("/readyz")
 
     for response in asyncio.run(go()):
         assert error_of(response) == (503, None, "engine_unavailable")
@@ -160,7 +160,7 @@ def test_some_failed_pairs_are_null_and_all_are_an_error():
 
 def test_an_unexpected_error_is_json_and_tells_nothing():
     class Broken(EngineBackend):
-        async def score(self, query, texts):
+        async def score(self, query, texts, options):
             raise ZeroDivisionError("a path of this machine")
 
     async def go():
@@ -177,4 +177,6 @@ def test_the_schema_can_be_made():
         async with client(EngineBackend()) as http:
             return (await http.get("/openapi.json")).json()
 
-    assert {"/v1/rerank", "/v2/rerank", "/v1/score", "/v1/models", "/healthz"} <= set(asyncio.run(go())["paths"])
+    assert {"/v1/rerank", "/v2/rerank", "/v1/score", "/v1/models", "/healthz", "/readyz"} <= set(
+        asyncio.run(go())["paths"]
+    )

@@ -10,13 +10,9 @@ from limrank.models import served_name
 from limrank.records import Judgment, ScoreStatus
 from limrank.serving import job
 from limrank.serving.errors import ApiError, invalid_request
-from limrank.serving.types import (
-    MAX_DOCUMENTS,
-    RerankRequest,
-    ScoreRequest,
-    rerank_response,
-    score_response,
-)
+from limrank.serving.protocol import MAX_DOCUMENTS
+from limrank.serving.requests import RerankRequest, ScoreRequest
+from limrank.serving.responses import rerank_response, score_response
 
 JINA = {
     "model": "jina-reranker-v2-base-multilingual",
