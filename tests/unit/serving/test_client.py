@@ -59,9 +59,9 @@ def hurry(monkeypatch):
 
 
 @contextmanager
-def served(backend, scoring=None, model=MODEL):
+def served(backend, scoring=None, model=MODEL, **settings):
     """The URL of the API over a backend, in a thread."""
-    api = build_api(backend, Served.of(model, scoring or backend.scoring), None)
+    api = build_api(backend, Served.of(model, scoring or backend.scoring), None, **settings)
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -409,6 +409,13 @@ def test_a_server_that_scores_as_the_recipe_says_passes(tmp_path):
     with served(Backend(), model=directory) as url:
         source(url).check()
         source(url, model=directory).check()
+
+
+def test_a_server_with_aliases_is_known_by_its_own_card():
+    with served(Backend(), aliases=["a-first-one", "rerank-v3.5"]) as url:
+        source(url).check()
+        (judgment,) = judged(url, ["a"])
+    assert judgment.score is not None
 
 
 @pytest.mark.parametrize(
