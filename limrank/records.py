@@ -90,7 +90,8 @@ class Benchmark:
 
 
 class ScoreStatus(StrEnum):
-    """How a pair was scored. A ``failed`` pair has no score."""
+    """How a pair was scored. A ``failed`` pair has no score, and neither has a ``skipped`` one, for which no model was
+    asked or a deadline came first."""
 
     DIRECT = "direct"
     COMPLETE = "complete"
@@ -106,7 +107,7 @@ class Judgment:
     Attributes:
         score: p(true) / (p(true) + p(false)) or the expected grade, in [0, 1]; None if ``status`` is ``failed`` or ``skipped``.
         reasoning: the chain after which the label was read.
-        error: why the pair failed.
+        error: why the pair failed, or was skipped, or has no chain in a cascade.
         direct_score, think_score: a cascade's scores without and after a chain, which ``score`` is fused from.
         raw_score: the score before calibration, by which pairs are ranked; None without a calibration.
     """

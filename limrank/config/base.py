@@ -62,7 +62,7 @@ class Section(BaseModel):
         hide_input_in_errors=True,
     )
 
-    aliases: ClassVar[dict[str, str]] = {}
+    former_names: ClassVar[dict[str, str]] = {}
     """Older names of keys, each with the (dotted) name of today. Both are accepted."""
 
     @field_validator("*", mode="before")
@@ -123,7 +123,7 @@ def known_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
 
 def known_aliases(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every older name of a key of a section and of the sections below it, with its name of today."""
-    for old, new in getattr(section, "aliases", {}).items():
+    for old, new in getattr(section, "former_names", {}).items():
         yield prefix + old, prefix + new
     for name, field in section.model_fields.items():
         for below in _sections(field.annotation):

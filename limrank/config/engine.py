@@ -131,7 +131,7 @@ class EngineConfig(Section):
     fault: FaultConfig = Field(default=FaultConfig(), description="fake: its delays and faults")
 
     # Recipes and run directories from before engine.fault have its keys in the engine's own section.
-    aliases: ClassVar[dict[str, str]] = {name: f"fault.{name}" for name in FaultConfig.model_fields}
+    former_names: ClassVar[dict[str, str]] = {name: f"fault.{name}" for name in FaultConfig.model_fields}
     model_config = ConfigDict(json_schema_extra=_describe_aliases)
 
     @model_validator(mode="before")

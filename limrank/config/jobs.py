@@ -222,7 +222,8 @@ class ServeJob(Job):
     @model_validator(mode="after")
     def _engine_of_its_own(self) -> ServeJob:
         _own_engine(self.engine)
-        chain_fits(self.model, self.scoring)
+        for mode in (self.scoring.mode, *(self.serving.modes or ())):
+            chain_fits(self.model, self.scoring.model_copy(update={"mode": mode}))
         no_fusion(self.scoring, "scoring", "a request has no first-stage scores")
         return self
 

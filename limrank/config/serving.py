@@ -1,10 +1,10 @@
-"""``serving``: where a server listens, who may use it, and how much it takes."""
+"""``serving``: where a server listens, who may use it, how much it takes, and what requests may ask for."""
 
 from __future__ import annotations
 
 import re
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from limrank.config.base import (
     Section,
     fault,
 )
+from limrank.parsing import brief
 from limrank.uris import is_uri
 
 MAX_DOCUMENTS = 1000
@@ -52,6 +53,20 @@ def _local_file(path: str | None) -> str | None:
     return path
 
 
+def _once(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise fault(f"has {brief(value)} twice")
+    return values
+
+
+Modes = Annotated[tuple[Literal["direct", "think", "budget", "cascade"], ...], AfterValidator(_once)]
+"""Scoring modes of a request."""
+
+Aliases = Annotated[tuple[str, ...], Field(max_length=100), AfterValidator(_once)]
+"""Names of a model."""
+
+
 class ServingConfig(Section):
     host: Annotated[str, AfterValidator(_host)] = Field(
         default="127.0.0.1",
@@ -62,7 +77,22 @@ class ServingConfig(Section):
         default=256,
         ge=-1,
         description="requests that may wait, beyond those that the engines work on; the server answers any other request "
-        "with 503 and Retry-After. -1: no limit",
+        "with 429 and Retry-After. -1: no limit",
+    )
+    max_queued_pairs: Annotated[int, AfterValidator(_queue)] = Field(
+        default=10_000,
+        ge=-1,
+        description="(query, document) pairs of all requests that wait or run; the server answers a request that would "
+        "exceed it with 429 and Retry-After. A larger request is taken where no other one is there. -1: no limit",
+    )
+    modes: Modes | None = Field(
+        default=None,
+        description="scoring modes that a request may ask for, besides scoring.mode. Their chains have at most "
+        "scoring.max_think_tokens. null: direct; []: none",
+    )
+    aliases: Aliases = Field(
+        default=(),
+        description="more names of the served model, for clients whose model name is fixed, such as [rerank-v3.5]",
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
         default=32 * 2**20, description="bytes of a request's body; a larger one is answered with 413"

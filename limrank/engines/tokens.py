@@ -66,6 +66,23 @@ def characters_of(tokenizer: Tokenizer, tokens: int) -> int:
     return (max(tokens, 0) + _SPARE_TOKENS) * longest_token(tokenizer)
 
 
+def first_tokens(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    """The start of a text that is at most so many tokens, in which special tokens are just characters; the text
+    itself where it has no more."""
+    start = text[: characters_of(tokenizer, tokens)]
+    ids = encode_text(tokenizer, start) if start else []
+    if len(ids) <= tokens and len(start) == len(text):
+        return text
+    keep = tokens
+    while True:
+        # As in a prompt: a text that is cut between two tokens may encode to one token more, and only the length
+        # of the decoded text is used, since it may be normalised or end in half a character.
+        shorter = start[: len(tokenizer.decode(ids[:keep]))] if keep > 0 else ""
+        if not shorter or (over := len(encode_text(tokenizer, shorter)) - tokens) <= 0:
+            return shorter
+        keep -= over
+
+
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, max_tokens: int) -> list[int]:
     """Token ids of a chat: the template's marks are tokens, and the messages are plain characters.
 

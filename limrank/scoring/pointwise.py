@@ -25,6 +25,7 @@ from limrank.config import DEFAULT_SEED, Compatibility, ScoringConfig
 from limrank.engines.base import Engine, Generation, Judge, Tokenizer
 from limrank.errors import EngineError, RowError, UserError
 from limrank.records import Candidate, Judgment, Query, ScoreStatus
+from limrank.scoring import deadline
 from limrank.scoring.cascade import cascade
 from limrank.scoring.encoding import (
     CLOSE,
@@ -123,6 +124,7 @@ async def score_query(
     allowance: int | None = None,
     known: Mapping[str, Judgment] | None = None,
     seed: int = DEFAULT_SEED,
+    deadline_s: float | None = None,
 ) -> list[Judgment]:
     """Score a query's candidates concurrently: the engine batches them and caches their common
     prefix. The judgments are in the candidates' order.
@@ -131,6 +133,8 @@ async def score_query(
         allowance: tokens that a cascade may generate; None: any number.
         known: existing judgments by document. Failed ones are scored a second time.
         seed: as in :func:`score_pair`.
+        deadline_s: seconds after which an engine's work is cancelled, and the pairs without a score are
+            ``skipped``; None: no deadline. A ``Judge`` has none.
     """
     known = {doc_id: judgment for doc_id, judgment in (known or {}).items() if judgment.score is not None}
 
@@ -147,20 +151,23 @@ async def score_query(
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
         return await score_pair(query, candidate, engine, scoring, seed=seed)
 
-    if scoring.mode == "cascade":
-        return await cascade(
-            candidates,
-            partial(judge, scoring.model_copy(update={"mode": "direct"})),
-            partial(judge, scoring),
-            cutoff=scoring.cutoff,
-            band=scoring.band,
-            longest=scoring.chains * (scoring.think_tokens + 1),
-            allowance=allowance,
-            known=known,
-        )
-    unscored = [candidate for candidate in candidates if candidate.doc_id not in known]
-    judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in unscored))
-    return _in_order(candidates, known, judged)
+    async def score(judge: deadline.Judge) -> list[Judgment]:
+        if scoring.mode == "cascade":
+            return await cascade(
+                candidates,
+                partial(judge, scoring.model_copy(update={"mode": "direct"})),
+                partial(judge, scoring),
+                cutoff=scoring.cutoff,
+                band=scoring.band,
+                longest=scoring.chains * (scoring.think_tokens + 1),
+                allowance=allowance,
+                known=known,
+            )
+        unscored = [candidate for candidate in candidates if candidate.doc_id not in known]
+        judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in unscored))
+        return _in_order(candidates, known, judged)
+
+    return await score(judge) if deadline_s is None else await deadline.by_deadline(deadline_s, score, judge)
 
 
 def _in_order(

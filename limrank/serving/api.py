@@ -11,25 +11,28 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from limrank.engines.base import Usage, meter
-from limrank.records import Judgment, Query
+from limrank.records import Judgment, Query, ScoreStatus
+from limrank.serving import request_ids
 from limrank.serving.access import Access, Guard
-from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.admission import Admission
+from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, unknown_model
 from limrank.serving.limits import marked_truncated
+from limrank.serving.openapi import OF_SCORING, described, docs_page
+from limrank.serving.options import AS_RECIPE, Modes, ScoreOptions
 from limrank.serving.page import add_page
 from limrank.serving.protocol import Served
 from limrank.serving.rates import RateLimiter
-from limrank.serving.types import (
+from limrank.serving.requests import RerankRequest, ScoreRequest
+from limrank.serving.responses import (
     Health,
     ModelCard,
     ModelList,
-    RerankRequest,
     RerankResponse,
-    ScoreRequest,
     ScoreResponse,
     rerank_response,
     score_response,
@@ -38,11 +41,11 @@ from limrank.version import __version__
 
 
 class Backend(Protocol):
-    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
+    async def score(self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE) -> list[Judgment]:
         """Judgments in the order of the texts. Their usage is recorded in the :func:`meter` around the call.
 
         Raises:
-            ApiError: no engine is up.
+            ApiError: no engine is up, or the deadline passed first.
         """
 
     async def healthy(self) -> bool: ...
@@ -54,6 +57,11 @@ def build_api(
     limit: int | None,
     min_score: float | None = None,
     access: Access | None = None,
+    *,
+    max_pairs: int | None = None,
+    modes: Modes | None = None,
+    aliases: Sequence[str] = (),
+    respond_ids: bool = True,
 ) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
@@ -62,37 +70,54 @@ def build_api(
         limit: scoring requests that may run or wait; None: any number.
         min_score: results with a lower score are left out, where a request has no number; None: none are.
         access: limits, hosts and keys; None: the default limits, and neither hosts nor keys are checked.
+        max_pairs: pairs of all requests that may run or wait; None: any number.
+        modes: what a request may ask for; None: the card's mode, and direct.
+        aliases: more names of the model.
+        respond_ids: whether to set ``X-Request-Id``; a proxy in front may do it.
     """
     access = access or Access()
-    routes = _Routes(backend, served, limit, min_score, access)
-    # Some clients send JSON without its content type.
-    api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
-    rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
+    modes = modes or {served.mode: served.max_think_tokens, "direct": 0}
+    routes = _Routes(backend, served, Admission(limit, max_pairs), min_score, modes, aliases, access)
+    # Some clients send JSON without its content type. FastAPI's own pages load scripts from elsewhere.
+    api = FastAPI(title="limrank", version=__version__, strict_content_type=False, docs_url=None, redoc_url=None)
+    rerank = described(RerankResponse, OF_SCORING)
     api.post("/v1/rerank", **rerank)(routes.rerank)
     api.post("/rerank", **rerank, include_in_schema=False)(routes.rerank)
     api.post("/v2/rerank", **rerank)(routes.rerank_v2)
-    api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})(routes.score)
-    api.get("/v1/models")(routes.models)
-    api.get("/healthz")(routes.healthz)
+    api.post("/v1/score", **described(ScoreResponse, OF_SCORING))(routes.score)
+    api.get("/v1/models", **described(ModelList, ()))(routes.models)
+    api.get("/healthz", **described(Health, ()))(routes.healthz)
+    api.get("/readyz", **described(Health, (503,)))(routes.readyz)
+    api.get("/docs", include_in_schema=False)(lambda: HTMLResponse(docs_page(api.openapi())))
     add_page(api)
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
     api.add_middleware(Guard, access=access)
+    # The last one is the outermost: every answer gets an id.
+    api.add_middleware(request_ids.RequestIds, respond=respond_ids)
     return api
 
 
 class _Routes:
     def __init__(
-        self, backend: Backend, served: Served, limit: int | None, min_score: float | None, access: Access
+        self,
+        backend: Backend,
+        served: Served,
+        admission: Admission,
+        min_score: float | None,
+        modes: Modes,
+        aliases: Sequence[str],
+        access: Access,
     ) -> None:
         self._backend = backend
         self._min_score = min_score or 0.0
         self._served = served
         self._model = served.model
-        self._limit = limit
-        self._in_flight = 0
+        self._names = list(dict.fromkeys([served.model, *aliases]))
+        self._modes = modes
+        self._admission = admission
         self._limits = access.limits
         self._rates = RateLimiter(access.pairs_per_minute)
         self._started = int(time.time())
@@ -107,45 +132,51 @@ class _Routes:
 
     async def score(self, request: ScoreRequest) -> dict[str, Any]:
         """Score texts against a query, in the shape of vLLM's API."""
-        names = ("text_1", "text_2")
-        judgments, usage = await self._score(request.model, request.to_query(), request.text_2, names)
-        return score_response(judgments, usage, model=self._model)
+        judgments, usage = await self._score(request, request.text_2, ("text_1", "text_2"))
+        return score_response(judgments, usage, model=request.model or self._model)
 
     async def models(self) -> ModelList:
-        return ModelList(data=[ModelCard.of(self._served, self._started)])
+        """The served model under each of its names, its own first, in the shape of OpenAI's API."""
+        return ModelList(data=[ModelCard.of(name, self._served, self._modes, self._started) for name in self._names])
 
     async def healthz(self) -> Health:
-        """200 if an engine is up, else 503."""
+        """200 while the API answers, with or without an engine."""
+        return Health()
+
+    async def readyz(self) -> Health:
+        """200 while an engine is up, else 503."""
         if not await self._backend.healthy():
             raise engine_unavailable()
         return Health()
 
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
-        judgments, usage = await self._score(request.model, request.to_query(), request.texts())
+        judgments, usage = await self._score(request, request.texts())
         return rerank_response(
             request,
             judgments,
             usage,
-            model=self._model,
+            model=request.model or self._model,
             return_documents=return_documents,
             min_score=self._min_score,
         )
 
     async def _score(
-        self, model: str | None, query: Query, texts: Sequence[str], names: tuple[str, str] = ("query", "documents")
+        self,
+        request: RerankRequest | ScoreRequest,
+        texts: Sequence[str],
+        names: tuple[str, str] = ("query", "documents"),
     ) -> tuple[list[Judgment], Usage]:
-        if model is not None and model != self._model:
-            raise unknown_model(model, self._model)
+        if request.model is not None and request.model not in self._names:
+            raise unknown_model(request.model, self._model)
+        options = request.options()
+        options.check(self._modes)
+        query = request.to_query()
         texts, cut = self._limits.fit(query, texts, names)
-        if self._limit is not None and self._in_flight >= self._limit:
-            raise overloaded()
-        self._rates.take(len(texts))
-        self._in_flight += 1
-        try:
-            with meter() as usage:
-                return marked_truncated(await self._backend.score(query, texts), cut), usage
-        finally:
-            self._in_flight -= 1
+        with self._admission.admitted(len(texts)), meter() as usage:
+            self._rates.take(len(texts))
+            judgments = await self._backend.score(query, texts, options)
+            self._admission.finished(sum(judgment.status != ScoreStatus.SKIPPED for judgment in judgments))
+            return marked_truncated(judgments, cut), usage
 
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -167,5 +198,8 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _internal_error(request: Request, _: Exception) -> JSONResponse:
-    # Starlette re-raises the error after the answer, so it also appears in the log.
-    return await _api_error(request, ApiError(500, "internal_error", "the server failed; its log says why"))
+    # Starlette re-raises the error after the answer, so it also appears in the log. It answers outside of every
+    # middleware, so the id is added here.
+    headers = {request_ids.HEADER: request_ids.of(request.scope)}
+    error = ApiError(500, "internal_error", "the server failed; its log says why", headers=headers)
+    return await _api_error(request, error)

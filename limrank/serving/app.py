@@ -1,7 +1,7 @@
 """The Ray Serve application: ``Api`` speaks HTTP, ``Scorer`` holds the engine.
 
 They are two deployments so that HTTP does not depend on the engine: the API answers ``/healthz``
-under any load, and answers in JSON when an engine's process has crashed.
+and ``/readyz`` under any load, and answers in JSON when an engine's process has crashed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from limrank.engines import Engine, EngineSource
 from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
-from limrank.scoring import check_labels, score_query, with_prompt_text
-from limrank.scoring.calibration import Calibration, calibrated, read_calibration
+from limrank.scoring import check_labels, with_prompt_text
+from limrank.scoring.calibration import Calibration, read_calibration
 from limrank.serving.access import Access
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
-from limrank.serving.errors import engine_unavailable
+from limrank.serving.errors import deadline_exceeded, engine_unavailable
 from limrank.serving.network import listen_on_node_address
+from limrank.serving.options import AS_RECIPE, Modes, ScoreOptions, offered_modes, score_request
 from limrank.serving.protocol import API, SCORER, Served
-from limrank.serving.types import to_candidates
 
 _UNLIMITED = 1_000_000
 _DRAIN_S = 10.0
 """Time that a stopping replica has for its running requests."""
+
+_GRACE_S = 0.5
+"""Time after a deadline in which a replica's partial answer arrives."""
 
 
 def application(
@@ -55,6 +58,7 @@ def application(
     # The API counts requests itself: Serve's own limit answers in plain text, and counts a
     # request on its way to a free replica as a waiting one.
     limit = None if waiting < 0 else workers.max_replicas * ongoing + waiting
+    max_pairs = None if config.serving.max_queued_pairs < 0 else config.serving.max_queued_pairs
     stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
     scorer = serve.deployment(
         Scorer,
@@ -79,6 +83,9 @@ def application(
         limit,
         config.scoring.min_score,
         access,
+        max_pairs,
+        offered_modes(config.scoring, config.serving.modes),
+        config.serving.aliases,
     )
 
 
@@ -108,20 +115,24 @@ class Scorer:
         if self._refused is not None:
             raise self._refused
 
-    async def score(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+    async def score(
+        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
+    ) -> tuple[list[Judgment], Usage]:
         """Judgments in the order of the texts, and their usage. Cancelling it aborts the engine's requests."""
         try:
-            return await self._on_loop(self._metered(query, texts))
+            return await self._on_loop(self._metered(query, texts, options))
         except EngineError as error:
             # A crashed engine cannot recover, and a replica that fails at once would attract the
             # requests of the busy ones. When its process ends, Serve starts another replica.
             logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
             os._exit(70)
 
-    async def _metered(self, query: Query, texts: Sequence[str]) -> tuple[list[Judgment], Usage]:
+    async def _metered(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
-            judgments = await score_query(query, to_candidates(texts), self._engine, self._scoring, seed=self._seed)
-        return calibrated(judgments, self._calibration), usage
+            judgments = await score_request(
+                query, texts, options, self._engine, self._scoring, seed=self._seed, calibration=self._calibration
+            )
+        return judgments, usage
 
     async def __del__(self) -> None:
         # Serve awaits it when it stops a replica.
@@ -143,7 +154,15 @@ class Api:
     """The HTTP replica: the API over the engine replicas."""
 
     def __init__(
-        self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None, access: Access
+        self,
+        scorer: DeploymentHandle,
+        served: Served,
+        limit: int | None,
+        min_score: float | None,
+        access: Access,
+        max_pairs: int | None,
+        modes: Modes,
+        aliases: Sequence[str],
     ) -> None:
         listen_on_node_address()
         self._scorer = scorer
@@ -151,19 +170,41 @@ class Api:
         self._limit = limit
         self._min_score = min_score
         self._access = access
+        self._max_pairs = max_pairs
+        self._modes = modes
+        self._aliases = aliases
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(self, self._served, self._limit, self._min_score, self._access)
+        return build_api(
+            self,
+            self._served,
+            self._limit,
+            self._min_score,
+            self._access,
+            max_pairs=self._max_pairs,
+            modes=self._modes,
+            aliases=self._aliases,
+            respond_ids=False,  # Serve's proxy does
+        )
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its
         replicas may be busy."""
         return self._served
 
-    async def score(self, query: Query, texts: Sequence[str]) -> list[Judgment]:
+    async def score(self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE) -> list[Judgment]:
+        left = options.seconds_left()
+        response = self._scorer.score.remote(query, texts, options)
         try:
-            judgments, usage = await self._scorer.score.remote(query, texts)
+            # The replica keeps the deadline. This is for a request that waits for a replica longer than that.
+            async with asyncio.timeout(None if left is None else left + _GRACE_S) as timer:
+                judgments, usage = await response
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            response.cancel()
+            raise deadline_exceeded() from None
         except (RayActorError, DeploymentUnavailableError) as error:
             raise engine_unavailable() from error
         record_usage(usage.prompt, usage.cached_prompt, usage.generated)

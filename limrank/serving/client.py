@@ -236,7 +236,7 @@ class HttpClient(_Client):
         import httpx
 
         try:
-            return (await asyncio.wait_for(self._http.get("/healthz", timeout=_CHECK_S), _CHECK_S)).status_code == 200
+            return (await asyncio.wait_for(self._http.get("/readyz", timeout=_CHECK_S), _CHECK_S)).status_code == 200
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             return False
 
@@ -246,14 +246,14 @@ class HttpClient(_Client):
         try:
             # httpx's time limit is for each read, not for the whole answer.
             async with asyncio.timeout(_CHECK_S):
-                health = await self._http.get("/healthz", timeout=_CHECK_S)
+                health = await self._http.get("/readyz", timeout=_CHECK_S)
                 listed = await self._http.get("/v1/models", timeout=_CHECK_S)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise UserError(f"{self._name}: cannot be reached: {first_line(error)}") from error
         if health.status_code != 200:
-            raise UserError(f"{self._name}: /healthz answered {health.status_code}: {_message(health)}")
+            raise UserError(f"{self._name}: /readyz answered {health.status_code}: {_message(health)}")
         try:
-            (card,) = _body(listed)["data"]
+            card, *_ = _body(listed)["data"]  # the others are its aliases
             return Served(model=card["id"], **card["scoring"])
         except (ValueError, UserError, KeyError, TypeError) as error:
             raise UserError(

@@ -7,9 +7,25 @@ names the field at fault, and programs can switch on ``code``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-RETRY_AFTER_S = 1
+from pydantic import BaseModel, Field
+
+_NOT_FIELDS = ("body", "<string>", "<object>")
+"""Names in pydantic's locations that no field has: the body, and which kind of document it read."""
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = Field(description="the field at fault, such as documents.3")
+    code: str = Field(description="a name that programs can switch on")
+
+
+class ErrorBody(BaseModel):
+    """Every error, whatever its status."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -33,9 +49,23 @@ def unknown_model(asked: str, served: str) -> ApiError:
     return ApiError(404, "model_not_found", f"model {asked!r} is not served here; {served!r} is", param="model")
 
 
-def overloaded() -> ApiError:
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(503, "overloaded", "too many requests are waiting; try again later", headers=headers)
+def mode_not_allowed(asked: str, allowed: Sequence[str]) -> ApiError:
+    names = " or ".join(allowed)
+    return ApiError(400, "mode_not_allowed", f"mode: {asked} is not offered here: take {names}", param="mode")
+
+
+def chain_too_long(asked: int, mode: str, longest: int) -> ApiError:
+    message = f"max_think_tokens: {asked} is more than the {longest} of {mode} here"
+    return ApiError(400, "max_think_tokens_too_large", message, param="max_think_tokens")
+
+
+def overloaded(what: str = "requests", retry_after_s: int = 1) -> ApiError:
+    headers = {"Retry-After": str(retry_after_s)}
+    return ApiError(429, "overloaded", f"too many {what} are waiting; try again later", headers=headers)
+
+
+def deadline_exceeded() -> ApiError:
+    return ApiError(504, "deadline_exceeded", "deadline_ms passed before any document had a score", param="deadline_ms")
 
 
 def engine_unavailable() -> ApiError:
@@ -51,7 +81,8 @@ def invalid_request(faults: Sequence[dict[str, Any]]) -> ApiError:
     kind = fault["type"]
     if kind == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")
-    location = [str(name) for name in fault["loc"] if name != "body"]
+    at = fault.get("ctx", {}).get("at", ())
+    location = [str(name) for name in (*fault["loc"], *at) if name not in _NOT_FIELDS]
     if not location:
         return ApiError(400, "invalid_body", "the body must be a JSON object")
     param = ".".join(location)

@@ -32,7 +32,15 @@ from limrank.serving.keys import KeyRing, keys_of_file
 from limrank.serving.protocol import APP, SCORER, Served
 from limrank.serving.proxy import controller_options
 
-ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
+ROUTES = (
+    "POST /v1/rerank",
+    "POST /rerank",
+    "POST /v2/rerank",
+    "POST /v1/score",
+    "GET /v1/models",
+    "GET /healthz",
+    "GET /readyz",
+)
 
 _REACHABLE_S = 30.0
 _SHUTDOWN_S = 30.0
@@ -59,6 +67,7 @@ def plan(config: ServeJob, *, insecure: bool = False) -> dict[str, Any]:
             **access.limits.plan(),
             "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
             "waiting_requests": config.serving.max_queued_requests,
+            "pairs": config.serving.max_queued_pairs,
         },
         "keys": access.keys.names or "none: anyone who reaches the address may use the server",
         "pairs_per_minute_and_key": access.pairs_per_minute,
@@ -248,12 +257,12 @@ def _wait_until_reachable(url: str) -> None:
     deadline = time.monotonic() + _REACHABLE_S
     while True:
         try:
-            if httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         if time.monotonic() > deadline:
-            raise EngineError(f"the server runs, but {url}/healthz did not say so within {_REACHABLE_S:g} s")
+            raise EngineError(f"the server runs, but {url}/readyz did not say so within {_REACHABLE_S:g} s")
         time.sleep(0.1)
 
 

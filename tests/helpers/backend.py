@@ -4,13 +4,14 @@ import asyncio
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import open_engine
-from limrank.scoring import score_query
 from limrank.serving.errors import engine_unavailable
-from limrank.serving.types import to_candidates
+from limrank.serving.options import AS_RECIPE, score_request
 
 
 class EngineBackend:
     """The fake engine, without a cluster. ``gate`` holds requests back, ``dead`` fails them."""
+
+    recipe = ScoringConfig()
 
     def __init__(self, **engine):
         self.engine = open_engine(ModelConfig(), EngineConfig(kind="fake", **engine))
@@ -19,13 +20,13 @@ class EngineBackend:
         self.waiting = 0
         self.dead = False
 
-    async def score(self, query, texts):
+    async def score(self, query, texts, options=AS_RECIPE):
         self.waiting += 1
         await self.gate.wait()
         self.waiting -= 1
         if self.dead:
             raise engine_unavailable()
-        return await score_query(query, to_candidates(texts), self.engine, ScoringConfig())
+        return await score_request(query, texts, options, self.engine, self.recipe)
 
     async def healthy(self):
         return not self.dead

@@ -356,6 +356,9 @@ OVERRIDES: dict[str, list[str]] = {
         *(f"serving.host={value}" for value in ("", " ", "a b", "localhost:80", "http://here", "a\0b", "h" * 5000)),
         *(f"serving.port={value}" for value in ("70000", "-1", "true", "8:00", "")),
         "serving.max_queued_requests=0",
+        *(f"serving.max_queued_pairs={value}" for value in ("0", "true", ".nan", "9" * 400, "")),
+        *(f"serving.modes={value}" for value in ("direct", "[none]", "[think, think]", "['']", "7")),
+        *(f"serving.aliases={value}" for value in ("name", "['']", "[a, a]", "[" + "n" * 5000 + "]", "null")),
     ],
     "train": [
         "training.learning_rate=.inf",

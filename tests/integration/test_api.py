@@ -90,4 +90,4 @@ def test_serve(local_ray):
     url, answer = in_a_notebook(ask)
     assert {result["index"] for result in answer["results"]} == {0, 1}
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/healthz", trust_env=False)
+        httpx.get(f"{url}/readyz", trust_env=False)

@@ -20,7 +20,7 @@ from limrank.progress import open_progress
 from limrank.records import Query
 from limrank.scoring import rank_judgments, score_query
 from limrank.serving import job
-from limrank.serving.types import to_candidates
+from limrank.serving.options import to_candidates
 
 POISON = "kills the engine"
 CONFIG = ServeJob(
@@ -185,7 +185,7 @@ def _status_becomes(http, status, within_s=30):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
-            if http.get("/healthz").status_code == status:
+            if http.get("/readyz").status_code == status:
                 return True
         time.sleep(0.05)
     return False

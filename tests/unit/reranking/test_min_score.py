@@ -16,7 +16,8 @@ from limrank.errors import RowError, UserError
 from limrank.records import Judgment, ScoreStatus, rerank_row_schema
 from limrank.reranking import runs
 from limrank.reranking.reranker import Reranker
-from limrank.serving.types import RerankRequest, rerank_response
+from limrank.serving.requests import RerankRequest
+from limrank.serving.responses import rerank_response
 from limrank.storage import Storage
 
 DOCUMENTS = ["the cat", "a dog", "some salt", "dry flour"]

@@ -43,7 +43,7 @@ class Backend(EngineBackend):
         self.errors = list(errors)
         self.asked = []
 
-    async def score(self, query, texts):
+    async def score(self, query, texts, options=None):
         self.asked.append(len(texts))
         if self.errors:
             raise self.errors.pop(0)
@@ -59,9 +59,9 @@ def hurry(monkeypatch):
 
 
 @contextmanager
-def served(backend, scoring=None, model=MODEL):
+def served(backend, scoring=None, model=MODEL, **settings):
     """The URL of the API over a backend, in a thread."""
-    api = build_api(backend, Served.of(model, scoring or backend.scoring), None)
+    api = build_api(backend, Served.of(model, scoring or backend.scoring), None, **settings)
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -187,7 +187,7 @@ def test_so_many_queries_are_in_flight():
         return held, client.limiter.requests
 
     class Gated(EngineBackend):
-        async def score(self, query, texts):
+        async def score(self, query, texts, options=None):
             nonlocal backend_loop
             backend_loop = asyncio.get_running_loop()
             return await super().score(query, texts)
@@ -216,7 +216,7 @@ def test_a_lasting_failure_of_a_server_that_is_well_is_the_querys():
     with served(backend) as url:
         (judgment,) = judged(url, ["a"])
     assert (judgment.score, judgment.status) == (None, ScoreStatus.FAILED)
-    assert "failed 8 times: answered 503: too many" in str(judgment.error)
+    assert "failed 8 times: answered 429: too many" in str(judgment.error)
     assert judgment.error.retryable
     assert len(backend.asked) == 8
 
@@ -347,7 +347,7 @@ def test_an_error_of_another_shape_is_reported(body):
     with answering(body, 400) as (url, _):
         (judgment,) = judged(url, ["a"])
         assert "answered 400: " in str(judgment.error)
-        with pytest.raises(UserError, match="/healthz answered 400"):
+        with pytest.raises(UserError, match="/readyz answered 400"):
             source(url).check()
 
 
@@ -361,14 +361,14 @@ def test_an_answer_that_is_broken_is_nobodys(headers):
 
 
 def test_an_answer_is_taken_while_the_server_is_not_well():
-    """A request that is slower than the first look, of a server whose /healthz fails: it was waited on for
+    """A request that is slower than the first look, of a server whose /readyz fails: it was waited on for
     ``engine.request_timeout_s`` though its answer, or its end, was there."""
 
     def slow(body, **headers):
         def answer(handler):
-            if handler.path != "/healthz":
+            if handler.path != "/readyz":
                 time.sleep(0.4)
-            handler.send_response(200 if handler.path != "/healthz" else 500)
+            handler.send_response(200 if handler.path != "/readyz" else 500)
             for name, value in headers.items():
                 handler.send_header(name.replace("_", "-"), value)
             handler.end_headers()
@@ -409,6 +409,13 @@ def test_a_server_that_scores_as_the_recipe_says_passes(tmp_path):
     with served(Backend(), model=directory) as url:
         source(url).check()
         source(url, model=directory).check()
+
+
+def test_a_server_with_aliases_is_known_by_its_own_card():
+    with served(Backend(), aliases=["a-first-one", "rerank-v3.5"]) as url:
+        source(url).check()
+        (judgment,) = judged(url, ["a"])
+    assert judgment.score is not None
 
 
 @pytest.mark.parametrize(
@@ -454,7 +461,7 @@ def test_a_cascades_cutoff_is_compared_and_anothers_is_not():
 
 def test_a_client_gets_raw_scores_and_all_documents_of_a_server_that_calibrates(tmp_path):
     class Calibrating(Backend):
-        async def score(self, query, texts):
+        async def score(self, query, texts, options=None):
             return calibrated(await super().score(query, texts), Platt(2.0, -1.0))
 
     with served(Calibrating()) as url:
@@ -490,9 +497,9 @@ def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
         source("localhost").check()
     backend = Backend()
     backend.dead = True
-    with served(backend) as url, pytest.raises(UserError, match="/healthz answered 503: the engine is not up"):
+    with served(backend) as url, pytest.raises(UserError, match="/readyz answered 503: the engine is not up"):
         source(url).check()
-    with served(Backend()) as url, pytest.raises(UserError, match="/healthz answered 404: no such path: /v1/healthz"):
+    with served(Backend()) as url, pytest.raises(UserError, match="/readyz answered 404: no such path: /v1/readyz"):
         source(f"{url}/v1").check()
 
 

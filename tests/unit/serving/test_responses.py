@@ -1,7 +1,6 @@
-"""Requests as clients send them, and answers as they read them; no Ray, no HTTP."""
+"""Answers as clients read them, and what the job says; no Ray, no HTTP."""
 
 import pytest
-from pydantic import ValidationError
 
 from limrank.config import ServeJob
 from limrank.engines import Usage
@@ -9,30 +8,9 @@ from limrank.errors import RowError, UserError
 from limrank.models import served_name
 from limrank.records import Judgment, ScoreStatus
 from limrank.serving import job
-from limrank.serving.errors import ApiError, invalid_request
-from limrank.serving.types import (
-    MAX_DOCUMENTS,
-    RerankRequest,
-    ScoreRequest,
-    rerank_response,
-    score_response,
-)
-
-JINA = {
-    "model": "jina-reranker-v2-base-multilingual",
-    "query": "how to merge sorted feeds",
-    "documents": ["heapq.merge", {"text": "bisect.insort"}],
-    "top_n": 1,
-    "return_documents": False,
-    "truncation": True,
-}
-COHERE_V2 = {
-    "model": "rerank-v3.5",
-    "query": "how to merge sorted feeds",
-    "documents": ["heapq.merge", "bisect.insort"],
-    "top_n": 2,
-    "max_tokens_per_doc": 4096,
-}
+from limrank.serving.errors import ApiError
+from limrank.serving.requests import RerankRequest
+from limrank.serving.responses import rerank_response, score_response
 
 
 def judged(score, **others):
@@ -46,67 +24,9 @@ def failed(message="too long", **others):
 SPENT = Usage(requests=4, prompt=40, cached_prompt=30, generated=4)
 
 
-def fault(model, body):
-    with pytest.raises(ValidationError) as caught:
-        model.model_validate(body)
-    error = invalid_request(caught.value.errors())
-    assert error.status == 400
-    return error.param, error.code
-
-
 def answer(judgments, body, return_documents=True):
     request = RerankRequest.model_validate(body)
     return rerank_response(request, judgments, SPENT, model="m", return_documents=return_documents)
-
-
-def test_jinas_and_coheres_bodies_are_read():
-    jina = RerankRequest.model_validate(JINA)
-    assert (jina.query, jina.texts()) == ("how to merge sorted feeds", ["heapq.merge", "bisect.insort"])
-    assert (jina.top_n, jina.return_documents) == (1, False)
-    cohere = RerankRequest.model_validate(COHERE_V2)
-    assert (cohere.top_n, cohere.return_documents) == (2, None)
-
-
-def test_title_and_instruction_are_judged():
-    body = {"query": "q", "instruction": "only Python 3", "documents": [{"title": "heapq", "text": "merge", "id": 7}]}
-    request = RerankRequest.model_validate(body)
-    assert request.texts() == ["heapq merge"]
-    assert RerankRequest.model_validate(JINA | {"documents": [" a\n"]}).texts() == [" a\n"]
-    assert (request.to_query().text, request.to_query().instruction) == ("q", "only Python 3")
-
-
-@pytest.mark.parametrize(
-    ("change", "param", "code"),
-    [
-        ({"query": None}, "query", "string_type"),
-        ({"query": " \n"}, "query", "empty_query"),
-        ({"query": "\ud800"}, "query", "invalid_unicode"),
-        ({"documents": []}, "documents", "empty_documents"),
-        ({"documents": "one"}, "documents", "list_type"),
-        ({"documents": ["a", 3]}, "documents.1", "model_type"),
-        ({"documents": ["a", {"image": "x"}]}, "documents.1.text", "missing"),
-        ({"documents": ["a"] * (MAX_DOCUMENTS + 1)}, "documents", "too_many_documents"),
-        ({"top_n": 0}, "top_n", "greater_than"),
-        ({"top_n": "many"}, "top_n", "int_parsing"),
-        ({"return_documents": "perhaps"}, "return_documents", "bool_parsing"),
-    ],
-)
-def test_a_fault_names_its_field(change, param, code):
-    assert fault(RerankRequest, JINA | change) == (param, code)
-
-
-def test_a_missing_field_is_named_and_no_value_repeated():
-    assert fault(RerankRequest, {"documents": ["a"]}) == ("query", "missing")
-    with pytest.raises(ValidationError) as caught:
-        RerankRequest.model_validate(JINA | {"top_n": "a secret"})
-    body = invalid_request(caught.value.errors()).body()
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["type"] == "invalid_request_error"
-    assert "secret" not in body["error"]["message"]
-
-
-def test_the_limit_itself_is_taken():
-    assert len(RerankRequest.model_validate(JINA | {"documents": ["a"] * MAX_DOCUMENTS}).texts()) == MAX_DOCUMENTS
 
 
 def test_results_are_ordered_by_score_then_index():
@@ -176,14 +96,6 @@ def test_nothing_but_failures_is_an_error(retryable, status):
     assert (caught.value.status, caught.value.code) == (status, "all_pairs_failed")
 
 
-def test_score_takes_one_text_or_several():
-    assert ScoreRequest.model_validate({"text_1": "q", "text_2": "a"}).text_2 == ["a"]
-    assert ScoreRequest.model_validate({"text_1": "q", "text_2": ["a", "b"]}).text_2 == ["a", "b"]
-    assert fault(ScoreRequest, {"text_1": ["q"], "text_2": "a"}) == ("text_1", "string_type")
-    assert fault(ScoreRequest, {"text_1": "q", "text_2": []}) == ("text_2", "empty_documents")
-    assert fault(ScoreRequest, {"text_1": "q", "text_2": ["a", None]}) == ("text_2.1", "string_type")
-
-
 def test_score_answers_in_the_texts_order():
     response = score_response([judged(0.2), failed(), judged(0.8)], SPENT, model="m")
     assert response["data"] == [
@@ -209,3 +121,31 @@ def test_plan_says_where_and_what():
 def test_scoring_mode_none_is_refused():
     with pytest.raises(UserError, match="scoring.mode none"):
         job.plan(ServeJob(run_dir="r", scoring={"mode": "none"}))
+
+
+def test_documents_come_back_as_they_came():
+    document = {"id": "d-7", "title": "t", "text": "a", "url": "http://x", "tags": ["b", {"c": 1.5}], "note": None}
+    body = {"query": "q", "documents": [document, "plain", {"body": "only"}], "rank_fields": ["text", "body"]}
+    results = answer([judged(0.3), judged(0.2), judged(0.1)], body)["results"]
+    assert [result["document"] for result in results] == [document, {"text": "plain"}, {"body": "only"}]
+
+
+def skipped():
+    return Judgment("", None, ScoreStatus.SKIPPED, error=RowError("the deadline passed"))
+
+
+def test_pairs_that_a_deadline_left_out_come_after_the_others_in_input_order():
+    response = answer(
+        [skipped(), judged(0.1), failed(), skipped(), judged(0.1)], {"query": "q", "documents": ["a"] * 5}
+    )
+    assert [result["index"] for result in response["results"]] == [1, 4, 0, 2, 3]
+    last = response["results"][-1]
+    assert (last["relevance_score"], last["status"], last["error"]) == (None, "skipped", "the deadline passed")
+
+
+def test_a_deadline_before_any_score_is_an_error():
+    with pytest.raises(ApiError) as caught:
+        answer([skipped(), failed()], {"query": "q", "documents": ["a", "b"]})
+    assert (caught.value.status, caught.value.code, caught.value.param) == (504, "deadline_exceeded", "deadline_ms")
+    with pytest.raises(ApiError):
+        score_response([skipped()], SPENT, model="m")

@@ -1,0 +1,106 @@
+"""How one request wants to be scored, up to what the server's recipe allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from limrank.config import DEFAULT_SEED, ScoringConfig
+from limrank.engines import Engine
+from limrank.engines.tokens import first_tokens
+from limrank.records import Candidate, Judgment, Query
+from limrank.scoring import score_query
+from limrank.scoring.calibration import Calibration, calibrated
+from limrank.serving.errors import chain_too_long, mode_not_allowed
+
+Modes = Mapping[str, int]
+"""The scoring modes of a server, its own first, each with its longest chain in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """A request's own scoring. Every default is the recipe's.
+
+    Attributes:
+        mode: direct, think, budget or cascade.
+        max_think_tokens: the longest chain.
+        max_tokens_per_doc: each document is cut to so many tokens.
+        deadline_s: seconds from ``asked_at`` after which the best order so far is the answer; None: no deadline.
+        asked_at: when the request came, as a Unix time, so that the time in queues counts. The clocks of a cluster
+            have to agree.
+    """
+
+    mode: str | None = None
+    max_think_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    deadline_s: float | None = None
+    asked_at: float = field(default_factory=time.time, compare=False)
+
+    def check(self, modes: Modes) -> None:
+        """Raises ApiError for a mode that the server does not have, or a longer chain than it writes."""
+        own = next(iter(modes))
+        mode = self.mode or own
+        if mode not in modes:
+            raise mode_not_allowed(mode, list(modes))
+        longest = modes[mode]
+        # A client may send its number with every request; without a chain it has no effect.
+        if longest and self.max_think_tokens is not None and self.max_think_tokens > longest:
+            raise chain_too_long(self.max_think_tokens, mode, longest)
+
+    def scoring(self, recipe: ScoringConfig) -> ScoringConfig:
+        """The recipe's scoring with this request's mode and chain length."""
+        update = {"mode": self.mode, "max_think_tokens": self.max_think_tokens}
+        return recipe.model_copy(update={name: value for name, value in update.items() if value is not None})
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline, at least 0; None: there is no deadline."""
+        if self.deadline_s is None:
+            return None
+        waited = max(0.0, time.time() - self.asked_at)
+        return max(0.0, self.deadline_s - waited)
+
+
+AS_RECIPE = ScoreOptions()
+"""The options of a request that asks for nothing of its own."""
+
+
+def offered_modes(scoring: ScoringConfig, listed: Sequence[str] | None) -> dict[str, int]:
+    """The modes that a request may ask for: the recipe's own, and the ``listed`` ones of ``serving.modes``, or
+    direct where it lists none."""
+    names = dict.fromkeys([scoring.mode, *(["direct"] if listed is None else listed)])
+    return {name: scoring.model_copy(update={"mode": name}).think_tokens for name in names}
+
+
+def to_candidates(texts: Sequence[str]) -> list[Candidate]:
+    """Documents as candidates. Their order breaks ties, as a first stage's rank does."""
+    return [Candidate(str(index), text, index + 1, 0.0) for index, text in enumerate(texts)]
+
+
+async def score_request(
+    query: Query,
+    texts: Sequence[str],
+    options: ScoreOptions,
+    engine: Engine,
+    recipe: ScoringConfig,
+    *,
+    seed: int = DEFAULT_SEED,
+    calibration: Calibration | None = None,
+) -> list[Judgment]:
+    """Judgments of a request, in the order of the texts. Cancelling it aborts the engine's requests.
+
+    A calibration holds for the mode and the chain length that it was fitted with, the recipe's. Other scores stay as
+    they are read.
+    """
+    longest = options.max_tokens_per_doc
+    cut = [first_tokens(engine.tokenizer, text, longest) for text in texts] if longest else texts
+    scoring = options.scoring(recipe)
+    judgments = await score_query(
+        query, to_candidates(cut), engine, scoring, seed=seed, deadline_s=options.seconds_left()
+    )
+    judgments = [
+        replace(judgment, truncated=judgment.truncated or len(short) < len(text))
+        for judgment, short, text in zip(judgments, cut, texts, strict=True)
+    ]
+    as_fitted = (scoring.mode, scoring.think_tokens) == (recipe.mode, recipe.think_tokens)
+    return calibrated(judgments, calibration if as_fitted else None)
