@@ -7,7 +7,7 @@ A result without its index, score or status is one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from limrank.engines.openai_answers import count_of, tokens_of
@@ -69,11 +69,18 @@ class RerankResponse:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model's card. ``scoring`` has what its scores depend on, such as the ``mode``."""
+    """A model's card.
+
+    ``scoring`` has what its scores depend on, such as the ``mode``. ``modes`` are those that a request may ask for,
+    the default first, each with its longest chain in tokens; empty if the server does not say. ``root`` is the
+    model's own name where ``id`` is another one for it.
+    """
 
     id: str
     scoring: Mapping[str, Any]
     created: int = 0
+    modes: Mapping[str, int] = field(default_factory=dict)
+    root: str | None = None
 
 
 class MalformedError(ValueError):
@@ -120,8 +127,9 @@ def read_models(body: Any) -> list[ServedModel]:
         name = _needed(card, "id", f"data[{place}]")
         if not isinstance(name, str) or not name:
             raise MalformedError(f"data[{place}].id is no name")
-        scoring = card.get("scoring")
-        found.append(ServedModel(name, scoring if isinstance(scoring, dict) else {}, count_of(card.get("created"))))
+        scoring, modes = _mapping(card, "scoring"), _mapping(card, "modes")
+        longest = {mode: count_of(tokens) for mode, tokens in modes.items()}
+        found.append(ServedModel(name, scoring, count_of(card.get("created")), longest, _text(card.get("root"))))
     return found
 
 
@@ -166,6 +174,11 @@ def _returned(document: Any, given: GivenDocument) -> GivenDocument:
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
         return given
     return Document(given_id(given) or given_id(document) or "", document["text"], _text(document.get("title")) or "")
+
+
+def _mapping(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    found = entry.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _list(body: Any, name: str) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +78,7 @@ class Call(Generic[Value]):
             return None
         body = self.body
         if self.deadline_ms is not None:
-            body = body | {"deadline_ms": max(1, math.ceil(self.deadline_ms - elapsed_s * 1000))}
+            body = body | {"deadline_ms": max(1, round(self.deadline_ms - elapsed_s * 1000))}
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

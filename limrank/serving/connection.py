@@ -82,7 +82,7 @@ class Server:
         """A server by URL.
 
         Args:
-            api_key: None: that of ``LIMRANK_API_KEY``, if there is one.
+            api_key: None: that of ``LIMRANK_API_KEY``, if there is one; empty: none.
             headers: further headers, which precede those of limrank.
 
         Raises:
@@ -91,7 +91,8 @@ class Server:
         base, params = split_query(base_url)
         variable, key = ("api_key", api_key) if api_key is not None else (API_KEY, os.environ.get(API_KEY, "").strip())
         if not isinstance(key, str) or not re.fullmatch(r"[!-~]*", key):
-            raise UserError(f"{variable}: should be a text of visible ASCII characters, without blanks")
+            # After a colon the message would pass for a secret itself.
+            raise UserError(f"{variable} should be a text of visible ASCII characters, without blanks")
         given = _checked_headers(headers or {})
         secrets = {value: header for header, value in given.items() if value and is_secret_name(header)}
         own = {"User-Agent": f"limrank/{__version__}", "Accept": "application/json"}

@@ -71,7 +71,7 @@ class Client(_Settings):
 
     Args:
         base_url: the server's URL, without ``/v1``.
-        api_key: sent as ``Authorization: Bearer``; None: the value of ``LIMRANK_API_KEY``, if it is set.
+        api_key: sent as ``Authorization: Bearer``; None: the value of ``LIMRANK_API_KEY``, if it is set; empty: none.
         timeout: seconds for a call with all its retries; None: no limit.
         max_retries: requests after the first one; 0: none.
         headers: further headers of each request.

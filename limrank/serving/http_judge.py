@@ -115,7 +115,8 @@ class HttpClient(ServerJudge):
             raise UserError(f"{self._name}: cannot be reached: {self._server.quoted(first_line(error))}") from error
         try:
             result_of(health, answers[0], self._server)
-            (card,) = result_of(models, answers[1], self._server)
+            # A server lists other names of its model, too.
+            (card,) = [each for each in result_of(models, answers[1], self._server) if each.root in (None, each.id)]
             return Served(model=card.id, **card.scoring)
         except ApiStatusError as error:
             path = health.path if answers[0].status != 200 else models.path

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from helpers.backend import EngineBackend
 from helpers.beir import write_beir
 from helpers.endpoint import Endpoint
+from helpers.served import serving_api
 from limrank.config import EngineConfig, ModelConfig, RerankJob, ScoringConfig
 from limrank.config.recipe import parse_config
 from limrank.engines import meter, open_engine, retries
@@ -61,17 +61,8 @@ def hurry(monkeypatch):
 @contextmanager
 def served(backend, scoring=None, model=MODEL):
     """The URL of the API over a backend, in a thread."""
-    api = build_api(backend, Served.of(model, scoring or backend.scoring), None)
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = server.force_exit = True  # a request may be held for ever
-        thread.join()
+    with serving_api(build_api(backend, Served.of(model, scoring or backend.scoring), None)) as url:
+        yield url
 
 
 @contextmanager
