@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
 from types import SimpleNamespace
 
@@ -637,6 +638,39 @@ def test_a_call_ends_at_its_time_limit(api, backend):
 
     with pytest.raises(EndpointError, match="gave no answer"):
         on_api(api, use, timeout=0.05, max_retries=0)
+
+
+def test_over_a_socket_a_cancelled_call_is_noticed_by_the_server():
+    """What the server does about it is its own; the client's part is to hang up at once."""
+    left = []
+
+    async def api(scope, receive, send):
+        if scope["type"] == "http":
+            await receive()
+            left.append((await receive())["type"])
+
+    async def use(url):
+        async with AsyncClient(url) as client:
+            task = asyncio.create_task(client.rerank("q", ["a"]))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            for _ in range(200):
+                if left:
+                    break
+                await asyncio.sleep(0.01)
+
+    with serving_api(api) as url:
+        asyncio.run(use(url))
+    assert left == ["http.disconnect"]
+
+
+def test_over_a_socket_a_client_is_shared_by_threads(api):
+    with serving_api(api) as url, Client(url) as client, ThreadPoolExecutor(8) as pool:
+        texts = [[f"{number}-{place}" for place in range(3)] for number in range(40)]
+        responses = list(pool.map(lambda each: client.rerank("q", each), texts))
+        assert client.ready()
+    for given, response in zip(texts, responses, strict=True):
+        assert {each.document for each in response.results} == set(given)
 
 
 def test_the_page_s_examples_run(api, monkeypatch, capsys):
