@@ -1,7 +1,8 @@
 """limrank: from a few real queries to a trained, evaluated, served reasoning reranker.
 
-``Reranker`` ranks a list of documents in this process. ``synthesize``, ``train``, ``rerank``, ``evaluate``
-and ``serve`` are the jobs; their configs are ``RerankJob`` and so on. Every name is imported on first use.
+``Reranker`` ranks a list of documents in this process, ``Client`` on a running server. ``synthesize``, ``train``,
+``rerank``, ``evaluate`` and ``serve`` are the jobs; their configs are ``RerankJob`` and so on. Every name is imported
+on first use.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ if TYPE_CHECKING:
     )
     from limrank.config.recipe import load_config
     from limrank.engines import open_engine
-    from limrank.errors import EngineError, LimrankError, UserError
+    from limrank.errors import ApiStatusError, EndpointError, EngineError, LimrankError, UserError
     from limrank.records import Document
     from limrank.reranking import RankedDocument, Reranker
+    from limrank.serving.answers import RerankResponse, ScoredDocument
+    from limrank.serving.http_client import AsyncClient, Client
 
 _API = (
     *("synthesize", "train", "rerank", "evaluate", "serve"),
@@ -67,17 +70,23 @@ _CONFIGS = (
 _PUBLIC = {
     **dict.fromkeys(_API, "limrank.api"),
     **dict.fromkeys(_CONFIGS, "limrank.config"),
-    **dict.fromkeys(("LimrankError", "UserError", "EngineError"), "limrank.errors"),
+    **dict.fromkeys(("LimrankError", "UserError", "EngineError", "EndpointError", "ApiStatusError"), "limrank.errors"),
     "Document": "limrank.records",
     **dict.fromkeys(("Reranker", "RankedDocument"), "limrank.reranking"),
+    **dict.fromkeys(("Client", "AsyncClient"), "limrank.serving.http_client"),
+    **dict.fromkeys(("RerankResponse", "ScoredDocument"), "limrank.serving.answers"),
     "open_engine": "limrank.engines",
     "load_config": "limrank.config.recipe",
 }
 
 __all__ = [
+    "ApiStatusError",
+    "AsyncClient",
+    "Client",
     "DataConfig",
     "DevConfig",
     "Document",
+    "EndpointError",
     "EngineConfig",
     "EngineError",
     "EvaluateJob",
@@ -91,9 +100,11 @@ __all__ = [
     "PipelineJob",
     "RankedDocument",
     "RerankJob",
+    "RerankResponse",
     "RerankResult",
     "Reranker",
     "RoundTripConfig",
+    "ScoredDocument",
     "ScoringConfig",
     "ServeJob",
     "ServingConfig",

@@ -363,11 +363,20 @@ def config_keys(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="http://HOST:8000", help="Check a running `limrank serve` instead.")
+    ] = None,
+) -> None:
     """What works on this machine, what is missing, and what to type."""
-    from limrank.diagnostics.doctor import examine
+    if url is None:
+        from limrank.diagnostics.doctor import examine
 
-    findings = examine()
+        findings = examine()
+    else:
+        from limrank.diagnostics.server import examine_server
+
+        findings = examine_server(url)
     for finding in findings:
         print(printable(finding))
     raise typer.Exit(FAILED if any(finding.broken for finding in findings) else DONE)

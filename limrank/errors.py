@@ -54,6 +54,43 @@ class EndpointError(EngineError):
     resumes it once the endpoint is back."""
 
 
+class ApiStatusError(LimrankError):
+    """A server answered a request with an error.
+
+    Args:
+        where: the server, for the message.
+        status: the HTTP status.
+        words: the server's message.
+        code: the server's name of the error, such as ``model_not_found``; None where it has none.
+        param: the field of the request that is at fault; None where the server names none.
+        request_id: the id by which the server knows the request; None where it has none.
+        retry_after_s: seconds that the server asks to wait before the next request; None where it asks for none.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        status: int,
+        words: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(f"{where}: answered {status}: {words}" + (f" (request {request_id})" if request_id else ""))
+        self.where = where
+        self.status = status
+        self.words = redacted(words)
+        self.code = code
+        self.param = param
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self):
+        return _rebuild_api_status_error, ((self.where, self.status, self.words), self.__dict__)
+
+
 class StorageError(LimrankError, OSError):
     """The run directory could not be written or read: a full disk, a lost bucket, a damaged file. The same command
     resumes the job once that is fixed."""
@@ -61,6 +98,11 @@ class StorageError(LimrankError, OSError):
 
 def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError:
     return RowError(message, retryable=retryable, attempts=attempts)
+
+
+def _rebuild_api_status_error(arguments: tuple[str, int, str], state: dict[str, object]) -> ApiStatusError:
+    named = {name: state[name] for name in ("code", "param", "request_id", "retry_after_s")}
+    return ApiStatusError(*arguments, **named)
 
 
 def first_line(error: BaseException) -> str:

@@ -20,15 +20,17 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. ``fix`` is what to type where something is broken, or could be better."""
+    """One check. ``fix`` is what to type where something is broken, or could be better; ``mark`` is the word for
+    broken."""
 
     name: str
     state: str
     broken: bool = False
     fix: str = ""
+    mark: str = "missing"
 
     def __str__(self) -> str:
-        mark = "missing" if self.broken else "ok"
+        mark = self.mark if self.broken else "ok"
         fix = f"  →  {self.fix}" if self.fix else ""
         return f"{mark:<8} {self.name:<12} {self.state}{fix}"
 

@@ -16,6 +16,7 @@ HEAVY = ("ray", "torch", "transformers", "vllm", "pyarrow", "pandas", "datasets"
         "import limrank.cli; limrank.cli.main(['--help'])",
         "import limrank; limrank.load_config",
         "import limrank; limrank.Reranker; limrank.open_engine",
+        "import limrank; limrank.Client().close(); limrank.AsyncClient()",
         "from limrank import evaluate, rerank, serve, synthesize, train",
         "from limrank import *",
     ],

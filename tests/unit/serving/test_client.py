@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from helpers.backend import EngineBackend
 from helpers.beir import write_beir
 from helpers.endpoint import Endpoint
+from helpers.served import serving_api
 from limrank.config import EngineConfig, ModelConfig, RerankJob, ScoringConfig
 from limrank.config.recipe import parse_config
 from limrank.engines import meter, open_engine, retries
@@ -61,17 +61,8 @@ def hurry(monkeypatch):
 @contextmanager
 def served(backend, scoring=None, model=MODEL, **settings):
     """The URL of the API over a backend, in a thread."""
-    api = build_api(backend, Served.of(model, scoring or backend.scoring), None, **settings)
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = server.force_exit = True  # a request may be held for ever
-        thread.join()
+    with serving_api(build_api(backend, Served.of(model, scoring or backend.scoring), None, **settings)) as url:
+        yield url
 
 
 @contextmanager
@@ -401,6 +392,30 @@ def test_a_full_server_is_asked_again_when_it_says():
         assert len(server.requests) == 2
 
 
+def test_the_key_of_the_environment_is_sent(monkeypatch):
+    with answering({"results": [result(0)]}) as (url, server):
+        judged(url, ["a"])
+        monkeypatch.setenv("LIMRANK_API_KEY", "correct-horse-battery")
+        judged(url, ["a"])
+    assert [headers["Authorization"] for _, headers, _ in server.requests] == [None, "Bearer correct-horse-battery"]
+
+
+def test_a_key_that_is_refused_ends_the_job_and_is_not_displayed(monkeypatch):
+    monkeypatch.setenv("LIMRANK_API_KEY", "correct-horse-battery")
+    with answering({"error": {"message": "no key correct-horse-battery"}}, 401) as (url, _):
+        with pytest.raises(EndpointError, match=r"answered 401: no key \*\*\*$"):
+            judged(url, ["a"])
+        with pytest.raises(UserError, match=r"/readyz answered 401: no key \*\*\*$"):
+            source(url).check()
+
+
+def test_a_redirect_is_not_followed():
+    with answering({}, 307, Location="http://elsewhere.example/") as (url, server):
+        with pytest.raises(EndpointError, match="answered 307: a redirect to http://elsewhere.example/: give the URL"):
+            judged(url, ["a"])
+        assert len(server.requests) == 1
+
+
 # ---- check() -------------------------------------------------------------------------
 
 
@@ -501,6 +516,17 @@ def test_a_server_that_is_missing_unhealthy_or_another_is_refused():
         source(url).check()
     with served(Backend()) as url, pytest.raises(UserError, match="/readyz answered 404: no such path: /v1/readyz"):
         source(f"{url}/v1").check()
+
+
+def test_other_names_of_the_served_model_are_no_other_models():
+    card = {"id": "small", "root": "small", "scoring": Served.of(MODEL, BUDGET).scoring()}
+    with answering({"data": [card, card | {"id": "rerank-v3.5"}]}) as (url, _):
+        source(url).check()
+    with (
+        answering({"data": [card, card | {"id": "large", "root": "large"}]}) as (url, _),
+        pytest.raises(UserError, match="does not say how it scores"),
+    ):
+        source(url).check()
 
 
 def test_the_job_is_refused_before_it_starts(tmp_path):
