@@ -151,9 +151,12 @@ _NAME_SCHEMES = ("benchmark://", "hub://")
 """Names with these schemes are accepted where a path is, and are not paths."""
 
 
+_OUTPUT_PATHS = ("run_dir", "serving.access_log")
+
+
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """(recipe key, path or URI) of everything that a job reads."""
-    found = {key: value for key, value in _paths(config) if key != "run_dir"}
+    found = {key: value for key, value in _paths(config) if key not in _OUTPUT_PATHS}
     for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):

@@ -12,9 +12,11 @@ from pydantic import (
 )
 
 from limrank.config.base import (
+    PathStr,
     Section,
     fault,
 )
+from limrank.uris import is_uri
 
 
 def _host(host: str) -> str:
@@ -32,6 +34,12 @@ def _queue(length: int) -> int:
     return length
 
 
+def _local_file(path: str) -> str:
+    if is_uri(path):
+        raise fault("should be a local file, which lines are appended to")
+    return path
+
+
 class ServingConfig(Section):
     host: Annotated[str, AfterValidator(_host)] = Field(
         default="127.0.0.1",
@@ -44,4 +52,9 @@ class ServingConfig(Section):
         ge=-1,
         description="requests that may wait, beyond those that the engines work on; the server answers any other request "
         "with 503 and Retry-After. -1: no limit",
+    )
+    access_log: Annotated[PathStr, AfterValidator(_local_file)] | None = Field(
+        default=None,
+        description="file on the server's node that gets one line of JSON for each request: its id, status, pairs, tokens and "
+        "time, and no text of it. null: no access log",
     )

@@ -11,14 +11,17 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from limrank.engines.base import Usage, meter
 from limrank.records import Judgment, Query
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, overloaded, unknown_model
+from limrank.serving.metrics import CONTENT_TYPE, Metrics
 from limrank.serving.protocol import Served
+from limrank.serving.request_ids import RequestIds
+from limrank.serving.request_records import Observer, Recorder
 from limrank.serving.types import (
     Health,
     ModelCard,
@@ -44,15 +47,26 @@ class Backend(Protocol):
     async def healthy(self) -> bool: ...
 
 
-def build_api(backend: Backend, served: Served, limit: int | None, min_score: float | None = None) -> FastAPI:
+def build_api(
+    backend: Backend,
+    served: Served,
+    limit: int | None,
+    min_score: float | None = None,
+    *,
+    metrics: Metrics | None = None,
+    observers: Sequence[Observer] = (),
+) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
     Args:
         served: the model's card: its name, and what its scores depend on.
         limit: scoring requests that may run or wait; None: any number.
         min_score: results with a lower score are left out, where a request has no number; None: none are.
+        metrics: what ``/metrics`` gives; None: those of an engine in this process.
+        observers: get the record of each request, too: the access log, the traces.
     """
-    routes = _Routes(backend, served, limit, min_score)
+    metrics = metrics or Metrics(served)
+    routes = _Routes(backend, served, limit, min_score, metrics)
     # Some clients send JSON without its content type.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False)
     rerank = {"response_model": None, "responses": {200: {"model": RerankResponse}}}
@@ -62,16 +76,23 @@ def build_api(backend: Backend, served: Served, limit: int | None, min_score: fl
     api.post("/v1/score", response_model=None, responses={200: {"model": ScoreResponse}})(routes.score)
     api.get("/v1/models")(routes.models)
     api.get("/healthz")(routes.healthz)
+    api.get("/metrics", response_class=PlainTextResponse)(routes.metrics)
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
+    # The last one added is the outermost: what refuses requests is added above these two.
+    api.add_middleware(Recorder, observers=[metrics, *observers])
+    api.add_middleware(RequestIds)
     return api
 
 
 class _Routes:
-    def __init__(self, backend: Backend, served: Served, limit: int | None, min_score: float | None) -> None:
+    def __init__(
+        self, backend: Backend, served: Served, limit: int | None, min_score: float | None, metrics: Metrics
+    ) -> None:
         self._backend = backend
+        self._metrics = metrics
         self._min_score = min_score or 0.0
         self._served = served
         self._model = served.model
@@ -101,6 +122,10 @@ class _Routes:
             raise engine_unavailable()
         return Health()
 
+    async def metrics(self) -> Response:
+        """The server's metrics, in Prometheus' text form."""
+        return Response(await self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
         judgments, usage = await self._score(request.model, request.to_query(), request.texts())
         return rerank_response(
@@ -119,8 +144,10 @@ class _Routes:
             raise overloaded()
         self._in_flight += 1
         try:
-            with meter() as usage:
-                return await self._backend.score(query, texts), usage
+            with meter() as usage, self._metrics.scoring(self._served.mode, len(texts), usage) as judged:
+                judgments = await self._backend.score(query, texts)
+                judged(judgments)
+                return judgments, usage
         finally:
             self._in_flight -= 1
 

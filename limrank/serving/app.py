@@ -25,11 +25,14 @@ from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, score_query, with_prompt_text
 from limrank.scoring.calibration import Calibration, calibrated, read_calibration
+from limrank.serving.access_log import AccessLog
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
 from limrank.serving.errors import engine_unavailable
+from limrank.serving.metrics import Metrics
 from limrank.serving.network import listen_on_node_address
-from limrank.serving.protocol import API, SCORER, Served
+from limrank.serving.protocol import API, APP, SCORER, Served
+from limrank.serving.tracing import tracing
 from limrank.serving.types import to_candidates
 
 _UNLIMITED = 1_000_000
@@ -74,6 +77,8 @@ def application(config: ServeJob, source: EngineSource, served: Served, wanted: 
         served,
         limit,
         config.scoring.min_score,
+        ongoing,
+        config.serving.access_log,
     )
 
 
@@ -137,16 +142,34 @@ async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
 class Api:
     """The HTTP replica: the API over the engine replicas."""
 
-    def __init__(self, scorer: DeploymentHandle, served: Served, limit: int | None, min_score: float | None) -> None:
+    def __init__(
+        self,
+        scorer: DeploymentHandle,
+        served: Served,
+        limit: int | None,
+        min_score: float | None,
+        requests_per_replica: int,
+        access_log: str | None,
+    ) -> None:
         listen_on_node_address()
         self._scorer = scorer
         self._served = served
         self._limit = limit
         self._min_score = min_score
+        self._requests_per_replica = requests_per_replica
+        self._access_log = access_log
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(self, self._served, self._limit, self._min_score)
+        metrics = Metrics(
+            self._served,
+            requests_per_replica=self._requests_per_replica,
+            ask_replicas=_scorer_replicas,
+            replica=serve.get_replica_context().replica_id.unique_id,
+        )
+        traces = tracing(self._served.model)
+        observers = [AccessLog(self._access_log), *([traces] if traces else [])]
+        return build_api(self, self._served, self._limit, self._min_score, metrics=metrics, observers=observers)
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its
@@ -163,3 +186,9 @@ class Api:
 
     async def healthy(self) -> bool:
         return await asyncio.to_thread(scorer_runs)
+
+
+def _scorer_replicas() -> dict[str, int]:
+    """Engine replicas by state, by Serve's controller."""
+    states = serve.status().applications[APP].deployments[SCORER].replica_states
+    return {state.lower(): count for state, count in states.items()}

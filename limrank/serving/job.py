@@ -26,9 +26,18 @@ from limrank.progress import Progress
 from limrank.result import JobResult
 from limrank.scoring import prompt_template
 from limrank.scoring.calibration import read_calibration
+from limrank.serving.access_log import check_path
 from limrank.serving.protocol import APP, MAX_DOCUMENTS, SCORER, Served
 
-ROUTES = ("POST /v1/rerank", "POST /rerank", "POST /v2/rerank", "POST /v1/score", "GET /v1/models", "GET /healthz")
+ROUTES = (
+    "POST /v1/rerank",
+    "POST /rerank",
+    "POST /v2/rerank",
+    "POST /v1/score",
+    "GET /v1/models",
+    "GET /healthz",
+    "GET /metrics",
+)
 
 _REACHABLE_S = 30.0
 _SHUTDOWN_S = 30.0
@@ -127,6 +136,8 @@ def _check(config: ServeJob) -> None:
     prompt_template(config.scoring)
     read_calibration(config.scoring.calibration)
     check_scorer(config.model, config.engine, config.scoring.labels)
+    if config.serving.access_log is not None:
+        check_path(config.serving.access_log)
 
 
 def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float]) -> None:
