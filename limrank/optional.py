@@ -12,7 +12,7 @@ _BATCH = frozenset(
     {"ray", "grpc", "pyarrow", "pandas", "numpy", "scipy", "datasets"}
     | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch", "rapidfuzz"}
 )
-_SERVE = frozenset({"ray", "fastapi", "starlette"})
+_SERVE = frozenset({"ray", "fastapi", "starlette", "prometheus_client", "opentelemetry"})
 _TRAIN = _BATCH | _EVAL | {"torch", "peft", "accelerate", "gguf", "tensorboardX"}
 _VLLM = frozenset({"vllm", "torch", "accelerate", "gguf"})
 

@@ -151,10 +151,13 @@ _NAME_SCHEMES = ("benchmark://", "hub://")
 """Names with these schemes are accepted where a path is, and are not paths."""
 
 
+_NO_INPUTS = ("run_dir", "serving.access_log", "serving.keys_file")
+"""Paths that are written, and the keys of a server, of which no row is made."""
+
+
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """(recipe key, path or URI) of everything that a job reads."""
-    # The keys of a server are no input of its rows.
-    found = {key: value for key, value in _paths(config) if key not in ("run_dir", "serving.keys_file")}
+    found = {key: value for key, value in _paths(config) if key not in _NO_INPUTS}
     for key, is_there in _NAME_OR_PATH:
         value = _value(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):

@@ -129,3 +129,8 @@ class ServingConfig(Section):
         description="(query, document) pairs that each API key may have scored in a minute; more are answered with "
         "429 and Retry-After. null: any number",
     )
+    access_log: Annotated[PathStr, AfterValidator(_local_file)] | None = Field(
+        default=None,
+        description="file on the server's node that gets one line of JSON for each request: its id, status, pairs, tokens and "
+        "time, and no text of it. null: no access log",
+    )

@@ -11,22 +11,24 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from limrank.engines.base import Usage, meter
 from limrank.records import Judgment, Query, ScoreStatus
 from limrank.serving import request_ids
-from limrank.serving.access import Access, Guard
+from limrank.serving.access import Guard
 from limrank.serving.admission import Admission
 from limrank.serving.errors import ApiError, engine_unavailable, invalid_request, unknown_model
 from limrank.serving.limits import marked_truncated
+from limrank.serving.metrics import CONTENT_TYPE, Metrics
 from limrank.serving.openapi import OF_SCORING, described, docs_page
-from limrank.serving.options import AS_RECIPE, Modes, ScoreOptions
+from limrank.serving.options import AS_RECIPE, ScoreOptions
 from limrank.serving.page import add_page
 from limrank.serving.protocol import Served
 from limrank.serving.rates import RateLimiter
+from limrank.serving.request_records import Observer, Recorder
 from limrank.serving.requests import RerankRequest, ScoreRequest
 from limrank.serving.responses import (
     Health,
@@ -37,6 +39,7 @@ from limrank.serving.responses import (
     rerank_response,
     score_response,
 )
+from limrank.serving.settings import ApiSettings
 from limrank.version import __version__
 
 
@@ -54,30 +57,22 @@ class Backend(Protocol):
 def build_api(
     backend: Backend,
     served: Served,
-    limit: int | None,
-    min_score: float | None = None,
-    access: Access | None = None,
+    settings: ApiSettings | None = None,
     *,
-    max_pairs: int | None = None,
-    modes: Modes | None = None,
-    aliases: Sequence[str] = (),
-    respond_ids: bool = True,
+    metrics: Metrics | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """The application: all routes, and all errors in one shape.
 
     Args:
         served: the model's card: its name, and what its scores depend on.
-        limit: scoring requests that may run or wait; None: any number.
-        min_score: results with a lower score are left out, where a request has no number; None: none are.
-        access: limits, hosts and keys; None: the default limits, and neither hosts nor keys are checked.
-        max_pairs: pairs of all requests that may run or wait; None: any number.
-        modes: what a request may ask for; None: the card's mode, and direct.
-        aliases: more names of the model.
-        respond_ids: whether to set ``X-Request-Id``; a proxy in front may do it.
+        settings: None: the defaults.
+        metrics: what ``/metrics`` gives; None: those of an engine in this process.
+        observers: get the record of each request, too: the access log, the traces.
     """
-    access = access or Access()
-    modes = modes or {served.mode: served.max_think_tokens, "direct": 0}
-    routes = _Routes(backend, served, Admission(limit, max_pairs), min_score, modes, aliases, access)
+    settings = settings or ApiSettings()
+    metrics = metrics or Metrics(served)
+    routes = _Routes(backend, served, settings, metrics)
     # Some clients send JSON without its content type. FastAPI's own pages load scripts from elsewhere.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False, docs_url=None, redoc_url=None)
     rerank = described(RerankResponse, OF_SCORING)
@@ -88,38 +83,32 @@ def build_api(
     api.get("/v1/models", **described(ModelList, ()))(routes.models)
     api.get("/healthz", **described(Health, ()))(routes.healthz)
     api.get("/readyz", **described(Health, (503,)))(routes.readyz)
+    api.get("/metrics", response_class=PlainTextResponse)(routes.metrics)
     api.get("/docs", include_in_schema=False)(lambda: HTMLResponse(docs_page(api.openapi())))
     add_page(api)
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
-    api.add_middleware(Guard, access=access)
-    # The last one is the outermost: every answer gets an id.
-    api.add_middleware(request_ids.RequestIds, respond=respond_ids)
+    # The last one is the outermost: every answer has an id and is recorded, those of the guard, too.
+    api.add_middleware(Guard, access=settings.access)
+    api.add_middleware(Recorder, observers=[metrics, *observers])
+    api.add_middleware(request_ids.RequestIds, respond=settings.respond_ids)
     return api
 
 
 class _Routes:
-    def __init__(
-        self,
-        backend: Backend,
-        served: Served,
-        admission: Admission,
-        min_score: float | None,
-        modes: Modes,
-        aliases: Sequence[str],
-        access: Access,
-    ) -> None:
+    def __init__(self, backend: Backend, served: Served, settings: ApiSettings, metrics: Metrics) -> None:
         self._backend = backend
-        self._min_score = min_score or 0.0
+        self._metrics = metrics
         self._served = served
         self._model = served.model
-        self._names = list(dict.fromkeys([served.model, *aliases]))
-        self._modes = modes
-        self._admission = admission
-        self._limits = access.limits
-        self._rates = RateLimiter(access.pairs_per_minute)
+        self._names = list(dict.fromkeys([served.model, *settings.aliases]))
+        self._modes = settings.modes or {served.mode: served.max_think_tokens, "direct": 0}
+        self._min_score = settings.min_score or 0.0
+        self._limits = settings.access.limits
+        self._rates = RateLimiter(settings.access.pairs_per_minute)
+        self._admission = Admission(settings.max_requests, settings.max_pairs)
         self._started = int(time.time())
 
     async def rerank(self, request: RerankRequest) -> dict[str, Any]:
@@ -149,6 +138,10 @@ class _Routes:
             raise engine_unavailable()
         return Health()
 
+    async def metrics(self) -> Response:
+        """The server's metrics, in Prometheus' text form."""
+        return Response(await self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+
     async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
         judgments, usage = await self._score(request, request.texts())
         return rerank_response(
@@ -172,9 +165,12 @@ class _Routes:
         options.check(self._modes)
         query = request.to_query()
         texts, cut = self._limits.fit(query, texts, names)
+        mode = options.mode or self._served.mode
         with self._admission.admitted(len(texts)), meter() as usage:
             self._rates.take(len(texts))
-            judgments = await self._backend.score(query, texts, options)
+            with self._metrics.scoring(mode, len(texts), usage) as judged:
+                judgments = await self._backend.score(query, texts, options)
+                judged(judgments)
             self._admission.finished(sum(judgment.status != ScoreStatus.SKIPPED for judgment in judgments))
             return marked_truncated(judgments, cut), usage
 

@@ -20,18 +20,22 @@ from ray.serve.handle import DeploymentHandle
 
 from limrank.config import ScoringConfig, ServeJob
 from limrank.engines import Engine, EngineSource
-from limrank.engines.base import DEFAULT_IN_FLIGHT, Usage, meter, record_usage
+from limrank.engines.base import Usage, meter, record_usage
 from limrank.errors import EngineError, UserError
 from limrank.records import Judgment, Query
 from limrank.scoring import check_labels, with_prompt_text
 from limrank.scoring.calibration import Calibration, read_calibration
 from limrank.serving.access import Access
+from limrank.serving.access_log import AccessLog
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
 from limrank.serving.errors import deadline_exceeded, engine_unavailable
+from limrank.serving.metrics import Metrics
 from limrank.serving.network import listen_on_node_address
-from limrank.serving.options import AS_RECIPE, Modes, ScoreOptions, offered_modes, score_request
-from limrank.serving.protocol import API, SCORER, Served
+from limrank.serving.options import AS_RECIPE, ScoreOptions, score_request
+from limrank.serving.protocol import API, APP, SCORER, Served
+from limrank.serving.settings import ApiSettings, requests_per_replica
+from limrank.serving.tracing import tracing
 
 _UNLIMITED = 1_000_000
 _DRAIN_S = 10.0
@@ -51,21 +55,16 @@ def application(
         wanted: the resources of one engine replica (num_cpus, num_gpus).
         access: limits, hosts and keys.
     """
-    workers, waiting = config.workers, config.serving.max_queued_requests
-    ongoing = config.engine.max_in_flight or DEFAULT_IN_FLIGHT
+    workers = config.workers
+    ongoing = requests_per_replica(config)
     autoscaling = {"min_replicas": workers.min_replicas, "max_replicas": workers.max_replicas}
     grows = workers.min_replicas < workers.max_replicas
-    # The API counts requests itself: Serve's own limit answers in plain text, and counts a
-    # request on its way to a free replica as a waiting one.
-    limit = None if waiting < 0 else workers.max_replicas * ongoing + waiting
-    max_pairs = None if config.serving.max_queued_pairs < 0 else config.serving.max_queued_pairs
     stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
     scorer = serve.deployment(
         Scorer,
         name=SCORER,
         **({"autoscaling_config": autoscaling} if grows else {"num_replicas": workers.min_replicas}),
         ray_actor_options=wanted,
-        # Each request has at least one pair, so an engine never runs more requests than this.
         max_ongoing_requests=ongoing,
         max_constructor_retry_count=3,
         # Serve notices and replaces a crashed replica within this time.
@@ -80,12 +79,9 @@ def application(
             source, with_prompt_text(config.scoring), config.seed, read_calibration(config.scoring.calibration)
         ),
         served,
-        limit,
-        config.scoring.min_score,
-        access,
-        max_pairs,
-        offered_modes(config.scoring, config.serving.modes),
-        config.serving.aliases,
+        ApiSettings.of(config, access),
+        ongoing,
+        config.serving.access_log,
     )
 
 
@@ -157,36 +153,28 @@ class Api:
         self,
         scorer: DeploymentHandle,
         served: Served,
-        limit: int | None,
-        min_score: float | None,
-        access: Access,
-        max_pairs: int | None,
-        modes: Modes,
-        aliases: Sequence[str],
+        settings: ApiSettings,
+        requests_per_replica: int,
+        access_log: str | None,
     ) -> None:
         listen_on_node_address()
         self._scorer = scorer
         self._served = served
-        self._limit = limit
-        self._min_score = min_score
-        self._access = access
-        self._max_pairs = max_pairs
-        self._modes = modes
-        self._aliases = aliases
+        self._settings = settings
+        self._requests_per_replica = requests_per_replica
+        self._access_log = access_log
 
     def __serve_build_asgi_app__(self):
         # Serve calls it in the replica, so nothing of the HTTP side has to be pickled.
-        return build_api(
-            self,
+        metrics = Metrics(
             self._served,
-            self._limit,
-            self._min_score,
-            self._access,
-            max_pairs=self._max_pairs,
-            modes=self._modes,
-            aliases=self._aliases,
-            respond_ids=False,  # Serve's proxy does
+            requests_per_replica=self._requests_per_replica,
+            ask_replicas=_scorer_replicas,
+            replica=serve.get_replica_context().replica_id.unique_id,
         )
+        traces = tracing(self._served.model)
+        observers = [AccessLog(self._access_log), *([traces] if traces else [])]
+        return build_api(self, self._served, self._settings, metrics=metrics, observers=observers)
 
     async def served(self) -> Served:
         """The model's card, for clients inside the cluster. The scorer does not answer this: all its
@@ -212,3 +200,9 @@ class Api:
 
     async def healthy(self) -> bool:
         return await asyncio.to_thread(scorer_runs)
+
+
+def _scorer_replicas() -> dict[str, int]:
+    """Engine replicas by state, by Serve's controller."""
+    states = serve.status().applications[APP].deployments[SCORER].replica_states
+    return {state.lower(): count for state, count in states.items()}

@@ -18,7 +18,6 @@ from limrank import cluster, signals
 from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec, check_scorer
-from limrank.engines.base import DEFAULT_IN_FLIGHT
 from limrank.errors import EngineError, UserError
 from limrank.models import served_name
 from limrank.printable import printable
@@ -27,10 +26,12 @@ from limrank.result import JobResult
 from limrank.scoring import prompt_template
 from limrank.scoring.calibration import read_calibration
 from limrank.serving.access import Access
+from limrank.serving.access_log import check_path
 from limrank.serving.hosts import is_loopback
 from limrank.serving.keys import KeyRing, keys_of_file
 from limrank.serving.protocol import APP, SCORER, Served
 from limrank.serving.proxy import controller_options
+from limrank.serving.settings import requests_per_replica
 
 ROUTES = (
     "POST /v1/rerank",
@@ -40,6 +41,7 @@ ROUTES = (
     "GET /v1/models",
     "GET /healthz",
     "GET /readyz",
+    "GET /metrics",
 )
 
 _REACHABLE_S = 30.0
@@ -65,7 +67,7 @@ def plan(config: ServeJob, *, insecure: bool = False) -> dict[str, Any]:
         "scoring": {"mode": config.scoring.mode, "max_think_tokens": config.scoring.think_tokens},
         "limits": {
             **access.limits.plan(),
-            "requests_per_replica": config.engine.max_in_flight or DEFAULT_IN_FLIGHT,
+            "requests_per_replica": requests_per_replica(config),
             "waiting_requests": config.serving.max_queued_requests,
             "pairs": config.serving.max_queued_pairs,
         },
@@ -157,6 +159,8 @@ def _check(config: ServeJob) -> None:
     prompt_template(config.scoring)
     read_calibration(config.scoring.calibration)
     check_scorer(config.model, config.engine, config.scoring.labels)
+    if config.serving.access_log is not None:
+        check_path(config.serving.access_log)
 
 
 def _report_keys_on_hangup(file: str | None) -> None:

@@ -24,6 +24,9 @@ from limrank.serving.refusal import App, Receive, Scope, Send, header_values, re
 
 VARIABLE = "LIMRANK_API_KEYS"
 
+KEY_STATE = "api_key"
+"""The entry of a request's ``scope["state"]`` with the name of its key, for what runs outside of :class:`KeyCheck`."""
+
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/-/healthz"})
 """Paths without a key: the probes of the server and of Ray Serve's proxy."""
 
@@ -231,6 +234,7 @@ class KeyCheck:
                 await refuse(scope, receive, send, _invalid() if presented else _missing())
                 return
         token = _current.set(name)
+        scope.setdefault("state", {})[KEY_STATE] = name
         try:
             await self._app(scope, receive, send)
         finally:

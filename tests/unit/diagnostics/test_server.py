@@ -24,7 +24,7 @@ def no_key(monkeypatch):
 
 
 def api_of(backend, **scoring):
-    return build_api(backend, Served.of(ModelConfig(id="small"), ScoringConfig(**scoring)), None)
+    return build_api(backend, Served.of(ModelConfig(id="small"), ScoringConfig(**scoring)))
 
 
 def with_key(api, key):
@@ -130,7 +130,7 @@ def test_scores_that_differ_between_requests_are_found():
     class Moody(EngineBackend):
         answered = 0
 
-        async def score(self, query, texts):
+        async def score(self, query, texts, options=None):
             judgments = await super().score(query, texts)
             self.answered += 1
             if self.answered == 1:

@@ -16,7 +16,13 @@ from limrank.config import JOBS
 from limrank.errors import UserError
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-DISTRIBUTION = {"yaml": "pyyaml", "Stemmer": "pystemmer", "grpc": "grpcio", "vllm": "vllm"}
+DISTRIBUTION = {
+    "yaml": "pyyaml",
+    "opentelemetry": "opentelemetry-sdk",
+    "Stemmer": "pystemmer",
+    "grpc": "grpcio",
+    "vllm": "vllm",
+}
 """Of packages that are imported by another name than they are installed by."""
 
 UNDECLARED = {"torchvision"}

@@ -10,13 +10,14 @@ from helpers.backend import EngineBackend
 from limrank.config import ModelConfig, ScoringConfig
 from limrank.serving.api import build_api
 from limrank.serving.protocol import Served
+from limrank.serving.settings import ApiSettings
 
 SERVED = Served.of(ModelConfig(id="served"), ScoringConfig(mode="budget"))
 BODY = {"query": "q", "documents": ["a", "b"]}
 
 
 def client(backend, limit=None, min_score=None, **settings):
-    api = build_api(backend, SERVED, limit, min_score, **settings)
+    api = build_api(backend, SERVED, ApiSettings(limit, min_score=min_score, **settings))
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -29,6 +29,7 @@ from limrank.serving.api import build_api
 from limrank.serving.client import ServedReranker
 from limrank.serving.errors import ApiError, engine_unavailable, overloaded
 from limrank.serving.protocol import MAX_DOCUMENTS, Served
+from limrank.serving.settings import ApiSettings
 
 MODEL, BUDGET = ModelConfig(id="small"), ScoringConfig(mode="budget", max_think_tokens=30)
 QUERY = Query("q1", "merge sorted feeds", "only Python")
@@ -61,7 +62,7 @@ def hurry(monkeypatch):
 @contextmanager
 def served(backend, scoring=None, model=MODEL, **settings):
     """The URL of the API over a backend, in a thread."""
-    with serving_api(build_api(backend, Served.of(model, scoring or backend.scoring), None, **settings)) as url:
+    with serving_api(build_api(backend, Served.of(model, scoring or backend.scoring), ApiSettings(**settings))) as url:
         yield url
 
 

@@ -13,6 +13,7 @@ from limrank.serving.api import build_api
 from limrank.serving.hosts import HostCheck, Hosts, is_loopback
 from limrank.serving.keys import KeyRing
 from limrank.serving.protocol import Served
+from limrank.serving.settings import ApiSettings
 
 LOOPBACK = Hosts.of("127.0.0.1", ["Rerank.example.com", "10.0.0.7"])
 
@@ -77,7 +78,7 @@ def test_a_web_socket_is_refused_and_lifespan_passes():
 def test_over_the_api_without_any_cors_header():
     async def go(base, **headers):
         served = Served.of(ModelConfig(id="served"), ScoringConfig())
-        api = build_api(EngineBackend(), served, None, access=Access.of(ServingConfig(), KeyRing()))
+        api = build_api(EngineBackend(), served, ApiSettings(access=Access.of(ServingConfig(), KeyRing())))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=base) as http:
             return [await http.get("/healthz", headers=headers), await http.options("/v1/rerank", headers=headers)]
 

@@ -545,7 +545,7 @@ def backend():
 
 @pytest.fixture
 def api(backend):
-    return build_api(backend, Served.of(ModelConfig(id="small"), ScoringConfig()), None)
+    return build_api(backend, Served.of(ModelConfig(id="small"), ScoringConfig()))
 
 
 def on_api(api, use, **settings):

@@ -32,6 +32,7 @@ from limrank.serving.keys import (
 )
 from limrank.serving.protocol import Served
 from limrank.serving.rates import RateLimiter
+from limrank.serving.settings import ApiSettings
 
 A, B = "key-a-0123456789abcdef", "key-b-0123456789abcdef"
 RING = KeyRing({"a": hashed(A), "b": hashed(B)})
@@ -328,7 +329,7 @@ def test_no_rate_and_no_key_are_not_limited():
 def test_over_the_api():
     async def go():
         served = Served.of(ModelConfig(id="served"), ScoringConfig())
-        api = build_api(EngineBackend(), served, None, access=Access(keys=RING, pairs_per_minute=3))
+        api = build_api(EngineBackend(), served, ApiSettings(access=Access(keys=RING, pairs_per_minute=3)))
         found = []
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as http:
             for key in (A, A, B, None):

@@ -17,6 +17,7 @@ from limrank.serving.api import build_api
 from limrank.serving.errors import ApiError
 from limrank.serving.limits import MAX_HEADER_BYTES, MAX_HEADERS, BodyLimit, Limits
 from limrank.serving.protocol import Served
+from limrank.serving.settings import ApiSettings
 
 SMALL = Limits(body_bytes=10, receive_timeout_s=0.2, documents=3, document_chars=5, query_chars=8)
 
@@ -223,7 +224,7 @@ def post(path, body, limits=SMALL, **options):
     async def go():
         served = Served.of(ModelConfig(id="served"), ScoringConfig())
         access = Access(Limits(10_000, 5, limits.documents, limits.document_chars, limits.query_chars))
-        api = build_api(EngineBackend(), served, None, access=access)
+        api = build_api(EngineBackend(), served, ApiSettings(access=access))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as http:
             return await http.post(path, json=body, **options)
 

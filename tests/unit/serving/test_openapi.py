@@ -30,7 +30,7 @@ EXAMPLES = 25
 def make_api(**engine):
     backend = EngineBackend(**engine)
     backend.recipe = ScoringConfig(mode="budget", max_think_tokens=30)
-    return build_api(backend, Served.of(ModelConfig(id="served"), backend.recipe), None)
+    return build_api(backend, Served.of(ModelConfig(id="served"), backend.recipe))
 
 
 API = make_api()

@@ -16,7 +16,7 @@ from limrank.serving.protocol import Served
 
 def get(*paths, method="GET"):
     async def go():
-        api = build_api(EngineBackend(), Served.of(ModelConfig(id="served"), ScoringConfig()), None)
+        api = build_api(EngineBackend(), Served.of(ModelConfig(id="served"), ScoringConfig()))
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             return [await http.request(method, path) for path in paths]

@@ -11,6 +11,7 @@ from limrank.config import ModelConfig, ScoringConfig
 from limrank.serving import request_ids
 from limrank.serving.api import build_api
 from limrank.serving.protocol import Served
+from limrank.serving.settings import ApiSettings
 
 SERVED = Served.of(ModelConfig(id="served"), ScoringConfig())
 BODY = {"query": "q", "documents": ["a"]}
@@ -19,7 +20,7 @@ MADE = re.compile(r"[0-9a-f]{32}")
 
 def ask(method="POST", path="/v1/rerank", backend=None, respond_ids=True, headers=None, **request):
     async def go():
-        api = build_api(backend or EngineBackend(), SERVED, None, respond_ids=respond_ids)
+        api = build_api(backend or EngineBackend(), SERVED, ApiSettings(respond_ids=respond_ids))
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.request(method, path, headers=headers, **request)
