@@ -12,9 +12,14 @@ from limrank.serving.errors import ErrorBody
 
 _ERRORS = {
     400: "the request is at fault; param names the field",
+    401: "no valid API key",
+    403: "the Host header is not accepted",
     404: "no such model",
-    422: "every document failed by a fault of its own",
-    429: "too many requests or pairs are waiting",
+    408: "the request did not arrive in time",
+    413: "the body is too large",
+    422: "too many documents, a query that is too long, or every document failed by a fault of its own",
+    429: "too many requests or pairs are waiting, or the key's rate is exceeded",
+    431: "the headers are too large",
     500: "the server failed",
     503: "no engine is up, or every document failed for now",
     504: "deadline_ms passed before any document had a score",
@@ -23,6 +28,9 @@ _ERRORS = {
 
 OF_SCORING = (400, 404, 422, 429, 500, 503, 504)
 """Statuses of errors of the routes that score."""
+
+OF_EVERY = (401, 403, 408, 413, 431)
+"""Statuses of errors before a request reaches its route."""
 
 _REQUEST_ID = {
     "description": f"the request's id: the client's, if it has 1 to {request_ids.LONGEST} printable ASCII characters",
@@ -39,12 +47,12 @@ def described(answer: type[BaseModel], errors: tuple[int, ...], **operation: Any
 
     Args:
         answer: the body of a 200.
-        errors: the statuses of its errors.
+        errors: the statuses of its own errors, besides :data:`OF_EVERY`.
         operation: more of FastAPI's keyword arguments.
     """
     headers = {request_ids.HEADER: _REQUEST_ID}
     responses: dict[int, dict[str, Any]] = {200: {"model": answer, "headers": headers}}
-    for status in errors:
+    for status in sorted({*errors, *OF_EVERY}):
         more = {"Retry-After": _RETRY_AFTER} if status == 429 else {}
         responses[status] = {"model": ErrorBody, "description": _ERRORS[status], "headers": headers | more}
     parameter = {"name": request_ids.HEADER, "in": "header", "required": False, **_REQUEST_ID}

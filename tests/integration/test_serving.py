@@ -26,7 +26,7 @@ POISON = "kills the engine"
 CONFIG = ServeJob(
     run_dir="unused",
     engine={"kind": "fake", "latency_ms": 50, "max_in_flight": 8, "poison": POISON},
-    serving={"port": 0},
+    serving={"port": 0, "modes": ["budget", "cascade"], "aliases": ["rerank-v3.5"]},
 )
 NAME = "smollm2-135m-instruct"
 DOCUMENTS = [f"passage {number}" for number in range(10)]
@@ -89,10 +89,11 @@ def test_run_serves_until_sigterm_and_leaves_nothing(local_ray, capsys):
 
 
 def test_it_is_up_and_says_what_it_serves(http):
-    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
     models = http.get("/v1/models").json()
     assert models["object"] == "list"
-    assert [(model["id"], model["object"]) for model in models["data"]] == [(NAME, "model")]
+    assert [(model["id"], model["object"]) for model in models["data"]] == [(NAME, "model"), ("rerank-v3.5", "model")]
+    assert models["data"][0]["modes"] == {"direct": 0, "budget": 256, "cascade": 256}
 
 
 def test_jinas_client(http, expected):
@@ -141,6 +142,63 @@ def test_errors_are_json(http, method, path, content, status, param, code):
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
     assert error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("given", [{}, {"X-Request-Id": "search-17"}])
+def test_every_answer_has_one_request_id(http, given):
+    body = {"query": "q", "documents": ["a"]}
+    answers = [http.post("/v1/rerank", json=body, headers=given), http.post("/v1/rerank", headers=given)]
+    for answer, status in zip(answers, (200, 400), strict=True):
+        assert answer.status_code == status
+        (request_id,) = answer.headers.get_list("x-request-id")
+        assert request_id == given.get("X-Request-Id", request_id)
+    assert answers[0].json()["id"] == answers[0].headers["x-request-id"]
+
+
+def test_an_alias_and_a_mode(http):
+    body = {"model": "rerank-v3.5", "query": "q", "documents": DOCUMENTS, "mode": "budget", "max_think_tokens": 5}
+    answer = http.post("/v2/rerank", json=body | {"return_reasoning": True}).json()
+    assert answer["model"] == "rerank-v3.5"
+    assert all(len(result["reasoning"].split()) == 5 for result in answer["results"])
+    refused = http.post("/v2/rerank", json=body | {"mode": "think"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "mode_not_allowed")
+
+
+def test_past_the_deadline_the_best_order_so_far_is_the_answer(http, expected):
+    # 100 pairs, 8 at a time, 50 ms each: 0.65 s of work.
+    body = {"query": "q", "documents": DOCUMENTS * 10, "deadline_ms": 300}
+    started = time.monotonic()
+    answer = http.post("/v1/rerank", json=body)
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert time.monotonic() - started < 0.6
+    scored = [result for result in results if result["status"] == "direct"]
+    assert 0 < len(scored) < 100
+    assert results[: len(scored)] == scored
+    assert {result["relevance_score"] for result in scored} <= set(dict(expected).values())
+    assert {(result["status"], result["relevance_score"]) for result in results[len(scored) :]} == {("skipped", None)}
+    # The engine is free at once: what was left is cancelled.
+    started = time.monotonic()
+    assert http.post("/v1/rerank", json={"query": "q", "documents": ["a"]}).status_code == 200
+    assert time.monotonic() - started < 0.3
+
+
+def test_a_deadline_in_a_queue_is_kept(server):
+    """Nine requests of an engine that takes eight: the last one waits, and is told so."""
+
+    async def send():
+        async with httpx.AsyncClient(base_url=server, timeout=60, trust_env=False) as client:
+            body = {"query": "q", "documents": DOCUMENTS * 10}
+            held = [asyncio.create_task(client.post("/v1/rerank", json=body)) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            started = time.monotonic()
+            late = await client.post("/v1/rerank", json=body | {"deadline_ms": 200})
+            return late, time.monotonic() - started, await asyncio.gather(*held)
+
+    late, seconds, held = asyncio.run(send())
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert seconds < 2
+    assert {answer.status_code for answer in held} == {200}
 
 
 def test_twenty_requests_at_a_time(server, expected):

@@ -178,7 +178,7 @@ def recipe(tmp_path, value):
     ("value", "message"),
     [
         ("''", "is empty; null unsets a key"),
-        ("s3://bucket/log", "should be a local file, which lines are appended to"),
+        ("s3://bucket/log", "should be a local file"),
         ("true", "should be a valid string"),
         ("7", "should be a valid string"),
         ("[a]", "should be a valid string"),

@@ -35,7 +35,7 @@ def test_a_clients_id_is_taken(given):
     assert response.json()["id"] == given
 
 
-@pytest.mark.parametrize("given", [b"", b"x" * 129, b"\xff", "ü".encode(), b"a\x7f", b"a\tb", b"x" * 100_000])
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"\xff", "ü".encode(), b"a\x7f", b"a\tb", b"x" * 10_000])
 def test_another_is_replaced(given):
     response = ask(json=BODY, headers={b"X-Request-Id": given})
     assert MADE.fullmatch(response.headers["x-request-id"])

@@ -113,7 +113,9 @@ def test_a_directorys_path_is_not_returned(tmp_path):
 
 
 def test_plan_says_where_and_what():
-    plan = job.plan(ServeJob(run_dir="r", serving={"host": "0.0.0.0", "port": 9000}, scoring={"mode": "budget"}))
+    plan = job.plan(
+        ServeJob(run_dir="r", serving={"host": "0.0.0.0", "port": 9000}, scoring={"mode": "budget"}), insecure=True
+    )
     assert plan["url"] == "http://127.0.0.1:9000"
     assert plan["scoring"] == {"mode": "budget", "max_think_tokens": 256}
 
