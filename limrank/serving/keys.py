@@ -27,8 +27,8 @@ VARIABLE = "LIMRANK_API_KEYS"
 KEY_STATE = "api_key"
 """The entry of a request's ``scope["state"]`` with the name of its key, for what runs outside of :class:`KeyCheck`."""
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/-/healthz"})
-"""Paths without a key: the probes of the server and of Ray Serve's proxy."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/-/healthz", "/", "/page.css", "/page.js"})
+"""Paths without a key: the probes of the server and of Ray Serve's proxy, and the page, which asks for a key itself."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[\x21-\x7e]{16,512}")

@@ -42,7 +42,8 @@ function chosenModes() {
 }
 
 function showModes(card) {
-  const modes = card.modes || [card.scoring.mode];
+  // What costs least first: the others are compared with it.
+  const modes = Object.keys(card.modes).sort((a, b) => (b === "direct") - (a === "direct"));
   const thinking = THINKS.find((mode) => modes.includes(mode));
   for (const mode of modes) {
     const label = document.createElement("label");

@@ -258,13 +258,13 @@ def test_who_may(headers, found):
     assert current_key() is None
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_probes_need_no_key(path):
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/page.css", "/page.js"])
+def test_probes_and_the_page_need_no_key(path):
     assert answer(KeyCheck(Bodies(), RING), path=path).status == 200
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1/models", "/docs", "/metrics", "/healthz/", "/healthz/../v1/models", "//healthz"]
+    "path", ["/page/search", "/v1/models", "/docs", "/metrics", "/healthz/", "/healthz/../v1/models", "//healthz"]
 )
 def test_everything_else_does(path):
     assert answer(KeyCheck(Bodies(), RING), path=path).code == "missing_api_key"
