@@ -334,7 +334,7 @@ def keys_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.", show_default=False)],
 ) -> None:
     """Make a random key. Prints the key, then the line for serving.keys_file, which holds only its hash."""
-    from limrank.serving.keys import file_line, new_key
+    from limrank.serving.key_sources import file_line, new_key
 
     key = new_key()
     line = file_line(name, key)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from limrank.errors import UserError
 from limrank.serving.hosts import HostCheck, Hosts, is_loopback
-from limrank.serving.keys import VARIABLE, KeyCheck, KeyRing
+from limrank.serving.key_sources import VARIABLE
+from limrank.serving.keys import KeyCheck, KeyRing
 from limrank.serving.limits import BodyLimit, Limits
 from limrank.serving.refusal import App, Receive, Scope, Send
 

@@ -28,7 +28,8 @@ from limrank.scoring.calibration import read_calibration
 from limrank.serving.access import Access
 from limrank.serving.access_log import check_path
 from limrank.serving.hosts import is_loopback
-from limrank.serving.keys import KeyRing, keys_of_file
+from limrank.serving.key_sources import keys_of_file
+from limrank.serving.keys import KeyRing
 from limrank.serving.protocol import APP, SCORER, Served
 from limrank.serving.proxy import controller_options
 from limrank.serving.settings import requests_per_replica

@@ -13,7 +13,8 @@ from limrank.records import Benchmark
 from limrank.retrieval import candidates
 from limrank.scoring import prompt_query
 from limrank.serving.job import serving
-from limrank.serving.keys import KeyRing, hashed, new_key
+from limrank.serving.key_sources import hashed, new_key
+from limrank.serving.keys import KeyRing
 from limrank.storage import Storage
 
 _ANSWER = "answer.json"

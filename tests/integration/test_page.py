@@ -11,7 +11,8 @@ from helpers.served import serving_api
 from limrank.config import ModelConfig, ScoringConfig
 from limrank.serving.access import Access
 from limrank.serving.api import build_api
-from limrank.serving.keys import KeyRing, hashed, new_key
+from limrank.serving.key_sources import hashed, new_key
+from limrank.serving.keys import KeyRing
 from limrank.serving.protocol import Served
 from limrank.serving.settings import ApiSettings
 

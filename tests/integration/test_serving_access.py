@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from limrank.config import ServeJob
+from limrank.config.recipe import with_values
 from limrank.serving import job
-from limrank.serving.keys import KeyRing, hashed, new_key
+from limrank.serving.key_sources import VARIABLE, file_line, new_key
 
 RECEIVE_S = 2.0
 MOST = 2**20
@@ -34,10 +35,20 @@ HUGE = 100 * 2**20
 
 
 @pytest.fixture(scope="module")
-def server(local_ray):
-    ring = KeyRing({name: hashed(key) for name, key in KEYS.items()})
-    with job.serving(CONFIG, None, ring) as url:
-        yield url
+def keys_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("access") / "keys"
+    path.write_text("".join(f"{file_line(name, key)}\n" for name, key in KEYS.items()))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(local_ray, keys_file):
+    config = with_values(CONFIG, {"serving.keys_file": str(keys_file)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        with job.serving(config) as url:
+            yield url
 
 
 @pytest.fixture
@@ -227,3 +238,21 @@ def test_a_key_has_its_rate(server):
     assert first.status_code == 200
     assert (second.status_code, second.json()["error"]["code"]) == (429, "rate_limited")
     assert 1 <= int(second.headers["retry-after"]) <= 60
+
+
+def test_a_changed_file_holds_in_the_proxy_and_the_replica(server, keys_file):
+    third = new_key()
+
+    def statuses():
+        with httpx.Client(base_url=server, timeout=30, trust_env=False) as client:
+            return [client.get("/v1/models", headers={"X-API-Key": key}).status_code for key in (KEYS["first"], third)]
+
+    assert statuses() == [200, 401]
+    keys_file.write_text("no key at all\n")
+    time.sleep(1.1)
+    assert statuses() == [200, 401]
+    keys_file.write_text(file_line("third", third) + "\n")
+    deadline = time.monotonic() + 5
+    while statuses() != [401, 200]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

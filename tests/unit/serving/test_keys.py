@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import httpx
@@ -19,17 +20,15 @@ from limrank.serving import job, keys
 from limrank.serving.access import Access
 from limrank.serving.api import build_api
 from limrank.serving.errors import ApiError
-from limrank.serving.keys import (
+from limrank.serving.key_sources import (
     VARIABLE,
-    KeyCheck,
-    KeyRing,
-    current_key,
     file_line,
     hashed,
     keys_of_environment,
     keys_of_file,
     new_key,
 )
+from limrank.serving.keys import KeyCheck, KeyRing, current_key
 from limrank.serving.protocol import Served
 from limrank.serving.rates import RateLimiter
 from limrank.serving.settings import ApiSettings
@@ -214,6 +213,23 @@ def test_the_proxy_s_checks_survive_json():
     access = Access.of(serving, RING)
     back = Access.from_json(access.to_json())
     assert (back.limits, back.hosts, back.keys.names) == (access.limits, access.hosts, ["a", "b"])
+
+
+def test_a_hangup_says_what_the_file_holds(file, capsys):
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        job._report_keys_on_hangup(None)
+        assert signal.getsignal(signal.SIGHUP) is before
+        path = file(f"a: {A}\n")
+        job._report_keys_on_hangup(path)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert capsys.readouterr().err == f"1 keys in {path}\n"
+        file(f"a {A}\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        said = capsys.readouterr().err
+        assert said.startswith("warning: the keys stay as they are: serving.keys_file") and A not in said
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---- requests ------------------------------------------------------------------------
