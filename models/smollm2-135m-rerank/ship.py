@@ -48,7 +48,7 @@ def joined(adapters: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     weights = {}
     for name in adapters[0]:
         axis = next((axis for part, axis in along.items() if f".{part}." in name), None)
-        each = [adapter[name] for adapter in adapters]
+        each = [adapter[name] for adapter in adapters if name in adapter]
         weights[name] = each[-1] if axis is None else torch.cat(each, dim=axis)
     return weights
 
