@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from limrank.uris import redacted
 
 
@@ -100,7 +102,7 @@ def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError
     return RowError(message, retryable=retryable, attempts=attempts)
 
 
-def _rebuild_api_status_error(arguments: tuple[str, int, str], state: dict[str, object]) -> ApiStatusError:
+def _rebuild_api_status_error(arguments: tuple[str, int, str], state: dict[str, Any]) -> ApiStatusError:
     named = {name: state[name] for name in ("code", "param", "request_id", "retry_after_s")}
     return ApiStatusError(*arguments, **named)
 

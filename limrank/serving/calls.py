@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,15 +207,24 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _count(name: str, value: Any, *, least: int = 1) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 1 << 53:
+    # numpy's numbers too.
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 1 << 53:
         raise UserError(f"{name}: should be a whole number from {least} (got {brief(value)})")
     return int(value)
 
 
 def _share(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= (share := _float(value)) <= 1:
         raise UserError(f"{name}: should be a number from 0 to 1 (got {brief(value)})")
-    return float(value)
+    return share
+
+
+def _float(value: Real) -> float:
+    """A number as a float; infinite where no float holds it."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _header(name: str, value: Any) -> str:

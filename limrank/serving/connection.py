@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -287,7 +286,9 @@ def _is_refused_certificate(error: BaseException | None) -> bool:
 
 def checked_limits(timeout: Any, max_retries: Any) -> tuple[float | None, int]:
     """Raises UserError: one of them is out of range."""
-    if timeout is not None and (not isinstance(timeout, Real) or isinstance(timeout, bool) or not 0 < timeout < 1e9):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9
+    ):
         raise UserError(f"timeout: should be seconds above 0, or None for no limit (got {brief(timeout)})")
     if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 1000:
         raise UserError(f"max_retries: should be a whole number from 0 to 1000 (got {brief(max_retries)})")

@@ -160,8 +160,10 @@ class Client(_Settings):
     def ready(self) -> bool:
         """Whether the server is there and can score now. It is asked once, for at most ten seconds."""
         try:
-            known = self._attempt(ready_call(), self._one_attempt())
-            return bool(self._attempt(ready_call("/healthz"), self._one_attempt()) if known is None else known)
+            ready = self._attempt(ready_call(), self._one_attempt())
+            if ready is None:  # an older server
+                ready = self._attempt(ready_call("/healthz"), self._one_attempt())
+            return bool(ready)
         except EndpointError:
             return False
 
@@ -265,8 +267,10 @@ class AsyncClient(_Settings):
     async def ready(self) -> bool:
         """See :meth:`Client.ready`."""
         try:
-            known = await self._attempt(ready_call(), self._one_attempt())
-            return bool(await self._attempt(ready_call("/healthz"), self._one_attempt()) if known is None else known)
+            ready = await self._attempt(ready_call(), self._one_attempt())
+            if ready is None:  # an older server
+                ready = await self._attempt(ready_call("/healthz"), self._one_attempt())
+            return bool(ready)
         except EndpointError:
             return False
 

@@ -5,6 +5,7 @@ import datetime
 import inspect
 import json
 import logging
+import pickle
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
@@ -209,6 +210,12 @@ def test_both_clients_have_the_same_methods():
         ]
 
 
+def test_an_error_can_be_sent_to_another_process():
+    error = ApiStatusError(URL, 429, "full", code="overloaded", param="documents", request_id="r", retry_after_s=2.0)
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
+
+
 # ---- arguments -----------------------------------------------------------------------
 
 
@@ -236,6 +243,7 @@ def test_both_clients_have_the_same_methods():
         ({"return_documents": "yes"}, "return_documents: should be True or False"),
         ({"min_score": float("nan")}, "min_score: should be a number from 0 to 1"),
         ({"min_score": 1.1}, "min_score: should be a number from 0 to 1"),
+        ({"min_score": 10**400}, "min_score: should be a number from 0 to 1"),
         ({"min_score": "0.5"}, "min_score: should be a number from 0 to 1"),
         ({"max_tokens_per_doc": 0}, "max_tokens_per_doc: should be a whole number from 1"),
         ({"deadline_ms": float("inf")}, "deadline_ms: should be a whole number"),
