@@ -49,8 +49,11 @@ _REACHABLE_S = 30.0
 _SHUTDOWN_S = 30.0
 
 
-def plan(config: ServeJob, *, insecure: bool = False) -> dict[str, Any]:
+def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
     """What :func:`run` would start. Nothing is started. ``first_prompt`` is the template.
+
+    Args:
+        insecure: False refuses an address that needs keys and has none, as :func:`run` does.
 
     Raises:
         UserError: the scoring cannot be served, there is no such prompt, or :meth:`Access.of` refuses the keys.

@@ -372,10 +372,10 @@ def serve_job(tmp_path, **serving):
 def test_an_open_address_needs_keys(tmp_path, monkeypatch, host):
     config = serve_job(tmp_path, host=host)
     with pytest.raises(UserError, match=r"LIMRANK_API_KEYS or serving.keys_file\), or give --insecure"):
-        job.plan(config)
+        job.plan(config, insecure=False)
     assert "none" in job.plan(config, insecure=True)["keys"]
     monkeypatch.setenv(VARIABLE, f"team={A}")
-    plan = job.plan(config)
+    plan = job.plan(config, insecure=False)
     assert plan["keys"] == ["team"] and A not in json.dumps(plan)
 
 
