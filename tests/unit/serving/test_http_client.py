@@ -230,7 +230,7 @@ def test_an_error_can_be_sent_to_another_process():
         ({"documents": []}, "documents: should not be empty"),
         ({"documents": ["a", 7]}, r"documents\[1\]: should be a text, a Document or a mapping"),
         ({"documents": ["\udfff"]}, r"documents\[0\]: is not valid Unicode"),
-        ({"documents": [{"text": object()}]}, r"documents\[0\]: cannot be sent as JSON"),
+        ({"documents": [{"text": {1, 2}}]}, r"documents\[0\]: cannot be sent as JSON"),
         ({"documents": [{"text": "a", "n": float("nan")}]}, r"documents\[0\]: cannot be sent as JSON"),
         ({"top_n": 0}, "top_n: should be a whole number from 1"),
         ({"top_n": True}, "top_n: should be a whole number"),
