@@ -11,7 +11,7 @@ from limrank import evaluate, rerank
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", default="vllm", help="vllm, or fake, whose scores mean nothing")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="a packaged model, a directory, or a hub id")
+    parser.add_argument("--model", default="smollm2-135m-rerank", help="a packaged model, a directory, or a hub id")
     parser.add_argument("--run-dir", default="runs/example-rerank")
     parser.add_argument("--max-queries", type=int, default=10)
     options = parser.parse_args()

@@ -13,7 +13,7 @@ DOCUMENTS = ["heapq.merge merges sorted inputs.", "sorted returns a new sorted l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", default="vllm", help="vllm, or fake, whose scores mean nothing")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="a packaged model, a directory, or a hub id")
+    parser.add_argument("--model", default="smollm2-135m-rerank", help="a packaged model, a directory, or a hub id")
     options = parser.parse_args()
 
     model = ModelConfig(id=options.model, max_model_len=2048)

@@ -12,9 +12,9 @@ _BATCH = frozenset(
     {"ray", "grpc", "pyarrow", "pandas", "numpy", "scipy", "datasets"}
     | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch", "rapidfuzz"}
 )
-_SERVE = frozenset({"ray", "fastapi", "starlette", "prometheus_client", "opentelemetry"})
+_SERVE = frozenset({"ray", "fastapi", "starlette", "uvicorn", "prometheus_client", "opentelemetry"})
 _TRAIN = _BATCH | _EVAL | {"torch", "peft", "accelerate", "gguf", "tensorboardX"}
-_VLLM = frozenset({"vllm", "torch", "accelerate", "gguf"})
+_VLLM = frozenset({"vllm", "torch", "peft", "accelerate", "gguf"})
 
 EXTRAS: dict[str, frozenset[str]] = {
     "eval": _EVAL,

@@ -216,7 +216,7 @@ def serve(
 
     ::
 
-        with serve(model={"id": "smollm2-135m-instruct"}, serving={"port": 0}) as url:
+        with serve(model={"id": "smollm2-135m-rerank"}, serving={"port": 0}) as url:
             httpx.post(f"{url}/v1/rerank", json={"query": "…", "documents": ["…", "…"]})
 
     Args:

@@ -28,7 +28,7 @@ from limrank.config.data import (
     FirstStageConfig,
     Rewriting,
 )
-from limrank.config.engine import EngineConfig, FaultConfig, ModelConfig, WorkersConfig
+from limrank.config.engine import RERANKER, EngineConfig, FaultConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.jobs import (
     DEFAULT_SEED,
@@ -69,6 +69,7 @@ __all__ = [
     "LANGUAGE_CODES",
     "LONGEST_TEXT",
     "ModelConfig",
+    "RERANKER",
     "Objective",
     "PathMark",
     "PathStr",

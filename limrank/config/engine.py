@@ -23,10 +23,15 @@ from limrank.config.base import (
     fault,
 )
 
+RERANKER = "smollm2-135m-rerank"
+"""The model of a rerank or a serve job whose recipe names none."""
+
 
 class ModelConfig(Section):
     id: str = Field(
-        default="smollm2-135m-instruct", description="a packaged model, a directory, an s3:// URI of one, or a hub id"
+        default="smollm2-135m-instruct",
+        description="a packaged model, a directory, an s3:// URI of one, or a hub id. The default of rerank and serve is "
+        "smollm2-135m-rerank",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",

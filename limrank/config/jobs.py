@@ -22,7 +22,7 @@ from limrank.config.data import (
     ask_rewritten,
     need_benchmark,
 )
-from limrank.config.engine import EngineConfig, ModelConfig, WorkersConfig
+from limrank.config.engine import RERANKER, EngineConfig, ModelConfig, WorkersConfig
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.scoring import ScoringConfig, chain_fits, judges_alone, no_fusion
 from limrank.config.serving import ServingConfig
@@ -41,6 +41,13 @@ def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
     """Raises ValueError for a served reranker as the engine: it scores pairs and generates no text."""
     if engine is not None and engine.kind == "serve":
         raise ValueError(f"{key}.kind=serve: only a rerank job sends its work to a served reranker")
+
+
+def _reranker(values: Any) -> Any:
+    """The values with a packaged reranker as the model, where ``model`` names none."""
+    if isinstance(values, dict) and isinstance(model := values.get("model"), dict) and "id" not in model:
+        return values | {"model": {"id": RERANKER} | model}
+    return values
 
 
 _JUDGE = "a judge scores pairs, which have no first stage"
@@ -176,10 +183,15 @@ class RerankJob(Job):
     job: Literal["rerank"] = Field(default="rerank", description="the job's name")
     data: DataConfig = Field(default=DataConfig(), description="queries and documents")
     first_stage: FirstStageConfig = Field(default=FirstStageConfig(), description="the candidates of each query")
-    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    model: ModelConfig = Field(default=ModelConfig(id=RERANKER), description="the reranker")
     engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
     scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
     workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranks_by_default(cls, values: Any) -> Any:
+        return _reranker(values)
 
     @model_validator(mode="after")
     def _rewritten_queries_are_asked(self) -> RerankJob:
@@ -213,11 +225,16 @@ class EvaluateJob(Job):
 
 class ServeJob(Job):
     job: Literal["serve"] = Field(default="serve", description="the job's name")
-    model: ModelConfig = Field(default=ModelConfig(), description="the reranker")
+    model: ModelConfig = Field(default=ModelConfig(id=RERANKER), description="the reranker")
     engine: EngineConfig = Field(default=EngineConfig(), description="what runs the model")
     scoring: ScoringConfig = Field(default=ScoringConfig(), description="how a pair is scored")
     workers: WorkersConfig = Field(default=WorkersConfig(), description="the pool of engines")
     serving: ServingConfig = Field(default=ServingConfig(), description="address and limits of the server")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranks_by_default(cls, values: Any) -> Any:
+        return _reranker(values)
 
     @model_validator(mode="after")
     def _engine_of_its_own(self) -> ServeJob:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from limrank import models
+from limrank.config import RERANKER
 from limrank.dtypes import auto_dtype
 from limrank.errors import first_line
 
@@ -85,7 +86,7 @@ def _vision() -> Finding:
 
 
 def _model() -> Finding:
-    name = "smollm2-135m-instruct"
+    name = RERANKER
     if models.is_cached(name):
         return Finding("small model", f"{name} is fetched")
     return Finding("small model", f"{name} is not fetched yet", fix=f"limrank models fetch {name}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
-from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, RERANKER, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import Engine, Judge, check_scorer, open_engine
 from limrank.errors import UserError
 from limrank.parsing import brief
@@ -51,7 +51,7 @@ class Reranker:
 
     ::
 
-        with Reranker("smollm2-135m-instruct") as reranker:
+        with Reranker() as reranker:
             for hit in reranker.rank("merge sorted streams", ["heapq.merge …", "sorted …"]):
                 print(hit.score, hit.document)
 
@@ -75,7 +75,7 @@ class Reranker:
 
     def __init__(
         self,
-        model: str | ModelConfig = "smollm2-135m-instruct",
+        model: str | ModelConfig = RERANKER,
         *,
         mode: Mode = "direct",
         max_think_tokens: int | None = None,

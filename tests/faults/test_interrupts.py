@@ -100,5 +100,5 @@ def test_a_server_that_is_stopped_says_so_and_nothing_else(name, tmp_path):
         assert run.wait() == 0, run.log.read_text()[-3000:]
         assert run.left() == []
     first, last = run.log.read_text().splitlines()
-    assert first.startswith("serving smollm2-135m-instruct at http://127.0.0.1:")
-    assert last == "smollm2-135m-instruct is no longer served"
+    assert first.startswith("serving smollm2-135m-rerank at http://127.0.0.1:")
+    assert last == "smollm2-135m-rerank is no longer served"

@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from limrank.config import ServeJob
+from limrank.config import RERANKER, ServeJob
 from limrank.config.recipe import with_values
 from limrank.engines import open_engine
 from limrank.errors import UserError
@@ -28,7 +28,7 @@ CONFIG = ServeJob(
     engine={"kind": "fake", "latency_ms": 50, "max_in_flight": 8, "poison": POISON},
     serving={"port": 0, "modes": ["budget", "cascade"], "aliases": ["rerank-v3.5"]},
 )
-NAME = "smollm2-135m-instruct"
+NAME = RERANKER
 DOCUMENTS = [f"passage {number}" for number in range(10)]
 
 

@@ -142,16 +142,18 @@ def test_the_shipped_adapter_is_small_and_has_the_card_of_its_recipe():
     (adapter,) = [each for each in models.PACKAGED.values() if isinstance(each, PackagedAdapter)]
     files = {path.name: path for path in adapter.folder.iterdir()}
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    assert sum(path.stat().st_size for path in files.values()) < 6e6
+    assert sum(path.stat().st_size for path in files.values()) < 12e6
     config = json.loads(files["adapter_config.json"].read_text())
     assert config["base_model_name_or_path"] == adapter.base and "/" not in config["base_model_name_or_path"]
     recipe = Path(__file__).resolve().parents[2] / "models" / adapter.name
     assert files["README.md"].read_text() == (recipe / "README.md").read_text()
-    train = yaml.safe_load((recipe / "train.yaml").read_text())
-    assert (config["r"], config["lora_alpha"]) == (train["training"]["lora_rank"], train["training"]["lora_alpha"])
+    trained = [yaml.safe_load((recipe / name).read_text())["training"] for name in ("train.yaml", "train-long.yaml")]
+    for key, of_recipe in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
+        assert config[key] == sum(each[of_recipe] for each in trained)
 
 
 def test_the_recipes_of_the_shipped_adapter_are_valid():
     recipe = Path(__file__).resolve().parents[2] / "models" / "smollm2-135m-rerank"
     for name, job in (("lists", SynthesizeJob), ("train", TrainJob)):
-        assert isinstance(load_config(recipe / f"{name}.yaml"), job)
+        for course in ("", "-long"):
+            assert isinstance(load_config(recipe / f"{name}{course}.yaml"), job)

@@ -288,7 +288,7 @@ def test_a_dev_run_by_another_model_or_first_stage_is_warned_of(config, dev, tmp
     settings = config(fuse=str(dev), model={"id": "other/model"}, first_stage=given)
     fusion = open_fusion(settings, open_source(settings))
     assert fusion.warnings == [
-        f"scoring.fuse.first_stage: {dev} has model.id 'smollm2-135m-instruct', here 'other/model'; first_stage.kind "
+        f"scoring.fuse.first_stage: {dev} has model.id 'smollm2-135m-rerank', here 'other/model'; first_stage.kind "
         "'bm25', here 'run': its weight may not suit this job"
     ]
 

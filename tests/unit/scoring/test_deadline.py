@@ -1,10 +1,10 @@
-"""Judgments by a deadline, over the fake engine's latency: two requests at a time, 0.1 s each."""
+"""Judgments by a deadline, over the fake engine's latency: two requests at a time, 0.1 s each, in virtual time."""
 
 import asyncio
-import time
 
 import pytest
 
+from helpers import virtual_time
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import open_engine
 from limrank.errors import EngineError
@@ -23,11 +23,10 @@ def judged(scoring, deadline_s, latency_ms=100, candidates=CANDIDATES):
         engine = open_engine(
             ModelConfig(), EngineConfig(kind="fake", max_in_flight=2, fault={"latency_ms": latency_ms})
         )
-        started = time.monotonic()
         judgments = await score_query(Query("q", "query"), candidates, engine, scoring, deadline_s=deadline_s)
-        return judgments, time.monotonic() - started, engine.limiter.requests
+        return judgments, asyncio.get_running_loop().time(), engine.limiter.requests
 
-    return asyncio.run(go())
+    return virtual_time.run(go())
 
 
 def test_pairs_without_a_score_are_skipped_and_cancelled_in_the_engine():
@@ -38,7 +37,7 @@ def test_pairs_without_a_score_are_skipped_and_cancelled_in_the_engine():
     assert {str(judgment.error) for judgment in found[4:]} == {
         "the deadline passed before the scoring of this pair ended"
     }
-    assert seconds < 0.5
+    assert seconds == pytest.approx(0.25)
     assert running == 0
     assert rank_judgments(CANDIDATES, found)[4:] == [4, 5]
 
@@ -50,9 +49,9 @@ def test_a_deadline_that_does_not_pass_changes_nothing():
 
 
 def test_a_chain_that_has_not_ended_gives_no_score():
-    # A pair with a chain is two requests: at 0.3 s two pairs have ended, and two chains.
-    found, _, running = judged(ScoringConfig(mode="budget", max_think_tokens=30), 0.35)
-    assert [judgment.status for judgment in found].count(SKIPPED) >= 4
+    # A pair with a chain is two requests: all chains have ended at 0.3 s, and the first two labels at 0.4 s.
+    found, _, running = judged(ScoringConfig(mode="budget", max_think_tokens=30), 0.45)
+    assert [judgment.status for judgment in found].count(SKIPPED) == 4
     assert running == 0
 
 
@@ -67,17 +66,17 @@ def test_a_cascade_without_time_for_chains_is_the_direct_order():
 
 
 def test_a_cascade_uses_the_chains_that_have_ended():
-    # 0.3 s of direct scores; a chain and its label take 0.2 s, two pairs at a time.
+    # 0.3 s of direct scores, 0.3 s of chains, and 0.1 s for the labels of the first two.
     found, _, _ = judged(ScoringConfig(mode="cascade", band=100, max_think_tokens=30), 0.3 + 0.45)
     thought = [judgment for judgment in found if judgment.think_score is not None]
-    assert 0 < len(thought) < len(found)
+    assert len(thought) == 2
     assert all(judgment.score is not None for judgment in found)
 
 
 def test_no_time_at_all_is_no_score_at_all():
     found, seconds, running = judged(ScoringConfig(mode="cascade"), 0)
     assert {(judgment.score, judgment.status) for judgment in found} == {(None, SKIPPED)}
-    assert seconds < 0.1
+    assert seconds == 0
     assert running == 0
 
 
