@@ -18,7 +18,7 @@ from limrank import cluster, signals
 from limrank.cluster.resources import reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec, check_scorer
-from limrank.errors import EngineError, UserError
+from limrank.errors import EngineError, UserError, first_line
 from limrank.models import served_name
 from limrank.printable import printable
 from limrank.progress import Progress
@@ -102,6 +102,7 @@ def serving(
     """
     import ray
     from ray import serve
+    from ray.exceptions import RayError
 
     if not ray.is_initialized():
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
@@ -121,12 +122,15 @@ def serving(
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config=quiet,
-            controller_options=controller_options(access),
-        )
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port},
+                logging_config=quiet,
+                controller_options=controller_options(access),
+            )
+        except (RayError, TimeoutError) as error:
+            raise EngineError(f"the HTTP server did not come up on {host}:{port}: {first_line(error)}") from error
         _deploy(config, source, wanted, access)
         url = _url(host, port)
         _wait_until_reachable(url)

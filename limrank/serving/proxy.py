@@ -17,6 +17,7 @@ from limrank.serving.access import Access, Guard
 from limrank.serving.errors import ApiError
 from limrank.serving.limits import MAX_HEADER_BYTES, headers_too_large, receive_timeout
 from limrank.serving.refusal import raw_response
+from limrank.serving.request_ids import RequestIds
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -27,7 +28,12 @@ _ACCESS = "LIMRANK_SERVING_ACCESS"
 
 def controller_options(access: Access) -> dict[str, Any]:
     """Options for ``serve.start``: the environment of Serve's controller, which its proxies inherit."""
-    variables = {_CALLBACK: f"{__name__}.{middlewares.__name__}", _ACCESS: access.to_json()}
+    variables = {
+        _CALLBACK: f"{__name__}.{middlewares.__name__}",
+        _ACCESS: access.to_json(),
+        # Serve gives up a proxy that is not up after three times this long: by default 5 s, which a busy machine exceeds.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
+    }
     return {"runtime_env": {"env_vars": variables}}
 
 
@@ -39,7 +45,8 @@ def middlewares() -> list[Middleware]:
     access = Access.from_json(os.environ[_ACCESS])
     # The proxy makes its server after this call, and its server takes the protocol from here.
     auto.AutoHTTPProtocol = header_limits(access.limits.receive_timeout_s)
-    return [Middleware(Guard, access=access)]
+    # The last one is the outermost: an answer of the guard has an id, too.
+    return [Middleware(Guard, access=access), Middleware(RequestIds)]
 
 
 def header_limits(timeout_s: float, most_bytes: int = MAX_HEADER_BYTES) -> type:

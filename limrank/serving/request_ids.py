@@ -37,7 +37,8 @@ def of(scope: Scope) -> str:
 
 
 class RequestIds:
-    """ASGI middleware: sets :func:`current` while a request is answered, and gives the id back in its header.
+    """ASGI middleware: sets :func:`current` while a request is answered, and gives the id back in its header, unless
+    the answer has one.
 
     Args:
         respond: whether to set the header. Ray Serve's proxy sets it itself, and a client would read two.
@@ -57,7 +58,9 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if self._respond and message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (_NAME, request_id.encode())]}
+                headers = [*message.get("headers", ())]
+                if all(name.lower() != _NAME for name, _ in headers):
+                    message = {**message, "headers": [*headers, (_NAME, request_id.encode())]}
             await send(message)
 
         token = _current.set(request_id)

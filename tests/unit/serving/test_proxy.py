@@ -15,6 +15,7 @@ from limrank.config import ServingConfig
 from limrank.serving import proxy
 from limrank.serving.access import Access, Guard
 from limrank.serving.keys import KeyRing
+from limrank.serving.request_ids import RequestIds
 
 TIMEOUT_S = 0.5
 
@@ -98,7 +99,7 @@ def test_what_serve_s_proxy_gets(monkeypatch):
     assert getattr(__import__(module, fromlist=[function]), function) is proxy.middlewares
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    (middleware,) = proxy.middlewares()
-    assert middleware.cls is Guard
+    middleware, outermost = proxy.middlewares()
+    assert (middleware.cls, outermost.cls) == (Guard, RequestIds)
     assert middleware.kwargs["access"].limits.body_bytes == 5000
     assert auto.AutoHTTPProtocol.__name__ == "HeaderLimits"
