@@ -358,7 +358,7 @@ OVERRIDES: dict[str, list[str]] = {
         "serving.max_queued_requests=0",
         *(f"serving.max_queued_pairs={value}" for value in ("0", "true", ".nan", "9" * 400, "")),
         *(f"serving.modes={value}" for value in ("direct", "[none]", "[think, think]", "['']", "7")),
-        *(f"serving.aliases={value}" for value in ("name", "['']", "[a, a]", "[" + "n" * 5000 + "]", "null")),
+        *(f"serving.aliases={value}" for value in ("name", "['']", "[a, a]", "[" + "n" * 5000 + "]")),
     ],
     "train": [
         "training.learning_rate=.inf",
