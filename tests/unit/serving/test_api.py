@@ -285,7 +285,7 @@ def test_past_the_deadline_the_best_order_so_far_is_the_answer():
     assert running == 0
 
 
-def test_a_deadline_leaves_the_order_of_ties():
+def test_ties_are_in_input_order():
     (answer,) = ask({"query": "q", "documents": ["same"] * 20})
     assert [result["index"] for result in answer.json()["results"]] == list(range(20))
 

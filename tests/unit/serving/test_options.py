@@ -143,7 +143,7 @@ def test_options_travel_between_processes():
     assert pickle.loads(pickle.dumps(options)).asked_at == 7.0
 
 
-def test_the_work_until_a_deadline_is_paid_for():
+def test_work_that_a_deadline_cancels_is_not_counted():
     with meter() as usage:
         scored(ScoringConfig(), ScoreOptions(deadline_s=0.02), latency_ms=50)
     assert usage.requests == 0
