@@ -14,7 +14,7 @@ from limrank.errors import UserError
 from limrank.serving.hosts import HostCheck, Hosts, is_loopback
 from limrank.serving.key_sources import VARIABLE
 from limrank.serving.keys import KeyCheck, KeyRing
-from limrank.serving.limits import BodyLimit, Limits
+from limrank.serving.limits import BodyLimit, HeaderLimit, Limits
 from limrank.serving.refusal import App, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ class Access:
 
 
 class Guard:
-    """All checks before an application, the cheapest first: host, key, headers and body. The server has no
+    """All checks before an application, the cheapest first: headers, host, key and body. The server has no
     WebSockets, so each is refused."""
 
     def __init__(self, app: App, access: Access) -> None:
         inside = BodyLimit(_without_sockets(app), access.limits)
-        self._checked = HostCheck(KeyCheck(inside, access.keys), access.hosts)
+        self._checked = HeaderLimit(HostCheck(KeyCheck(inside, access.keys), access.hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._checked(scope, receive, send)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import FastAPI
@@ -89,8 +90,9 @@ def build_api(
     api.exception_handler(ApiError)(_api_error)
     api.exception_handler(RequestValidationError)(_invalid_request)
     api.exception_handler(HTTPException)(_http_error)
-    api.exception_handler(Exception)(_internal_error)
-    # The last one is the outermost: every answer has an id and is recorded, those of the guard, too.
+    api.exception_handler(Exception)(partial(_internal_error, respond_id=settings.respond_ids))
+    # The last one is the outermost: every answer has an id and is recorded, those of the guard, too. What the guard in
+    # Ray Serve's proxy refuses does not come here.
     api.add_middleware(Guard, access=settings.access)
     api.add_middleware(Recorder, observers=[metrics, *observers])
     api.add_middleware(request_ids.RequestIds, respond=settings.respond_ids)
@@ -193,9 +195,9 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     return await _api_error(request, ApiError(error.status_code, code, message, headers=error.headers))
 
 
-async def _internal_error(request: Request, _: Exception) -> JSONResponse:
+async def _internal_error(request: Request, _: Exception, *, respond_id: bool) -> JSONResponse:
     # Starlette re-raises the error after the answer, so it also appears in the log. It answers outside of every
     # middleware, so the id is added here.
-    headers = {request_ids.HEADER: request_ids.of(request.scope)}
+    headers = {request_ids.HEADER: request_ids.of(request.scope)} if respond_id else {}
     error = ApiError(500, "internal_error", "the server failed; its log says why", headers=headers)
     return await _api_error(request, error)

@@ -1,7 +1,8 @@
-"""The ``Host`` header on a loopback server.
+"""The ``Host`` and ``Origin`` headers on a loopback server.
 
-A web page can make its visitor's browser ask a loopback address by a name of the page's own (DNS rebinding). Such a
-request has the page's name in ``Host``, and is refused.
+A web page can make its visitor's browser ask a loopback address, by its own name (DNS rebinding) or by the address
+itself. A rebound request has the page's name in ``Host``, and the other one in ``Origin``, or it says
+``Sec-Fetch-Site: cross-site``. Both are refused, so no page of elsewhere can use the server.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Hosts:
     def of(cls, host: str, allowed: Iterable[str]) -> Hosts:
         """Of a server that listens on ``host``. Elsewhere than on loopback it checks only where there are allowed
         hosts, and ``host`` itself is one of them."""
-        names = frozenset(name.lower().removesuffix(".") for name in allowed)
-        own = frozenset() if host in _ALL_ADDRESSES or not names else {host.lower()}
+        names = frozenset(map(_written, allowed))
+        own = frozenset() if host in _ALL_ADDRESSES or not names else {_written(host)}
         return cls(is_loopback(host) or bool(names), names | own)
 
     def accepts(self, header: str) -> bool:
@@ -54,7 +55,15 @@ class Hosts:
         if found is None:
             return False
         name = (found["v6"] or found["name"]).lower()
-        return is_loopback(name) or name.removesuffix(".") in self.allowed
+        return is_loopback(name) or _written(name) in self.allowed
+
+
+def _written(host: str) -> str:
+    """A host in the one way that hosts are compared: an IPv6 address may be written in several."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return host.lower().removesuffix(".")
 
 
 class HostCheck:
@@ -70,7 +79,21 @@ class HostCheck:
             if len(named) != 1 or not self._hosts.accepts(named[0]):
                 await refuse(scope, receive, send, _not_allowed())
                 return
+            if self._from_elsewhere(scope):
+                await refuse(scope, receive, send, _origin_not_allowed())
+                return
         await self._app(scope, receive, send)
+
+    def _from_elsewhere(self, scope: Scope) -> bool:
+        """Whether a page of another site makes the request. A link to the page itself is none."""
+        origins = [origin.partition("://")[2] for origin in header_values(scope, b"origin")]
+        if any(not self._hosts.accepts(origin) for origin in origins):
+            return True
+        return scope["path"] != "/" and "cross-site" in header_values(scope, b"sec-fetch-site")
+
+
+def _origin_not_allowed() -> ApiError:
+    return ApiError(403, "origin_not_allowed", "a page of another site may not use this server")
 
 
 def _not_allowed() -> ApiError:

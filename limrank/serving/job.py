@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from limrank import cluster, signals
@@ -182,7 +182,8 @@ def _report_keys_on_hangup(file: str | None) -> None:
             found = f"{len(keys_of_file(file))} keys in {file}"
         except UserError as error:
             found = f"warning: the keys stay as they are: {error}"
-        print(printable(found), file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print(printable(found), file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGHUP, report)
 

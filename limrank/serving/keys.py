@@ -13,13 +13,14 @@ from pathlib import Path
 from limrank.errors import UserError
 from limrank.serving.errors import ApiError
 from limrank.serving.key_sources import VARIABLE, hashed, keys_of_environment, keys_of_file
-from limrank.serving.refusal import App, Receive, Scope, Send, header_values, refuse
+from limrank.serving.refusal import App, Receive, Scope, Send, has_body, header_values, refuse
 
 KEY_STATE = "api_key"
 """The entry of a request's ``scope["state"]`` with the name of its key, for what runs outside of :class:`KeyCheck`."""
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/-/healthz", "/", "/page.css", "/page.js"})
-"""Paths without a key: the probes of the server and of Ray Serve's proxy, and the page, which asks for a key itself."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/-/healthz", "/", "/page.css", "/page.js", "/docs"})
+"""Paths without a key, for requests without a body: the probes of the server and of Ray Serve's proxy, the page, which
+asks for a key itself, and the documentation."""
 
 _LOOK_AGAIN_S = 1.0
 
@@ -115,7 +116,8 @@ class KeyCheck:
             return
         self._ring.look_again()
         name = None
-        if self._ring.names and scope["path"] not in OPEN_PATHS:
+        is_open = scope["path"] in OPEN_PATHS and not has_body(scope)
+        if self._ring.names and not is_open:
             presented = _presented(scope)
             # Each is compared, so that the time does not tell which one was right.
             name = next(filter(None, [self._ring.name_of(key) for key in presented]), None)

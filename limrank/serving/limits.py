@@ -1,7 +1,7 @@
 """Limits of one request: its headers, its body, the time to receive it, its documents and their characters.
 
-:class:`BodyLimit` holds the first three before the application runs. :meth:`Limits.fit` holds the others, which are
-known once the body is parsed.
+:class:`HeaderLimit` and :class:`BodyLimit` hold the first three before the application runs. :meth:`Limits.fit` holds the
+others, which are known once the body is parsed.
 """
 
 from __future__ import annotations
@@ -97,6 +97,20 @@ def marked_truncated(judgments: Sequence[Judgment], cut: frozenset[int]) -> list
     return [replace(each, truncated=True) if index in cut else each for index, each in enumerate(judgments)]
 
 
+class HeaderLimit:
+    """Refuses requests with too many headers, before anything reads one."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope.get("headers", ())
+        if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            await refuse(scope, receive, send, headers_too_large())
+            return
+        await self._app(scope, receive, send)
+
+
 class BodyLimit:
     """Receives a request's whole body before the application runs. It refuses a body that is too long by its
     ``Content-Length``, or as soon as it is exceeded, and one that does not arrive in time. It keeps at most
@@ -111,7 +125,6 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            self._check_headers(scope)
             self._check_declared(scope)
             async with asyncio.timeout(self._limits.receive_timeout_s):
                 body = await self._receive_body(receive)
@@ -133,11 +146,6 @@ class BodyLimit:
             return await receive()  # waits for the client to leave
 
         await self._app(scope, receive_once, send)
-
-    def _check_headers(self, scope: Scope) -> None:
-        count, size = len(scope["headers"]), sum(len(name) + len(value) for name, value in scope["headers"])
-        if count > MAX_HEADERS or size > MAX_HEADER_BYTES:
-            raise headers_too_large()
 
     def _check_declared(self, scope: Scope) -> None:
         for length in header_values(scope, b"content-length"):

@@ -6,6 +6,7 @@ The page and its parts come from this server, and its policy lets a browser load
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
@@ -56,7 +57,8 @@ class _Search:
     """BM25 over the documentation of Python's standard library, one search at a time."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        # A thread of its own: readiness must not wait for it, and the search of a client that left is dropped.
+        self._thread = ThreadPoolExecutor(1, "search")
 
     async def find(self, request: Request) -> Response:
         query = request.query_params.get("query", "")
@@ -65,8 +67,7 @@ class _Search:
         if not 0 < len(query.strip()) <= _QUERY_CHARACTERS:
             message = f"query: should have 1 to {_QUERY_CHARACTERS} characters"
             raise ApiError(400, "invalid_query", message, param="query")
-        async with self._turn:
-            found = await asyncio.to_thread(_found, query)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, _found, query)
         return JSONResponse(
             {"documents": [{"id": each.doc_id, "title": each.title, "text": each.contents} for each in found]}
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from limrank.serving.access import Access, Guard
 from limrank.serving.errors import ApiError
 from limrank.serving.limits import MAX_HEADER_BYTES, headers_too_large, receive_timeout
-from limrank.serving.refusal import raw_response
+from limrank.serving.refusal import App, Receive, Scope, Send, raw_response
 from limrank.serving.request_ids import RequestIds
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _ACCESS = "LIMRANK_SERVING_ACCESS"
+_OF_SERVE = frozenset(
+    {b"serve_multiplexed_model_id", b"x-session-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
+)
 
 
 def controller_options(access: Access) -> dict[str, Any]:
@@ -46,13 +49,26 @@ def middlewares() -> list[Middleware]:
     # The proxy makes its server after this call, and its server takes the protocol from here.
     auto.AutoHTTPProtocol = header_limits(access.limits.receive_timeout_s)
     # The last one is the outermost: an answer of the guard has an id, too.
-    return [Middleware(Guard, access=access), Middleware(RequestIds)]
+    return [Middleware(OwnHeaders), Middleware(Guard, access=access), Middleware(RequestIds)]
+
+
+class OwnHeaders:
+    """Drops the headers by which a request would steer Ray Serve itself: its routing, its time limit, and whether a
+    client that leaves is noticed."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in _OF_SERVE]
+        await self._app(scope, receive, send)
 
 
 def header_limits(timeout_s: float, most_bytes: int = MAX_HEADER_BYTES) -> type:
     """uvicorn's HTTP protocol, which ends a connection whose next request has no complete headers after ``timeout_s``
-    seconds, or more than ``most_bytes`` of them. A request is answered by 408 or 431. uvicorn itself closes a
-    connection that stays idle after an answer."""
+    seconds, or more than ``most_bytes`` of them or of trailers. A request is answered by 408 or 431; while another one
+    is being answered, the connection just ends. uvicorn itself closes a connection that stays idle after an answer."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class HeaderLimits(HttpToolsProtocol):
@@ -64,35 +80,50 @@ def header_limits(timeout_s: float, most_bytes: int = MAX_HEADER_BYTES) -> type:
             self._expect_headers()
 
         def data_received(self, data: bytes) -> None:
+            self._pending += len(data)  # the callbacks set it back
             super().data_received(data)
             if self.transport.is_closing():
                 return
-            upgraded = self.transport.get_protocol() is not self
-            if upgraded or (self.cycle is not None and not self.cycle.response_complete):
-                self._stop_waiting()
+            if self.transport.get_protocol() is not self:  # upgraded
+                self._stop_timer()
                 return
-            self._pending += len(data)
-            self._expect_headers()
-            if self._pending > most_bytes:
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if self._pending <= most_bytes:
+                self._stop_timer() if answering else self._expect_headers()
+            elif answering:  # trailers, or the next request: an answer of ours would land inside the running one
+                self._stop_timer()
+                self.transport.close()
+            else:
                 self._end(headers_too_large())
 
+        def on_headers_complete(self) -> None:
+            self._pending = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._pending = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._pending = 0
+            super().on_message_complete()
+
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
+            self._stop_timer()
             super().connection_lost(exc)
 
         def _expect_headers(self) -> None:
             if self._timer is None:
                 self._timer = self.loop.call_later(timeout_s, self._end, receive_timeout(timeout_s))
 
-        def _stop_waiting(self) -> None:
-            self._pending = 0
+        def _stop_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
         def _end(self, error: ApiError) -> None:
             said = self._pending > 0
-            self._stop_waiting()
+            self._stop_timer()
             if not self.transport.is_closing():
                 if said:
                     self.transport.write(raw_response(error))

@@ -32,6 +32,13 @@ def header_values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
 
 
+def has_body(scope: Scope) -> bool:
+    """Whether a request has a body, by its headers."""
+    return bool(header_values(scope, b"transfer-encoding")) or any(
+        length.strip() != "0" for length in header_values(scope, b"content-length")
+    )
+
+
 async def refuse(scope: Scope, receive: Receive, send: Send, error: ApiError, *, linger: bool = True) -> None:
     """Answer with an error in the one shape, without reading the body.
 
@@ -43,12 +50,10 @@ async def refuse(scope: Scope, receive: Receive, send: Send, error: ApiError, *,
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         return
-    has_body = bool(header_values(scope, b"transfer-encoding")) or any(
-        length.strip() != "0" for length in header_values(scope, b"content-length")
-    )
-    await send({"type": "http.response.start", "status": error.status, "headers": _headers(error, close=has_body)})
-    await send({"type": "http.response.body", "body": _body(error), "more_body": has_body and linger})
-    if has_body and linger:
+    unread = has_body(scope)
+    await send({"type": "http.response.start", "status": error.status, "headers": _headers(error, close=unread)})
+    await send({"type": "http.response.body", "body": _body(error), "more_body": unread and linger})
+    if unread and linger:
         await _drop_rest(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -55,6 +55,9 @@ class RequestIds:
         given = next((value for name, value in scope["headers"] if name == _NAME), b"")
         request_id = given.decode() if _TAKEN.fullmatch(given) else new()
         scope.setdefault("state", {})["request_id"] = request_id
+        # What comes after reads the same id: Ray Serve's proxy gives back the header's, and fails at one that is no text.
+        others = [(name, value) for name, value in scope["headers"] if name != _NAME]
+        scope["headers"] = [*others, (_NAME, request_id.encode())]
 
         async def send_with_id(message: Message) -> None:
             if self._respond and message["type"] == "http.response.start":

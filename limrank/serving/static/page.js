@@ -18,9 +18,12 @@ let asking = null; // the AbortController of what is being ranked
 
 class Refusal extends Error {}
 
+function authorization() {
+  return $("key").value ? { authorization: `Bearer ${$("key").value}` } : {};
+}
+
 async function call(path, body) {
-  const headers = { "content-type": "application/json" };
-  if ($("key").value) headers.authorization = `Bearer ${$("key").value}`;
+  const headers = { "content-type": "application/json", ...authorization() };
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: asking?.signal });
   const told = await answer.json().catch(() => ({}));
   if (answer.ok) return told;
@@ -59,6 +62,9 @@ async function meet() {
     const card = (await call("v1/models")).data[0];
     $("model").textContent = card.id;
     if (!$("modes").querySelector("input")) showModes(card);
+    // The search is there if the server has the packages for it.
+    const search = await fetch("page/search", { method: "HEAD", headers: authorization() });
+    $("search").hidden = !search.ok;
     say("");
   } catch (error) {
     say(error.message, true);
@@ -155,10 +161,11 @@ function step(forward) {
 
 function onKey(event) {
   const typing = event.target.matches("textarea, input");
+  const modified = event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) rank(event);
   else if (event.altKey && event.code === "KeyS" && !$("search").hidden) search();
-  else if (!typing && event.key === "j") step(true);
-  else if (!typing && event.key === "k") step(false);
+  else if (!typing && !modified && event.key === "j") step(true);
+  else if (!typing && !modified && event.key === "k") step(false);
   else if (event.key === "Enter" && event.target.matches("li")) {
     event.target.classList.toggle("open");
     const chain = event.target.querySelector(".chain");
@@ -175,6 +182,4 @@ $("form").addEventListener("submit", rank);
 $("search").addEventListener("click", search);
 $("key").addEventListener("change", meet);
 document.addEventListener("keydown", onKey);
-// The search is there if the server has the packages for it.
-fetch("page/search", { method: "HEAD" }).then((answer) => ($("search").hidden = answer.status === 404)).catch(() => {});
 meet().then(() => linked.has("rank") && rank());

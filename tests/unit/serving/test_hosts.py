@@ -75,6 +75,40 @@ def test_a_web_socket_is_refused_and_lifespan_passes():
     assert asyncio.run(sent_by(guard, kind="lifespan")) == [{"type": "passed"}]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost.example.com:8000"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_a_page_of_another_site_is_refused(headers):
+    found = answer(HostCheck(Bodies(), LOOPBACK), headers=[("Host", "localhost"), *headers.items()])
+    assert (found.status, found.code) == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/rerank", {"Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"}),
+        ("/v1/rerank", {"Origin": "https://rerank.example.com"}),
+        ("/", {"Sec-Fetch-Site": "cross-site"}),  # a link to the page
+        ("/v1/models", {"Sec-Fetch-Site": "none"}),
+    ],
+)
+def test_the_page_itself_and_programs_are_not(path, headers):
+    given = [("Host", "localhost"), *headers.items()]
+    assert answer(HostCheck(Bodies(), LOOPBACK), path=path, headers=given).status == 200
+
+
+def test_an_ipv6_address_may_be_written_in_several_ways():
+    hosts = Hosts.of("fe80::0001", ["2001:db8:0::7"])
+    assert hosts.accepts("[fe80::1]:8000") and hosts.accepts("[2001:DB8::7]")
+    assert not hosts.accepts("[fe80::2]")
+
+
 def test_over_the_api_without_any_cors_header():
     async def go(base, **headers):
         served = Served.of(ModelConfig(id="served"), ScoringConfig())

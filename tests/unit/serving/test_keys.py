@@ -274,13 +274,17 @@ def test_who_may(headers, found):
     assert current_key() is None
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/page.css", "/page.js"])
-def test_probes_and_the_page_need_no_key(path):
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/page.css", "/page.js", "/docs"])
+def test_probes_and_the_page_need_no_key_unless_they_have_a_body(path):
     assert answer(KeyCheck(Bodies(), RING), path=path).status == 200
+    assert answer(KeyCheck(Bodies(), RING), path=path, headers=[("Content-Length", "0")]).status == 200
+    for headers in ([("Content-Length", "5")], [("Transfer-Encoding", "chunked")]):
+        assert answer(KeyCheck(Bodies(), RING), path=path, headers=headers).code == "missing_api_key"
 
 
 @pytest.mark.parametrize(
-    "path", ["/page/search", "/v1/models", "/docs", "/metrics", "/healthz/", "/healthz/../v1/models", "//healthz"]
+    "path",
+    ["/page/search", "/v1/models", "/openapi.json", "/metrics", "/healthz/", "/healthz/../v1/models", "//healthz"],
 )
 def test_everything_else_does(path):
     assert answer(KeyCheck(Bodies(), RING), path=path).code == "missing_api_key"

@@ -12,10 +12,11 @@ from limrank.config import ModelConfig, ScoringConfig, ServingConfig
 from limrank.config.serving import MAX_DOCUMENTS
 from limrank.records import Query
 from limrank.serving import refusal
-from limrank.serving.access import Access
+from limrank.serving.access import Access, Guard
 from limrank.serving.api import build_api
 from limrank.serving.errors import ApiError
-from limrank.serving.limits import MAX_HEADER_BYTES, MAX_HEADERS, BodyLimit, Limits
+from limrank.serving.keys import KeyRing
+from limrank.serving.limits import MAX_HEADER_BYTES, MAX_HEADERS, BodyLimit, HeaderLimit, Limits
 from limrank.serving.protocol import Served
 from limrank.serving.settings import ApiSettings
 
@@ -183,9 +184,15 @@ def test_a_cancelled_request_cancels_the_application():
 )
 def test_headers_are_limited(headers):
     app = Bodies()
-    found = answer(BodyLimit(app, SMALL), headers=headers)
+    found = answer(HeaderLimit(app), headers=headers)
     assert (found.status, found.code, app.calls) == (431, "headers_too_large", 0)
-    assert answer(BodyLimit(app, SMALL), headers=[("X-A", "a")] * MAX_HEADERS).status == 200
+    assert answer(HeaderLimit(app), headers=[("X-A", "a")] * MAX_HEADERS).status == 200
+
+
+def test_headers_are_counted_before_a_key_is_looked_for():
+    ring = KeyRing({"a": "0" * 64})
+    found = answer(Guard(Bodies(), Access(keys=ring)), headers=[("X-API-Key", "a")] * (MAX_HEADERS + 1))
+    assert found.code == "headers_too_large"
 
 
 def test_lifespan_passes():

@@ -11,6 +11,7 @@ import uvicorn
 from uvicorn.protocols.http import auto
 
 from helpers.asgi import Bodies
+from helpers.asgi import answer as answer_of
 from limrank.config import ServingConfig
 from limrank.serving import proxy
 from limrank.serving.access import Access, Guard
@@ -76,6 +77,35 @@ def test_headers_without_an_end(port):
     assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n") and took < TIMEOUT_S
 
 
+def test_trailers_without_an_end(port):
+    start = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "
+    answer, took = exchange(port, start, b"a" * 3000, pause=0.1)
+    assert answer == b"" and took < TIMEOUT_S + 2
+
+
+def test_chunks_are_no_headers(port):
+    start = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer, _ = exchange(port, start, *(b"3e8\r\n" + b"a" * 1000 + b"\r\n" for _ in range(6)), b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_does_not_steer_serve():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(scope["headers"])
+        await Bodies()(scope, receive, send)
+
+    steering = [
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "serve_multiplexed_model_id",
+        "x-session-id",
+    ]
+    answer_of(proxy.OwnHeaders(app), headers=[*((name, "?1") for name in steering), ("X-Mine", "a")])
+    assert seen == [(b"x-mine", b"a")]
+
+
 def test_whole_requests_are_answered_and_the_connection_kept(port):
     answer, took = exchange(port, WHOLE, WHOLE[:10], WHOLE[10:], pause=0.3)
     assert answer.count(b"HTTP/1.1 200") == 2
@@ -99,7 +129,7 @@ def test_what_serve_s_proxy_gets(monkeypatch):
     assert getattr(__import__(module, fromlist=[function]), function) is proxy.middlewares
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    middleware, outermost = proxy.middlewares()
-    assert (middleware.cls, outermost.cls) == (Guard, RequestIds)
+    _, middleware, _ = found = proxy.middlewares()
+    assert [each.cls for each in found] == [proxy.OwnHeaders, Guard, RequestIds]
     assert middleware.kwargs["access"].limits.body_bytes == 5000
     assert auto.AutoHTTPProtocol.__name__ == "HeaderLimits"

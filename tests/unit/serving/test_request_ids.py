@@ -80,6 +80,35 @@ def test_a_backend_can_read_it():
     assert seen == ["mine"]
 
 
+@pytest.mark.parametrize("given", [b"mine", b"\xff", b"x" * 129])
+def test_what_comes_after_reads_the_same_id(given):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(value for name, value in scope["headers"] if name == b"x-request-id")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    scope = {"type": "http", "headers": [(b"x-request-id", given), (b"x-request-id", b"second")]}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(request_ids.RequestIds(app)(scope, None, send))
+    assert [seen] == [[value for name, value in sent[0]["headers"] if name == b"x-request-id"]]
+    assert len(seen) == 1 and (seen[0] == given if given == b"mine" else MADE.fullmatch(seen[0].decode()))
+
+
+def test_an_error_behind_a_proxy_has_its_id_once():
+    class Broken(EngineBackend):
+        async def score(self, *request):
+            raise ZeroDivisionError
+
+    response = ask(json=BODY, backend=Broken(), respond_ids=False)
+    assert response.status_code == 500 and "x-request-id" not in response.headers
+
+
 def test_behind_a_proxy_that_sets_it_only_the_body_has_it():
     response = ask(json=BODY, headers={"X-Request-Id": "mine"}, respond_ids=False)
     assert "x-request-id" not in response.headers
