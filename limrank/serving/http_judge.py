@@ -76,7 +76,9 @@ class HttpClient(ServerJudge):
             self._pace.hold(min(error.retry_after_s or 0.0, self._patience_s))
             return FullError(answered) if error.status == 429 else PassingError(answered)
         if limit := _raised_limit(error):  # the other queries would be refused, too
-            return EndpointError(f"{self._name}: {answered}: raise {limit}, or set a lower first_stage.depth")
+            return EndpointError(
+                f"{self._name}: {answered}: raise {limit}, or give a query fewer candidates (first_stage.depth)"
+            )
         if error.status >= 400 and error.status not in _REFUSES_ALL:
             return RowError(f"the server {answered}")
         return EndpointError(f"{self._name}: {answered}")

@@ -232,7 +232,7 @@ def test_a_server_that_is_full_and_becomes_sick_is_gone():
     [
         (
             too_many_documents(400, 100, "documents"),
-            "got 400: raise serving.max_documents of the server, or set a lower",
+            "got 400: raise serving.max_documents of the server, or give a query fewer",
         ),
         (ApiError(413, "body_too_large", "large"), "413: large: raise serving.max_body_bytes of the server, and the"),
         (
