@@ -28,7 +28,7 @@ from limrank.config.data import (
     FirstStageConfig,
     Rewriting,
 )
-from limrank.config.engine import RERANKER, EngineConfig, FaultConfig, ModelConfig, WorkersConfig
+from limrank.config.engine import RERANKER, EngineConfig, FaultConfig, ModelConfig, WorkersConfig, as_reranker
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.jobs import (
     DEFAULT_SEED,
@@ -96,6 +96,7 @@ __all__ = [
     "UNSPACED",
     "Fraction",
     "WorkersConfig",
+    "as_reranker",
     "config_hash",
     "dump_config",
     "element_types",

@@ -44,6 +44,11 @@ class ModelConfig(Section):
     )
 
 
+def as_reranker(model: ModelConfig) -> ModelConfig:
+    """The model, or the packaged reranker with its other keys where it names none."""
+    return model if "id" in model.model_fields_set else model.model_copy(update={"id": RERANKER})
+
+
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         # The message leaves the value out: it may be the key itself.

@@ -22,7 +22,7 @@ from limrank.config.data import (
     ask_rewritten,
     need_benchmark,
 )
-from limrank.config.engine import RERANKER, EngineConfig, ModelConfig, WorkersConfig
+from limrank.config.engine import RERANKER, EngineConfig, ModelConfig, WorkersConfig, as_reranker
 from limrank.config.evaluation import EvaluationConfig
 from limrank.config.scoring import ScoringConfig, chain_fits, judges_alone, no_fusion
 from limrank.config.serving import ServingConfig
@@ -45,7 +45,10 @@ def _own_engine(engine: EngineConfig | None, key: str = "engine") -> None:
 
 def _reranker(values: Any) -> Any:
     """The values with a packaged reranker as the model, where ``model`` names none."""
-    if isinstance(values, dict) and isinstance(model := values.get("model"), dict) and "id" not in model:
+    model = values.get("model") if isinstance(values, dict) else None
+    if isinstance(model, ModelConfig):
+        return values | {"model": as_reranker(model)}
+    if isinstance(model, dict) and "id" not in model:
         return values | {"model": {"id": RERANKER} | model}
     return values
 

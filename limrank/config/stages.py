@@ -42,7 +42,8 @@ def stage_configs(config: PipelineJob) -> Stages:
             "run_dir": str(root / "rerank-base"),
             "data": config.data,
             "first_stage": config.first_stage,
-            "model": config.model,
+            # Named, since a rerank job's default model is another one.
+            "model": config.model.model_copy(update={"id": config.model.id}),
             "engine": config.engine,
             "scoring": config.scoring,
             "workers": config.workers,

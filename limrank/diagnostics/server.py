@@ -22,7 +22,10 @@ _DOCUMENTS = (
 )
 
 _AGREES = 1e-4
-"""The most that the score of a pair may differ between two requests."""
+"""The most that the score of a pair differs between two requests in float32."""
+
+_ROUNDED = 0.05
+"""The most that it may differ in bfloat16: another batch sums in another order, and a score has few digits."""
 
 _TIMEOUT_S = 120.0
 """Time limit of a request: a chain takes seconds, and a queue of them longer."""
@@ -55,6 +58,10 @@ def _reachable(client: Client) -> Finding:
     except UnansweredError as error:
         return _failed("reachable", first_line(error), "start it: limrank serve RECIPE.yaml")
     except (EndpointError, ApiStatusError) as error:
+        if isinstance(error, ApiStatusError) and error.code == "host_not_allowed":
+            return _failed("reachable", first_line(error), "add the URL's name to serving.allowed_hosts in its recipe")
+        if isinstance(error, ApiStatusError) and error.status == 429:
+            return _failed("reachable", first_line(error), "wait, or raise the limit of the proxy before the server")
         answers = isinstance(error, ApiStatusError) and (error.status in (401, 403) or error.status >= 500)
         if not answers:
             return _failed("reachable", first_line(error), "give the URL of a `limrank serve`, without /v1")
@@ -144,6 +151,10 @@ def _agreement(first: dict[str, list[float]], second: dict[str, list[float]]) ->
     widest = max(max(scores) - min(scores) for scores in found.values())
     if widest <= _AGREES:
         return Finding("agreement", f"a pair's score in another request and order differs by {widest:.1e} at most")
+    if widest <= _ROUNDED:
+        return Finding(
+            "agreement", f"a pair's score differs by {widest:.2g} at most, as by rounding of bfloat16 (model.dtype)"
+        )
     fix = "set model.dtype to float32 in its recipe to see whether rounding is the cause"
     return _failed("agreement", f"a pair's score differs by {widest:.2g} in another request or order", fix)
 

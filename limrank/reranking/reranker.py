@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
-from limrank.config import DEFAULT_SEED, RERANKER, EngineConfig, ModelConfig, ScoringConfig
+from limrank.config import DEFAULT_SEED, RERANKER, EngineConfig, ModelConfig, ScoringConfig, as_reranker
 from limrank.engines import Engine, Judge, check_scorer, open_engine
 from limrank.errors import UserError
 from limrank.parsing import brief
@@ -56,7 +56,7 @@ class Reranker:
                 print(hit.score, hit.document)
 
     Args:
-        model: a packaged model, a directory, or a hub id.
+        model: a packaged model, a directory, or a hub id. A ``ModelConfig`` without an ``id`` is the default model.
         mode: direct, think, budget or cascade (see ``limrank.scoring``).
         max_think_tokens: longest chain, for think, budget and cascade.
         fuse: weight of the first stage's scores, from 0 to 1: documents are then ordered by fusion (see
@@ -357,14 +357,14 @@ def _check_length(name: str, values: Sequence[Any], of: str, counted: Sequence[A
 async def _open(
     model: str | ModelConfig, engine: EngineConfig | None, scoring: ScoringConfig, seed: int
 ) -> Engine | Judge:
+    scorer = ModelConfig(id=model) if isinstance(model, str) else as_reranker(model)
     if engine is None or engine.kind != "serve":
-        scorer = ModelConfig(id=model) if isinstance(model, str) else model
         check_scorer(scorer, engine or EngineConfig(), scoring.labels)
-        return open_engine(model, engine)
+        return open_engine(scorer, engine)
     from limrank.serving.client import ServedReranker
 
     if not engine.base_url:
         raise UserError("engine.base_url is needed: the URL of a running `limrank serve`")
-    source = ServedReranker(ModelConfig(id=model) if isinstance(model, str) else model, engine, scoring, seed)
+    source = ServedReranker(scorer, engine, scoring, seed)
     await asyncio.to_thread(source.check)
     return source.open()

@@ -40,6 +40,7 @@ class Admission:
         self._counted_at = clock()
         self._finished = 0.0
         self._busy_s = 0.0
+        self._busy_in_all_s = 0.0
 
     @contextmanager
     def admitted(self, pairs: int) -> Iterator[None]:
@@ -74,9 +75,11 @@ class Admission:
         return self._finished / self._busy_s if self._finished and self._busy_s else None
 
     def retry_after_s(self) -> int:
-        """Whole seconds until the pairs that are there are finished, from 1 to :data:`LONGEST_WAIT_S`."""
+        """Whole seconds until the pairs that are there are finished, from 1 to :data:`LONGEST_WAIT_S`. Before the
+        first pair is finished: as long as the server has been busy."""
         rate = self.pairs_per_s
-        return min(LONGEST_WAIT_S, max(1, math.ceil(self.pairs / rate))) if rate else 1
+        wait_s = self.pairs / rate if rate else self._busy_in_all_s
+        return math.ceil(min(LONGEST_WAIT_S, max(1, wait_s)))
 
     def _count(self) -> None:
         """Adds the time since the last call to the busy seconds. Idle time does not count: a server that has
@@ -84,6 +87,7 @@ class Admission:
         now = self._clock()
         passed, self._counted_at = now - self._counted_at, now
         if self.pairs:
+            self._busy_in_all_s += passed
             kept = math.exp(-passed / MEMORY_S)
             self._finished *= kept
             self._busy_s = self._busy_s * kept + MEMORY_S * (1 - kept)

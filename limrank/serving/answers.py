@@ -35,8 +35,8 @@ class ScoredDocument:
 
     ``index`` is its 0-based position in the given documents, and ``doc_id`` the id that it was given with, else None.
     ``document`` is the given one; with ``return_documents`` it is the server's copy, as a ``Document``.
-    ``relevance_score`` is in [0, 1], or None where ``status`` is failed and ``error`` says why. ``status`` is one of
-    :class:`~limrank.records.ScoreStatus`, or another text from a newer server. ``raw_score`` is the score before
+    ``relevance_score`` is in [0, 1], or None where ``status`` is failed or skipped and ``error`` says why. ``status`` is
+    one of :class:`~limrank.records.ScoreStatus`, or another text from a newer server. ``raw_score`` is the score before
     calibration; None if the server does not calibrate. The token counts are those of the pair.
     """
 

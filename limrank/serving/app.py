@@ -41,7 +41,7 @@ _UNLIMITED = 1_000_000
 _DRAIN_S = 10.0
 """Time that a stopping replica has for its running requests."""
 
-_GRACE_S = 0.5
+_GRACE_S = 2.0
 """Time after a deadline in which a replica's partial answer arrives."""
 
 

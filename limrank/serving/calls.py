@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from limrank.errors import UserError
 from limrank.parsing import brief, is_unicode, parse_json
 from limrank.records import Document
+from limrank.serving import request_ids
 from limrank.serving.answers import (
     GivenDocument,
     RerankResponse,
@@ -27,7 +28,7 @@ REQUEST_ID = "X-Request-Id"
 Value = TypeVar("Value")
 
 _LONGEST_ID = 200
-"""Characters of a request's id."""
+"""Characters of an id that an answer gives."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def rerank_call(
         "top_n": _optional(_count, "top_n", top_n),
         "instruction": _text("instruction", instruction) or None,
         "mode": _optional(_text, "mode", mode),
-        "max_think_tokens": _optional(_count, "max_think_tokens", max_think_tokens, least=0),
+        "max_think_tokens": _optional(_count, "max_think_tokens", max_think_tokens),
         "return_reasoning": _flag("return_reasoning", return_reasoning) or None,
         "min_score": _optional(_share, "min_score", min_score),
         "max_tokens_per_doc": _optional(_count, "max_tokens_per_doc", max_tokens_per_doc),
@@ -188,8 +189,8 @@ def _contents(document: Any, place: int) -> str:
     return Document("", text, _text(f"documents[{place}].title", sent.get("title") or "")).contents
 
 
-def _optional(check: Callable[..., Value], name: str, value: Any, **limits: Any) -> Value | None:
-    return None if value is None else check(name, value, **limits)
+def _optional(check: Callable[[str, Any], Value], name: str, value: Any) -> Value | None:
+    return None if value is None else check(name, value)
 
 
 def _text(name: str, value: Any) -> str:
@@ -206,10 +207,10 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _count(name: str, value: Any, *, least: int = 1) -> int:
+def _count(name: str, value: Any) -> int:
     # numpy's numbers too.
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 1 << 53:
-        raise UserError(f"{name}: should be a whole number from {least} (got {brief(value)})")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 1 << 53:
+        raise UserError(f"{name}: should be a whole number from 1 (got {brief(value)})")
     return int(value)
 
 
@@ -228,6 +229,7 @@ def _float(value: Real) -> float:
 
 
 def _header(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(rf"[!-~]{{1,{_LONGEST_ID}}}", value):
-        raise UserError(f"{name}: should be 1 to {_LONGEST_ID} visible ASCII characters (got {brief(value)})")
+    longest = request_ids.LONGEST  # the server replaces a longer one
+    if not isinstance(value, str) or not re.fullmatch(rf"[!-~]{{1,{longest}}}", value):
+        raise UserError(f"{name}: should be 1 to {longest} visible ASCII characters (got {brief(value)})")
     return value

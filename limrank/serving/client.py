@@ -17,7 +17,7 @@ from typing import Any
 from limrank import loops
 from limrank.config import DEFAULT_SEED, EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines.base import Judge, Limits, RemoteSource, RequestLimiter, Usage, record_usage
-from limrank.engines.retries import Pace, retrying
+from limrank.engines.retries import Pace, backoff_s, retrying
 from limrank.errors import EndpointError, LimrankError, RowError, UserError, first_line
 from limrank.records import Judgment, Query, ScoreStatus
 from limrank.serving.protocol import API, APP, SCORER, Served
@@ -26,7 +26,7 @@ _IN_FLIGHT = 32
 """Queries at a time. With ten documents each they fill an engine's batch."""
 
 _ATTEMPTS = 8
-"""About half a minute in all: a server with other users may be full for so long."""
+"""About half a minute in all. Waiting for room in a full server is no attempt."""
 
 _HEALTH_CHECK_S = 30.0
 """Pause between the health checks of a server while a request waits for its answer."""
@@ -72,6 +72,10 @@ class PassingError(Exception):
     """The server answers, but cannot score now."""
 
 
+class FullError(Exception):
+    """The server is well, and takes no more requests now."""
+
+
 class LostError(Exception):
     """The server does not answer."""
 
@@ -80,7 +84,8 @@ class ServerJudge(ABC):
     """The common base: queries in flight, retries, and health checks.
 
     A request has no time limit while the server is healthy, since nobody knows how long a query's
-    chains become. A server that is not healthy for ``engine.request_timeout_s`` is given up.
+    chains become. A server that is not healthy for ``engine.request_timeout_s`` is given up. A request waits for
+    room in a full server in the same way.
     """
 
     def __init__(self, recipe: Served, engine: EngineConfig, name: str, max_documents: int | None) -> None:
@@ -120,7 +125,7 @@ class ServerJudge(ABC):
         try:
             async for attempt in retrying(attempts):
                 with attempt:
-                    return await self._while_healthy(self._send(query, list(texts)))
+                    return await self._while_healthy(self._once_taken(query, list(texts)))
         except PassingError as error:
             # Wait for an engine that is being replaced: the other queries need it, too.
             if not await self._becomes_healthy():
@@ -130,6 +135,17 @@ class ServerJudge(ABC):
             ) from error
         except LostError as error:
             raise EndpointError(f"{self._name}: is gone: {error}") from error
+
+    async def _once_taken(self, query: Query, texts: list[str]) -> tuple[list[Judgment], Usage]:
+        """Send a request until the server has room for it."""
+        refused = 0
+        while True:
+            try:
+                return await self._send(query, texts)
+            except FullError:
+                refused += 1
+                # Queries that were sent away together do not come back together.
+                await asyncio.sleep(backoff_s(refused))
 
     async def _while_healthy(self, request: Awaitable[Any]) -> Any:
         """Wait for a request, as long as the server is healthy. An answer or an error counts
@@ -158,7 +174,7 @@ class ServerJudge(ABC):
 
     @abstractmethod
     async def _send(self, query: Query, texts: list[str]) -> tuple[list[Judgment], Usage]:
-        """Send one request. Raises PassingError or LostError where a retry may succeed."""
+        """Send one request. Raises FullError, PassingError or LostError where a retry may succeed."""
 
     @abstractmethod
     async def _is_healthy(self) -> bool: ...

@@ -14,7 +14,7 @@ from limrank.errors import ApiStatusError, EndpointError, RowError, UserError, f
 from limrank.records import Judgment, Query, ScoreStatus
 from limrank.serving.answers import RerankResponse, ScoredDocument
 from limrank.serving.calls import Answer, Call, models_call, ready_call, rerank_call
-from limrank.serving.client import CHECK_S, LostError, PassingError, ServerJudge
+from limrank.serving.client import CHECK_S, FullError, LostError, PassingError, ServerJudge
 from limrank.serving.connection import NO_ANSWER, Server, passes, result_of
 from limrank.serving.protocol import MAX_DOCUMENTS, Served
 from limrank.uris import split_query
@@ -64,7 +64,7 @@ class HttpClient(ServerJudge):
         try:
             response = result_of(call, answer, self._server)
         except ApiStatusError as error:
-            if error.status == 422:  # all pairs failed by faults of their own
+            if error.status == 422 and _raised_limit(error) is None:  # all pairs failed by faults of their own
                 return [Judgment("", None, ScoreStatus.FAILED, error=RowError(error.words)) for _ in texts], Usage()
             raise self._fault(error) from error
         return self._judgments(response, len(texts))
@@ -74,7 +74,11 @@ class HttpClient(ServerJudge):
         if passes(error.status):
             # All requests of this client wait for as long as the server asks, up to the patience.
             self._pace.hold(min(error.retry_after_s or 0.0, self._patience_s))
-            return PassingError(answered)
+            return FullError(answered) if error.status == 429 else PassingError(answered)
+        if limit := _raised_limit(error):  # the other queries would be refused, too
+            return EndpointError(
+                f"{self._name}: {answered}: raise {limit}, or give a query fewer candidates (first_stage.depth)"
+            )
         if error.status >= 400 and error.status not in _REFUSES_ALL:
             return RowError(f"the server {answered}")
         return EndpointError(f"{self._name}: {answered}")
@@ -125,6 +129,15 @@ class HttpClient(ServerJudge):
             raise UserError(
                 f"{self._name}: does not say how it scores, unlike this version's `limrank serve`"
             ) from error
+
+
+def _raised_limit(error: ApiStatusError) -> str | None:
+    """The limit of the server that refuses a query's candidates; None for another error."""
+    if error.status == 422 and error.code == "too_many_documents":
+        return "serving.max_documents of the server"
+    if error.status == 413:
+        return "serving.max_body_bytes of the server, and the limit of a proxy before it"
+    return None
 
 
 def _judgment(result: ScoredDocument) -> Judgment:

@@ -39,6 +39,7 @@ ROUTES = (
     "POST /rerank",
     "POST /v2/rerank",
     "POST /v1/score",
+    "POST /score",
     "GET /v1/models",
     "GET /healthz",
     "GET /readyz",

@@ -38,7 +38,7 @@ _REQUEST_ID = {
 }
 _RETRY_AFTER = {
     "description": "seconds until a retry may succeed",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 60},
+    "schema": {"type": "integer", "minimum": 1},
 }
 
 

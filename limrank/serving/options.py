@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from limrank.config import DEFAULT_SEED, ScoringConfig
 from limrank.engines import Engine
+from limrank.engines.base import Tokenizer
 from limrank.engines.tokens import first_tokens
 from limrank.records import Candidate, Judgment, Query
 from limrank.scoring import score_query
@@ -61,6 +63,9 @@ class ScoreOptions:
         return max(0.0, self.deadline_s - waited)
 
 
+_CUT_AT_ONCE = 4
+"""Texts that are cut before the engine's loop can do something else. A long one takes milliseconds."""
+
 AS_RECIPE = ScoreOptions()
 """The options of a request that asks for nothing of its own."""
 
@@ -93,7 +98,7 @@ async def score_request(
     they are read.
     """
     longest = options.max_tokens_per_doc
-    cut = [first_tokens(engine.tokenizer, text, longest) for text in texts] if longest else texts
+    cut = await _cut(engine.tokenizer, texts, longest) if longest else texts
     scoring = options.scoring(recipe)
     judgments = await score_query(
         query, to_candidates(cut), engine, scoring, seed=seed, deadline_s=options.seconds_left()
@@ -104,3 +109,13 @@ async def score_request(
     ]
     as_fitted = (scoring.mode, scoring.think_tokens) == (recipe.mode, recipe.think_tokens)
     return calibrated(judgments, calibration if as_fitted else None)
+
+
+async def _cut(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[str]:
+    """Each text cut to ``longest`` tokens."""
+    cut = []
+    for number, text in enumerate(texts, start=1):
+        cut.append(first_tokens(tokenizer, text, longest))
+        if number % _CUT_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return cut

@@ -1,7 +1,18 @@
 import pytest
 import yaml
 
-from limrank.config import RerankJob, ScoringConfig, SynthesisConfig, TrainingConfig, config_hash, dump_config, is_uri
+from limrank.config import (
+    RERANKER,
+    ModelConfig,
+    RerankJob,
+    ScoringConfig,
+    ServeJob,
+    SynthesisConfig,
+    TrainingConfig,
+    config_hash,
+    dump_config,
+    is_uri,
+)
 from limrank.config.recipe import input_paths, load_config, parse_config, path_values, with_values
 from limrank.errors import UserError
 
@@ -616,6 +627,27 @@ def test_another_fusion_is_refused_in_one_line(recipe, override, message):
 )
 def test_fusion_where_there_is_nothing_to_fuse_is_refused(recipe, text, message):
     assert refusal(recipe(f"{text}run_dir: out\n")) == f"r.yaml: {message}"
+
+
+@pytest.mark.parametrize("job", [RerankJob, ServeJob])
+def test_a_model_that_is_not_named_is_the_packaged_reranker_however_it_is_spelt(job):
+    assert job(run_dir="out").model == ModelConfig(id=RERANKER)
+    for model in ({"dtype": "float32"}, ModelConfig(dtype="float32")):
+        assert job(run_dir="out", model=model).model == ModelConfig(id=RERANKER, dtype="float32")
+    base = ModelConfig().id
+    for model in ({"id": base}, ModelConfig(id=base)):
+        assert job(run_dir="out", model=model).model.id == base != RERANKER
+
+
+@pytest.mark.parametrize("model", ["", "model: {dtype: float32}\n"])
+def test_a_pipeline_ranks_its_base_by_the_model_that_it_trains(recipe, model):
+    from limrank.config.stages import stage_configs
+
+    stages = stage_configs(load_config(recipe(f"job: pipeline\nrun_dir: out\n{model}")))
+    assert stages.first_stage.model == stages.rerank_base.model == stages.train.model
+    assert stages.rerank_base.model.id == ModelConfig().id
+    assert stages.rerank_tuned.model.id == stages.serve.model.id
+    assert stages.serve.model.id.endswith("out/train/model")
 
 
 def test_a_pipeline_learns_from_a_teacher_s_lists(recipe):

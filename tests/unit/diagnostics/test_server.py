@@ -90,6 +90,23 @@ def test_another_server_is_told_apart(answer):
     assert findings["reachable"].fix == "give the URL of a `limrank serve`, without /v1"
 
 
+def test_a_name_that_the_server_does_not_accept_is_the_one_finding(capsys):
+    error = {"message": "the Host header names neither a nor b", "code": "host_not_allowed"}
+    with serving_api(JSONResponse({"error": error}, 403)) as url:
+        assert main(["doctor", "--url", url]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"failed   reachable    {url}: answered 403: the Host header names neither")
+    assert line.endswith("→  add the URL's name to serving.allowed_hosts in its recipe")
+
+
+def test_a_proxy_s_limit_is_no_wrong_url():
+    with serving_api(PlainTextResponse("slow down", 429)) as url:
+        findings = found(url)
+    assert [*findings] == broken(findings) == ["reachable"]
+    assert "answered 429: slow down" in findings["reachable"].state
+    assert findings["reachable"].fix == "wait, or raise the limit of the proxy before the server"
+
+
 def test_a_server_without_an_engine_is_not_ready():
     backend = EngineBackend()
     backend.dead = True
@@ -126,7 +143,15 @@ def test_a_key_that_is_refused_ends_the_checks(monkeypatch, capsys, ours, state)
     assert "export LIMRANK_API_KEY=…" in out and (ours or SECRET) not in out
 
 
-def test_scores_that_differ_between_requests_are_found():
+@pytest.mark.parametrize(
+    ("factor", "fails", "state"),
+    [
+        (1.0, False, "a pair's score in another request and order differs by 0.0e+00 at most"),
+        (0.999, False, "at most, as by rounding of bfloat16 (model.dtype)"),
+        (0.5, True, "in another request or order"),
+    ],
+)
+def test_scores_that_differ_between_requests_are_found(factor, fails, state):
     class Moody(EngineBackend):
         answered = 0
 
@@ -136,13 +161,13 @@ def test_scores_that_differ_between_requests_are_found():
             if self.answered == 1:
                 return judgments
             return [
-                judgment.__class__(judgment.doc_id, judgment.score * 0.999, judgment.status) for judgment in judgments
+                judgment.__class__(judgment.doc_id, judgment.score * factor, judgment.status) for judgment in judgments
             ]
 
     with serving_api(api_of(Moody())) as url:
         findings = found(url)
-    assert broken(findings) == ["agreement"]
-    assert "a pair's score differs by 0.00" in findings["agreement"].state
+    assert broken(findings) == (["agreement"] if fails else [])
+    assert findings["agreement"].state.endswith(state)
 
 
 def test_failed_pairs_are_found():

@@ -6,10 +6,11 @@ import pytest
 
 import limrank
 from helpers.units import fake_engine
-from limrank.config import EngineConfig, ScoringConfig
+from limrank.config import RERANKER, EngineConfig, ModelConfig, ScoringConfig
 from limrank.errors import EngineError, UserError
 from limrank.records import Document, ScoreStatus
 from limrank.reranking import Reranker
+from limrank.reranking import reranker as reranker_module
 from limrank.scoring import score_pair
 
 FAKE = EngineConfig(kind="fake")
@@ -26,6 +27,27 @@ def test_it_is_the_public_name():
     assert limrank.Reranker is Reranker
     with pytest.raises(AttributeError, match="module 'limrank' has no attribute 'Rerank'"):
         limrank.Rerank  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("given", "opened"),
+    [
+        ({}, ModelConfig(id=RERANKER)),
+        ({"model": ModelConfig(dtype="float32")}, ModelConfig(id=RERANKER, dtype="float32")),
+        ({"model": ModelConfig(id="other", dtype="float32")}, ModelConfig(id="other", dtype="float32")),
+        ({"model": "other"}, ModelConfig(id="other")),
+    ],
+)
+def test_a_model_that_is_not_named_is_the_default_one(monkeypatch, given, opened):
+    models = []
+
+    def open_engine(model, engine):
+        models.append(model)
+        return fake_engine()
+
+    monkeypatch.setattr(reranker_module, "open_engine", open_engine)
+    with Reranker(**given, engine=FAKE):
+        assert models == [opened]
 
 
 def test_documents_by_relevance(reranker):

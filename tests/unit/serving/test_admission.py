@@ -89,6 +89,30 @@ def test_the_rate_follows_a_server_that_becomes_slower():
     assert admission.pairs_per_s == pytest.approx(1.0, rel=0.6)
 
 
+def test_before_the_first_pair_is_finished_the_time_to_wait_is_that_of_the_work_so_far():
+    clock = Clock()
+    admission = Admission(None, 100, clock)
+    clock.now += 1000  # idle
+    with admission.admitted(100):
+        waits = []
+        for _ in range(4):
+            clock.now += 12.5
+            waits.append(refused(admission)[1])
+        assert waits == [13, 25, 38, 50]
+        clock.now += 1000
+        assert refused(admission)[1] == 60
+
+
+def test_a_rate_that_has_become_nothing_is_the_longest_wait():
+    clock = Clock()
+    admission = Admission(None, 100, clock)
+    with admission.admitted(100):
+        clock.now += 1
+        admission.finished(1)
+        clock.now += 7090  # a float holds no quotient this large
+        assert refused(admission)[1] == 60
+
+
 def test_the_time_to_wait_has_bounds():
     clock = Clock()
     admission = Admission(None, 100, clock)

@@ -181,9 +181,21 @@ def test_the_schema_can_be_made():
         async with client(EngineBackend()) as http:
             return (await http.get("/openapi.json")).json()
 
-    assert {"/v1/rerank", "/v2/rerank", "/v1/score", "/v1/models", "/healthz", "/readyz"} <= set(
-        asyncio.run(go())["paths"]
-    )
+    paths = set(asyncio.run(go())["paths"])
+    assert {"/v1/rerank", "/v2/rerank", "/v1/score", "/v1/models", "/healthz", "/readyz"} <= paths
+    assert not {"/rerank", "/score"} & paths
+
+
+def test_vllm_s_plain_path_of_scores_is_an_alias():
+    body = {"text_1": "q", "text_2": ["a", "b"]}
+
+    async def go():
+        async with client(EngineBackend()) as http:
+            return [await http.post(path, json=body) for path in ("/score", "/v1/score")]
+
+    plain, versioned = asyncio.run(go())
+    assert plain.status_code == 200
+    assert plain.json()["data"] == versioned.json()["data"]
 
 
 def ask(*requests, backend=None, **settings):

@@ -28,6 +28,7 @@ from limrank.serving import client as serve_client
 from limrank.serving.api import build_api
 from limrank.serving.client import ServedReranker
 from limrank.serving.errors import ApiError, engine_unavailable, overloaded
+from limrank.serving.limits import too_many_documents
 from limrank.serving.protocol import MAX_DOCUMENTS, Served
 from limrank.serving.settings import ApiSettings
 
@@ -203,14 +204,66 @@ def test_a_passing_failure_is_tried_again(error):
     assert backend.asked == [1, 1, 1]
 
 
+FULL = ApiError(429, "overloaded", "too many requests are waiting; try again later")
+
+
+def test_waiting_for_room_in_a_full_server_is_no_attempt():
+    limited = ApiError(429, "rate_limited", "this key may score 10 pairs a minute")
+    backend = Backend(errors=[FULL, limited] * 10)
+    with served(backend) as url:
+        (judgment,) = judged(url, ["a"])
+    assert judgment.score is not None
+    assert len(backend.asked) == 21
+
+
+def test_a_server_that_is_full_and_becomes_sick_is_gone():
+    class Filling(Backend):
+        async def score(self, query, texts, options=None):
+            self.asked.append(len(texts))
+            self.dead = len(self.asked) > 10
+            raise FULL
+
+    with served(Filling()) as url, pytest.raises(EndpointError, match="was not healthy for 0.1 s"):
+        judged(url, ["a"], request_timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (
+            too_many_documents(400, 100, "documents"),
+            "got 400: raise serving.max_documents of the server, or give a query fewer",
+        ),
+        (ApiError(413, "body_too_large", "large"), "413: large: raise serving.max_body_bytes of the server, and the"),
+        (
+            ApiError(413, "any", "a proxy's"),
+            "413: a proxy's: raise serving.max_body_bytes of the server, and the limit of",
+        ),
+    ],
+)
+def test_a_limit_of_the_server_that_refuses_the_candidates_ends_the_job(error, fix):
+    backend = Backend(errors=[error])
+    with served(backend) as url, pytest.raises(EndpointError, match=fix):
+        judged(url, ["a"])
+    assert len(backend.asked) == 1
+
+
 def test_a_lasting_failure_of_a_server_that_is_well_is_the_querys():
-    backend = Backend(errors=[overloaded()] * 20)
+    backend = Backend(errors=[engine_unavailable()] * 20)
     with served(backend) as url:
         (judgment,) = judged(url, ["a"])
     assert (judgment.score, judgment.status) == (None, ScoreStatus.FAILED)
-    assert "failed 8 times: answered 429: too many" in str(judgment.error)
+    assert "failed 8 times: answered 503: the engine" in str(judgment.error)
     assert judgment.error.retryable
     assert len(backend.asked) == 8
+
+
+def test_a_wait_for_room_takes_no_attempt_from_a_failure():
+    backend = Backend(errors=[FULL] * 10 + [engine_unavailable(), FULL] * 20)
+    with served(backend) as url:
+        (judgment,) = judged(url, ["a"])
+    assert "failed 8 times: answered 503: the engine" in str(judgment.error)
+    assert len(backend.asked) == 10 + 8 + 7
 
 
 def test_a_server_whose_engine_does_not_come_back_is_gone():

@@ -20,7 +20,7 @@ from helpers.served import serving_api
 from limrank import ApiStatusError, AsyncClient, Client, Document, EndpointError, UserError
 from limrank.config import ModelConfig, ScoringConfig
 from limrank.engines import retries
-from limrank.serving import connection
+from limrank.serving import connection, request_ids
 from limrank.serving import http_client as http_client_module
 from limrank.serving.api import build_api
 from limrank.serving.protocol import Served
@@ -134,7 +134,7 @@ def test_every_option_is_sent_by_its_name(call):
         "top_n": 2,
         "instruction": "only Python",
         "mode": "think",
-        "max_think_tokens": 0,
+        "max_think_tokens": 1,
         "return_reasoning": True,
         "return_documents": True,
         "min_score": 0,
@@ -145,6 +145,12 @@ def test_every_option_is_sent_by_its_name(call):
     response = call(answers, lambda client: client.rerank("q", ["a"], request_id="r-1", **options))
     assert answers.bodies == [{"query": "q", "documents": ["a"], **options}]
     assert answers.requests[0].headers["X-Request-Id"] == "r-1" == response.request_id
+
+
+def test_the_longest_id_is_one_that_the_server_keeps(call):
+    answers = Answers(answer())
+    call(answers, lambda client: client.rerank("q", ["a"], request_id="r" * request_ids.LONGEST))
+    assert answers.requests[0].headers["X-Request-Id"] == "r" * 128
 
 
 def test_documents_are_texts_documents_or_mappings(call):
@@ -238,7 +244,7 @@ def test_an_error_can_be_sent_to_another_process():
         ({"top_n": 10**400}, "top_n: should be a whole number"),
         ({"instruction": None}, "instruction: should be a text"),
         ({"mode": 7}, "mode: should be a text"),
-        ({"max_think_tokens": -1}, "max_think_tokens: should be a whole number from 0"),
+        ({"max_think_tokens": 0}, "max_think_tokens: should be a whole number from 1"),
         ({"return_reasoning": 1}, "return_reasoning: should be True or False"),
         ({"return_documents": "yes"}, "return_documents: should be True or False"),
         ({"min_score": float("nan")}, "min_score: should be a number from 0 to 1"),
@@ -248,9 +254,10 @@ def test_an_error_can_be_sent_to_another_process():
         ({"max_tokens_per_doc": 0}, "max_tokens_per_doc: should be a whole number from 1"),
         ({"deadline_ms": float("inf")}, "deadline_ms: should be a whole number"),
         ({"deadline_ms": 0}, "deadline_ms: should be a whole number from 1"),
-        ({"request_id": "two words"}, "request_id: should be 1 to 200 visible"),
-        ({"request_id": "a\r\nX-Evil: 1"}, "request_id: should be 1 to 200 visible"),
-        ({"request_id": ""}, "request_id: should be 1 to 200 visible"),
+        ({"request_id": "two words"}, "request_id: should be 1 to 128 visible"),
+        ({"request_id": "a\r\nX-Evil: 1"}, "request_id: should be 1 to 128 visible"),
+        ({"request_id": ""}, "request_id: should be 1 to 128 visible"),
+        ({"request_id": "r" * 129}, "request_id: should be 1 to 128 visible"),
     ],
     ids=lambda value: str(value)[:60].encode("ascii", "replace").decode() if isinstance(value, dict) else None,
 )

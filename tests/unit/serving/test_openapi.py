@@ -97,6 +97,11 @@ def test_every_error_has_the_one_schema_and_every_answer_an_id():
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
+def test_a_key_s_rate_may_ask_for_a_longer_wait_than_a_minute():
+    refused = API.openapi()["paths"]["/v1/score"]["post"]["responses"]["429"]
+    assert refused["headers"]["Retry-After"]["schema"] == {"type": "integer", "minimum": 1}
+
+
 @pytest.mark.parametrize(
     ("engine", "body", "status"),
     [

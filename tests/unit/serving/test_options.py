@@ -119,6 +119,27 @@ def test_documents_are_cut_to_so_many_tokens():
     assert [judgment.truncated for judgment in found] == [True, False, False, True]
 
 
+def test_other_requests_go_on_while_documents_are_cut(monkeypatch):
+    done = []
+
+    def first_tokens(tokenizer, text, longest):
+        done.append("cut")
+        return text
+
+    async def go():
+        engine = open_engine(ModelConfig(), EngineConfig(kind="fake"))
+        options = ScoreOptions(max_tokens_per_doc=4)
+        running = asyncio.create_task(score_request(QUERY, ["a"] * 20, options, engine, ScoringConfig()))
+        while done.count("cut") < 20:
+            done.append("other")
+            await asyncio.sleep(0)
+        await running
+
+    monkeypatch.setattr("limrank.serving.options.first_tokens", first_tokens)
+    asyncio.run(go())
+    assert "".join(name[0] for name in done) == "o" + "cccco" * 4 + "cccc"
+
+
 def test_a_calibration_is_only_for_what_it_was_fitted_with():
     calibration = Platt(2.0, -1.0)
     for same in (AS_RECIPE, ScoreOptions(mode="budget", max_think_tokens=30), ScoreOptions(max_tokens_per_doc=3)):

@@ -118,6 +118,7 @@ def test_plan_says_where_and_what():
     )
     assert plan["url"] == "http://127.0.0.1:9000"
     assert plan["scoring"] == {"mode": "budget", "max_think_tokens": 256}
+    assert {"POST /v1/score", "POST /score"} <= set(plan["routes"])
 
 
 def test_scoring_mode_none_is_refused():
