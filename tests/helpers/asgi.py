@@ -3,6 +3,8 @@
 import asyncio
 import json
 
+from helpers import virtual_time
+
 
 class Answer:
     def __init__(self, sent):
@@ -72,4 +74,5 @@ async def sent_by(app, pieces=(b"",), headers=(), *, path="/v1/rerank", kind="ht
 
 
 def answer(app, *arguments, **options):
-    return Answer(asyncio.run(sent_by(app, *arguments, **options)))
+    """The answer of an application, in virtual time."""
+    return Answer(virtual_time.run(sent_by(app, *arguments, **options)))
