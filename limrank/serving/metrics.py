@@ -136,8 +136,8 @@ class Metrics:
             self._states.clear()
             for state in {*_STATES, *states} if states else ():
                 self._states.labels(state).set(states.get(state, 0))
-        in_progress, room = self._in_progress, self._requests_per_replica
-        at_work = in_progress if room is None else min(in_progress, room * max(running, 1))
+        in_progress, per_replica = self._in_progress, self._requests_per_replica
+        at_work = in_progress if per_replica is None else min(in_progress, per_replica * max(running, 1))
         self._running.set(at_work)
         self._waiting.set(in_progress - at_work)
         return generate_latest(self._registry)
