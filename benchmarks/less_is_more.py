@@ -14,6 +14,7 @@ of three:
     trip        … that find their passage among BM25's first ten
     teacher     … with which the packaged embedder agrees, and whose negatives it puts a standard deviation below
     lists       … eight passages with the embedder's scores, learned by listnet
+    graded      queries that find their passage, eight passages among BM25's first 50 with the grades of --grades
 
 Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
 and of both fused at --weight, with 95 % intervals. What is there is not done again. BM25's candidates are the first
@@ -23,6 +24,7 @@ stage; of a large collection 60 queries are taken.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -42,6 +44,7 @@ MEASURE = "nDCG@10"
 BASE = "smollm2-135m-instruct"
 TEACHER = {"kind": "embedder", "model": "all-minilm-l6-v2"}
 LIST_SIZE = 8
+GRADES = Path(__file__).with_name("less_is_more_grades.jsonl")
 NO_TRIP = {"retriever": "none"}
 MINING: dict[str, dict[str, Any]] = {
     "prompted": {"round_trip": NO_TRIP},
@@ -49,6 +52,8 @@ MINING: dict[str, dict[str, Any]] = {
     "trip": {},
     "teacher": {"teacher": TEACHER},
     "lists": {"teacher": TEACHER, "list_size": LIST_SIZE},
+    # The embedder's own order is not used: passage_first only keeps it from dropping queries.
+    "graded": {"teacher": TEACHER | {"passage_first": True}, "list_size": LIST_SIZE, "mine_depth": 50},
 }
 SOURCES = ("none", "real", *MINING)
 PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
@@ -113,7 +118,7 @@ class Study:
             command = [sys.executable, str(script), seeds, str(file), "--queries", "1700"]
             subprocess.run(command, check=True)
             return file
-        run_dir = self.out / ("prompted" if source == "prompted" else "written")
+        run_dir = self.out / {"prompted": "prompted", "graded": "graded"}.get(source, "written")
         synthesis = {
             "source": "passages",
             "seeds": str(self.data / "msmarco_dl19_pool"),
@@ -131,7 +136,10 @@ class Study:
         stats = json.loads((run_dir / "stats.json").read_text())
         print(f"{source}: {stats['kept_queries']} queries kept of {stats['queries']}, {seconds:.0f} s", flush=True)
         shutil.copy(run_dir / "stats.json", file.with_suffix(".stats.json"))
-        shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
+        if source == "graded":
+            regrade(run_dir / "lists.jsonl", self.given.grades, file)
+        else:
+            shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
         return file
 
     # ---- models ----------------------------------------------------------------------
@@ -143,7 +151,7 @@ class Study:
         folder = self.out / "models" / f"{source}-{queries}-{seed}"
         took = folder.with_suffix(".seconds")
         if not (folder / "model" / "config.json").exists():
-            shape, size = (LISTS, LIST_SIZE) if source == "lists" else (PAIRS, 2)
+            shape, size = (LISTS, LIST_SIZE) if source in ("lists", "graded") else (PAIRS, 2)
             training = TRAINING | shape | {"train_file": str(self.train_file(source)), "max_examples": queries * size}
             recipe = {"seed": seed, "model": {"id": BASE}, "training": training}
             took.write_text(str(self.limrank("train", recipe, folder)))
@@ -232,6 +240,30 @@ class Study:
                         print(shown(line), flush=True)
 
 
+def regrade(lists: Path, grades: Path, out: Path) -> None:
+    """Write the lists that have grades, with these as scores, in the grades' order.
+
+    Args:
+        grades: lines of ``{"query", "grades": {the key of a passage: 0 to 10}}``.
+    """
+    with lists.open() as file:  # not splitlines: passages hold other line ends
+        known = {row["query"]: row["passages"] for row in map(json.loads, file)}
+    kept = asked = 0
+    with out.open("w") as file:
+        for row in map(json.loads, grades.read_text().splitlines()):
+            asked += 1
+            passages = [each for each in known.get(row["query"], []) if key(each) in row["grades"]]
+            scores = [row["grades"][key(each)] for each in passages]
+            if len(set(scores)) > 1:
+                kept += 1
+                file.write(json.dumps({"query": row["query"], "passages": passages, "scores": scores}) + "\n")
+    print(f"graded: {kept} of the {asked} graded queries are among those written here", flush=True)
+
+
+def key(passage: str) -> str:
+    return hashlib.sha256(passage.encode()).hexdigest()[:10]
+
+
 def shown(line: dict[str, Any]) -> str:
     figures = ", ".join(
         f"{name} {line[name]['mean']:.3f} ({line[name]['low']:.3f}–{line[name]['high']:.3f})"
@@ -273,6 +305,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--collections", nargs="+", default=["dl19@20", "scifact@20", "cranfield@20", "pydocs@20"])
     parser.add_argument("--passages", type=int, default=2000, help="passages that queries are written for")
+    parser.add_argument("--grades", type=Path, default=GRADES, help="a large model's grades of graded's lists")
     parser.add_argument("--weight", type=float, default=0.3, help="of the first stage in the fused order")
     parser.add_argument("--only-data", action="store_true")
     parser.add_argument("--plot", type=Path)
