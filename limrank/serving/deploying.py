@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limrank.cluster.resources import fitting, reserve
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
-from limrank.errors import EngineError, UserError
+from limrank.errors import EngineError, UserError, first_line
 from limrank.scoring import with_prompt_text
 from limrank.scoring.calibration import fingerprint, read_calibration
 from limrank.serving import draining
@@ -147,11 +147,15 @@ def has_room(wanted: dict[str, Any]) -> bool:
 def deploy(app: serve.Application) -> None:
     """Deploy, or update, and wait until all replicas are of this version. Raises EngineError if they do not start."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     try:
         serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
         raise EngineError(f"the server did not come up: {_why_not(error)}") from error
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise EngineError(f"the server did not come up: {first_line(error)}") from error
 
 
 def _check_ready() -> None:

@@ -47,7 +47,8 @@ class PrefixRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True  # after all have refused
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         order = routing.ROUTING.order(pending_request.metadata.session_id, _pairs(pending_request))
-        return [[by_id[name]] for name in order if name in by_id]
+        # Another handle of this process may know other replicas.
+        return [[by_id.pop(name)] for name in order if name in by_id] + [[replica] for replica in by_id.values()]
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         """Gives the replica to the request that it was chosen for. Serve would look for it by the id of the HTTP
