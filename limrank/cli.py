@@ -168,7 +168,10 @@ def _serve(
 ) -> None:
     from limrank.config.recipe import load_config
 
-    _start("serve", load_config(recipe, overrides or (), job="serve"), address, dry_run, overwrite, insecure=insecure)
+    def read() -> Job:
+        return load_config(recipe, overrides or (), job="serve")
+
+    _start("serve", read(), address, dry_run, overwrite, here={"reread": read}, insecure=insecure)
 
 
 _OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
@@ -180,10 +183,19 @@ for _name, (_, _summary) in _JOB_MODULES.items():
     app.command(_name)(_command)
 
 
-def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite: bool, **switches: bool) -> None:
+def _start(
+    name: str,
+    config: Job,
+    address: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    here: dict[str, Any] | None = None,
+    **switches: bool,
+) -> None:
     """Run a job here, submit it to a cluster, or print its plan. Exits with the job's code.
 
     Args:
+        here: arguments for its ``run`` in this process.
         switches: options of this job alone, for its ``run`` and ``plan``.
     """
     from limrank.cluster import default_address
@@ -202,10 +214,10 @@ def _start(name: str, config: Job, address: str | None, dry_run: bool, overwrite
             flags = [f"--{flag}" for flag, is_given in {"overwrite": overwrite, **switches}.items() if is_given]
             raise typer.Exit(submit(name, dump_config(config), address, flags=flags))
         else:
-            raise typer.Exit(_run(name, config, address, overwrite, **switches))
+            raise typer.Exit(_run(name, config, address, overwrite, **switches, **(here or {})))
 
 
-def _run(name: str, config: Job, address: str, overwrite: bool, **switches: bool) -> int:
+def _run(name: str, config: Job, address: str, overwrite: bool, **switches: Any) -> int:
     from limrank.batch.run_dir_checks import check_run_dir_first
     from limrank.progress import open_progress
 

@@ -85,6 +85,19 @@ class ServingConfig(Section):
         description="(query, document) pairs of all requests that wait or run; the server answers a request that would "
         "exceed it with 429 and Retry-After. A larger request is taken where no other one is there. -1: no limit",
     )
+    spread_pairs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        default=100,
+        description="pairs of a request that one engine scores, where several are up. A request with more is divided, "
+        "except a cascade, which compares all its candidates. null: none is",
+    )
+    target_pairs_per_replica: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        default=None,
+        description="pairs that wait or run, of each engine, above which the server starts another one, where "
+        "workers.replicas is a range. null: twice what an engine keeps in flight (engine.max_in_flight)",
+    )
+    scale_down_after_s: Seconds = Field(
+        default=300.0, description="seconds of less load after which the server ends an engine that it does not need"
+    )
     modes: Modes | None = Field(
         default=None,
         description="scoring modes that a request may ask for, besides scoring.mode. Their chains have at most "

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -29,24 +31,37 @@ from limrank.serving.access import Access
 from limrank.serving.access_log import AccessLog
 from limrank.serving.api import build_api
 from limrank.serving.client import scorer_runs
+from limrank.serving.deploying import Versions
 from limrank.serving.errors import deadline_exceeded, engine_unavailable
 from limrank.serving.metrics import Metrics
 from limrank.serving.network import listen_on_node_address
 from limrank.serving.options import AS_RECIPE, ScoreOptions, score_request
+from limrank.serving.prefix_router import PrefixRouter
 from limrank.serving.protocol import API, APP, SCORER, Served
-from limrank.serving.settings import ApiSettings, requests_per_replica
+from limrank.serving.replicas import LostReplicaError, Replicas, Scored
+from limrank.serving.routing import ROUTING, prefix_key
+from limrank.serving.scaling import PAIRS, autoscaling
+from limrank.serving.settings import ApiSettings, requests_per_replica, target_pairs
 from limrank.serving.tracing import tracing
 
 _UNLIMITED = 1_000_000
-_DRAIN_S = 10.0
-"""Time that a stopping replica has for its running requests."""
+_LONGEST_REQUEST_S = 60.0
+"""Time that a stopping replica has for its running requests. What is left then is sent to another one."""
 
 _GRACE_S = 2.0
 """Time after a deadline in which a replica's partial answer arrives."""
 
 
 def application(
-    config: ServeJob, source: EngineSource, served: Served, wanted: dict[str, float], access: Access
+    config: ServeJob,
+    source: EngineSource,
+    served: Served,
+    wanted: dict[str, float],
+    access: Access,
+    versions: Versions,
+    *,
+    update: bool = False,
+    surge: bool = False,
 ) -> serve.Application:
     """The application for ``serve.run``.
 
@@ -54,29 +69,48 @@ def application(
         served: the model's card.
         wanted: the resources of one engine replica (num_cpus, num_gpus).
         access: limits, hosts and keys.
+        versions: Serve replaces replicas of another version.
+        update: an engine that refuses its settings ends the update.
+        surge: a new engine is up before an old one is stopped.
     """
-    workers = config.workers
+    workers, serving = config.workers, config.serving
     ongoing = requests_per_replica(config)
-    autoscaling = {"min_replicas": workers.min_replicas, "max_replicas": workers.max_replicas}
     grows = workers.min_replicas < workers.max_replicas
-    stopping = {"graceful_shutdown_wait_loop_s": 0.2, "graceful_shutdown_timeout_s": _DRAIN_S}
+    scaled = {
+        "autoscaling_config": autoscaling(
+            workers.min_replicas, workers.max_replicas, target_pairs(config), serving.scale_down_after_s
+        )
+    }
+    # A replica that crashes or hangs is noticed and replaced within this time.
+    watched = {"health_check_period_s": 1.0, "graceful_shutdown_wait_loop_s": 0.2}
     scorer = serve.deployment(
         Scorer,
         name=SCORER,
-        **({"autoscaling_config": autoscaling} if grows else {"num_replicas": workers.min_replicas}),
+        **(scaled if grows else {"num_replicas": workers.min_replicas}),
         ray_actor_options=wanted,
         max_ongoing_requests=ongoing,
         max_constructor_retry_count=3,
-        # Serve notices and replaces a crashed replica within this time.
-        health_check_period_s=1.0,
-        **stopping,
-    )
+        request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+        graceful_shutdown_timeout_s=_LONGEST_REQUEST_S,
+        max_surge_percent=100 if surge else 0,
+        **watched,
+    ).options(version=versions.scorer, _internal=True)
     api = serve.deployment(
-        Api, name=API, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=_UNLIMITED, **stopping
-    )
+        Api,
+        name=API,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=_UNLIMITED,
+        graceful_shutdown_timeout_s=_LONGEST_REQUEST_S,
+        max_surge_percent=100,
+        **watched,
+    ).options(version=versions.api, _internal=True)
     return api.bind(
         scorer.bind(
-            source, with_prompt_text(config.scoring), config.seed, read_calibration(config.scoring.calibration)
+            source,
+            with_prompt_text(config.scoring),
+            config.seed,
+            read_calibration(config.scoring.calibration),
+            strict=update,
         ),
         served,
         ApiSettings.of(config, access),
@@ -90,7 +124,13 @@ class Scorer:
     takes a minute, and Serve's loop must answer meanwhile."""
 
     async def __init__(
-        self, source: EngineSource, scoring: ScoringConfig, seed: int, calibration: Calibration | None = None
+        self,
+        source: EngineSource,
+        scoring: ScoringConfig,
+        seed: int,
+        calibration: Calibration | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         listen_on_node_address()
         self._loop = asyncio.new_event_loop()
@@ -100,9 +140,12 @@ class Scorer:
         self._calibration = calibration
         self._engine: Engine | None = None
         self._refused: UserError | None = None
+        self._pairs = 0
         try:
             self._engine = await self._on_loop(_open(source, scoring))
         except UserError as error:
+            if strict:  # the replicas of the version before stay
+                raise
             # ready() raises it. An error here would make Serve retry, which cannot help.
             self._refused = error
 
@@ -116,12 +159,25 @@ class Scorer:
     ) -> tuple[list[Judgment], Usage]:
         """Judgments in the order of the texts, and their usage. Cancelling it aborts the engine's requests."""
         try:
-            return await self._on_loop(self._metered(query, texts, options))
+            with self._counted(len(texts)):
+                return await self._on_loop(self._metered(query, texts, options))
         except EngineError as error:
             # A crashed engine cannot recover, and a replica that fails at once would attract the
             # requests of the busy ones. When its process ends, Serve starts another replica.
             logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
             os._exit(70)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for it, for :class:`~limrank.serving.scaling.PairsPolicy`."""
+        return {PAIRS: float(self._pairs)}
+
+    @contextmanager
+    def _counted(self, pairs: int) -> Iterator[None]:
+        self._pairs += pairs
+        try:
+            yield
+        finally:
+            self._pairs -= pairs
 
     async def _metered(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
@@ -159,6 +215,7 @@ class Api:
     ) -> None:
         listen_on_node_address()
         self._scorer = scorer
+        self._replicas = Replicas(self._send, lambda: ROUTING.up, settings.spread_pairs, served.mode)
         self._served = served
         self._settings = settings
         self._requests_per_replica = requests_per_replica
@@ -182,21 +239,34 @@ class Api:
         return self._served
 
     async def score(self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE) -> list[Judgment]:
+        judgments, usage = await self._replicas.score(query, texts, options)
+        record_usage(usage.prompt, usage.cached_prompt, usage.generated)
+        return judgments
+
+    async def _send(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> Scored:
+        """Score on one replica. Cancelling it aborts the engine's requests."""
         left = options.seconds_left()
-        response = self._scorer.score.remote(query, texts, options)
+        response = self._scorer_for(query).score.remote(query, texts, options)
         try:
             # The replica keeps the deadline. This is for a request that waits for a replica longer than that.
             async with asyncio.timeout(None if left is None else left + _GRACE_S) as timer:
-                judgments, usage = await response
+                return await response
         except TimeoutError:
             if not timer.expired():
                 raise
             response.cancel()
             raise deadline_exceeded() from None
-        except (RayActorError, DeploymentUnavailableError) as error:
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except RayActorError as error:
+            raise LostReplicaError(getattr(error, "actor_id", None)) from error
+        except DeploymentUnavailableError as error:
             raise engine_unavailable() from error
-        record_usage(usage.prompt, usage.cached_prompt, usage.generated)
-        return judgments
+
+    def _scorer_for(self, query: Query) -> DeploymentHandle:
+        """The handle whose calls go to a replica that has the query's prefix."""
+        return self._scorer.options(session_id=prefix_key(query))
 
     async def healthy(self) -> bool:
         return await asyncio.to_thread(scorer_runs)

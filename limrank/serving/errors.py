@@ -15,6 +15,10 @@ _NOT_FIELDS = ("body", "<string>", "<object>")
 """Names in pydantic's locations that no field has: the body, and which kind of document it read."""
 
 
+RETRY_AFTER_S = 5
+"""When a client may come back after a 503."""
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -69,7 +73,19 @@ def deadline_exceeded() -> ApiError:
 
 
 def engine_unavailable() -> ApiError:
-    return ApiError(503, "engine_unavailable", "the engine is not up, or crashed during this request; try again later")
+    message = "the engine is not up, or crashed during this request; try again later"
+    return ApiError(503, "engine_unavailable", message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def server_unavailable() -> ApiError:
+    message = "the server cannot answer now; try again later"
+    return ApiError(503, "server_unavailable", message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def draining() -> ApiError:
+    message = "the server is about to stop; try again later"
+    headers = {"Retry-After": str(RETRY_AFTER_S), "connection": "close"}
+    return ApiError(503, "draining", message, headers=headers)
 
 
 def invalid_request(faults: Sequence[dict[str, Any]]) -> ApiError:

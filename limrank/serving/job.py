@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any
 
 from limrank import cluster, signals
@@ -27,12 +28,12 @@ from limrank.scoring import prompt_template
 from limrank.scoring.calibration import read_calibration
 from limrank.serving.access import Access
 from limrank.serving.access_log import check_path
+from limrank.serving.deploying import DRAIN_S, Server, shut_down, silence_controller_retries
 from limrank.serving.hosts import is_loopback
 from limrank.serving.key_sources import keys_of_file
 from limrank.serving.keys import KeyRing
-from limrank.serving.protocol import APP, SCORER, Served
 from limrank.serving.proxy import controller_options
-from limrank.serving.settings import requests_per_replica
+from limrank.serving.settings import requests_per_replica, target_pairs
 
 ROUTES = (
     "POST /v1/rerank",
@@ -47,7 +48,6 @@ ROUTES = (
 )
 
 _REACHABLE_S = 30.0
-_SHUTDOWN_S = 30.0
 
 
 def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
@@ -68,6 +68,9 @@ def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
         "url": _url(config.serving.host, config.serving.port),
         "routes": list(ROUTES),
         "replicas": workers.replicas,
+        "pairs_per_replica": target_pairs(config) if workers.min_replicas < workers.max_replicas else None,
+        "spread_over_pairs": config.serving.spread_pairs,
+        "drain_s": DRAIN_S,
         "resources_per_replica": {"cpus": workers.cpus, "gpus": gpus},
         "scoring": {"mode": config.scoring.mode, "max_think_tokens": config.scoring.think_tokens},
         "limits": {
@@ -86,7 +89,17 @@ def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
 def serving(
     config: ServeJob, source: EngineSource | None = None, keys: KeyRing | None = None, *, insecure: bool = False
 ) -> Iterator[str]:
-    """Serve while the ``with`` block runs. It gives the URL once the engines are up.
+    """:func:`running`, for whoever needs the URL only."""
+    with running(config, source, keys, insecure=insecure) as server:
+        yield server.url
+
+
+@contextmanager
+def running(
+    config: ServeJob, source: EngineSource | None = None, keys: KeyRing | None = None, *, insecure: bool = False
+) -> Iterator[Server]:
+    """Serve while the ``with`` block runs. It gives the server once the engines are up. At the end of the block, running
+    requests are answered first.
 
     Ray must be initialised, and Serve must not run on it: on exit Serve is shut down. The HTTP
     server is on the cluster's head node.
@@ -119,7 +132,8 @@ def serving(
             f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
             file=sys.stderr,
         )
-    _silence_controller_retries()
+    silence_controller_retries()
+    server = Server(config, access, insecure, _url(host, port))
     quiet = {"log_level": "WARNING"}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -128,24 +142,36 @@ def serving(
                 proxy_location="HeadOnly",
                 http_options={"host": host, "port": port},
                 logging_config=quiet,
-                controller_options=controller_options(access),
+                controller_options=controller_options(access, server.secret),
             )
         except (RayError, TimeoutError) as error:
             raise EngineError(f"the HTTP server did not come up on {host}:{port}: {first_line(error)}") from error
-        _deploy(config, source, wanted, access)
-        url = _url(host, port)
-        _wait_until_reachable(url)
-        yield url
+        server.start(source, wanted)
+        _wait_until_reachable(server.url)
+        try:
+            yield server
+        finally:
+            with signals.deferred():
+                server.drain()
     finally:
         with signals.deferred():
-            _shut_down()
+            shut_down()
 
 
 def run(
-    config: ServeJob, *, address: str, progress: Progress, overwrite: bool = False, insecure: bool = False
+    config: ServeJob,
+    *,
+    address: str,
+    progress: Progress,
+    overwrite: bool = False,
+    insecure: bool = False,
+    reread: Callable[[], ServeJob] | None = None,
 ) -> JobResult:
-    """Serve until SIGINT or SIGTERM, then stop and return. A server makes no progress and writes no
+    """Serve until SIGINT or SIGTERM, then answer what runs, stop and return. A server makes no progress and writes no
     rows, so ``progress`` and ``overwrite`` have no effect.
+
+    Args:
+        reread: gives the recipe as it is now. SIGHUP has the server serve that one.
 
     Raises:
         UserError, EngineError: see :func:`serving`.
@@ -154,12 +180,47 @@ def run(
     Access.of(config.serving, insecure=insecure)  # before Ray is started
     name = served_name(config.model.id)
     try:
-        with signals.stopping(), cluster.connect(address), serving(config, insecure=insecure) as url:
+        with signals.stopping(), cluster.connect(address), running(config, insecure=insecure) as server:
             _report_keys_on_hangup(config.serving.keys_file)
-            print(printable(f"serving {name} at {url}"), flush=True)
-            threading.Event().wait()
+            hangups = _hangups() if reread else SimpleQueue()
+            print(printable(f"serving {name} at {server.url}"), flush=True)
+            while True:
+                hangups.get()
+                _say(_updated(server, reread))
     except KeyboardInterrupt:
         return JobResult(messages=[f"{name} is no longer served"])
+
+
+def _hangups() -> SimpleQueue[int]:
+    """Gets an item for each SIGHUP, besides what is done on one already."""
+    received: SimpleQueue[int] = SimpleQueue()  # one may put into it in a signal's handler
+    if threading.current_thread() is not threading.main_thread():
+        return received
+    before = signal.getsignal(signal.SIGHUP)
+
+    def note(number: int, frame: Any) -> None:
+        if callable(before):
+            before(number, frame)
+        received.put(number)
+
+    signal.signal(signal.SIGHUP, note)
+    return received
+
+
+def _updated(server: Server, reread: Callable[[], ServeJob]) -> str:
+    """Serve the recipe as it is now; what came of it."""
+    try:
+        config = reread()
+        _check(config)
+        changed = server.update(config)
+    except (UserError, EngineError) as error:
+        return f"warning: the recipe is refused, and the old one is still served: {first_line(error)}"
+    return f"updated: serving {served_name(config.model.id)}" if changed else "the recipe has not changed"
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def _check(config: ServeJob) -> None:
@@ -187,81 +248,6 @@ def _report_keys_on_hangup(file: str | None) -> None:
             print(printable(found), file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGHUP, report)
-
-
-def _deploy(config: ServeJob, source: EngineSource, wanted: dict[str, float], access: Access) -> None:
-    import ray
-    from ray import serve
-    from ray.exceptions import RayTaskError
-
-    from limrank.serving.app import application
-
-    app = application(config, source, Served.of(config.model, config.scoring, config.seed), wanted, access)
-    try:
-        serve.run(app, name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise EngineError(f"the server did not come up: {_why_not(error)}") from error
-    try:
-        # A process of its own asks, and ends with the answer: a handle keeps polling the controller,
-        # and Ray would report its last call as failed when Serve ends.
-        ray.get(ray.remote(num_cpus=0, max_calls=1)(_ask_whether_ready).remote())
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-
-
-def _ask_whether_ready() -> None:
-    from ray import serve
-    from ray.exceptions import RayTaskError
-
-    try:
-        serve.get_deployment_handle(SCORER, app_name=APP).ready.remote().result()
-    except RayTaskError as error:
-        raise error.cause from None
-
-
-def _shut_down() -> None:
-    """End Serve. Its own ``shutdown`` waits for a call that ends with the controller, and Ray would
-    report that call as failed and retried for ever, so the controller is ended first, without retries."""
-    import ray
-    from ray import serve
-    from ray.exceptions import RayActorError
-    from ray.serve.context import _get_global_client
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        controller = _get_global_client()._controller
-        ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_SHUTDOWN_S)
-    except (RayActorError, RayServeException, TimeoutError):
-        pass  # it has ended, or never started
-    serve.shutdown()
-
-
-def _silence_controller_retries() -> None:
-    """Keep one message of Ray's from stdout: that a call of the controller is retried for ever. Routers
-    and proxies poll the controller, and print the message when Serve ends it."""
-    from ray._private import worker
-
-    print_it = worker.print_to_stdstream
-    if getattr(print_it, "__module__", "") == __name__:
-        return
-
-    def print_others(data: dict[str, Any], **options: Any) -> None:
-        if not any(line.startswith("Task ServeController.") for line in data.get("lines", ())):
-            print_it(data, **options)
-
-    worker.print_to_stdstream = print_others
-
-
-def _why_not(error: RuntimeError) -> str:
-    """The error of a replica's constructor: the last line of the traceback that Serve keeps."""
-    from ray import serve
-
-    application = serve.status().applications.get(APP)
-    scorer = application.deployments.get(SCORER) if application else None
-    lines = [line for line in (scorer.message if scorer else "").splitlines() if line.strip()]
-    return lines[-1].strip().removeprefix("limrank.errors.EngineError: ") if lines else str(error)
 
 
 def _wait_until_reachable(url: str) -> None:

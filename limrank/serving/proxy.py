@@ -14,26 +14,34 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from limrank.serving.access import Access, Guard
+from limrank.serving.draining import Draining
 from limrank.serving.errors import ApiError
 from limrank.serving.limits import MAX_HEADER_BYTES, headers_too_large, receive_timeout
 from limrank.serving.refusal import App, Receive, Scope, Send, raw_response
 from limrank.serving.request_ids import RequestIds
+from limrank.serving.resending import Resend
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _ACCESS = "LIMRANK_SERVING_ACCESS"
+_SECRET = "LIMRANK_SERVING_SECRET"  # noqa: S105
 _OF_SERVE = frozenset(
     {b"serve_multiplexed_model_id", b"x-session-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
 )
 
 
-def controller_options(access: Access) -> dict[str, Any]:
-    """Options for ``serve.start``: the environment of Serve's controller, which its proxies inherit."""
+def controller_options(access: Access, secret: str) -> dict[str, Any]:
+    """Options for ``serve.start``: the environment of Serve's controller, which its proxies inherit.
+
+    Args:
+        secret: with it a request can drain the proxy.
+    """
     variables = {
         _CALLBACK: f"{__name__}.{middlewares.__name__}",
         _ACCESS: access.to_json(),
+        _SECRET: secret,
         # Serve gives up a proxy that is not up after three times this long: by default 5 s, which a busy machine exceeds.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     }
@@ -49,7 +57,13 @@ def middlewares() -> list[Middleware]:
     # The proxy makes its server after this call, and its server takes the protocol from here.
     auto.AutoHTTPProtocol = header_limits(access.limits.receive_timeout_s)
     # The last one is the outermost: an answer of the guard has an id, too.
-    return [Middleware(OwnHeaders), Middleware(Guard, access=access), Middleware(RequestIds)]
+    return [
+        Middleware(Resend),
+        Middleware(OwnHeaders),
+        Middleware(Guard, access=access),
+        Middleware(Draining, secret=os.environ[_SECRET]),
+        Middleware(RequestIds),
+    ]
 
 
 class OwnHeaders:

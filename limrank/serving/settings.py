@@ -21,6 +21,7 @@ class ApiSettings:
         modes: what a request may ask for; None: the served mode, and direct.
         aliases: more names of the model.
         access: limits, hosts and keys.
+        spread_pairs: a request of more pairs is divided among the replicas; None: none is.
         respond_ids: whether to set ``X-Request-Id``. Ray Serve's proxy sets it, and a client would read two.
     """
 
@@ -30,6 +31,7 @@ class ApiSettings:
     modes: Modes | None = None
     aliases: tuple[str, ...] = ()
     access: Access = field(default_factory=Access)
+    spread_pairs: int | None = None
     respond_ids: bool = True
 
     @classmethod
@@ -46,6 +48,7 @@ class ApiSettings:
             modes=offered_modes(config.scoring, serving.modes),
             aliases=serving.aliases,
             access=access,
+            spread_pairs=serving.spread_pairs,
             respond_ids=False,
         )
 
@@ -53,3 +56,8 @@ class ApiSettings:
 def requests_per_replica(config: ServeJob) -> int:
     """Requests that one engine replica takes at a time. Each has at least one pair, so an engine has always enough."""
     return config.engine.max_in_flight or DEFAULT_IN_FLIGHT
+
+
+def target_pairs(config: ServeJob) -> int:
+    """Pairs of one engine replica above which there should be another one."""
+    return config.serving.target_pairs_per_replica or 2 * requests_per_replica(config)

@@ -24,6 +24,17 @@ def test_defaults():
     )
 
 
+def test_replicas():
+    config = serving()
+    assert (config.spread_pairs, config.target_pairs_per_replica, config.scale_down_after_s) == (100, None, 300)
+    assert serving(spread_pairs=None, target_pairs_per_replica=7).target_pairs_per_replica == 7
+    engine = {"kind": "fake", "max_in_flight": 8}
+    recipe = RECIPE | {"engine": engine, "workers": {"replicas": [1, 3]}}
+    plan = job.plan(parse_config(recipe))
+    assert (plan["pairs_per_replica"], plan["spread_over_pairs"], plan["drain_s"]) == (16, 100, 20)
+    assert job.plan(parse_config(RECIPE | {"engine": engine}))["pairs_per_replica"] is None
+
+
 def test_values():
     config = serving(max_queued_pairs=-1, modes=["think", "direct"], aliases=["rerank-v3.5", "a/b"])
     assert (config.max_queued_pairs, config.modes) == (-1, ("think", "direct"))
@@ -35,6 +46,14 @@ def test_values():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        *(
+            (key, value, "")
+            for key in ("spread_pairs", "target_pairs_per_replica", "scale_down_after_s")
+            for value in (0, -1, "", "many", True, [], float("nan"), float("inf"), 2**64, 10**9)
+        ),
+        ("spread_pairs", 1.5, ""),
+        ("target_pairs_per_replica", 1.5, ""),
+        ("scale_down_after_s", None, ""),
         ("max_queued_pairs", 0, "should be above 0, or -1 for no limit"),
         ("max_queued_pairs", -2, ""),
         ("max_queued_pairs", None, ""),

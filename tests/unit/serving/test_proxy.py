@@ -15,8 +15,10 @@ from helpers.asgi import answer as answer_of
 from limrank.config import ServingConfig
 from limrank.serving import proxy
 from limrank.serving.access import Access, Guard
+from limrank.serving.draining import Draining
 from limrank.serving.keys import KeyRing
 from limrank.serving.request_ids import RequestIds
+from limrank.serving.resending import Resend
 
 TIMEOUT_S = 0.5
 
@@ -123,13 +125,14 @@ def test_a_body_may_take_longer_than_the_headers(port):
 def test_what_serve_s_proxy_gets(monkeypatch):
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     access = Access.of(ServingConfig(max_body_bytes=5000), KeyRing({"a": "0" * 64}))
-    variables = proxy.controller_options(access)["runtime_env"]["env_vars"]
+    variables = proxy.controller_options(access, "secret")["runtime_env"]["env_vars"]
     assert all(isinstance(value, str) for value in variables.values())
     module, _, function = variables.pop("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH").rpartition(".")
     assert getattr(__import__(module, fromlist=[function]), function) is proxy.middlewares
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    _, middleware, _ = found = proxy.middlewares()
-    assert [each.cls for each in found] == [proxy.OwnHeaders, Guard, RequestIds]
+    _, _, middleware, drain, _ = found = proxy.middlewares()
+    assert [each.cls for each in found] == [Resend, proxy.OwnHeaders, Guard, Draining, RequestIds]
+    assert drain.kwargs == {"secret": "secret"}
     assert middleware.kwargs["access"].limits.body_bytes == 5000
     assert auto.AutoHTTPProtocol.__name__ == "HeaderLimits"
