@@ -10,8 +10,10 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -32,7 +34,7 @@ from limrank.serving.client import scorer_runs
 from limrank.serving.errors import deadline_exceeded, engine_unavailable
 from limrank.serving.metrics import Metrics
 from limrank.serving.network import listen_on_node_address
-from limrank.serving.options import AS_RECIPE, ScoreOptions, score_request
+from limrank.serving.options import AS_RECIPE, ScoreOptions, Update, score_request, stream_request
 from limrank.serving.protocol import API, APP, SCORER, Served
 from limrank.serving.settings import ApiSettings, requests_per_replica
 from limrank.serving.tracing import tracing
@@ -118,10 +120,34 @@ class Scorer:
         try:
             return await self._on_loop(self._metered(query, texts, options))
         except EngineError as error:
-            # A crashed engine cannot recover, and a replica that fails at once would attract the
-            # requests of the busy ones. When its process ends, Serve starts another replica.
-            logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
-            os._exit(70)
+            _end_replica(error)
+
+    async def stream(
+        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
+    ) -> AsyncGenerator[tuple[Update, Usage], None]:
+        """The judgments of :meth:`score` while they come in, each with the usage so far."""
+        here = asyncio.get_running_loop()
+        found: asyncio.Queue[tuple[Update, Usage] | None] = asyncio.Queue()
+
+        async def find() -> None:
+            with meter() as usage:
+                updates = stream_request(
+                    query, texts, options, self._engine, self._scoring, seed=self._seed, calibration=self._calibration
+                )
+                async with aclosing(updates):
+                    async for update in updates:
+                        here.call_soon_threadsafe(found.put_nowait, (update, replace(usage)))
+
+        work = self._on_loop(find())
+        work.add_done_callback(lambda _: found.put_nowait(None))
+        try:
+            while (item := await found.get()) is not None:
+                yield item
+            await work
+        except EngineError as error:
+            _end_replica(error)
+        finally:
+            work.cancel()
 
     async def _metered(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> tuple[list[Judgment], Usage]:
         with meter() as usage:
@@ -137,6 +163,13 @@ class Scorer:
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future:
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+
+def _end_replica(error: EngineError) -> NoReturn:
+    """A crashed engine cannot recover, and a replica that fails at once would attract the requests of the busy ones.
+    When its process ends, Serve starts another replica."""
+    logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
+    os._exit(70)
 
 
 async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
@@ -197,6 +230,35 @@ class Api:
             raise engine_unavailable() from error
         record_usage(usage.prompt, usage.cached_prompt, usage.generated)
         return judgments
+
+    async def stream(
+        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
+    ) -> AsyncGenerator[Update, None]:
+        left = options.seconds_left()
+        until = None if left is None else asyncio.get_running_loop().time() + left + _GRACE_S
+        response = self._scorer.options(stream=True).stream.remote(query, texts, options)
+        before = Usage()
+        ended = False
+        try:
+            while not ended:
+                async with asyncio.timeout_at(until) as timer:
+                    update, usage = await anext(response)
+                record_usage(
+                    usage.prompt - before.prompt,
+                    usage.cached_prompt - before.cached_prompt,
+                    usage.generated - before.generated,
+                )
+                before, ended = usage, update.final
+                yield update
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise deadline_exceeded() from None
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise engine_unavailable() from error
+        finally:
+            if not ended:
+                response.cancel()
 
     async def healthy(self) -> bool:
         return await asyncio.to_thread(scorer_runs)
