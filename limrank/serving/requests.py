@@ -163,7 +163,8 @@ class RerankRequest(_Scored):
         None, description="results with a lower score are left out; null: as the server's scoring.min_score"
     )
     stream: bool = Field(
-        False, description="answer with server-sent events: the ranking so far, what changes, and the ranking at the end"
+        False,
+        description="answer with server-sent events: the ranking so far, what changes, and the ranking at the end",
     )
 
     @field_validator("documents")

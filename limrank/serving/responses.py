@@ -23,7 +23,6 @@ from limrank.serving.options import Modes, to_candidates
 from limrank.serving.protocol import Served
 from limrank.serving.requests import InputDocument, RerankRequest
 
-
 _NO_SCORE = Judgment("", None, ScoreStatus.SKIPPED)
 
 

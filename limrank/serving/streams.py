@@ -157,7 +157,7 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
             else:
-                _record("client_closed")
+                _record(request_records.CLIENT_LEFT)
         finally:
             await _end(sending, leaving, self._work)
 
