@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from limrank.reranking import RankedDocument, Reranker
     from limrank.serving.answers import RerankResponse, ScoredDocument
     from limrank.serving.http_client import AsyncClient, Client
+    from limrank.serving.updates import RerankUpdate
 
 _API = (
     *("synthesize", "train", "rerank", "evaluate", "serve"),
@@ -75,6 +76,7 @@ _PUBLIC = {
     **dict.fromkeys(("Reranker", "RankedDocument"), "limrank.reranking"),
     **dict.fromkeys(("Client", "AsyncClient"), "limrank.serving.http_client"),
     **dict.fromkeys(("RerankResponse", "ScoredDocument"), "limrank.serving.answers"),
+    "RerankUpdate": "limrank.serving.updates",
     "open_engine": "limrank.engines",
     "load_config": "limrank.config.recipe",
 }
@@ -102,6 +104,7 @@ __all__ = [
     "RerankJob",
     "RerankResponse",
     "RerankResult",
+    "RerankUpdate",
     "Reranker",
     "RoundTripConfig",
     "ScoredDocument",

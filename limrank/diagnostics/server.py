@@ -27,6 +27,15 @@ _AGREES = 1e-4
 _ROUNDED = 0.05
 """The most that it may differ in bfloat16: another batch sums in another order, and a score has few digits."""
 
+_CHAIN_TOKENS = 64
+"""Longest chain of the stream that is checked."""
+
+_TELLS_S = 0.3
+"""A stream that takes less says nothing of what is held back."""
+
+_AT_ONCE = 0.03
+"""Share of a stream's time within which the events of one that was held back arrive."""
+
 _TIMEOUT_S = 120.0
 """Time limit of a request: a chain takes seconds, and a queue of them longer."""
 
@@ -104,6 +113,7 @@ def _model_and_scores(client: Client) -> list[Finding]:
         findings.append(_model(cards))
         mode = "direct" if any("direct" in card.modes for card in cards) else None
         findings += _scores(client, mode)
+        findings += _stream(client, cards)
     except LimrankError as error:
         findings.append(_failed("rerank" if findings else "model", first_line(error), "read the server's log"))
     return findings
@@ -134,6 +144,28 @@ def _scores(client: Client, mode: str | None) -> list[Finding]:
     scored = f"{len(pairs)} documents in {seconds * 1000:.0f} ms{f', mode {mode}' if mode else ''}"
     again = client.rerank(_QUERY, pairs[::-1], mode=mode, min_score=0)
     return [Finding("rerank", scored), _agreement(_by_text(response), _by_text(again))]
+
+
+def _stream(client: Client, cards: list[ServedModel]) -> list[Finding]:
+    """Whether the events of a stream arrive one by one, where a mode with chains makes them take their time."""
+    longest = {mode: tokens for card in cards for mode, tokens in card.modes.items() if tokens}
+    mode = min(longest, key=lambda mode: longest[mode], default=None)
+    if mode is None:
+        return []
+    tokens = min(longest[mode], _CHAIN_TOKENS)
+    began = time.perf_counter()
+    arrived, sizes = [], []
+    for update in client.rerank_stream(_QUERY, _DOCUMENTS, mode=mode, max_think_tokens=tokens, min_score=0):
+        arrived.append(time.perf_counter() - began)
+        sizes.append(update.chains_wanted)
+    first, last = arrived[0], arrived[-1]
+    state = f"{len(arrived)} updates, the first after {first * 1000:.0f} ms and the last after {last * 1000:.0f} ms"
+    if len(arrived) == 1:
+        return [Finding("stream", "it does not stream (an older version)")]
+    if last > _TELLS_S and last - first < last * _AT_ONCE and sizes[0]:
+        fix = "turn off buffering in the proxy before the server (nginx: proxy_buffering off)"
+        return [_failed("stream", f"{state}, mode {mode}: something holds them back", fix)]
+    return [Finding("stream", f"{state}, mode {mode}")]
 
 
 def _by_text(response: RerankResponse) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ from limrank.scoring.encoding import (
 )
 from limrank.scoring.labels import FALSE, TRUE, label_depth, label_requests, label_score, lead_tokens
 from limrank.scoring.samples import averaged, chain_sampling
+from limrank.scoring.snapshots import Judge as Scorer
 
 _NOTHING = Generation("", "length", 0, 0, 0)
 """The chain where the prompt leaves no tokens for one."""
@@ -151,23 +152,37 @@ async def score_query(
     async def judge(scoring: ScoringConfig, candidate: Candidate) -> Judgment:
         return await score_pair(query, candidate, engine, scoring, seed=seed)
 
-    async def score(judge: deadline.Judge) -> list[Judgment]:
-        if scoring.mode == "cascade":
-            return await cascade(
-                candidates,
-                partial(judge, scoring.model_copy(update={"mode": "direct"})),
-                partial(judge, scoring),
-                cutoff=scoring.cutoff,
-                band=scoring.band,
-                longest=scoring.chains * (scoring.think_tokens + 1),
-                allowance=allowance,
-                known=known,
-            )
-        unscored = [candidate for candidate in candidates if candidate.doc_id not in known]
-        judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in unscored))
-        return _in_order(candidates, known, judged)
+    async def score(judge: Scorer) -> list[Judgment]:
+        return await score_candidates(candidates, judge, scoring, allowance=allowance, known=known)
 
     return await score(judge) if deadline_s is None else await deadline.by_deadline(deadline_s, score, judge)
+
+
+async def score_candidates(
+    candidates: Sequence[Candidate],
+    judge: Scorer,
+    scoring: ScoringConfig,
+    *,
+    allowance: int | None = None,
+    known: Mapping[str, Judgment] | None = None,
+) -> list[Judgment]:
+    """Score a query's candidates with a function that scores one of them in one mode. The judgments are in the
+    candidates' order. ``allowance`` and ``known`` are those of :func:`score_query`."""
+    known = known or {}
+    if scoring.mode == "cascade":
+        return await cascade(
+            candidates,
+            partial(judge, scoring.model_copy(update={"mode": "direct"})),
+            partial(judge, scoring),
+            cutoff=scoring.cutoff,
+            band=scoring.band,
+            longest=scoring.chains * (scoring.think_tokens + 1),
+            allowance=allowance,
+            known=known,
+        )
+    unscored = [candidate for candidate in candidates if candidate.doc_id not in known]
+    judged = await asyncio.gather(*(judge(scoring, candidate) for candidate in unscored))
+    return _in_order(candidates, known, judged)
 
 
 def _in_order(

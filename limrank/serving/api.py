@@ -6,7 +6,9 @@ It does not know Ray. Its backend is a deployment in ``app.py``, and an engine i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +27,7 @@ from limrank.serving.errors import ApiError, engine_unavailable, invalid_request
 from limrank.serving.limits import marked_truncated
 from limrank.serving.metrics import CONTENT_TYPE, Metrics
 from limrank.serving.openapi import OF_SCORING, described, docs_page
-from limrank.serving.options import AS_RECIPE, ScoreOptions
+from limrank.serving.options import AS_RECIPE, ScoreOptions, Update
 from limrank.serving.page import add_page
 from limrank.serving.protocol import Served
 from limrank.serving.rates import RateLimiter
@@ -41,6 +43,7 @@ from limrank.serving.responses import (
     score_response,
 )
 from limrank.serving.settings import ApiSettings
+from limrank.serving.streams import EVENTS, EventStream, Feed
 from limrank.version import __version__
 
 
@@ -51,6 +54,11 @@ class Backend(Protocol):
         Raises:
             ApiError: no engine is up, or the deadline passed first.
         """
+
+    def stream(
+        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
+    ) -> AsyncGenerator[Update, None]:
+        """The same judgments while they come in. Closing the generator ends the work on them. Raises as ``score``."""
 
     async def healthy(self) -> bool: ...
 
@@ -76,7 +84,7 @@ def build_api(
     routes = _Routes(backend, served, settings, metrics)
     # Some clients send JSON without its content type. FastAPI's own pages load scripts from elsewhere.
     api = FastAPI(title="limrank", version=__version__, strict_content_type=False, docs_url=None, redoc_url=None)
-    rerank = described(RerankResponse, OF_SCORING)
+    rerank = described(RerankResponse, OF_SCORING, events=EVENTS)
     api.post("/v1/rerank", **rerank)(routes.rerank)
     api.post("/rerank", **rerank, include_in_schema=False)(routes.rerank)
     api.post("/v2/rerank", **rerank)(routes.rerank_v2)
@@ -115,11 +123,11 @@ class _Routes:
         self._admission = Admission(settings.max_requests, settings.max_pairs)
         self._started = int(time.time())
 
-    async def rerank(self, request: RerankRequest) -> dict[str, Any]:
+    async def rerank(self, request: RerankRequest) -> Any:
         """Rank documents by relevance, in the shapes of Jina's API and Cohere's v1."""
         return await self._rerank(request, return_documents=True)
 
-    async def rerank_v2(self, request: RerankRequest) -> dict[str, Any]:
+    async def rerank_v2(self, request: RerankRequest) -> Any:
         """Rank documents in the shape of Cohere's v2, which returns documents only on request."""
         return await self._rerank(request, return_documents=False)
 
@@ -146,16 +154,25 @@ class _Routes:
         """The server's metrics, in Prometheus' text form."""
         return Response(await self._metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any]:
-        judgments, usage = await self._score(request, request.texts())
-        return rerank_response(
+    async def _rerank(self, request: RerankRequest, *, return_documents: bool) -> dict[str, Any] | EventStream:
+        render = partial(
+            rerank_response,
             request,
-            judgments,
-            usage,
             model=request.model or self._model,
             return_documents=return_documents,
             min_score=self._min_score,
         )
+        if request.stream:
+            return await EventStream.begun(partial(self._stream, request), Feed(len(request.documents)), render)
+        return render(*await self._score(request, request.texts()))
+
+    async def _stream(self, request: RerankRequest, feed: Feed) -> None:
+        with self._admitted(request, request.texts(), ("query", "documents")) as work:
+            feed.usage = work.usage
+            async with aclosing(self._backend.stream(work.query, work.texts, work.options)) as updates:
+                async for update in updates:
+                    feed.put(update, work.cut)
+            work.ended([judgment for judgment in feed.judgments if judgment is not None])
 
     async def _score(
         self,
@@ -163,6 +180,16 @@ class _Routes:
         texts: Sequence[str],
         names: tuple[str, str] = ("query", "documents"),
     ) -> tuple[list[Judgment], Usage]:
+        with self._admitted(request, texts, names) as work:
+            judgments = await self._backend.score(work.query, work.texts, work.options)
+            work.ended(judgments)
+            return marked_truncated(judgments, work.cut), work.usage
+
+    @contextmanager
+    def _admitted(
+        self, request: RerankRequest | ScoreRequest, texts: Sequence[str], names: tuple[str, str]
+    ) -> Iterator[_Work]:
+        """A request that is fit to be scored, counted while the block runs. Raises ApiError: it is refused."""
         if request.model is not None and request.model not in self._names:
             raise unknown_model(request.model, self._model)
         options = request.options()
@@ -173,10 +200,30 @@ class _Routes:
         with self._admission.admitted(len(texts)), meter() as usage:
             self._rates.take(len(texts))
             with self._metrics.scoring(mode, len(texts), usage) as judged:
-                judgments = await self._backend.score(query, texts, options)
-                judged(judgments)
-            self._admission.finished(sum(judgment.status != ScoreStatus.SKIPPED for judgment in judgments))
-            return marked_truncated(judgments, cut), usage
+
+                def ended(judgments: Sequence[Judgment]) -> None:
+                    judged(judgments)
+                    self._admission.finished(sum(judgment.status != ScoreStatus.SKIPPED for judgment in judgments))
+
+                yield _Work(query, texts, cut, options, usage, ended)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A request that is being scored.
+
+    Attributes:
+        texts, cut: as it is scored, and the indices of those that the limits have cut.
+        usage: is filled meanwhile.
+        ended: takes its judgments.
+    """
+
+    query: Query
+    texts: Sequence[str]
+    cut: frozenset[int]
+    options: ScoreOptions
+    usage: Usage
+    ended: Callable[[Sequence[Judgment]], None]
 
 
 async def _api_error(_: Request, error: ApiError) -> JSONResponse:

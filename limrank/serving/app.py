@@ -7,12 +7,8 @@ and ``/readyz`` under any load, and answers in JSON when an engine's process has
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -20,13 +16,12 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from limrank.config import ScoringConfig, ServeJob
-from limrank.engines import Engine, EngineSource
-from limrank.engines.base import Usage, meter, record_usage
-from limrank.errors import EngineError, UserError
+from limrank.config import ServeJob
+from limrank.engines import EngineSource
+from limrank.engines.base import Usage, record_usage
 from limrank.records import Judgment, Query
-from limrank.scoring import check_labels, with_prompt_text
-from limrank.scoring.calibration import Calibration, read_calibration
+from limrank.scoring import with_prompt_text
+from limrank.scoring.calibration import read_calibration
 from limrank.serving.access import Access
 from limrank.serving.access_log import AccessLog
 from limrank.serving.api import build_api
@@ -35,14 +30,17 @@ from limrank.serving.deploying import Versions
 from limrank.serving.errors import deadline_exceeded, engine_unavailable
 from limrank.serving.metrics import Metrics
 from limrank.serving.network import listen_on_node_address
-from limrank.serving.options import AS_RECIPE, ScoreOptions, score_request
+from limrank.serving.options import AS_RECIPE, ScoreOptions, Update
 from limrank.serving.prefix_router import PrefixRouter
 from limrank.serving.protocol import API, APP, SCORER, Served
-from limrank.serving.replicas import LostReplicaError, Replicas, Scored
+from limrank.serving.replicas import Deaths, LostReplicaError, Replicas, Scored
 from limrank.serving.routing import ROUTING, prefix_key
-from limrank.serving.scaling import PAIRS, autoscaling
+from limrank.serving.scaling import autoscaling
+from limrank.serving.scorer import Scorer
 from limrank.serving.settings import ApiSettings, requests_per_replica, target_pairs
 from limrank.serving.tracing import tracing
+
+Result = TypeVar("Result")
 
 _UNLIMITED = 1_000_000
 _LONGEST_REQUEST_S = 60.0
@@ -119,88 +117,6 @@ def application(
     )
 
 
-class Scorer:
-    """An engine replica. The engine's event loop runs in a thread of its own: opening an engine
-    takes a minute, and Serve's loop must answer meanwhile."""
-
-    async def __init__(
-        self,
-        source: EngineSource,
-        scoring: ScoringConfig,
-        seed: int,
-        calibration: Calibration | None = None,
-        *,
-        strict: bool = False,
-    ) -> None:
-        listen_on_node_address()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
-        self._scoring = scoring
-        self._seed = seed
-        self._calibration = calibration
-        self._engine: Engine | None = None
-        self._refused: UserError | None = None
-        self._pairs = 0
-        try:
-            self._engine = await self._on_loop(_open(source, scoring))
-        except UserError as error:
-            if strict:  # the replicas of the version before stay
-                raise
-            # ready() raises it. An error here would make Serve retry, which cannot help.
-            self._refused = error
-
-    async def ready(self) -> None:
-        """Raises UserError if the engine refused its settings."""
-        if self._refused is not None:
-            raise self._refused
-
-    async def score(
-        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
-    ) -> tuple[list[Judgment], Usage]:
-        """Judgments in the order of the texts, and their usage. Cancelling it aborts the engine's requests."""
-        try:
-            with self._counted(len(texts)):
-                return await self._on_loop(self._metered(query, texts, options))
-        except EngineError as error:
-            # A crashed engine cannot recover, and a replica that fails at once would attract the
-            # requests of the busy ones. When its process ends, Serve starts another replica.
-            logging.getLogger("ray.serve").error("engine lost, replica ends: %s", error)
-            os._exit(70)
-
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for it, for :class:`~limrank.serving.scaling.PairsPolicy`."""
-        return {PAIRS: float(self._pairs)}
-
-    @contextmanager
-    def _counted(self, pairs: int) -> Iterator[None]:
-        self._pairs += pairs
-        try:
-            yield
-        finally:
-            self._pairs -= pairs
-
-    async def _metered(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> tuple[list[Judgment], Usage]:
-        with meter() as usage:
-            judgments = await score_request(
-                query, texts, options, self._engine, self._scoring, seed=self._seed, calibration=self._calibration
-            )
-        return judgments, usage
-
-    async def __del__(self) -> None:
-        # Serve awaits it when it stops a replica.
-        if self._engine is not None:
-            await self._on_loop(self._engine.aclose())
-
-    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future:
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-
-
-async def _open(source: EngineSource, scoring: ScoringConfig) -> Engine:
-    engine = source.open()
-    check_labels(engine.tokenizer, scoring.labels)
-    return engine
-
-
 @serve.ingress()
 class Api:
     """The HTTP replica: the API over the engine replicas."""
@@ -245,24 +161,37 @@ class Api:
 
     async def _send(self, query: Query, texts: Sequence[str], options: ScoreOptions) -> Scored:
         """Score on one replica. Cancelling it aborts the engine's requests."""
-        left = options.seconds_left()
         response = self._scorer_for(query).score.remote(query, texts, options)
+        return await _answer(response, response, _until(options))
+
+    async def stream(
+        self, query: Query, texts: Sequence[str], options: ScoreOptions = AS_RECIPE
+    ) -> AsyncGenerator[Update, None]:
+        handle, until = self._scorer_for(query).options(stream=True), _until(options)
+
+        async def begun() -> tuple[Any, tuple[Update, Usage]]:
+            response = handle.stream.remote(query, texts, options)
+            return response, await _answer(response, anext(response), until)
+
+        response, (update, usage) = await self._replicas.retried(begun, options, Deaths())
+        before = Usage()
         try:
-            # The replica keeps the deadline. This is for a request that waits for a replica longer than that.
-            async with asyncio.timeout(None if left is None else left + _GRACE_S) as timer:
-                return await response
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            response.cancel()
-            raise deadline_exceeded() from None
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except RayActorError as error:
-            raise LostReplicaError(getattr(error, "actor_id", None)) from error
-        except DeploymentUnavailableError as error:
+            while True:
+                record_usage(
+                    usage.prompt - before.prompt,
+                    usage.cached_prompt - before.cached_prompt,
+                    usage.generated - before.generated,
+                )
+                before = usage
+                yield update
+                if update.final:
+                    return
+                update, usage = await _answer(response, anext(response), until)
+        except LostReplicaError as error:
             raise engine_unavailable() from error
+        finally:
+            if not update.final:
+                response.cancel()
 
     def _scorer_for(self, query: Query) -> DeploymentHandle:
         """The handle whose calls go to a replica that has the query's prefix."""
@@ -276,3 +205,34 @@ def _scorer_replicas() -> dict[str, int]:
     """Engine replicas by state, by Serve's controller."""
     states = serve.status().applications[APP].deployments[SCORER].replica_states
     return {state.lower(): count for state, count in states.items()}
+
+
+def _until(options: ScoreOptions) -> float | None:
+    """The loop's time by which a replica has answered: it keeps the deadline. This one is for a request that waits
+    for a replica longer than that."""
+    left = options.seconds_left()
+    return None if left is None else asyncio.get_running_loop().time() + left + _GRACE_S
+
+
+async def _answer(response: Any, awaited: Awaitable[Result], until: float | None) -> Result:
+    """What a call of a replica gives. The call ends where its time is over, or nobody waits for it.
+
+    Raises:
+        LostReplicaError: the replica ended.
+        ApiError: no replica is up, or the deadline passed.
+    """
+    try:
+        async with asyncio.timeout_at(until) as timer:
+            return await awaited
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        response.cancel()
+        raise deadline_exceeded() from None
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except RayActorError as error:
+        raise LostReplicaError(getattr(error, "actor_id", None)) from error
+    except DeploymentUnavailableError as error:
+        raise engine_unavailable() from error

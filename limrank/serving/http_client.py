@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import Any
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Unpack
 
 import httpx
 from tenacity import AsyncRetrying, Retrying
@@ -19,6 +19,8 @@ from limrank.errors import EndpointError
 from limrank.serving.answers import GivenDocument, RerankResponse, ServedModel
 from limrank.serving.calls import Answer, Call, Value, models_call, ready_call, rerank_call, score_call
 from limrank.serving.connection import CONNECT_S, Attempts, Server, checked_limits, checked_url, result_of
+from limrank.serving.http_streams import async_updates, updates
+from limrank.serving.updates import RerankOptions, RerankUpdate, stream_call
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -146,6 +148,26 @@ class Client(_Settings):
             )
         )
 
+    def rerank_stream(
+        self, query: str, documents: Sequence[GivenDocument], **options: Unpack[RerankOptions]
+    ) -> Generator[RerankUpdate, None, None]:
+        """The ranking as it comes in: by direct scores first, then as chains end. The last update is ``final``.
+
+        ::
+
+            for update in client.rerank_stream("merge sorted feeds", documents):
+                print(update.chains_finished, update.response.results[0].document)
+
+        Retries end with the first update. ``timeout`` holds for the whole stream. A server that cannot stream gives the
+        final update alone. Closing the generator closes the connection, and the server stops scoring.
+
+        Args:
+            options: the keyword arguments of :meth:`rerank`.
+
+        Raises the errors of :meth:`rerank`; those of the server while the updates are read.
+        """
+        return self._updates(stream_call(query, documents, options))
+
     def score(self, query: str, documents: Sequence[GivenDocument], *, instruction: str = "") -> list[float | None]:
         """The scores of documents, in their order. A document that could not be scored has None.
 
@@ -180,6 +202,18 @@ class Client(_Settings):
     def _call(self, call: Call[Value]) -> Value:
         attempts = self._attempts(call)
         return Retrying(sleep=time.sleep, **attempts.policy())(self._attempt, call, attempts)
+
+    def _updates(self, call: Call[RerankResponse]) -> Generator[RerankUpdate, None, None]:
+        attempts = self._attempts(call)
+
+        def opened() -> tuple[RerankUpdate, Generator[RerankUpdate, None, None]]:
+            found = updates(self._http, self._server, call, attempts)
+            return next(found), found
+
+        first, others = Retrying(sleep=time.sleep, **attempts.policy())(opened)
+        with closing(others):
+            yield first
+            yield from others
 
     def _attempt(self, call: Call[Value], attempts: Attempts) -> Value:
         with attempts.sending(self._server):
@@ -254,6 +288,12 @@ class AsyncClient(_Settings):
             )
         )
 
+    def rerank_stream(
+        self, query: str, documents: Sequence[GivenDocument], **options: Unpack[RerankOptions]
+    ) -> AsyncGenerator[RerankUpdate, None]:
+        """See :meth:`Client.rerank_stream`; for ``async for``."""
+        return self._updates(stream_call(query, documents, options))
+
     async def score(
         self, query: str, documents: Sequence[GivenDocument], *, instruction: str = ""
     ) -> list[float | None]:
@@ -287,6 +327,21 @@ class AsyncClient(_Settings):
     async def _call(self, call: Call[Value]) -> Value:
         attempts = self._attempts(call)
         return await AsyncRetrying(sleep=asyncio.sleep, **attempts.policy())(self._attempt, call, attempts)
+
+    async def _updates(self, call: Call[RerankResponse]) -> AsyncGenerator[RerankUpdate, None]:
+        attempts = self._attempts(call)
+
+        async def opened() -> tuple[RerankUpdate, AsyncGenerator[RerankUpdate, None]]:
+            found = async_updates(self._http, self._server, call, attempts)
+            return await anext(found), found
+
+        first: RerankUpdate
+        others: AsyncGenerator[RerankUpdate, None]
+        first, others = await AsyncRetrying(sleep=asyncio.sleep, **attempts.policy())(opened)
+        async with aclosing(others):
+            yield first
+            async for update in others:
+                yield update
 
     async def _attempt(self, call: Call[Value], attempts: Attempts) -> Value:
         with attempts.sending(self._server):

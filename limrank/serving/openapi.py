@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,16 +43,25 @@ _RETRY_AFTER = {
 }
 
 
-def described(answer: type[BaseModel], errors: tuple[int, ...], **operation: Any) -> dict[str, Any]:
+def described(
+    answer: type[BaseModel],
+    errors: tuple[int, ...],
+    *,
+    events: Mapping[str, type[BaseModel]] | None = None,
+    **operation: Any,
+) -> dict[str, Any]:
     """Keyword arguments of a FastAPI route that document its answer, its errors and its headers.
 
     Args:
         answer: the body of a 200.
         errors: the statuses of its own errors, besides :data:`OF_EVERY`.
+        events: the data of each server-sent event, where a request may ask for them.
         operation: more of FastAPI's keyword arguments.
     """
     headers = {request_ids.HEADER: _REQUEST_ID}
     responses: dict[int, dict[str, Any]] = {200: {"model": answer, "headers": headers}}
+    if events:
+        responses[200]["content"] = {"text/event-stream": _stream_of(events)}
     for status in sorted({*errors, *OF_EVERY}):
         more = {"Retry-After": _RETRY_AFTER} if status == 429 else {}
         responses[status] = {"model": ErrorBody, "description": _ERRORS[status], "headers": headers | more}
@@ -62,6 +72,15 @@ def described(answer: type[BaseModel], errors: tuple[int, ...], **operation: Any
         "responses": responses,
         "openapi_extra": {"parameters": [parameter]},
         **operation,
+    }
+
+
+def _stream_of(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """A stream of server-sent events. OpenAPI 3.1 describes it as text; ``x-events`` has the JSON schema of each
+    event's data."""
+    return {
+        "schema": {"type": "string", "description": f"server-sent events: {', '.join(events)}"},
+        "x-events": {name: model.model_json_schema(mode="serialization") for name, model in events.items()},
     }
 
 

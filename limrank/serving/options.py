@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from limrank.config import DEFAULT_SEED, ScoringConfig
 from limrank.engines import Engine
 from limrank.engines.base import Tokenizer
 from limrank.engines.tokens import first_tokens
-from limrank.records import Candidate, Judgment, Query
+from limrank.records import Candidate, Judgment, Query, ScoreStatus
 from limrank.scoring import score_query
 from limrank.scoring.calibration import Calibration, calibrated
+from limrank.scoring.streaming import stream_query
 from limrank.serving.errors import chain_too_long, mode_not_allowed
 
 Modes = Mapping[str, int]
@@ -63,6 +65,24 @@ class ScoreOptions:
         return max(0.0, self.deadline_s - waited)
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What is new of a request that is streamed.
+
+    Attributes:
+        changed: new judgments, by the index of the text. A pair without a score so far has none.
+        chains_finished, chains_wanted: pairs whose chains have ended, and all that get one.
+        ranked: whether all direct scores are there.
+        final: whether it is the last one; every pair has its judgment then.
+    """
+
+    changed: Mapping[int, Judgment]
+    chains_finished: int = 0
+    chains_wanted: int = 0
+    ranked: bool = False
+    final: bool = False
+
+
 _CUT_AT_ONCE = 4
 """Texts that are cut before the engine's loop can do something else. A long one takes milliseconds."""
 
@@ -97,18 +117,64 @@ async def score_request(
     A calibration holds for the mode and the chain length that it was fitted with, the recipe's. Other scores stay as
     they are read.
     """
-    longest = options.max_tokens_per_doc
-    cut = await _cut(engine.tokenizer, texts, longest) if longest else texts
-    scoring = options.scoring(recipe)
+    cut, finished = await _prepared(engine.tokenizer, texts, options, recipe, calibration)
     judgments = await score_query(
-        query, to_candidates(cut), engine, scoring, seed=seed, deadline_s=options.seconds_left()
+        query, to_candidates(cut), engine, options.scoring(recipe), seed=seed, deadline_s=options.seconds_left()
     )
-    judgments = [
-        replace(judgment, truncated=judgment.truncated or len(short) < len(text))
-        for judgment, short, text in zip(judgments, cut, texts, strict=True)
-    ]
+    return finished(judgments)
+
+
+async def stream_request(
+    query: Query,
+    texts: Sequence[str],
+    options: ScoreOptions,
+    engine: Engine,
+    recipe: ScoringConfig,
+    *,
+    seed: int = DEFAULT_SEED,
+    calibration: Calibration | None = None,
+) -> AsyncGenerator[Update, None]:
+    """The judgments of :func:`score_request` while they come in. Closing the generator aborts the engine's requests."""
+    cut, finished = await _prepared(engine.tokenizer, texts, options, recipe, calibration)
+    stages = stream_query(
+        query, to_candidates(cut), engine, options.scoring(recipe), seed=seed, deadline_s=options.seconds_left()
+    )
+    known: dict[int, Judgment] = {}
+    async with aclosing(stages):
+        async for stage in stages:
+            changed = {
+                index: judgment
+                for index, judgment in enumerate(finished(stage.judgments))
+                if judgment != known.get(index) and (stage.final or judgment.status != ScoreStatus.SKIPPED)
+            }
+            known |= changed
+            yield Update(changed, stage.chains_finished, stage.chains_wanted, stage.ranked, stage.final)
+
+
+async def _prepared(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    options: ScoreOptions,
+    recipe: ScoringConfig,
+    calibration: Calibration | None,
+) -> tuple[Sequence[str], Callable[[Sequence[Judgment]], list[Judgment]]]:
+    """The texts that are judged, and what makes their judgments those of the whole texts."""
+    longest = options.max_tokens_per_doc
+    cut = await _cut(tokenizer, texts, longest) if longest else texts
+    scoring = options.scoring(recipe)
     as_fitted = (scoring.mode, scoring.think_tokens) == (recipe.mode, recipe.think_tokens)
-    return calibrated(judgments, calibration if as_fitted else None)
+    every_pair_thinks = scoring.mode in ("think", "budget")
+
+    def finished(judgments: Sequence[Judgment]) -> list[Judgment]:
+        found = []
+        for judgment, short, text in zip(judgments, cut, texts, strict=True):
+            judgment = replace(judgment, truncated=judgment.truncated or len(short) < len(text))
+            # A direct score in these modes waits for its chain, and has no calibration.
+            fits = as_fitted and not (every_pair_thinks and judgment.status == ScoreStatus.DIRECT)
+            found += calibrated([judgment], calibration if fits else None)
+        return found
+
+    return cut, finished
 
 
 async def _cut(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[str]:

@@ -30,6 +30,9 @@ NO_MODE = "none"
 CLIENT_CLOSED = 499
 """The status of a request whose client left before the answer began. nginx has the number; no client sees it."""
 
+CLIENT_LEFT = "client_closed"
+"""The error of a request whose client left before the answer's end."""
+
 _TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _LONGEST_ERROR = 65_536
 """Bytes of an error's body that is read for its code."""
@@ -45,7 +48,7 @@ class RequestRecord:
         seconds: from then until the last byte of the answer.
         route: the path of the route, or :data:`OTHER_ROUTE`.
         status: of the answer; 500 or :data:`CLIENT_CLOSED` where there was none.
-        error: the ``code`` of an error.
+        error: the ``code`` of an error, also of one that ended a stream, whose status is 200.
         key: the name of the client's API key.
         pairs: pairs that reached the engines.
         trace_context: the headers ``traceparent`` and ``tracestate``.
@@ -115,7 +118,7 @@ class Recorder:
             await self._app(scope, counted_receive, recorded_send)
         except asyncio.CancelledError:
             # Serve cancels a request whose client has left.
-            record.status, record.error = record.status or CLIENT_CLOSED, "client_closed"
+            record.status, record.error = record.status or CLIENT_CLOSED, CLIENT_LEFT
             raise
         except Exception:
             # Starlette answers it outside all middleware.

@@ -3,7 +3,7 @@
 Sources of the shapes: Jina's ``POST /v1/rerank``, Cohere's ``POST /v1/rerank`` and ``POST /v2/rerank``, vLLM's
 ``POST /v1/score``. Their fields that mean nothing here (``truncation``, ``truncate_prompt_tokens``, ``user`` …) are
 accepted and have no effect. limrank's own fields are ``instruction``, ``mode``, ``max_think_tokens``,
-``deadline_ms``, ``return_reasoning`` and ``min_score``.
+``deadline_ms``, ``return_reasoning``, ``min_score`` and ``stream``.
 """
 
 from __future__ import annotations
@@ -161,6 +161,10 @@ class RerankRequest(_Scored):
     return_reasoning: bool = Field(False, description="give the model's chain of thought back with each result")
     min_score: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="results with a lower score are left out; null: as the server's scoring.min_score"
+    )
+    stream: bool = Field(
+        False,
+        description="answer with server-sent events: the ranking so far, what changes, and the ranking at the end",
     )
 
     @field_validator("documents")

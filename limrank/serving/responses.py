@@ -23,6 +23,8 @@ from limrank.serving.options import Modes, to_candidates
 from limrank.serving.protocol import Served
 from limrank.serving.requests import InputDocument, RerankRequest
 
+_NO_SCORE = Judgment("", None, ScoreStatus.SKIPPED)
+
 
 class PromptTokensDetails(BaseModel):
     cached_tokens: int = Field(description="prompt tokens that the prefix cache answered")
@@ -113,7 +115,7 @@ class Health(BaseModel):
 
 def rerank_response(
     request: RerankRequest,
-    judgments: Sequence[Judgment],
+    judgments: Sequence[Judgment | None],
     usage: base.Usage,
     *,
     model: str,
@@ -124,21 +126,23 @@ def rerank_response(
     empty.
 
     Args:
-        judgments: one for each document, in the request's order.
+        judgments: one for each document, in the request's order. A document whose judgment is None is left out: it is
+            being scored.
         usage: tokens of the whole request.
         return_documents, min_score: the defaults, where the request has no value.
 
     Raises:
         ApiError: no pair has a score.
     """
-    _check_scored(judgments)
+    _check_scored([judgment for judgment in judgments if judgment is not None])
     if request.return_documents is not None:
         return_documents = request.return_documents
     if request.min_score is not None:
         min_score = request.min_score
-    order = above(min_score, rank_judgments(to_candidates(request.texts()), judgments), judgments)[: request.top_n]
+    known = [judgment or _NO_SCORE for judgment in judgments]
+    order = above(min_score, rank_judgments(to_candidates(request.texts()), known), known)
     results = []
-    for index in order:
+    for index in [index for index in order if judgments[index] is not None][: request.top_n]:
         judgment = judgments[index]
         result = RerankResult(
             index=index,

@@ -11,7 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from limrank.serving.request_records import Observer, RequestRecord
+from limrank.serving.request_records import CLIENT_LEFT, Observer, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -71,7 +71,8 @@ def spans(provider: TracerProvider, model: str) -> Observer:
             {name: value for name, value in attributes.items() if value is not None},
             start_time=record.started_ns,
         )
-        if record.status >= 500:
+        failed_stream = record.status < 400 and record.error not in (None, CLIENT_LEFT)
+        if record.status >= 500 or failed_stream:
             span.set_status(Status(StatusCode.ERROR))
         span.end(record.started_ns + int(record.seconds * 1e9))
 

@@ -1,11 +1,12 @@
 """A server's backend without a cluster."""
 
 import asyncio
+from contextlib import aclosing
 
 from limrank.config import EngineConfig, ModelConfig, ScoringConfig
 from limrank.engines import open_engine
 from limrank.serving.errors import engine_unavailable
-from limrank.serving.options import AS_RECIPE, score_request
+from limrank.serving.options import AS_RECIPE, score_request, stream_request
 
 
 class EngineBackend:
@@ -27,6 +28,16 @@ class EngineBackend:
         if self.dead:
             raise engine_unavailable()
         return await score_request(query, texts, options, self.engine, self.recipe)
+
+    async def stream(self, query, texts, options=AS_RECIPE):
+        self.waiting += 1
+        await self.gate.wait()
+        self.waiting -= 1
+        if self.dead:
+            raise engine_unavailable()
+        async with aclosing(stream_request(query, texts, options, self.engine, self.recipe)) as updates:
+            async for update in updates:
+                yield update
 
     async def healthy(self):
         return not self.dead

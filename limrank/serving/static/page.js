@@ -14,6 +14,7 @@ const EXAMPLE = {
   ],
 };
 const THINKS = ["budget", "think", "cascade"];
+const MOVING_MS = 250;
 let asking = null; // the AbortController of what is being ranked
 
 class Refusal extends Error {}
@@ -22,13 +23,51 @@ function authorization() {
   return $("key").value ? { authorization: `Bearer ${$("key").value}` } : {};
 }
 
-async function call(path, body) {
-  const headers = { "content-type": "application/json", ...authorization() };
-  const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: asking?.signal });
+async function call(path) {
+  const answer = await fetch(path, { headers: authorization() });
+  if (answer.ok) return answer.json().catch(() => ({}));
+  throw await refusal(answer);
+}
+
+async function refusal(answer) {
   const told = await answer.json().catch(() => ({}));
-  if (answer.ok) return told;
   if (answer.status === 401) $("key-label").hidden = false;
-  throw new Refusal(told.error?.message || `the server answered ${answer.status}`);
+  return new Refusal(told.error?.message || `the server answered ${answer.status}`);
+}
+
+// Server-sent events, each as [name, data]. Every part of an event is on one line, as limrank sends them.
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const lines = block.split("\n");
+      const field = (name) => lines.find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+      if (field("data")) yield [field("event"), JSON.parse(field("data"))];
+    }
+  }
+}
+
+// The rankings of a request while it is scored. The last one has its usage.
+async function* rankings(body, signal) {
+  const headers = { "content-type": "application/json", ...authorization() };
+  const answer = await fetch("v1/rerank", { method: "POST", headers, body: JSON.stringify({ ...body, stream: true }), signal });
+  if (!answer.ok) throw await refusal(answer);
+  const known = new Map();
+  for await (const [name, data] of events(answer.body)) {
+    if (name === "error") throw new Refusal(data.error.message);
+    if (!["ranking", "scores", "done"].includes(name)) continue;
+    for (const result of data.results) known.set(result.index, { ...known.get(result.index), ...result });
+    const order = data.order ?? data.results.map((result) => result.index);
+    const chains = data.chains ?? { finished: 0, wanted: 0 };
+    yield { results: order.map((index) => known.get(index)), chains, usage: name === "done" ? data.usage : null };
+    if (name === "done") return;
+  }
+  throw new Error("the stream ended early");
 }
 
 function say(text, isError = false) {
@@ -78,31 +117,72 @@ async function rank(event) {
   if (!query || !documents.length) return say("A query and at least one passage are needed.", true);
   if (!$("modes").querySelector("input")) await meet();
   asking?.abort();
-  const mine = (asking = new AbortController());
+  asking = null;
   const modes = chosenModes();
   if (!modes.length) return say("Choose a mode.", true);
+  const mine = (asking = new AbortController());
   $("results").replaceChildren();
   const columns = modes.map((mode) => column(mode));
   say(`Ranking ${documents.length} passages …`);
+  $("stop").hidden = false;
   const started = performance.now();
-  // One mode after the other: at the same time they would slow each other, and the seconds would say nothing.
-  let compared = documents.map((_, index) => index);
-  for (const [number, mode] of modes.entries()) {
-    const began = performance.now();
-    const request = { query, documents, mode, return_reasoning: true, return_documents: false, min_score: 0 };
-    if ($("instruction").value.trim()) request.instruction = $("instruction").value.trim();
-    try {
-      const answer = await call("v1/rerank", request);
+  try {
+    // One mode after the other: at the same time they would slow each other, and the seconds would say nothing.
+    let compared = documents.map((_, index) => index);
+    for (const [number, mode] of modes.entries()) {
+      const request = { query, documents, mode, return_reasoning: true, return_documents: false, min_score: 0 };
+      if ($("instruction").value.trim()) request.instruction = $("instruction").value.trim();
+      const results = await follow(columns[number], request, mine.signal, compared, number ? modes[0] : "the order given");
       if (mine.signal.aborted) return;
-      show(columns[number], answer, documents, compared, (performance.now() - began) / 1000, number ? modes[0] : "the order given");
-      compared = number ? compared : answer.results.map((result) => result.index);
-    } catch (error) {
-      if (mine.signal.aborted) return;
-      columns[number].querySelector(".summary").textContent = error.message;
-      return say(error instanceof Refusal ? error.message : "The server cannot be reached.", true);
+      compared = number ? compared : results.map((result) => result.index);
+    }
+    say(`Ranked in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    say(error instanceof Refusal ? error.message : "The server cannot be reached.", true);
+  } finally {
+    if (asking === mine) {
+      $("stop").hidden = true;
+      asking = null;
     }
   }
-  say(`Ranked in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+}
+
+function stop() {
+  if (!asking) return;
+  asking.abort();
+  $("stop").hidden = true;
+  for (const bar of document.querySelectorAll("progress")) bar.hidden = true;
+  say("Stopped.");
+}
+
+// Shows a request's rankings as they come in, and gives the results of the last one.
+async function follow(into, request, signal, compared, comparedWith) {
+  const began = performance.now();
+  const rows = new Map(); // document → its row
+  const summary = into.querySelector(".summary");
+  const bar = into.querySelector("progress");
+  summary.textContent = "scoring …";
+  try {
+    let results = [];
+    for await (const ranking of rankings(request, signal)) {
+      if (signal.aborted) return results;
+      results = ranking.results;
+      show(into.querySelector("ol"), rows, results, request.documents, compared);
+      const { finished, wanted } = ranking.chains;
+      bar.hidden = !wanted || Boolean(ranking.usage);
+      if (wanted) Object.assign(bar, { value: finished, max: wanted });
+      const seconds = `${((performance.now() - began) / 1000).toFixed(1)} s`;
+      summary.textContent = ranking.usage
+        ? `${seconds} · ${ranking.usage.prompt_tokens} tokens read · ${ranking.usage.completion_tokens} written · arrows: against ${comparedWith}`
+        : wanted ? `${seconds} · ${finished} of ${wanted} chains` : `${seconds} · ${results.length} of ${request.documents.length} passages`;
+    }
+    return results;
+  } catch (error) {
+    bar.hidden = true;
+    if (!signal.aborted) summary.textContent = error.message;
+    throw error;
+  }
 }
 
 function column(mode) {
@@ -113,31 +193,48 @@ function column(mode) {
   return made;
 }
 
-function show(into, answer, documents, before, seconds, comparedWith) {
-  const usage = answer.usage;
-  into.querySelector(".summary").textContent =
-    `${seconds.toFixed(1)} s · ${usage.prompt_tokens} tokens read · ${usage.completion_tokens} written · arrows: against ${comparedWith}`;
-  into.querySelector("ol").replaceChildren(...answer.results.map((result, rank) => line(result, rank, documents, before)));
+// Rows stay the same elements, so that an open one stays open, and move to their new places.
+function show(list, rows, results, documents, before) {
+  const tops = new Map([...rows.values()].map((row) => [row, row.getBoundingClientRect().top]));
+  const focused = document.activeElement;
+  for (const [rank, result] of results.entries()) {
+    if (!rows.has(result.index)) rows.set(result.index, row(documents[result.index]));
+    fill(rows.get(result.index), result, rank, before);
+  }
+  const placed = results.map((result) => rows.get(result.index));
+  if (placed.some((each, rank) => list.children[rank] !== each) || list.children.length !== placed.length) list.replaceChildren(...placed);
+  if (focused !== document.activeElement && list.contains(focused)) focused.focus({ preventScroll: true });
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  for (const each of placed) {
+    const moved = tops.has(each) ? tops.get(each) - each.getBoundingClientRect().top : 0;
+    if (moved) each.animate([{ transform: `translateY(${moved}px)` }, { transform: "none" }], { duration: MOVING_MS, easing: "ease-out" });
+  }
 }
 
-function line(result, rank, documents, before) {
+function row(text) {
   const made = $("result").content.cloneNode(true).firstElementChild;
+  made.querySelector(".text").textContent = text;
+  made.querySelector("meter").setAttribute("aria-label", "score");
+  made.querySelector(".chain").remove();
+  made.addEventListener("click", () => made.classList.toggle("open"));
+  return made;
+}
+
+function fill(made, result, rank, before) {
   const part = (selector) => made.querySelector(selector);
   const score = result.relevance_score;
   const climbed = before.indexOf(result.index) - rank;
   part(".rank").textContent = rank + 1;
   part(".moved").textContent = climbed > 0 ? `▲ ${climbed}` : climbed < 0 ? `▼ ${-climbed}` : "";
-  part(".moved").classList.add(climbed > 0 ? "up" : "down");
+  part(".moved").classList.toggle("up", climbed > 0);
+  part(".moved").classList.toggle("down", climbed < 0);
   part(".moved").title = `was ${rank + 1 + climbed}`;
   part("meter").value = score ?? 0;
-  part("meter").setAttribute("aria-label", "score");
   part("output").textContent = score === null ? result.status : score.toFixed(4);
-  part(".text").textContent = documents[result.index];
-  if (result.reasoning) part(".chain p").textContent = result.reasoning;
-  else part(".chain").remove();
-  if (result.error) part(".text").append(`\n${result.error}`);
-  made.addEventListener("click", () => made.classList.toggle("open"));
-  return made;
+  part(".error").textContent = result.error ?? "";
+  if (!result.reasoning) return;
+  if (!part(".chain")) made.append($("result").content.querySelector(".chain").cloneNode(true));
+  part(".chain p").textContent = result.reasoning;
 }
 
 async function search() {
@@ -163,6 +260,7 @@ function onKey(event) {
   const typing = event.target.matches("textarea, input");
   const modified = event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) rank(event);
+  else if (event.key === "Escape" && asking) stop();
   else if (event.altKey && event.code === "KeyS" && !$("search").hidden) search();
   else if (!typing && !modified && event.key === "j") step(true);
   else if (!typing && !modified && event.key === "k") step(false);
@@ -180,6 +278,7 @@ $("query").value = linked.get("query") ?? EXAMPLE.query;
 $("documents").value = (linked.has("passage") ? linked.getAll("passage") : EXAMPLE.documents).join("\n\n");
 $("form").addEventListener("submit", rank);
 $("search").addEventListener("click", search);
+$("stop").addEventListener("click", stop);
 $("key").addEventListener("change", meet);
 document.addEventListener("keydown", onKey);
 meet().then(() => linked.has("rank") && rank());

@@ -193,3 +193,53 @@ def test_a_mode_that_a_card_offers_is_asked_for():
     assert not broken(findings)
     assert findings["model"].state == "small, mode think (also direct), also named rerank-v3.5"
     assert [body["mode"] for path, _, body in server.requests if path == "/v1/rerank"] == ["direct", "direct"]
+
+
+def holding_back(api):
+    """The API behind a proxy that gives an answer once it is whole."""
+
+    async def app(scope, receive, send):
+        held = []
+
+        async def keep(message):
+            held.append(message)
+            if message["type"] != "http.response.start" and not message.get("more_body", False):
+                for each in held:
+                    await send(each)
+
+        await api(scope, receive, keep if scope["type"] == "http" else send)
+
+    return app
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_events_that_something_holds_back_are_found(held):
+    scoring = {"mode": "budget", "max_think_tokens": 30}
+    backend = EngineBackend(max_in_flight=1, fault={"latency_ms": 100})
+    backend.recipe = ScoringConfig(**scoring)
+    api = api_of(backend, **scoring)
+    with serving_api(holding_back(api) if held else api) as url:
+        findings = found(url)
+    assert broken(findings) == (["stream"] if held else [])
+    assert "mode budget" in findings["stream"].state
+    assert ("proxy_buffering off" in str(findings["stream"].fix)) == held
+
+
+def test_a_server_that_cannot_stream_is_no_fault():
+    scoring = {"mode": "budget", "max_think_tokens": 30}
+    backend = EngineBackend()
+    backend.recipe = ScoringConfig(**scoring)
+    api = api_of(backend, **scoring)
+
+    async def older(scope, receive, send):
+        async def plain():
+            message = await receive()
+            body = message.get("body", b"")
+            return message | {"body": body.replace(b',"stream":true', b"")} if body else message
+
+        await api(scope, plain if scope["type"] == "http" else receive, send)
+
+    with serving_api(older) as url:
+        findings = found(url)
+    assert findings["stream"].state == "it does not stream (an older version)"
+    assert not broken(findings)

@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from helpers.backend import EngineBackend
 from limrank.config import ModelConfig, ScoringConfig
 from limrank.serving.api import build_api
+from limrank.serving.errors import engine_unavailable
 from limrank.serving.protocol import Served
 from limrank.serving.tracing import spans, tracing
 
@@ -133,3 +134,21 @@ def test_nothing_is_imported_where_the_environment_asks_for_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_stream_that_fails_is_an_error_though_its_status_is_200():
+    class Crashing(EngineBackend):
+        async def stream(self, query, texts, options):
+            async for update in super().stream(query, texts, options):
+                yield update
+                if update.ranked:
+                    await asyncio.sleep(0.01)
+                    raise engine_unavailable()
+
+    found = [
+        traced(("POST", "/v1/rerank", {"json": BODY | {"stream": True}}), backend=backend)[0][0]
+        for backend in (EngineBackend(), Crashing())
+    ]
+    assert [span.status.status_code for span in found] == [StatusCode.UNSET, StatusCode.ERROR]
+    assert [span.attributes["http.response.status_code"] for span in found] == [200, 200]
+    assert [span.attributes.get("error.type") for span in found] == [None, "engine_unavailable"]
