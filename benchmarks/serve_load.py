@@ -34,6 +34,8 @@ from pathlib import Path
 from serving_load import Load, Report, Request, in_ms, median, real_requests
 from serving_processes import BareTarget, HttpTarget, Target, bare_engine, header, limrank_server, vllm_server
 
+from limrank import signals
+
 CONTEXT = 2048
 SHARE, UNLOADED_MS = 0.95, 15.0
 REPLICAS = 1.9
@@ -227,10 +229,11 @@ def main() -> None:
         options.variants = [name for name in options.variants if name != "vllm"]
     report = Report(options.out)
     report(header())
-    if options.variants:
-        measure(options, report)
-    if options.replicas:
-        replicas(options, report)
+    with signals.stopping():  # a server must not outlive this process
+        if options.variants:
+            measure(options, report)
+        if options.replicas:
+            replicas(options, report)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ from serving_load import (
 )
 from serving_processes import Sample, Watch, header, limrank_server
 
+from limrank import signals
+
 NORMAL = 0.5
 """Share of the capacity that is normal load."""
 
@@ -355,7 +357,8 @@ def main() -> None:
     options = parser.parse_args()
     report = Report(options.out)
     report(header())
-    (mixed if options.mixed else overload)(options, report)
+    with signals.stopping():  # a server must not outlive this process
+        (mixed if options.mixed else overload)(options, report)
 
 
 if __name__ == "__main__":
