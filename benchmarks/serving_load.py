@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import random
 import statistics
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -108,15 +108,13 @@ async def post(
         async with session.post(url, headers=headers, **content) as answer:
             raw = await answer.read()
             waits = answer.headers.get("Retry-After")
-            detail = None if answer.status == 200 else await _code(answer, raw)
+            detail = None if answer.status == 200 else _code(raw)
             return Outcome(answer.status, float(waits) if waits else None, detail)
     except (aiohttp.ClientError, TimeoutError) as error:
         return Outcome(type(error).__name__)
 
 
-async def _code(answer: aiohttp.ClientResponse, raw: bytes) -> str:
-    import json
-
+def _code(raw: bytes) -> str:
     try:
         return str(json.loads(raw)["error"]["code"])
     except (ValueError, LookupError, TypeError):
@@ -187,19 +185,19 @@ def in_ms(seconds: float) -> str:
 
 async def closed_loop(send: Send, requests: Iterator[Request], *, clients: int, count: int) -> Load:
     """``count`` requests by so many clients, each of which sends its next request when it has an answer."""
-    load, left = Load(), iter(range(count))
-    began = time.perf_counter()
+    load, left, now = Load(), iter(range(count)), asyncio.get_running_loop().time
+    began = now()
 
     async def client() -> None:
         for _ in left:
             request = next(requests)
-            sent = time.perf_counter()
+            sent = now()
             outcome = await send(request)
-            ended = time.perf_counter()
+            ended = now()
             load.add(outcome, len(request.documents), ended - sent, ended - began)
 
     await asyncio.gather(*(client() for _ in range(min(clients, count))))
-    load.seconds = time.perf_counter() - began
+    load.seconds = now() - began
     return load
 
 
@@ -212,21 +210,21 @@ def arrivals(per_s: float, seconds: float, seed: int) -> list[float]:
 
 async def open_loop(send: Send, requests: Iterator[Request], times: Sequence[float]) -> Load:
     """A request at each of the times, however many are unanswered. Ends with the last answer."""
-    load = Load()
-    began = time.perf_counter()
+    load, now = Load(), asyncio.get_running_loop().time
+    began = now()
 
     async def one(request: Request, due: float) -> None:
         outcome = await send(request)
-        ended = time.perf_counter() - began
+        ended = now() - began
         load.add(outcome, len(request.documents), ended - due, ended)
 
     async with asyncio.TaskGroup() as group:
         for due in times:
-            wait = due - (time.perf_counter() - began)
+            wait = due - (now() - began)
             if wait > 0:
                 await asyncio.sleep(wait)
             group.create_task(one(next(requests), due))
-    load.seconds = time.perf_counter() - began
+    load.seconds = now() - began
     return load
 
 
