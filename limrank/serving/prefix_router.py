@@ -24,6 +24,7 @@ class PrefixRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._routed: WeakKeyDictionary[asyncio.Task[Any], PendingRequest] = WeakKeyDictionary()
+        self._promised: dict[int, tuple[str, int]] = {}
         self._sent: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -45,10 +46,14 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         self._routed[asyncio.current_task()] = pending_request
         pending_request.routing_context.should_backoff = True  # after all have refused
+        self._take_back(pending_request)
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         order = routing.ROUTING.order(pending_request.metadata.session_id, _pairs(pending_request))
         # Another handle of this process may know other replicas.
-        return [[by_id.pop(name)] for name in order if name in by_id] + [[replica] for replica in by_id.values()]
+        names = [*(name for name in order if name in by_id), *(name for name in by_id if name not in order)]
+        if names:
+            self._promise(pending_request, names[0])
+        return [[by_id[name]] for name in names]
 
     def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
         """Gives the replica to the request that it was chosen for. Serve would look for it by the id of the HTTP
@@ -56,10 +61,10 @@ class PrefixRouter(RequestRouter):
         pending = self._routed.get(asyncio.current_task())
         if pending is None or pending.future.done():
             return
-        pairs = _pairs(pending)
         name = replica.replica_id.unique_id
-        self._sent[name, pending.metadata.internal_request_id].append(pairs)
-        routing.ROUTING.sent(name, pending.metadata.session_id, pairs)
+        self._take_back(pending)
+        self._promise(pending, name)
+        self._sent[name, pending.metadata.internal_request_id].append(self._promised.pop(id(pending))[1])
         self._record_queue_wait_time(pending)
         pending.future.set_result(replica)
         self._remove_pending_request_from_indices(pending)
@@ -70,10 +75,21 @@ class PrefixRouter(RequestRouter):
         try:
             return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         except asyncio.CancelledError:
+            self._take_back(pending_request)
             future = pending_request.future
             if future.done() and not future.cancelled():  # it had a replica, and is not sent to it
                 self.on_request_completed(future.result().replica_id, pending_request.metadata.internal_request_id)
             raise
+
+    def _promise(self, pending: PendingRequest, name: str) -> None:
+        """Counts a request for a replica at once: Serve may ask the replica for its queue first, and other requests
+        are routed meanwhile."""
+        self._promised[id(pending)] = name, _pairs(pending)
+        routing.ROUTING.sent(name, pending.metadata.session_id, _pairs(pending))
+
+    def _take_back(self, pending: PendingRequest) -> None:
+        if promised := self._promised.pop(id(pending), None):
+            routing.ROUTING.finished(*promised)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         key = (replica_id.unique_id, internal_request_id)

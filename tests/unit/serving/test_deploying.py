@@ -39,7 +39,7 @@ def test_what_the_proxy_has_from_its_start_cannot_change(key, value):
         ({"workers.cpus": 2}, True, True),
         ({"workers.replicas": 3}, False, True),
         ({"serving.aliases": ["a"]}, False, True),
-        ({"serving.spread_pairs": None}, False, True),
+        ({"serving.spread_pairs": 7}, False, True),
     ],
 )
 def test_only_what_changed_is_replaced(values, scorer, api):
