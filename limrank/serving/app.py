@@ -238,9 +238,9 @@ class Api:
         until = None if left is None else asyncio.get_running_loop().time() + left + _GRACE_S
         response = self._scorer.options(stream=True).stream.remote(query, texts, options)
         before = Usage()
-        ended = False
+        answered = False
         try:
-            while not ended:
+            while not answered:
                 async with asyncio.timeout_at(until) as timer:
                     update, usage = await anext(response)
                 record_usage(
@@ -248,16 +248,17 @@ class Api:
                     usage.cached_prompt - before.cached_prompt,
                     usage.generated - before.generated,
                 )
-                before, ended = usage, update.final
+                before, answered = usage, update.final
                 yield update
         except TimeoutError:
             if not timer.expired():
                 raise
             raise deadline_exceeded() from None
         except (RayActorError, DeploymentUnavailableError) as error:
+            answered = True  # there is nothing to cancel
             raise engine_unavailable() from error
         finally:
-            if not ended:
+            if not answered:
                 response.cancel()
 
     async def healthy(self) -> bool:
