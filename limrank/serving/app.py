@@ -189,9 +189,9 @@ class Api:
                 update, usage = await _answer(response, anext(response), until)
         except LostReplicaError as error:
             raise engine_unavailable() from error
-        finally:
-            if not update.final:
-                response.cancel()
+        except GeneratorExit:
+            response.cancel()
+            raise
 
     def _scorer_for(self, query: Query) -> DeploymentHandle:
         """The handle whose calls go to a replica that has the query's prefix."""

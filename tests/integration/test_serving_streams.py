@@ -87,9 +87,10 @@ def test_a_refused_stream_has_its_status(http):
 
 
 def test_at_the_deadline_the_best_order_is_done(http):
-    found = streamed(http, documents=DOCUMENTS * 3, deadline_ms=1500)
+    # 400 direct scores take 2.5 s, and their chains and labels 5 s.
+    found = streamed(http, documents=DOCUMENTS * 10, deadline_ms=4500)
     results = found[-1][2]["results"]
-    assert found[-1][1] == "done" and found[-1][0] < 2.5
+    assert found[-1][1] == "done" and 4 < found[-1][0] < 8
     assert {result["status"] for result in results} >= {"direct"}
     assert None not in [result["relevance_score"] for result in results]
 
