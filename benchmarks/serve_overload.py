@@ -23,7 +23,8 @@ import json
 import random
 import statistics
 from collections import Counter
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from serving_load import (
     Outcome,
     Report,
     Request,
+    Send,
     arrivals,
     closed_loop,
     http_client,
@@ -68,27 +70,18 @@ def recipe(options: argparse.Namespace, **serving: Any) -> dict[str, Any]:
     return {"model": model, "engine": engine, "serving": serving}
 
 
-@contextmanager
-def poster(url: str, key: str | None = None):
+@asynccontextmanager
+async def poster(url: str, key: str | None = None) -> AsyncIterator[Send]:
     """Sends a request by an open connection and the next one by a new one, in turn."""
+    headers = {"Authorization": f"Bearer {key}"} if key else None
+    async with http_client() as kept, http_client(new_connections=True) as new:
+        sessions = itertools.cycle((kept, new))
 
-    class Poster:
-        async def __aenter__(self):
-            self._clients = [http_client(), http_client(new_connections=True)]
-            sessions = [await client.__aenter__() for client in self._clients]
-            self._next = itertools.cycle(sessions)
-            return self.send
-
-        async def __aexit__(self, *exception):
-            for client in self._clients:
-                await client.__aexit__(*exception)
-
-        async def send(self, request: Request) -> Outcome:
+        async def send(request: Request) -> Outcome:
             body = {"query": request.query, "documents": list(request.documents), "return_documents": False}
-            headers = {"Authorization": f"Bearer {key}"} if key else None
-            return await post(next(self._next), f"{url}/v1/rerank", body, headers)
+            return await post(next(sessions), f"{url}/v1/rerank", body, headers)
 
-    yield Poster()
+        yield send
 
 
 # ---- overload ----------------------------------------------------------------------------
@@ -96,12 +89,11 @@ def poster(url: str, key: str | None = None):
 
 async def capacity_of(url: str, requests: list[Request], seconds: float, key: str | None = None) -> float:
     """Pairs a second with 16 requests in flight."""
-    with poster(url, key) as opened:
-        async with opened as send:
-            cycle = itertools.cycle(requests)
-            first = await closed_loop(send, cycle, clients=4, count=8)
-            count = max(16, round(first.pairs_per_s * seconds / len(requests[0].documents)))
-            load = await closed_loop(send, cycle, clients=16, count=count)
+    async with poster(url, key) as send:
+        cycle = itertools.cycle(requests)
+        first = await closed_loop(send, cycle, clients=4, count=8)
+        count = max(16, round(first.pairs_per_s * seconds / len(requests[0].documents)))
+        load = await closed_loop(send, cycle, clients=16, count=count)
     assert set(load.statuses) == {200}, load.statuses
     return load.pairs_per_s
 
@@ -111,22 +103,17 @@ async def phases(
 ) -> tuple[list[Load], tuple[float, float]]:
     """The loads before, during and after the overload, and the seconds of the watch at which it began and ended."""
     loads, at = [], []
-    with poster(url) as opened:
-        async with opened as send:
-            cycle = itertools.cycle(requests)
-            pairs = len(requests[0].documents)
-            after = max(3 * BACK_S, 30 * pairs / capacity)
-            for times, seconds in ((NORMAL, after), (options.times, options.seconds), (NORMAL, after)):
-                at.append(watch.seconds)
-                due = arrivals(times * capacity / pairs, seconds, seed=len(loads))
-                if times == NORMAL:
-                    loads.append(await open_loop(send, cycle, due))
-                    continue
-                # Normal load begins at once, while the last answers of the overload are still to come.
-                overload = asyncio.create_task(open_loop(send, cycle, due))
-                await asyncio.sleep(seconds)
-                loads.append(overload)
-            loads[1] = await loads[1]
+    async with poster(url) as send:
+        cycle = itertools.cycle(requests)
+        pairs = len(requests[0].documents)
+        after = max(3 * BACK_S, 30 * pairs / capacity)
+        for times, seconds in ((NORMAL, after), (options.times, options.seconds), (NORMAL, after)):
+            at.append(watch.seconds)
+            due = arrivals(times * capacity / pairs, seconds, seed=len(loads))
+            loads.append(asyncio.create_task(open_loop(send, cycle, due)))
+            # Normal load begins again at once, while the last answers of the overload are still to come.
+            await asyncio.sleep(seconds)
+        loads = [await load for load in loads]
     return loads, (at[1], at[2])
 
 

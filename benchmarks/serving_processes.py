@@ -296,6 +296,7 @@ ROLES = {
     "API replica": ":Api",
     "engine replica": ":Scorer",
     "engine core": "EngineCore",
+    "engine worker": "VLLM::",
     "driver": "-m limrank serve",
 }
 """Processes of a server by a text in their titles."""
