@@ -43,7 +43,6 @@ class Versions:
         scorer = {
             "model": config.model.model_dump(mode="json"),
             "engine": config.engine.model_dump(mode="json"),
-            "fault": config.engine.fault.model_dump(mode="json"),  # no part of a dump
             "workers": config.workers.model_dump(mode="json", exclude={"replicas"}),
             "scoring": with_prompt_text(config.scoring).model_dump(mode="json"),
             "calibration": fingerprint(read_calibration(config.scoring.calibration)),

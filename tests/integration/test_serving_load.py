@@ -206,7 +206,7 @@ def test_an_update_has_no_failed_request(http, server):
     """It replaces the engines, whose scores then are the fake engine's."""
     engines, api = pids("Scorer"), pids("Api")
     with load(server.url) as answers:
-        assert server.update(with_values(CONFIG, {"engine.latency_ms": 20})) is True
+        assert server.update(with_values(CONFIG, {"engine.fault.latency_ms": 20})) is True
         wait_for(lambda: not pids("Scorer") & engines, "new engines")
     all_answered(answers)
     assert not pids("Api") & api
@@ -218,7 +218,7 @@ def test_a_faulty_update_leaves_the_old_one(http, server):
     for values, error, message in (
         ({"serving.port": 1}, UserError, "serving.port cannot change"),
         ({"serving.keys_file": "keys"}, UserError, "serving.keys_file cannot change"),
-        ({"engine.fail_start": True}, EngineError, "did not start"),
+        ({"engine.fault.fail_start": True}, EngineError, "did not start"),
     ):
         with load(server.url) as answers, pytest.raises(error, match=message):
             server.update(with_values(server.config, values))
@@ -228,7 +228,7 @@ def test_a_faulty_update_leaves_the_old_one(http, server):
 
 
 def test_the_pool_grows_with_pairs_and_shrinks_without_an_error(http, server):
-    wide = with_values(server.config, {"workers.replicas": [1, 3], "engine.latency_ms": 50})
+    wide = with_values(server.config, {"workers.replicas": [1, 3], "engine.fault.latency_ms": 50})
     assert server.update(wide) is True
     wait_for(lambda: len(pids("Scorer")) == 1, "one engine")
     with (

@@ -33,7 +33,7 @@ def test_what_the_proxy_has_from_its_start_cannot_change(key, value):
         ({}, False, False),
         ({"run_dir": "elsewhere"}, False, False),
         ({"scoring.mode": "think"}, True, True),
-        ({"engine.latency_ms": 5}, True, True),
+        ({"engine.fault.latency_ms": 5}, True, True),
         ({"model.id": "smollm2-135m-instruct"}, True, True),
         ({"seed": 7}, True, True),
         ({"workers.cpus": 2}, True, True),
