@@ -359,7 +359,7 @@ OVERRIDES: dict[str, list[str]] = {
         *(f"serving.max_queued_pairs={value}" for value in ("0", "true", ".nan", "9" * 400, "")),
         *(f"serving.spread_pairs={value}" for value in ("0", "true", ".inf", "")),
         *(f"serving.target_pairs_per_replica={value}" for value in ("0", "-5", ".nan", "many")),
-        *(f"serving.scale_down_after_s={value}" for value in ("0", "null", ".inf", "soon")),
+        *(f"serving.scale_down_after_s={value}" for value in ("0", ".inf", "soon")),
         *(f"serving.modes={value}" for value in ("direct", "[none]", "[think, think]", "['']", "7")),
         *(f"serving.aliases={value}" for value in ("name", "['']", "[a, a]", "[" + "n" * 5000 + "]")),
     ],
