@@ -147,8 +147,8 @@ def _scores(client: Client, mode: str | None) -> list[Finding]:
 
 
 def _stream(client: Client, cards: list[ServedModel]) -> list[Finding]:
-    """Whether the events of a stream arrive one by one, where a mode with chains makes them take their time."""
-    longest = {mode: tokens for card in cards for mode, tokens in card.modes.items() if tokens}
+    """Whether the events of a stream arrive one by one, where a mode with short chains makes them take their time."""
+    longest = {mode: card.modes[mode] for card in cards for mode in ("budget", "cascade") if card.modes.get(mode)}
     mode = min(longest, key=lambda mode: longest[mode], default=None)
     if mode is None:
         return []
