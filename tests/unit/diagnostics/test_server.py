@@ -215,7 +215,7 @@ def holding_back(api):
 @pytest.mark.parametrize("held", [False, True])
 def test_events_that_something_holds_back_are_found(held):
     scoring = {"mode": "budget", "max_think_tokens": 30}
-    backend = EngineBackend(max_in_flight=1, fault={"latency_ms": 100})
+    backend = EngineBackend(max_in_flight=1, fault={"latency_ms": 200})
     backend.recipe = ScoringConfig(**scoring)
     api = api_of(backend, **scoring)
     with serving_api(holding_back(api) if held else api) as url:
