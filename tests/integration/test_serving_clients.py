@@ -72,7 +72,7 @@ def cohere_client(request, server):
 @pytest.mark.parametrize("model", [RERANKER, ALIAS])
 def test_coheres_clients(cohere_client, expected, model):
     answer = cohere_client.rerank(model=model, query=QUERY, documents=DOCUMENTS, top_n=3)
-    assert ranking(answer.results) == pytest.approx(expected[:3])
+    assert ranking(answer.results) == expected[:3]
     assert answer.id
 
 
@@ -82,7 +82,7 @@ def test_coheres_first_client_gets_documents(server, expected):
     by_field = client.rerank(
         model=ALIAS, query=QUERY, documents=documents, rank_fields=["body"], return_documents=True, max_chunks_per_doc=1
     )
-    assert ranking(by_field.results) == pytest.approx(expected)
+    assert ranking(by_field.results) == expected
     texts = client.rerank(model=ALIAS, query=QUERY, documents=DOCUMENTS, return_documents=True)
     assert [result.document.text for result in texts.results] == [DOCUMENTS[index] for index, _ in expected]
 
@@ -94,7 +94,7 @@ def test_coheres_asynchronous_client(server, expected):
         async with cohere.AsyncClientV2(KEY, base_url=server) as client:
             return await client.rerank(model=ALIAS, query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=4096)
 
-    assert ranking(asyncio.run(ask()).results) == pytest.approx(expected)
+    assert ranking(asyncio.run(ask()).results) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_langchains_reranker(server, expected):
     given = [document(text, metadata={"place": place}) for place, text in enumerate(DOCUMENTS)]
     found = reranker.compress_documents(given, QUERY)
     ranked = [(each.metadata["place"], each.metadata["relevance_score"]) for each in found]
-    assert ranked == pytest.approx(expected[:3])
+    assert ranked == expected[:3]
     by_field = reranker.rerank([{"text": text} for text in DOCUMENTS], QUERY, top_n=None)
     assert len(by_field) == len(DOCUMENTS)
 
@@ -138,7 +138,7 @@ def test_llamaindexs_reranker(server, expected):
     schema = needs("llama_index.core.schema", package)
     nodes = [schema.NodeWithScore(node=schema.TextNode(text=text), score=0.0) for text in DOCUMENTS]
     found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    assert [(DOCUMENTS.index(each.node.text), each.score) for each in found] == pytest.approx(expected[:3])
+    assert [(DOCUMENTS.index(each.node.text), each.score) for each in found] == expected[:3]
 
 
 @pytest.mark.parametrize("provider", ["cohere", "jina"])
@@ -146,10 +146,10 @@ def test_the_rerankers_package(server, expected, provider):
     rerankers = needs("rerankers", "rerankers")
     needs("requests", "requests")
     ranker = rerankers.Reranker(
-        ALIAS, model_type="api", api_provider=provider, api_key=KEY, url=f"{server}/v1/rerank", verbose=0
+        ALIAS, model_type="APIRanker", api_provider=provider, api_key=KEY, url=f"{server}/v1/rerank", verbose=0
     )
     found = ranker.rank(QUERY, DOCUMENTS)
-    assert [(each.document.doc_id, each.score) for each in found.results] == pytest.approx(expected)
+    assert [(each.document.doc_id, each.score) for each in found.results] == expected
     assert found.top_k(1)[0].text == DOCUMENTS[expected[0][0]]
 
 
@@ -170,18 +170,19 @@ def test_curl(server, expected, header):
     done = curl(f"{server}/v1/rerank", "-H", header.format(KEY), "-H", "content-type: application/json", "-d", body)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
-    assert [(result["index"], result["relevance_score"]) for result in results] == pytest.approx(expected[:2])
+    assert [(result["index"], result["relevance_score"]) for result in results] == expected[:2]
 
 
 def test_curl_without_a_content_type_and_from_a_pipe(server, expected):
     body = json.dumps({"text_1": QUERY, "text_2": DOCUMENTS})
     command = ["curl", "-sS", "--noproxy", "*", f"{server}/v1/score", "-H", f"X-API-Key: {KEY}", "--data-binary", "@-"]
+    command += ["-H", "content-type:"]  # curl would call it a form
     try:
         done = subprocess.run(command, input=body, capture_output=True, text=True, check=True)
     except FileNotFoundError:
         pytest.skip("curl is not installed")
     found = {entry["index"]: entry["score"] for entry in json.loads(done.stdout)["data"]}
-    assert found == pytest.approx(dict(expected))
+    assert found == dict(expected)
 
 
 def test_curl_without_a_key_fails_and_says_why(server):
