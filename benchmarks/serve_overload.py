@@ -59,6 +59,9 @@ LONGEST_WAIT_S = 60
 GROWTH_MIB, GROWTH_OTHER = 10.0, 5.0
 """MiB, and files or threads, that a process may gain in an hour, or during an overload."""
 
+JUDGED_MINUTES = 30.0
+"""A process needs minutes until it has all that its requests need."""
+
 KEYS = {name: f"benchmark-key-{name}-0123456789" for name in ("search", "assistant", "batch")}
 
 
@@ -175,31 +178,31 @@ def window_p50(load: Load, at: float) -> float:
 def growth(report: Report, watch: Watch, began: float, ended: float, *, per_hour: bool) -> list[str]:
     """Prints what each process has at the begin and the end and its slopes; gives the processes that grew."""
     grown = []
+    per_s = 3600.0 if per_hour else ended - began
+    unit = "an hour" if per_hour else f"in {per_s:.0f} s"
     for (role, pid), samples in sorted(watch.samples.items()):
         # What a process needs for its first requests is no growth.
         settled = began + (ended - began) / 6
         kept = [sample for sample in samples if settled <= sample.at <= ended]
         if len(kept) < 5:
             continue
-        per_s = 3600.0 if per_hour else ended - began
-        parts = []
-        for name, allowed in (
-            ("rss", GROWTH_MIB),
-            ("pss", GROWTH_MIB),
-            ("files", GROWTH_OTHER),
-            ("threads", GROWTH_OTHER),
-        ):
+        tenth = max(1, len(kept) // 10)
+        parts, gains = [], {}
+        for name in ("rss", "pss", "files", "threads"):
             middle, low, high = (per_s * slope for slope in slopes(kept, name))
-            tenth = max(1, len(kept) // 10)
-            first, last = (
-                statistics.median(getattr(each, name) for each in part) for part in (kept[:tenth], kept[-tenth:])
-            )
-            parts.append(f"{name} {first:.0f} → {last:.0f} ({middle:+.1f} [{low:+.1f}, {high:+.1f}])")
-            # Memory counts as it is shared: a page that all map is no growth of each.
-            if name != "rss" and low > 0 and middle > allowed:
-                grown.append(f"{role} {pid}: {name} {middle:+.1f}")
-        unit = "per hour" if per_hour else f"per {per_s:.0f} s"
-        report(f"  {role:<15} {pid:>7}  {'  '.join(parts)}  {unit}")
+            gains[name] = middle if low > 0 else 0.0
+            ends = (statistics.median(getattr(each, name) for each in part) for part in (kept[:tenth], kept[-tenth:]))
+            parts.append("{} {:.0f} → {:.0f} ({:+.1f} [{:+.1f}, {:+.1f}])".format(name, *ends, middle, low, high))
+        report(f"  {role:<15} {pid:>7}  {'  '.join(parts)} {unit}")
+        # A leak raises both. PSS alone rises when another process gives up a shared page, RSS alone when one is read.
+        memory = min(gains["rss"], gains["pss"])
+        if memory > GROWTH_MIB:
+            grown.append(f"{role} {pid}: {memory:+.1f} MiB {unit}")
+        grown += [
+            f"{role} {pid}: {gains[name]:+.1f} {name} {unit}"
+            for name in ("files", "threads")
+            if gains[name] > GROWTH_OTHER
+        ]
     return grown
 
 
@@ -313,6 +316,9 @@ def mixed(options: argparse.Namespace, report: Report) -> None:
     grown = growth(report, watch, 0.0, ended, per_hour=True)
     report("\nbars:")
     report.bar("answers that were not to be expected", str(dict(mix.unexpected) or "none"), not mix.unexpected)
+    if options.minutes < JUDGED_MINUTES:
+        report(f"  growth is not judged: that needs {JUDGED_MINUTES:g} minutes or more")
+        return
     limits = f"{GROWTH_MIB:g} MiB or {GROWTH_OTHER:g} files or threads an hour"
     report.bar(f"processes that grew by more than {limits}", str(grown or "none"), not grown)
 

@@ -8,7 +8,7 @@ from helpers.openapi_checks import CHECKS
 from limrank.config import ServeJob
 from limrank.serving import job
 
-EXAMPLES = 20
+EXAMPLES = 150
 """Of each operation that scores; all together take well under a minute."""
 
 CONFIG = ServeJob(
