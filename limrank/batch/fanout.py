@@ -159,7 +159,7 @@ def _dispatch(
             ChunkWorker,
             fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s, scheduler is not None),
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=1,  # of a block's one row; Ray Data refuses None for workers with GPUs
             # A worker whose node is lost restarts where there are resources: on a node that joins,
             # or, once the last chunks are handed out, in place of an idle worker.
             compute=ActorPoolStrategy(
