@@ -171,7 +171,8 @@ def run(
     rows, so ``progress`` and ``overwrite`` have no effect.
 
     Args:
-        reread: gives the recipe as it is now. SIGHUP has the server serve that one.
+        reread: gives the recipe as it is now. SIGHUP has the server serve that one, unless it says that the server's
+            terminal was closed: that ends it.
 
     Raises:
         UserError, EngineError: see :func:`serving`.
@@ -179,16 +180,25 @@ def run(
     _check(config)
     Access.of(config.serving, insecure=insecure)  # before Ray is started
     name = served_name(config.model.id)
-    try:
-        with signals.stopping(), cluster.connect(address), running(config, insecure=insecure) as server:
-            _report_keys_on_hangup(config.serving.keys_file)
-            hangups = _hangups() if reread else SimpleQueue()
-            print(printable(f"serving {name} at {server.url}"), flush=True)
-            while True:
-                hangups.get()
-                _say(_updated(server, reread))
-    except KeyboardInterrupt:
-        return JobResult(messages=[f"{name} is no longer served"])
+    terminal_is_gone = _terminal_watch()
+    with (
+        suppress(KeyboardInterrupt),
+        signals.stopping(),
+        cluster.connect(address),
+        running(config, insecure=insecure) as server,
+    ):
+        _report_keys_on_hangup(config.serving.keys_file)
+        hangups = _hangups() if reread else SimpleQueue()
+        print(printable(f"serving {name} at {server.url}"), flush=True)
+        while hangups.get() and not terminal_is_gone():
+            _say(_updated(server, reread))
+    return JobResult(messages=[f"{name} is no longer served"])
+
+
+def _terminal_watch() -> Callable[[], bool]:
+    """Whether the terminal is gone on which this process was started. ``nohup`` and a service have none."""
+    on_terminal = os.isatty(0) and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return lambda: on_terminal and not os.isatty(0)
 
 
 def _hangups() -> SimpleQueue[int]:

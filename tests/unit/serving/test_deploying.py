@@ -1,5 +1,10 @@
 """What an update of a running server may change, and which replicas it replaces."""
 
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
 from limrank.config import ServeJob
@@ -87,3 +92,30 @@ def test_a_recipe_that_cannot_be_read_is_refused():
 def test_a_server_does_not_show_its_secret():
     server = Server(CONFIG, access=None)
     assert server.secret not in repr(server)
+
+
+WATCH = """
+import signal, sys, time
+from limrank.serving.job import _terminal_watch
+
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+gone = _terminal_watch()
+print(gone(), flush=True)
+signal.signal(signal.SIGHUP, lambda *_: None)
+until = time.monotonic() + float(sys.argv[2])
+while not gone() and time.monotonic() < until:
+    time.sleep(0.02)
+print(gone(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("started", "within_s", "gone"), [("on a terminal", 30, "True"), ("nohup", 0.5, "False")])
+def test_a_closed_terminal_is_noticed(started, within_s, gone):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", WATCH, started, str(within_s)]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        assert process.stdout.readline() == "False\n"
+        os.close(ours)
+        assert process.stdout.readline() == f"{gone}\n"
