@@ -101,6 +101,13 @@ async def capacity_of(url: str, requests: list[Request], seconds: float, key: st
     return load.pairs_per_s
 
 
+async def warm_up(url: str, requests: list[Request]) -> None:
+    """Eight requests, one at a time: the queue may be short."""
+    async with poster(url) as send:
+        load = await closed_loop(send, itertools.cycle(requests), clients=1, count=8)
+    assert set(load.statuses) == {200}, load.statuses
+
+
 async def phases(
     url: str, requests: list[Request], capacity: float, options: argparse.Namespace, watch: Watch
 ) -> tuple[list[Load], tuple[float, float]]:
@@ -127,7 +134,7 @@ def overload(options: argparse.Namespace, report: Report) -> None:
     queue = max(options.size, round(capacity * options.queue_s))
     report(f"capacity: {capacity:.1f} pairs/s in requests of {options.size}; serving.max_queued_pairs: {queue}")
     with limrank_server(recipe(options, max_queued_pairs=queue)) as server:
-        asyncio.run(capacity_of(server.url, requests, 2.0))
+        asyncio.run(warm_up(server.url, requests))
         watch = Watch(server, every_s=1.0)
         loads, (began, ended) = asyncio.run(phases(server.url, requests, capacity, options, watch))
         watch.close()
