@@ -140,6 +140,7 @@ def test_a_window_has_the_requests_that_were_due_in_it(load, module):
         found.add(load.Outcome(200), 1, latency, due + latency)
     assert overload.window_p50(found, 0.0) == 7.0
     assert overload.window_p50(found, 2.0) == pytest.approx(0.2)
+    assert overload.window_p50(found, 0.0, math.inf) == pytest.approx(0.3)
 
 
 def test_a_slope_does_not_follow_one_peak(module):
