@@ -76,12 +76,9 @@ def described(
 
 
 def _stream_of(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """A stream of server-sent events. OpenAPI 3.1 describes it as text; ``x-events`` has the JSON schema of each
-    event's data."""
-    return {
-        "schema": {"type": "string", "description": f"server-sent events: {', '.join(events)}"},
-        "x-events": {name: model.model_json_schema(mode="serialization") for name, model in events.items()},
-    }
+    """A stream of server-sent events. OpenAPI 3.1 has no schema for one, which some tools would check each event
+    against; ``x-events`` has the JSON schema of each event's data."""
+    return {"x-events": {name: model.model_json_schema(mode="serialization") for name, model in events.items()}}
 
 
 def docs_page(document: dict[str, Any]) -> str:
