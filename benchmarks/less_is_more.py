@@ -15,6 +15,7 @@ of three:
     teacher     … with which the packaged embedder agrees, and whose negatives it puts a standard deviation below
     lists       … eight passages with the embedder's scores, learned by listnet
     graded      queries that find their passage, eight passages among BM25's first 50 with the grades of --grades
+    mixed       half of them graded, the others written in the same way for four other collections' passages
 
 Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
 and of both fused at --weight, with 95 % intervals. What is there is not done again. BM25's candidates are the first
@@ -24,16 +25,12 @@ stage; of a large collection 60 queries are taken.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+from less_is_more_data import BASE, GRADES, LIST_SIZE, LISTS, PAIRS, SOURCES, TRAINING, WITH_LISTS, Sources, limrank
 
 from limrank.data.trec import read_qrels
 from limrank.evaluation.metrics import evaluate
@@ -41,33 +38,6 @@ from limrank.evaluation.significance import bootstrap_interval
 from limrank.scoring.fusion import fused_order
 
 MEASURE = "nDCG@10"
-BASE = "smollm2-135m-instruct"
-TEACHER = {"kind": "embedder", "model": "all-minilm-l6-v2"}
-LIST_SIZE = 8
-GRADES = Path(__file__).with_name("less_is_more_grades.jsonl")
-NO_TRIP = {"retriever": "none"}
-MINING: dict[str, dict[str, Any]] = {
-    "prompted": {"round_trip": NO_TRIP},
-    "tuned": {"round_trip": NO_TRIP},
-    "trip": {},
-    "teacher": {"teacher": TEACHER},
-    "lists": {"teacher": TEACHER, "list_size": LIST_SIZE},
-    # The embedder's own order is not used: passage_first only keeps it from dropping queries.
-    "graded": {"teacher": TEACHER | {"passage_first": True}, "list_size": LIST_SIZE, "mine_depth": 50},
-}
-SOURCES = ("none", "real", *MINING)
-PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
-LISTS = {"objective": "listnet", "epochs": 1, "batch_size": 2}
-TRAINING = {
-    "method": "full",
-    "target": "direct",
-    "learning_rate": 1e-4,
-    "warmup_ratio": 0.1,
-    "gradient_accumulation": 1,
-    "cutoff_tokens": 256,
-    "validation_share": 0.0,
-    "save_steps": 1000,
-}
 
 
 class Study:
@@ -75,72 +45,7 @@ class Study:
         self.given = given
         self.out: Path = given.out
         self.data: Path = given.data
-
-    def limrank(self, command: str, recipe: dict[str, Any], folder: Path) -> float:
-        """Run one command into a folder; returns its seconds."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_suffix(".yaml")
-        file.write_text(yaml.safe_dump({"job": command, "run_dir": str(folder)} | recipe))
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "limrank", command, str(file), "--address", "local"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        return time.perf_counter() - began
-
-    # ---- data ------------------------------------------------------------------------
-
-    def writer(self) -> str:
-        """The tuned writer: one pass over the seeds."""
-        folder = self.out / "writer"
-        if not (folder / "model" / "config.json").exists():
-            training = TRAINING | {
-                "task": "writer",
-                "train_file": str(self.data / "msmarco_seed_instructir"),
-                "epochs": 1,
-                "batch_size": 16,
-            }
-            del training["target"]
-            seconds = self.limrank("train", {"model": {"id": BASE}, "training": training}, folder)
-            print(f"writer trained in {seconds:.0f} s", flush=True)
-        return str(folder / "model")
-
-    def train_file(self, source: str) -> Path:
-        """The examples of a source: pairs, or lists."""
-        file = self.out / "data" / f"{source}.jsonl"
-        if file.exists():
-            return file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if source == "real":
-            script = Path(__file__).with_name("training_pairs.py")
-            seeds = str(self.data / "msmarco_seed_instructir")
-            command = [sys.executable, str(script), seeds, str(file), "--queries", "1700"]
-            subprocess.run(command, check=True)
-            return file
-        run_dir = self.out / {"prompted": "prompted", "graded": "graded"}.get(source, "written")
-        synthesis = {
-            "source": "passages",
-            "seeds": str(self.data / "msmarco_dl19_pool"),
-            "max_seeds": self.given.passages,
-            "mine_depth": 20,
-            "query_tokens": 32,
-            "decontaminate": [str(self.data / name) for name in ("scifact", "cranfield", "bright_pony_tutorial")],
-        } | MINING[source]
-        model = BASE
-        if source != "prompted":
-            model = self.writer()
-            synthesis |= {"writer": "tuned", "temperature": 0.7, "top_p": 0.9}
-        recipe = {"model": {"id": model, "max_model_len": 1024}, "synthesis": synthesis}
-        seconds = self.limrank("synthesize", recipe, run_dir)
-        stats = json.loads((run_dir / "stats.json").read_text())
-        print(f"{source}: {stats['kept_queries']} queries kept of {stats['queries']}, {seconds:.0f} s", flush=True)
-        shutil.copy(run_dir / "stats.json", file.with_suffix(".stats.json"))
-        if source == "graded":
-            regrade(run_dir / "lists.jsonl", self.given.grades, file)
-        else:
-            shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
-        return file
+        self.sources = Sources(given.out, given.data, given.passages, given.grades)
 
     # ---- models ----------------------------------------------------------------------
 
@@ -151,10 +56,10 @@ class Study:
         folder = self.out / "models" / f"{source}-{queries}-{seed}"
         took = folder.with_suffix(".seconds")
         if not (folder / "model" / "config.json").exists():
-            shape, size = (LISTS, LIST_SIZE) if source in ("lists", "graded") else (PAIRS, 2)
-            training = TRAINING | shape | {"train_file": str(self.train_file(source)), "max_examples": queries * size}
+            shape, size = (LISTS, LIST_SIZE) if source in WITH_LISTS else (PAIRS, 2)
+            training = TRAINING | shape | {"train_file": str(self.sources.file(source)), "max_examples": queries * size}
             recipe = {"seed": seed, "model": {"id": BASE}, "training": training}
-            took.write_text(str(self.limrank("train", recipe, folder)))
+            took.write_text(str(limrank("train", recipe, folder)))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return str(folder / "model"), float(took.read_text()) if took.exists() else 0.0
 
@@ -180,7 +85,7 @@ class Study:
             recipe["data"] = {"format": "pydocs", "split": "dev"}
         else:
             recipe["data"]["max_queries"] = 60
-        self.limrank("rerank", recipe, folder)
+        limrank("rerank", recipe, folder)
         return folder
 
     def measure(self, folder: Path) -> dict[str, dict[str, float]]:
@@ -240,30 +145,6 @@ class Study:
                         print(shown(line), flush=True)
 
 
-def regrade(lists: Path, grades: Path, out: Path) -> None:
-    """Write the lists that have grades, with these as scores, in the grades' order.
-
-    Args:
-        grades: lines of ``{"query", "grades": {the key of a passage: 0 to 10}}``.
-    """
-    with lists.open() as file:  # not splitlines: passages hold other line ends
-        known = {row["query"]: row["passages"] for row in map(json.loads, file)}
-    kept = asked = 0
-    with out.open("w") as file:
-        for row in map(json.loads, grades.read_text().splitlines()):
-            asked += 1
-            passages = [each for each in known.get(row["query"], []) if key(each) in row["grades"]]
-            scores = [row["grades"][key(each)] for each in passages]
-            if len(set(scores)) > 1:
-                kept += 1
-                file.write(json.dumps({"query": row["query"], "passages": passages, "scores": scores}) + "\n")
-    print(f"graded: {kept} of the {asked} graded queries are among those written here", flush=True)
-
-
-def key(passage: str) -> str:
-    return hashlib.sha256(passage.encode()).hexdigest()[:10]
-
-
 def shown(line: dict[str, Any]) -> str:
     figures = ", ".join(
         f"{name} {line[name]['mean']:.3f} ({line[name]['low']:.3f}–{line[name]['high']:.3f})"
@@ -317,7 +198,7 @@ def main() -> None:
     if given.only_data:
         for source in given.sources:
             if source != "none":
-                study.train_file(source)
+                study.sources.file(source)
         return
     study.cells()
 
