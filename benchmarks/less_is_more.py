@@ -15,7 +15,8 @@ of three:
     teacher     … with which the packaged embedder agrees, and whose negatives it puts a standard deviation below
     lists       … eight passages with the embedder's scores, learned by listnet
     graded      queries that find their passage, eight passages among BM25's first 50 with the grades of --grades
-    mixed       half of them graded, the others written in the same way for four other collections' passages
+    fields      half of them graded, the others written in the same way for four other collections' passages
+    courses     half of them graded, the others those that a large model wrote for the packaged reranker's courses
 
 Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
 and of both fused at --weight, with 95 % intervals. What is there is not done again. BM25's candidates are the first

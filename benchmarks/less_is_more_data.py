@@ -30,10 +30,15 @@ MINING: dict[str, dict[str, Any]] = {
     # The embedder's own order is not used: passage_first only keeps it from dropping queries.
     "graded": {"teacher": TEACHER | {"passage_first": True}, "list_size": LIST_SIZE, "mine_depth": 50},
 }
-FIELDS = ("pydocs", "scifact", "cranfield", "bright_pony_tutorial")  # whose passages mixed has queries for, too
+FIELDS = ("pydocs", "scifact", "cranfield", "bright_pony_tutorial")
+"""Collections for whose passages half of the queries of the source of this name are."""
 FIELD_PASSAGES = 400
-SOURCES = ("none", "real", *MINING, "mixed")
-WITH_LISTS = ("lists", "graded", "mixed")
+COURSES = ("train", "train-long")
+"""Folders that the packaged reranker's ``make_data.py`` writes."""
+COURSE_QUERIES = 300
+MODEL = Path(__file__).parent.parent / "models" / "smollm2-135m-rerank"
+SOURCES = ("none", "real", *MINING, "fields", "courses")
+WITH_LISTS = ("lists", "graded", "fields", "courses")
 PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
 LISTS = {"objective": "listnet", "epochs": 1, "batch_size": 2}
 TRAINING = {
@@ -96,9 +101,11 @@ class Sources:
             command = [sys.executable, str(script), seeds, str(file), "--queries", "1700"]
             subprocess.run(command, check=True)
             return file
-        if source == "mixed":
-            parts = [self.file("graded"), *map(self.field, FIELDS)]
-            mix(parts, [4] + [1] * len(FIELDS), file)
+        if source == "fields":
+            mix([self.file("graded"), *map(self.field, FIELDS)], [4, 1, 1, 1, 1], file)
+            return file
+        if source == "courses":
+            mix([self.file("graded"), *map(self.course, COURSES)], [2, 1, 1], file)
             return file
         run_dir = self.out / {"prompted": "prompted", "graded": "graded"}.get(source, "written")
         corpus = str(self.data / "msmarco_dl19_pool")
@@ -141,6 +148,26 @@ class Sources:
                 corpus = pydocs_folder(self.out / "pydocs")
             run_dir = self.out / f"field-{field}"
             self.synthesize(run_dir, str(corpus), FIELD_PASSAGES, MINING["graded"], tuned=True)
+            regrade(run_dir / "lists.jsonl", self.grades, file)
+        return file
+
+    def course(self, course: str) -> Path:
+        """Graded lists of the queries of one of the packaged reranker's courses."""
+        file = self.out / "data" / f"course-{course}.jsonl"
+        if not file.exists():
+            folder = self.out / "courses"
+            command = [sys.executable, MODEL / "make_data.py", folder, self.data / "bright_pony_tutorial"]
+            subprocess.run(list(map(str, command)), check=True)
+            synthesis = MINING["graded"] | {
+                "source": "passages",
+                "writer": "none",
+                "seeds": str(folder / course),
+                "max_seeds": COURSE_QUERIES,
+                "round_trip": {"filter": False},
+                "decontaminate": ["benchmark://pydocs"],
+            }
+            run_dir = self.out / f"course-{course}"
+            limrank("synthesize", {"synthesis": synthesis}, run_dir)
             regrade(run_dir / "lists.jsonl", self.grades, file)
         return file
 
