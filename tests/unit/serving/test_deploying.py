@@ -98,8 +98,8 @@ WATCH = """
 import signal, sys, time
 from limrank.serving.job import _terminal_watch
 
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Tests may be run by nohup themselves, which their processes inherit.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 gone = _terminal_watch()
 print(gone(), flush=True)
 signal.signal(signal.SIGHUP, lambda *_: None)
