@@ -109,16 +109,16 @@ class Sources:
             return file
         run_dir = self.out / {"prompted": "prompted", "graded": "graded"}.get(source, "written")
         corpus = str(self.data / "msmarco_dl19_pool")
-        stats = self.synthesize(run_dir, corpus, self.passages, MINING[source], source != "prompted")
-        file.with_suffix(".stats.json").write_text(json.dumps(stats, indent=2))
+        self.synthesize(run_dir, corpus, self.passages, MINING[source], source != "prompted")
+        shutil.copy(run_dir / "stats.json", file.with_suffix(".stats.json"))
         if source == "graded":
             regrade(run_dir / "lists.jsonl", self.grades, file)
         else:
             shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
         return file
 
-    def synthesize(self, run_dir: Path, corpus: str, passages: int, mining: dict[str, Any], tuned: bool) -> Any:
-        """Write queries for a corpus' passages and find the others of their lists; returns the run's counts."""
+    def synthesize(self, run_dir: Path, corpus: str, passages: int, mining: dict[str, Any], tuned: bool) -> None:
+        """Write queries for a corpus' passages and find the others of their lists."""
         others = [str(self.data / name) for name in FIELDS if name not in ("pydocs", Path(corpus).name)]
         synthesis = {
             "source": "passages",
@@ -137,7 +137,6 @@ class Sources:
         print(
             f"{run_dir.name}: {stats['kept_queries']} of {stats['queries']} queries kept, {seconds:.0f} s", flush=True
         )
-        return stats
 
     def field(self, field: str) -> Path:
         """Graded lists of queries for another collection's passages."""
@@ -156,8 +155,9 @@ class Sources:
         file = self.out / "data" / f"course-{course}.jsonl"
         if not file.exists():
             folder = self.out / "courses"
-            command = [sys.executable, MODEL / "make_data.py", folder, self.data / "bright_pony_tutorial"]
-            subprocess.run(list(map(str, command)), check=True)
+            if not (folder / course).exists():  # all courses are written at once
+                command = [sys.executable, MODEL / "make_data.py", folder, self.data / "bright_pony_tutorial"]
+                subprocess.run(list(map(str, command)), check=True)
             synthesis = MINING["graded"] | {
                 "source": "passages",
                 "writer": "none",

@@ -3,8 +3,8 @@
 The estimate is a sum of five terms: the process itself; the weights; the gradient and AdamW's two
 moments of the trained parameters, in float32; the activations of the largest row; the logits of that
 row. Measured on a CPU (SmolLM2-135M, rows of 2,048 tokens), the peak was 0.7 to 1.0 of the estimate
-in full fine-tuning, and 1.4 of it with LoRA, whose allocations fragment the heap. So do rows of ever other
-lengths: 500 steps of two lists of eight passages ended at 1.25 of the estimate. One arena for all threads
+in full fine-tuning, and 1.4 of it with LoRA, whose allocations fragment the heap. So do rows whose
+lengths vary: 500 steps of two lists of eight passages ended at 1.25 of the estimate. One arena for all threads
 does not help, and without a heap (``MALLOC_MMAP_THRESHOLD_``) a step takes 1.4 times as long.
 """
 
