@@ -217,6 +217,11 @@ def token_file(folder: Path) -> Path:
     return folder / TOKEN
 
 
+def program_path() -> str:
+    """The PATH of the cluster's clients: programs of this Python's environment come first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def client_environment(token: Path, loopback: bool) -> dict[str, str]:
     """This process's environment with what a client of the cluster needs.
 
@@ -224,11 +229,10 @@ def client_environment(token: Path, loopback: bool) -> dict[str, str]:
         token: the file of the cluster's token.
         loopback: whether the cluster's node listens on loopback only.
     """
-    own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", LOOPBACK_SWITCH, MARK)
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return environment | {
-        "PATH": own,
+        "PATH": program_path(),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",

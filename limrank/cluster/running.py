@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from types import FrameType
 
-from limrank.cluster.local import local_cluster
+from limrank.cluster.local import local_cluster, program_path
 from limrank.errors import UserError
 
 ENDS_S = 30.0
@@ -32,6 +33,8 @@ def run_command(command: Sequence[str], nodes: int, cpus: int, gpus: int | None)
         UserError: the command cannot be run, or the machine has fewer GPUs.
         EngineError: a node did not come up.
     """
+    if shutil.which(command[0], path=program_path()) is None:
+        raise UserError(f"{command[0]}: there is no such program")
     with local_cluster(cpus, nodes=nodes, gpus=gpus) as cluster:
         words = [word.replace("{address}", cluster.address).replace("{gcs}", cluster.gcs) for word in command]
         own = {"RAY_ADDRESS": cluster.gcs, "RAY_DASHBOARD_ADDRESS": cluster.address}

@@ -25,12 +25,12 @@ cluster_app = typer.Typer(help="Ray clusters on this machine: real nodes, a job 
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Nodes, the head included.")]
 Cpus = Annotated[
     int | None,
-    typer.Option("--cpus", min=1, help="Logical CPUs of each node. [default: this machine's, at least 4]"),
+    typer.Option("--cpus", min=1, help="Logical CPUs of each node; by default this machine's, at least 4."),
 ]
 Gpus = Annotated[
     int | None,
     typer.Option(
-        "--gpus", min=0, help="GPUs of each node; on a machine without any, logical. [default: all are the head's]"
+        "--gpus", min=0, help="GPUs of each node, logical on a machine without any; by default all are the head's."
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Which cluster, where there are several.")]

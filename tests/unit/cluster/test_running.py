@@ -68,6 +68,14 @@ def test_a_command_that_a_signal_ended(run):
     assert run("sh", "-c", "kill -9 $$") == 137
 
 
-def test_an_unknown_command_is_one_line(run):
-    with pytest.raises(UserError, match="no-such-program: cannot be run: No such file"):
-        run("no-such-program")
+def test_an_unknown_program_is_refused_before_anything_starts():
+    with pytest.raises(UserError, match="no-such-program: there is no such program"):
+        running.run_command(["no-such-program"], 1, 1, None)
+
+
+def test_a_program_that_cannot_be_run_is_one_line(run, tmp_path):
+    program = tmp_path / "program"
+    program.write_bytes(b"\x00")
+    program.chmod(0o755)
+    with pytest.raises(UserError, match="cannot be run: Exec format error"):
+        run(str(program))
