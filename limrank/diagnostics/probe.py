@@ -175,9 +175,9 @@ def _try_storage(probes: dict[str, Any], found: dict[str, Any], root: str) -> No
 
 
 def _by_name(nodes: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Nodes by name, and by name and id where two have one name: by default it is the address."""
+    """Nodes by name, in its order, and by name and id where two have one name: by default it is the address."""
     found: dict[str, dict[str, Any]] = {}
-    for node in nodes:
+    for node in sorted(nodes, key=lambda node: node["NodeName"]):
         name = node["NodeName"]
         found[f"{name}/{node['NodeID'][:6]}" if name in found else name] = node
     return found
