@@ -109,13 +109,14 @@ def test_a_cluster_that_starts_or_has_died_is_not_meant(standing):
     assert state.meant_by("auto") is None
 
 
-def test_the_token_is_that_of_the_cluster_which_is_meant(standing, monkeypatch):
+def test_the_token_is_that_of_the_cluster_which_is_meant(standing, home, monkeypatch):
     written(standing)
     assert connection.prepare_environment("auto") == standing.gcs
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/tmp/lr-x/auth_token"
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "mine")
+    mine = str(home / "mine")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", mine)
     connection.prepare_environment("auto")
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "mine"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == mine
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert connection.prepare_environment("auto") is None
     assert connection.prepare_environment("local") is None
