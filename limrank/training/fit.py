@@ -165,6 +165,8 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    from limrank.training.network import NodeAddresses
+
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray Train's handler would outlive the training, and end an interrupted job with exit code 0."""
@@ -177,6 +179,7 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     return Trainer(
         train_worker,
         train_loop_config=task,
+        torch_config=NodeAddresses(),
         scaling_config=scaling,
         # Ray Train resumes a run by its name and path. Its log would repeat, at length, the error that is
         # raised below; its files in the Ray session keep everything.
