@@ -59,7 +59,7 @@ def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
     Raises:
         UserError: the scoring cannot be served, there is no such prompt, or :meth:`Access.of` refuses the keys.
     """
-    _check(config)
+    check_config(config)
     access = Access.of(config.serving, insecure=insecure)
     workers = config.workers
     gpus = workers.gpus if workers.gpus is not None else f"{workers.tensor_parallel} where there are GPUs"
@@ -120,7 +120,7 @@ def running(
 
     if not ray.is_initialized():
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
-    _check(config)
+    check_config(config)
     access = Access.of(config.serving, keys, insecure=insecure)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([source], config.workers, config.workers.min_replicas)
@@ -177,7 +177,7 @@ def run(
     Raises:
         UserError, EngineError: see :func:`serving`.
     """
-    _check(config)
+    check_config(config)
     Access.of(config.serving, insecure=insecure)  # before Ray is started
     name = served_name(config.model.id)
     terminal_is_gone = _terminal_watch()
@@ -221,7 +221,7 @@ def _updated(server: Server, reread: Callable[[], ServeJob]) -> str:
     """Serve the recipe as it is now; what came of it."""
     try:
         config = reread()
-        _check(config)
+        check_config(config)
         changed = server.update(config)
     except (UserError, EngineError) as error:
         return f"warning: the recipe is refused, and the old one is still served: {first_line(error)}"
@@ -233,7 +233,8 @@ def _say(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
-def _check(config: ServeJob) -> None:
+def check_config(config: ServeJob) -> None:
+    """Raises UserError for a recipe that cannot be served, before anything is started."""
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)
