@@ -104,6 +104,11 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
     assert {PROJECT["readme"], *PROJECT["license-files"]} <= set(first)
 
 
-def test_the_tags_in_its_text_are_this_version():
-    assert set(re.findall(r"-t limrank:(\S+)", TEXT)) == {f"{limrank.__version__}-cuda", f"{limrank.__version__}-cpu"}
-    assert set(re.findall(r"--target (\w+)", TEXT)) == {"cpu", "cuda"}
+@pytest.mark.parametrize("path", ["cluster/Dockerfile", "docs/clusters.md"])
+def test_the_tags_in_the_text_are_this_version(path):
+    text = (REPOSITORY / path).read_text()
+    assert set(re.findall(r"-t \S*limrank:(\S+)", text)) == {
+        f"{limrank.__version__}-cuda",
+        f"{limrank.__version__}-cpu",
+    }
+    assert set(re.findall(r"--target (\w+)", text)) == {"cpu", "cuda"}
