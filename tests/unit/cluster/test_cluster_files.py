@@ -81,6 +81,31 @@ def is_spot(node_config):
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_s_autoscaler_starts_spot_nodes_and_others_where_there_is_none(name):
+    demand = {"GPU": 1, "CPU": 1}
+    assert started(name, demand, 4) == {"gpu-spot": 4}
+    assert started(name, demand, 4, not_to_be_had=["gpu-spot"]) == {"gpu-on-demand": 4}
+
+
+def started(name, demand, count, not_to_be_had=()):
+    """Node type → nodes that Ray's autoscaler 2 starts for ``count`` actors of a demand."""
+    from ray.autoscaler.v2.instance_manager.config import FileConfigReader
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    config = FileConfigReader(str(CLUSTER / f"{name}.yaml")).get_cached_autoscaling_config()
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * count),
+        recoverable_resource_availabilities=dict.fromkeys(not_to_be_had, 0.0),
+    )
+    launches = ResourceDemandScheduler().schedule(request).to_launch
+    return {launch.instance_type: launch.count for launch in launches}
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
 def test_the_resources_of_every_node_type_are_stated(name):
     for node_type in read(name)["available_node_types"].values():
         stated = node_type["resources"]
