@@ -1,9 +1,11 @@
 """Whether a recipe's engines fit into the nodes that a cluster can become, by the code that reserves them in a job."""
 
 from dataclasses import dataclass
+from unittest import mock
 
-from limrank.cluster.node_types import from_cluster_file, max_workers_of, most_nodes
-from limrank.cluster.resources import check_resources, remaining, resources
+from limrank.cluster import growth
+from limrank.cluster.node_types import from_cluster_file, max_workers_of
+from limrank.cluster.resources import possible_nodes, remaining, reserve
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSpec
 from limrank.errors import UserError
@@ -22,49 +24,51 @@ class Pool:
 @dataclass(frozen=True)
 class TrainingWorker:
     holds_model = True
+    memory_bytes = 0
 
 
 def pools(config):
     """What a job reserves, in its order."""
 
-    def engine(model, engine, workers):
-        return EngineSpec(model, engine, workers.tensor_parallel)
+    def engine(role):
+        return EngineSpec(role.model, role.engine, role.workers.tensor_parallel)
 
     match config.job:
-        case "rerank" if config.scoring.mode == "none":
+        case "evaluate":
             return []
-        case "rerank" | "serve":
-            source = engine(config.model, config.engine, config.workers)
-            return [Pool(source, config.workers, config.workers.min_replicas)]
         case "train":
             return [Pool(TrainingWorker(), config.workers, config.workers.min_replicas, spare_cpus=0)]
         case "pipeline":
-            return [Pool(engine(config.model, config.engine, config.workers), config.workers, 1)]
-        case "synthesize":
-            roles = [(engine(role.model, role.engine, role.workers), role.workers) for role in config.roles().values()]
-            # The writer's pool is the last one, and a model with two roles has one pool.
-            found = dict(reversed([(source, workers) for source, workers in roles]))
-            return [
-                Pool(source, workers, workers.min_replicas if source.holds_model else 1)
-                for source, workers in found.items()
-            ]
-        case "evaluate":
-            return []
+            return [Pool(engine(config), config.workers, 1)]
+        case "rerank" | "serve":
+            return [Pool(engine(config), config.workers, config.workers.min_replicas)]
+    # The writer's pool is the last one, and a model with two roles has one pool.
+    roles = dict(reversed([(engine(role), role.workers) for role in config.roles().values()]))
+    return [
+        Pool(source, workers, workers.min_replicas if source.holds_model else 1) for source, workers in roles.items()
+    ]
+
+
+def started(cluster):
+    """A cluster of Ray's cluster file, or of its values, as it is when its head is up."""
+    types = from_cluster_file(cluster)
+    (head,) = [each.resources for each in types if each.head]
+    return growth.Growth([head | {"node:__internal_head__": 1.0}], True, types, max_workers_of(cluster))
 
 
 def why_not(config, cluster):
-    """Why a job's recipe does not fit into a cluster's most nodes; None if it does.
+    """Why a job's recipe does not fit into a cluster; None if it does.
 
     Args:
         cluster: Ray's cluster file, or its values.
     """
-    nodes = most_nodes(from_cluster_file(cluster), max_workers_of(cluster))
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    try:
-        for pool in pools(config):
-            wanted = resources([pool.source], pool.workers, gpus)
-            check_resources(wanted, pool.replicas, nodes, pool.spare_cpus)
-            nodes = remaining(wanted, pool.replicas, nodes)
-    except UserError as error:
-        return str(error)
+    with mock.patch.object(growth, "look", lambda: started(cluster)):
+        wanted = pools(config)
+        left = possible_nodes() if len(wanted) > 1 else None
+        try:
+            for pool in wanted:
+                replica = reserve([pool.source], pool.workers, pool.replicas, spare_cpus=pool.spare_cpus, nodes=left)
+                left = left and remaining(replica, pool.replicas, left)
+        except UserError as error:
+            return str(error)
     return None

@@ -269,7 +269,7 @@ def test_a_recipe_fits(name, recipe):
             "4 replicas of 1 CPUs and 2 GPUs",
         ),
         ("paper-rerank-depth100", ["workers.accelerator=H100"], "no node has one; the cluster's are ['L40S']"),
-        ("paper-synthesize", ["workers.replicas=5"], "do not fit into the cluster's nodes"),
+        ("paper-synthesize", ["workers.replicas=9"], "do not fit into the cluster's nodes"),
     ],
 )
 def test_why_a_recipe_does_not_fit(recipe, changes, reason):

@@ -5,6 +5,7 @@ from ray import serve
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call_builder
 from uvicorn.protocols.http import auto
 
+from limrank.cluster import growth
 from limrank.errors import UserError
 from limrank.serving import application
 from limrank.serving.access import Guard
@@ -32,7 +33,7 @@ def recipe(tmp_path, monkeypatch):
 def nodes(monkeypatch):
     """The nodes of the cluster that the builder runs on."""
     found = [{"CPU": 4.0, "memory": 2.0**34}]
-    monkeypatch.setattr("limrank.cluster.resources.nodes_alive", lambda: found)
+    monkeypatch.setattr(growth, "look", lambda: growth.Growth(found))
     return found
 
 
