@@ -204,6 +204,15 @@ def test_google_s_workers_have_an_account_of_their_own():
         assert account["email"].startswith("limrank-worker@")
 
 
+def test_google_s_disks_are_in_the_zone_of_their_nodes():
+    gcp = read("gcp")
+    zone = gcp["provider"]["availability_zone"]
+    assert zone.startswith(f"{gcp['provider']['region']}-")
+    for name in ("gpu-spot", "gpu-on-demand"):
+        _, own = gcp["available_node_types"][name]["node_config"]["disks"]
+        assert own["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/local-ssd"
+
+
 # ---- SkyPilot ------------------------------------------------------------------------
 
 SKYPILOT_KEYS = {
