@@ -16,6 +16,7 @@ from limrank import cluster
 from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rundir import open_run
 from limrank.cluster.resources import reserve
+from limrank.cluster.waiting import wait_for_nodes
 from limrank.config import ModelConfig, PipelineJob, dump_config
 from limrank.config.recipe import input_paths
 from limrank.config.stages import pipeline_hash, stage_configs
@@ -134,6 +135,7 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
         return
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([spec], config.workers, 1)
+    wait_for_nodes(wanted, spec.startup_timeout_s, 1, progress=progress)
     stage = f"engine, {Path(model.id).name}"
     progress.update(Event(stage, 0, 1, "started"))
     with host_engine(spec, wanted) as source:

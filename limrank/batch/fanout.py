@@ -23,7 +23,8 @@ from limrank.batch.rows import check_unique
 from limrank.batch.rundir import RunDir
 from limrank.batch.summary import Summary, manifest_sections, summarize
 from limrank.batch.worker import ChunkWorker
-from limrank.cluster.resources import reserve, wait_for_resources
+from limrank.cluster.resources import can_have_gpus, reserve
+from limrank.cluster.waiting import wait_for_resources
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
@@ -99,7 +100,7 @@ def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
     """The cost of a chunk: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
     import ray
 
-    on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and ray.cluster_resources().get("GPU"))
+    on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and can_have_gpus())
     cost = _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
     return cost if token_budget is None else min(cost, max(1, token_budget // CHUNKS_PER_BUDGET))
 
@@ -147,7 +148,8 @@ def _dispatch(
     fewest, most = (1, 1) if clients else (workers.min_replicas, workers.max_replicas)
     wanted = reserve(engines.values(), workers, fewest)
     timeout_s = max(source.startup_timeout_s for source in engines.values())
-    wait_for_resources(wanted, timeout_s)
+    # The pool begins with the first node, and its other engines join as their nodes come.
+    wait_for_resources(wanted, timeout_s, fewest, progress=session.progress)
     prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     in_flight = _chunks_in_flight(pending, most)
@@ -204,7 +206,7 @@ class _Session:
         self._sizes = {chunk.number: chunk.size for chunk in pending}
         self._total = plan.size
         self._already = plan.size - sum(self._sizes.values())
-        self._progress = progress
+        self.progress = progress
         self._stage = stage
         self._progress_unit = progress_unit
         self.done_size = 0
@@ -240,7 +242,7 @@ class _Session:
 
     def report(self, finished: bool = False) -> None:
         seconds = self.seconds
-        self._progress.update(
+        self.progress.update(
             Event(
                 self._stage,
                 self._already + self.done_size,
