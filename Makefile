@@ -42,7 +42,7 @@ model: setup
 	for name in $(MODELS); do $(BIN)/limrank models fetch $$name || exit 1; done
 
 demo: model
-	$(BIN)/python cluster/local.py -- limrank pipeline jobs/recipes/demo.yaml --overwrite --address {address}
+	$(BIN)/limrank cluster run -- $(BIN)/limrank pipeline jobs/recipes/demo.yaml --overwrite --address {address}
 
 synthesis: model
 	$(BIN)/limrank synthesize jobs/recipes/synthesize-200.yaml --address local \

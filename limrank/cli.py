@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from limrank import signals
+from limrank.commands.cluster import cluster_app
 from limrank.errors import LimrankError, UnavailableError, UserError
 from limrank.optional import extras_explained
 from limrank.printable import PAGE, printable
@@ -46,6 +47,7 @@ jobs_app = typer.Typer(help="Jobs that were submitted to a cluster.", no_args_is
 models_app = typer.Typer(help="Models that come from the package index.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(models_app, name="models")
+app.add_typer(cluster_app, name="cluster")
 keys_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
@@ -379,9 +381,23 @@ def doctor(
     url: Annotated[
         str | None, typer.Option("--url", metavar="http://HOST:8000", help="Check a running `limrank serve` instead.")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="auto|HOST:PORT|http://HOST:8265", help="Check every node of a cluster instead."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|URI", help="With --address: whether every node can write there and sees the rest."),
+    ] = None,
 ) -> None:
     """What works on this machine, what is missing, and what to type."""
-    if url is None:
+    if address is not None and url is None:
+        from limrank.diagnostics.cluster import examine_cluster
+
+        findings = examine_cluster(address, storage)
+    elif address is not None or storage is not None:
+        raise UserError("doctor: --storage goes with --address, and --address not with --url")
+    elif url is None:
         from limrank.diagnostics.doctor import examine
 
         findings = examine()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from limrank import signals
+from limrank.cluster import state
 from limrank.cluster.addresses import check_ray
 from limrank.config import is_uri
 from limrank.errors import UserError
@@ -38,11 +39,17 @@ def default_address() -> str:
     return "local" if named.strip() in ("", "local") else "auto"
 
 
-def prepare_environment(address: str = "auto") -> None:
+def prepare_environment(address: str = "auto") -> str | None:
     """Set the environment variables that Ray reads when it is imported, except those that the user has set.
 
     A cluster with a token (Ray's default since 2.60) refuses clients without RAY_AUTH_MODE. The token
-    is in the file that ``ray start`` wrote.
+    is in the file that ``ray start`` wrote, or that of the cluster of ``limrank cluster up`` that the address means.
+
+    Args:
+        address: ``local``, ``auto``, or that of a dashboard or a head.
+
+    Returns:
+        What ``ray.init`` takes for a cluster of ``limrank cluster up``; None: the address means none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A thread that calls Ray after its shutdown must not start another cluster.
@@ -50,6 +57,7 @@ def prepare_environment(address: str = "auto") -> None:
     if address == "local":
         os.environ.setdefault(LOOPBACK_SWITCH, "0")
         _keep_token_private()
+    standing = _adopt(address)
     # With Ray Data's actors Ray's core logs a warning at every start. Its errors come as
     # exceptions anyway.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -57,6 +65,20 @@ def prepare_environment(address: str = "auto") -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "ray._raylet" in sys.modules:
         _reread_environment()
+    return standing
+
+
+def _adopt(address: str) -> str | None:
+    """Take the token of the standing cluster that an address means, and give the address of its head."""
+    if address == "auto":
+        address = (os.environ.get("RAY_ADDRESS") or "").strip() or "auto"
+    if address == "local" or (standing := state.meant_by(address)) is None:
+        return None
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(standing.folder / state.TOKEN)
+    if standing.nodes == 1:
+        os.environ.setdefault(LOOPBACK_SWITCH, "0")
+    return standing.gcs
 
 
 def _reread_environment() -> None:
@@ -97,13 +119,14 @@ def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
     """Connect to a Ray cluster for the ``with`` block, unless this process is connected already.
 
     Args:
-        address: ``local`` starts a cluster that ends with the block; ``auto`` attaches to a running one.
+        address: ``local`` starts a cluster that ends with the block; ``auto`` attaches to a running one: that of
+            RAY_ADDRESS, else that of ``limrank cluster up``, else the one that was last started on this machine.
         paths: local paths that every node must see.
 
     Raises:
         UserError: there is no cluster to attach to, or a node does not see a path.
     """
-    prepare_environment(address)
+    standing = prepare_environment(address)
     import ray
 
     if ray.is_initialized():
@@ -112,7 +135,7 @@ def connect(address: str, *, paths: Iterable[str] = ()) -> Iterator[None]:
     try:
         # An interrupted start of a local cluster would leave processes behind.
         with signals.deferred() if address == "local" else contextlib.nullcontext():
-            _initialise(address)
+            _initialise(standing or address)
         check_paths(paths)
         yield
     finally:
@@ -138,11 +161,11 @@ def _initialise(address: str) -> None:
                     logging_level="warning",
                 )
         else:
-            check_ray()  # ray.init would wait for ever
-            ray.init(address="auto", log_to_driver=False, logging_level="warning")
+            check_ray(None if address == "auto" else address)  # ray.init would wait for ever
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
     except ConnectionError as error:
         raise UserError(
-            "--address auto: no running Ray cluster found; `ray start --head` starts one, `--address local` needs none"
+            "--address auto: no running Ray cluster found; `limrank cluster up` starts one, `--address local` needs none"
         ) from error
     finally:
         utils.set_sigterm_handler = own

@@ -1,17 +1,11 @@
-"""A Ray cluster on this machine for as long as one command runs.
+"""A Ray cluster on this machine: real raylets, with ports, a directory and a token of their own.
 
-    python -m limrank.cluster.local -- limrank rerank jobs/recipes/rerank.yaml --address {address}
-    python -m limrank.cluster.local --nodes 3 -- env RAY_ADDRESS={gcs} limrank rerank jobs/recipes/rerank.yaml
-
-The cluster has ports and a directory of its own. In the command, ``{address}`` is replaced by
-the dashboard's address and ``{gcs}`` by the address that a driver attaches to. Every process
-of the cluster ends with the command, on Ctrl-C and on failure too. Other Ray clusters on this
-machine are not touched (``ray stop`` would end them all).
+:func:`local_cluster` has one for a ``with`` block, :mod:`limrank.cluster.standing` one that stays. Other Ray clusters
+on this machine are not touched (``ray stop`` would end them all).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -21,45 +15,31 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from limrank.cluster.connection import LOOPBACK_SWITCH, MIN_LOGICAL_CPUS
+from limrank.cluster.devices import visible_devices
+from limrank.cluster.processes import MARK, Identity, end
+from limrank.cluster.state import TOKEN
+from limrank.errors import EngineError
 
 START_TIMEOUT_S = 180.0
 
+FOLDER_PREFIX = "lr-"
+"""The path is short: Ray's sockets lie below it, and a socket's path has about 100 characters."""
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command of a command line on a cluster, and give its exit code; 130 when interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--num-cpus", type=int, default=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1), help="logical CPUs of each node"
-    )
-    parser.add_argument("--nodes", type=int, default=1, help="raylets, the head's included")
-    parser.add_argument(
-        "command",
-        nargs="+",
-        help="what to run; {address} becomes http://127.0.0.1:PORT, {gcs} what RAY_ADDRESS takes",
-    )
-    given = parser.parse_args(arguments)
-    if given.nodes < 1:
-        parser.error("--nodes: at least 1, the head")
-    # A termination is handled as Ctrl-C is, so that the cluster is ended, too.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    try:
-        with local_cluster(given.num_cpus, nodes=given.nodes) as cluster:
-            command = [
-                word.replace("{address}", cluster.address).replace("{gcs}", cluster.gcs) for word in given.command
-            ]
-            return subprocess.run(command, env=cluster.environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 130
-    except RuntimeError as error:
-        print(f"local cluster: {error}", file=sys.stderr)
-        return 1
+_ANSWER_S = 10.0
+
+
+def default_cpus() -> int:
+    """Logical CPUs of a node."""
+    return max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +49,8 @@ class Node:
     name: str
     process: subprocess.Popen
     log: Path
+    devices: str | None = None
+    """Its CUDA_VISIBLE_DEVICES; None: this process's."""
 
     @property
     def raylet(self) -> int:
@@ -80,13 +62,14 @@ class Node:
 
 @dataclass
 class LocalCluster:
-    """A running cluster.
+    """A cluster.
 
     Attributes:
         folder: Ray's files, logs and the token.
         address: the dashboard's.
         gcs: what RAY_ADDRESS takes.
         environment: the environment of the cluster's clients.
+        gpus: GPUs of each node; None: what Ray finds is the first node's.
         nodes: the head and the other nodes, in the order of their start. A node that was
             killed stays in the list.
     """
@@ -95,7 +78,40 @@ class LocalCluster:
     address: str
     gcs: str
     environment: dict[str, str]
+    gpus: int | None = None
     nodes: list[Node] = field(default_factory=list)
+    _devices: list[str] | None = None
+
+    @classmethod
+    def create(cls, nodes: int, gpus: int | None = None) -> LocalCluster:
+        """A cluster that has a directory, a token and ports, and no process yet. One of one node listens on loopback
+        only, and takes no second one.
+
+        Raises:
+            UserError: the machine has fewer GPUs than the nodes take.
+        """
+        devices = visible_devices(nodes, gpus)
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        gcs, dashboard = _free_ports(2)
+        environment = client_environment(token_file(folder), nodes == 1)
+        with open(os.open(token_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(os.urandom(32).hex())
+        address = f"http://127.0.0.1:{dashboard}"
+        return cls(folder, address, f"127.0.0.1:{gcs}", environment, gpus, _devices=devices)
+
+    def start(self, nodes: int, num_cpus: int) -> None:
+        """Start the head and the other nodes, and wait until each is up.
+
+        Raises:
+            EngineError: a node did not come up. The message ends with its log.
+        """
+        gcs_port, dashboard_port = (address.rpartition(":")[2] for address in (self.gcs, self.address))
+        arguments = [
+            "--head", f"--port={gcs_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
+            f"--temp-dir={self.folder}/ray",
+        ]  # fmt: skip
+        self._start_node(num_cpus, arguments, tries=1)
+        self.add_nodes(nodes - 1, num_cpus)
 
     def add_nodes(self, count: int, num_cpus: int) -> None:
         """Start more raylets, and wait until each is up.
@@ -104,26 +120,23 @@ class LocalCluster:
         start together keep a small machine busy for longer.
 
         Raises:
-            RuntimeError: a node did not come up.
+            EngineError: a node did not come up.
         """
         for _ in range(count):
             self._start_node(num_cpus, [f"--address={self.gcs}"])
 
     def alive(self) -> set[str]:
         """The names of the nodes that the cluster lists as alive."""
-        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-        request = urllib.request.Request(f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            listed = json.load(answer)["data"]["result"]["result"]
+        listed = ask(self.address, "/api/v0/nodes", token_file(self.folder))["data"]["result"]["result"]
         return {node["node_name"] for node in listed if node["state"] == "ALIVE"}
 
-    def start_head(self, num_cpus: int) -> None:
-        gcs_port, dashboard_port = (address.rpartition(":")[2] for address in (self.gcs, self.address))
-        arguments = [
-            "--head", f"--port={gcs_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
-            f"--temp-dir={self.folder}/ray",
-        ]  # fmt: skip
-        self._start_node(num_cpus, arguments, tries=1)
+    def end(self) -> None:
+        """End every process of the cluster, and remove its directory. Signals wait for nothing: they are ignored."""
+        with _undisturbed():
+            end(self.folder, [each for each in (Identity.of(node.process.pid) for node in self.nodes) if each])
+            for node in self.nodes:
+                node.process.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_node(self, num_cpus: int, arguments: list[str], tries: int = 3) -> None:
         for left in reversed(range(tries)):
@@ -132,32 +145,46 @@ class LocalCluster:
                 return
             if not left:
                 log = node.log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"the Ray node {node.name} did not come up:\n{log}")
+                raise EngineError(f"the Ray node {node.name} did not come up:\n{log}")
 
     def _start(self, name: str, num_cpus: int, arguments: list[str]) -> Node:
         own = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
                "metrics-export-port")  # fmt: skip
         ports = _free_ports(len(own))
         log = self.folder / f"{name}.log"
+        environment = self.environment | {MARK: str(self.folder)}
+        gpus, devices = self.gpus, self._devices_left()
+        if gpus is None and self.nodes:
+            gpus, devices = 0, ""  # all are the head's
+        if devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = devices
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 [
                     "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
                     f"--node-name={name}", f"--num-cpus={num_cpus}", *arguments,
+                    *([] if gpus is None else [f"--num-gpus={gpus}"]),
                     # By default all raylets of a machine take the same range of ports.
                     "--min-worker-port=0", "--max-worker-port=0",
                     *(f"--{option}={port}" for option, port in zip(own, ports, strict=True)),
                 ],
-                env=self.environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                # Ctrl-C at the terminal is for the command; the cluster ends after it.
+                # Neither Ctrl-C at the terminal nor the terminal's end is for it.
                 start_new_session=True,
             )  # fmt: skip
-        node = Node(name, process, log)
+        node = Node(name, process, log, devices)
         self.nodes.append(node)
         return node
+
+    def _devices_left(self) -> str | None:
+        """The GPUs of the next node."""
+        if self._devices is None:
+            return None
+        taken = {node.devices for node in self.nodes if node.process.poll() is None}
+        return next((each for each in self._devices if each not in taken), "")
 
     def _comes_up(self, node: Node) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -170,40 +197,42 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(num_cpus: int, *, nodes: int = 1) -> Iterator[LocalCluster]:
-    """A running cluster of raylets with ``num_cpus`` logical CPUs each. A cluster of one raylet
-    listens on loopback only, and takes no second one.
+def local_cluster(num_cpus: int, *, nodes: int = 1, gpus: int | None = None) -> Iterator[LocalCluster]:
+    """A running cluster of raylets with ``num_cpus`` logical CPUs each, which ends with the block.
 
     Raises:
-        RuntimeError: a node did not come up. The message ends with its log.
+        EngineError: a node did not come up. The message ends with its log.
+        UserError: the machine has fewer GPUs than the nodes take.
     """
-    # The path is short: Ray's sockets lie below it, and a socket's path has about 100 characters.
-    folder = Path(tempfile.mkdtemp(prefix="lr-"))
-    gcs_port, dashboard_port = _free_ports(2)
-    cluster = LocalCluster(
-        folder, f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", _environment(folder, nodes == 1)
-    )
+    cluster = LocalCluster.create(nodes, gpus)
     try:
-        cluster.start_head(num_cpus)
-        cluster.add_nodes(nodes - 1, num_cpus)
+        cluster.start(nodes, num_cpus)
         yield cluster
     finally:
-        # A second Ctrl-C must not leave half of it running.
-        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _end([node.process for node in cluster.nodes], folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(signal.SIGINT, interrupted)
+        cluster.end()
 
 
-def _environment(folder: Path, loopback: bool) -> dict[str, str]:
-    own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    token = folder / "auth_token"
-    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(os.urandom(32).hex())
-    unset = ("RAY_ADDRESS", LOOPBACK_SWITCH)
+def token_file(folder: Path) -> Path:
+    """The file of the token that the cluster with this directory asks for."""
+    return folder / TOKEN
+
+
+def program_path() -> str:
+    """The PATH of the cluster's clients: programs of this Python's environment come first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def client_environment(token: Path, loopback: bool) -> dict[str, str]:
+    """This process's environment with what a client of the cluster needs.
+
+    Args:
+        token: the file of the cluster's token.
+        loopback: whether the cluster's node listens on loopback only.
+    """
+    unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", LOOPBACK_SWITCH, MARK)
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return environment | {
-        "PATH": own,
+        "PATH": program_path(),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -212,36 +241,31 @@ def _environment(folder: Path, loopback: bool) -> dict[str, str]:
     }
 
 
-def _end(starters: list[subprocess.Popen], folder: Path) -> None:
-    """End the nodes and all processes that they started: their descendants, and those that have the
-    cluster's directory on their command line (Ray's processes lose their parent when it ends)."""
-    import psutil
+def ask(address: str, path: str, token: Path) -> Any:
+    """What a cluster's dashboard answers, as JSON.
 
-    ours: dict[int, psutil.Process] = {}
-    for _ in range(3):  # a process may start another one while it ends
-        for starter in starters:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in psutil.Process(starter.pid).children(recursive=True):
-                    ours[process.pid] = process
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if any(str(folder) in word for word in process.cmdline()) and process.pid != os.getpid():
-                    ours[process.pid] = process
-                    for child in process.children(recursive=True):
-                        ours[child.pid] = child
-        for process in [*ours.values(), *starters]:
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                process.terminate()
-        _, alive = psutil.wait_procs(list(ours.values()), timeout=5)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    for starter in starters:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            starter.wait(timeout=5)
-        if starter.poll() is None:
-            starter.kill()
-            starter.wait()
+    Raises:
+        OSError: it does not answer, or refuses.
+    """
+    headers = {"Authorization": f"Bearer {token.read_text()}"}
+    request = urllib.request.Request(f"{address}{path}", headers=headers)
+    # A proxy of the user's environment is not for this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=_ANSWER_S) as answer:
+        return json.load(answer)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore the signals that would end this process, where it is their thread: half an end is none."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -253,7 +277,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

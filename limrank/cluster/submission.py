@@ -102,7 +102,7 @@ def job_client(address: str) -> JobSubmissionClient:
     """Raises UserError where no Ray dashboard answers at the address."""
     without_credentials(address, "--address")
     check_dashboard(address)
-    prepare_environment()
+    prepare_environment(address)
     from ray.job_submission import JobSubmissionClient
 
     # Hide the messages about uploads and closed sockets.

@@ -1,11 +1,13 @@
-"""Several raylets on this machine, one lost and one more, and nothing left behind."""
+"""Several raylets on this machine, one lost and one more, a command that is interrupted, and nothing left behind."""
 
 import os
+import pty
 import signal
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -16,6 +18,19 @@ import ray
 
 ray.init(address="auto", log_to_driver=False, logging_level="warning")
 print(sorted(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"]))
+"""
+
+
+ENDS_ITSELF = """
+import os, sys, time
+
+print("on", os.environ["RAY_AUTH_TOKEN_PATH"], flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)  # an interrupted job takes time to end
+    print("ended by itself", flush=True)
+    sys.exit(5)
 """
 
 
@@ -75,3 +90,27 @@ def test_a_node_by_itself_listens_on_loopback_and_keeps_its_token():
         ]
         assert outside == []
         assert stat.S_IMODE((cluster.folder / "auth_token").stat().st_mode) == 0o600
+
+
+def test_ctrl_c_is_the_commands_and_the_cluster_ends_after_it():
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(
+            sys.executable, [sys.executable, "-m", "limrank", "cluster", "run", "--", sys.executable, "-c", ENDS_ITSELF]
+        )
+    printed = b""
+
+    def until(text):
+        nonlocal printed
+        while text not in printed:
+            printed += os.read(terminal, 4096)
+
+    until(b"auth_token\r\n")
+    folder = Path(printed.split(b"on ")[1].split()[0].decode()).parent
+    assert with_folder(str(folder))
+    os.write(terminal, b"\x03")
+    until(b"ended by itself")
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 5
+    assert with_folder(str(folder)) == [] and not folder.exists()

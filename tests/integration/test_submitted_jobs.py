@@ -8,7 +8,6 @@ import psutil
 import pytest
 import yaml
 
-from helpers import REPOSITORY
 from helpers.processes import command_line
 from limrank.cluster.local import local_cluster
 
@@ -66,7 +65,7 @@ def test_an_unknown_job_is_one_line(cluster):
 
 
 def test_nothing_is_left_when_the_command_ends():
-    command = [sys.executable, str(REPOSITORY / "cluster" / "local.py"), "--", sys.executable, "-c"]
+    command = [sys.executable, "-m", "limrank", "cluster", "run", "--", sys.executable, "-c"]
     code = "import sys; print(sys.argv[1]); sys.exit(7)"
     before = {process.pid for process in psutil.process_iter()}
     done = subprocess.run([*command, code, "{address}"], capture_output=True, text=True, timeout=180, check=False)
