@@ -136,6 +136,7 @@ _NAME_OR_PATH = (
     ("model.id", is_folder),
     ("judge.id", is_folder),
     ("reranker.id", is_folder),
+    ("writer.id", is_folder),
     ("synthesis.embedder", is_folder),
     ("synthesis.teacher.model", is_folder),
     ("synthesis.teacher.prompt", is_file),
@@ -155,11 +156,16 @@ _NO_INPUTS = ("run_dir", "serving.access_log", "serving.keys_file")
 """Paths that are written, and the keys of a server, of which no row is made."""
 
 
+def model_keys() -> set[str]:
+    """The keys whose value may be a model's directory."""
+    return {key for key, is_there in _NAME_OR_PATH if is_there is is_folder}
+
+
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """(recipe key, path or URI) of everything that a job reads."""
     found = {key: value for key, value in _paths(config) if key not in _NO_INPUTS}
     for key, is_there in _NAME_OR_PATH:
-        value = _value(config, key)
+        value = value_of(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):
             found[key] = value
     listed = [(key, each) for key, value in found.items() for each in ((value,) if isinstance(value, str) else value)]
@@ -200,13 +206,13 @@ def absolute_paths(config: AJob, source: str = "config") -> AJob:
     """The same config with its local paths made absolute. Raises UserError as :func:`load_config`."""
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
     for key, is_there in _NAME_OR_PATH:
-        value = _value(config, key)
+        value = value_of(config, key)
         if value is not None and not is_prompt_text(value) and is_there(os.path.expanduser(value)):
             updates[key] = _absolute(value)
     return with_values(config, updates, source)
 
 
-def _value(config: BaseModel, key: str) -> Any:
+def value_of(config: BaseModel, key: str) -> Any:
     """The value of a dotted key; None where the config has no such section."""
     value: Any = config
     for name in key.split("."):
