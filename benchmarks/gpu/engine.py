@@ -50,7 +50,6 @@ def memory(spec: EngineSpec, engine: vllm.VllmEngine, before: float) -> dict[str
     return {
         "memory_estimated_gib": round(estimate / 2**30, 2),
         "memory_used_gib": round(used_gib() - before, 2),
-        "weights_gib": round(models.parameters(spec.model.id) * (2 if engine.dtype == "bfloat16" else 4) / 2**30, 3),
         "cache_tokens": cache.num_gpu_blocks * cache.block_size,
     }
 
@@ -66,6 +65,7 @@ async def measure(line: dict, given) -> None:
         "model": name,
         "device": device_name(),
         "dtype": engine.dtype,
+        "parameters": models.parameters(model.id),
         "versions": versions(),
         "startup_s": round(time.perf_counter() - began, 1),
         "in_flight": engine.limits.in_flight,

@@ -10,6 +10,16 @@ import json
 from gpu.report import arguments, read, section
 
 RATES = "rates.json"
+KEYS = {
+    "training": {"parameters": "parameters", "tokens_per_s": "train"},
+    "bare": {
+        "prefill_tokens_per_s": "prefill",
+        "decode_tokens_per_s": "decode",
+        "decode_at_a_time": "decode_at_a_time",
+    },
+    "engine": {"parameters": "parameters", "startup_s": "startup_s"},
+}
+"""By section: the key of its line, and that of the planner."""
 
 
 def memory(lines: dict[str, dict]) -> dict[str, dict[str, float]]:
@@ -28,25 +38,26 @@ def memory(lines: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def rates(lines: dict[str, dict]) -> list[dict]:
-    """Tokens a second of one device, for each shape of a model and dtype."""
-    shapes: dict[tuple[str, str, str], dict[str, float]] = {}
-    for name, keys in {
-        "training": {"tokens_per_s": "train_tokens_per_s"},
-        "bare": {key: key for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "decode_at_a_time")},
-    }.items():
+    """What a planner takes, for each shape of a model and dtype on this device: ``prefill``, ``decode`` and ``train`` in
+    tokens a second, ``startup_s``; and the pairs a second of each mode."""
+    shapes: dict[tuple[str, str, str], dict] = {}
+    for name, keys in KEYS.items():
         line = lines.get(name, {})
         found = {to: line[key] for key, to in keys.items() if key in line}
         if found:
             shapes.setdefault((line["device"], line["model"], line["dtype"]), {}).update(found)
+    engine, bare = lines.get("engine", {}), lines.get("bare", {})
     for mode in ("direct", "think"):
-        line = lines.get("engine", {})
-        if mode in line:
-            figures = shapes.setdefault((line["device"], line["model"], line["dtype"]), {})
-            figures |= {f"{mode}_{key}": line[mode][key] for key in ("pairs_per_s", "prompt_tokens_per_s")}
-            if mode in lines.get("bare", {}):
-                share = line[mode]["pairs_per_s"] / lines["bare"][mode]["pairs_per_s"]
+        if mode in engine:
+            figures = shapes[engine["device"], engine["model"], engine["dtype"]]
+            figures[f"{mode}_pairs_per_s"] = engine[mode]["pairs_per_s"]
+            if mode in bare:
+                share = engine[mode]["pairs_per_s"] / bare[mode]["pairs_per_s"]
                 figures[f"{mode}_share_of_bare_engine"] = round(share, 3)
-    return [{"device": a, "model": b, "dtype": c, **figures} for (a, b, c), figures in shapes.items()]
+    return [
+        {"device": device, "model": model, "dtype": dtype, **figures, "source": "benchmarks/gpu/check.sh"}
+        for (device, model, dtype), figures in shapes.items()
+    ]
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from train_7b import (
     step_rates,
 )
 
+from limrank import models
 from limrank.config import ModelConfig, TrainingConfig, TrainJob
 from limrank.training.loop import units_per_step
 from limrank.training.memory import largest_row, training_bytes
@@ -51,6 +52,7 @@ def main() -> None:
             "model": shape_name(config),
             "device": device_name(),
             "dtype": "bfloat16",
+            "parameters": models.parameters(job.model.id),
             "lora_rank": training.lora_rank,
             "lora_embeddings": training.lora_embeddings,
             "examples_per_pass": batch,
@@ -58,7 +60,6 @@ def main() -> None:
             "memory_estimated_gib": round(estimate, 2),
         }
         model = make_trainable(random_model(config, device), training, added=[LEARNED, LEARNED + 1]).to(device)
-        line["parameters"] = sum(each.numel() for each in model.parameters())
         rates = step_rates(model, training, data, device)
         rate = statistics.median(rates[NOT_COUNTED:])
         achieved = rate * needed_per_token(config, tokens, completion_share=0.25, trains_head=True)
