@@ -96,7 +96,7 @@ def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str)
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
-    """The cost of a chunk: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
+    """The most that a chunk costs: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
     import ray
 
     on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and ray.cluster_resources().get("GPU"))

@@ -81,6 +81,7 @@ def run(
             ((unit, 1) for unit in units(config, given)),
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens) if asks else _GIVEN_QUERIES,
+            engines=config.workers.max_replicas if asks else None,
         )
         task, budget = task_of(config), _budget(config, given)
         if asks:
