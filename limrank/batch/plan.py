@@ -103,7 +103,7 @@ def write_plan(
 
     chunks: list[Chunk] = []
     with contextlib.ExitStack() as file:
-        for members in _split(units, chunk_cost, engines):
+        for members in split_into_chunks(units, chunk_cost, engines):
             rows = [unit for unit, _ in members]
             with storage.writing():
                 if len(chunks) % _CHUNKS_PER_FILE == 0:
@@ -170,9 +170,10 @@ def share_cost(run_cost: int, most: int, engines: int) -> int:
     return max(1, min(most, math.ceil(share)))
 
 
-def _split(
+def split_into_chunks(
     units: Iterable[tuple[Unit, int]], most: int, engines: int | None = None
 ) -> Iterator[list[tuple[Unit, int]]]:
+    """The (unit, size) pairs of each chunk. The arguments are those of :func:`write_plan`."""
     seen, chunk_cost = 0, most
     for window in _windows(units):
         window.sort(key=lambda member: (-member[0]["cost"], member[0]["unit_id"]))

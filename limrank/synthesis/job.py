@@ -58,7 +58,7 @@ def run(
         UserError: the recipe or one of its files cannot work.
         EngineError: an engine did not start.
     """
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     check_choice(config.synthesis)
@@ -133,7 +133,7 @@ def check_choice(settings: SynthesisConfig) -> None:
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``. Starts and writes nothing."""
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     if config.synthesis.teacher:
@@ -184,7 +184,7 @@ def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> i
     See :mod:`limrank.synthesis.preview`."""
     if not config.roles():
         raise UserError("synthesis.writer=none: nothing is written, so there is nothing to preview")
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)
 
@@ -251,7 +251,7 @@ def _check_recipe(config: SynthesizeJob) -> None:
     check_prompts(config.synthesis)
 
 
-def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
+def with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
     """The recipe with the prompt that its tuned writer was trained on, unless it names one of its own.
 
     Raises:
