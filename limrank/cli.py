@@ -13,6 +13,7 @@ import typer
 from limrank import signals
 from limrank.commands import cluster, jobs
 from limrank.commands.jobs import HERE, Submission
+from limrank.commands.plan import plan
 from limrank.errors import LimrankError, UnavailableError, UserError
 from limrank.optional import extras_explained
 from limrank.printable import PAGE, printable
@@ -181,6 +182,9 @@ for _name, (_, _summary) in _JOB_MODULES.items():
     _command = _OWN_COMMANDS.get(_name) or _job_command(_name)
     _command.__doc__ = _summary
     app.command(_name)(jobs.submittable(_command))
+
+
+app.command("plan")(plan)
 
 
 def _start(

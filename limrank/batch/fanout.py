@@ -97,11 +97,16 @@ def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str)
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
-    """The cost of a chunk: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
+    """The most that a chunk costs: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
     import ray
 
-    on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and can_have_gpus())
-    cost = _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
+    on_cpu = not (ray.is_initialized() and can_have_gpus())
+    return chunk_limit(engine_kind, on_cpu, token_budget)
+
+
+def chunk_limit(engine_kind: str, on_cpu: bool, token_budget: int | None = None) -> int:
+    """:func:`chunk_cost` where it is known whether engines run on CPUs."""
+    cost = _CPU_CHUNK_COST if engine_kind == "vllm" and on_cpu else _CHUNK_COST
     return cost if token_budget is None else min(cost, max(1, token_budget // CHUNKS_PER_BUDGET))
 
 

@@ -59,7 +59,7 @@ def run(
         UserError: the recipe or one of its files cannot work.
         EngineError: an engine did not start.
     """
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     check_choice(config.synthesis)
@@ -82,6 +82,7 @@ def run(
             ((unit, 1) for unit in units(config, given)),
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens) if asks else _GIVEN_QUERIES,
+            engines=config.workers.max_replicas if asks else None,
         )
         task, budget = task_of(config), _budget(config, given)
         if asks:
@@ -133,7 +134,7 @@ def check_choice(settings: SynthesisConfig) -> None:
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``. Starts and writes nothing."""
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     if config.synthesis.teacher:
@@ -184,7 +185,7 @@ def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> i
     See :mod:`limrank.synthesis.preview`."""
     if not config.roles():
         raise UserError("synthesis.writer=none: nothing is written, so there is nothing to preview")
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)
 
@@ -251,7 +252,7 @@ def _check_recipe(config: SynthesizeJob) -> None:
     check_prompts(config.synthesis)
 
 
-def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
+def with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
     """The recipe with the prompt that its tuned writer was trained on, unless it names one of its own.
 
     Raises:
