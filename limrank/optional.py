@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from limrank.errors import UserError
 
-_EVAL = frozenset({"ir_measures", "numpy", "pyarrow", "matplotlib"})
+_EVAL = frozenset({"ir_measures", "numpy", "pyarrow", "obstore", "matplotlib"})
 _BATCH = frozenset(
-    {"ray", "grpc", "pyarrow", "pandas", "numpy", "scipy", "datasets"}
+    {"ray", "grpc", "pyarrow", "obstore", "pandas", "numpy", "scipy", "datasets"}
     | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch", "rapidfuzz"}
 )
 _SERVE = frozenset({"ray", "fastapi", "starlette", "uvicorn", "prometheus_client", "opentelemetry"})

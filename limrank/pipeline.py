@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from limrank import cluster
@@ -23,6 +22,7 @@ from limrank.config.stages import pipeline_hash, stage_configs
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UserError
+from limrank.files import path_of
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.scoring import check_labels
@@ -136,7 +136,7 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([spec], config.workers, 1)
     wait_for_nodes(wanted, spec.startup_timeout_s, 1, progress=progress)
-    stage = f"engine, {Path(model.id).name}"
+    stage = f"engine, {path_of(model.id).name}"
     progress.update(Event(stage, 0, 1, "started"))
     with host_engine(spec, wanted) as source:
         progress.update(Event(stage, 1, 1, "started", finished=True))

@@ -29,7 +29,6 @@ from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
 from limrank.progress import Event, Progress
-from limrank.storage import Storage
 
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000
@@ -69,11 +68,12 @@ def fanout(
         UserError: the cluster can never give what ``workers`` asks for, or an engine refuses its settings.
         EngineError: an engine did not come up, or the cluster had no resources for one in time.
         StorageError: the run directory cannot be written.
+        LockLostError: another driver has taken it over.
     """
     pending, scheduler = _to_do(run, plan, budget)
     session = _Session(plan, pending, progress, stage, progress_unit)
     if pending and not (scheduler and scheduler.is_exhausted):
-        _dispatch(run.storage, pending, task, engines, workers, session, scheduler)
+        _dispatch(run, pending, task, engines, workers, session, scheduler)
     summary = finish(run, plan, task, progress_unit, partial=scheduler is not None and scheduler.is_exhausted)
     session.report(finished=True)
     return summary
@@ -134,7 +134,7 @@ def _unfinished(plan: Plan, committed: Sequence[Receipt]) -> list[Chunk]:
 
 
 def _dispatch(
-    storage: Storage,
+    run: RunDir,
     pending: list[Chunk],
     task: Task,
     engines: Mapping[str, EngineSource],
@@ -164,7 +164,7 @@ def _dispatch(
             [pa.table({"chunk": [chunk.number], "position": [position]}) for position, chunk in enumerate(pending)]
         ).map_batches(
             ChunkWorker,
-            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s, scheduler is not None),
+            fn_constructor_args=(run.storage, task, dict(engines), uuid.uuid4().hex, timeout_s, scheduler is not None),
             batch_format="pyarrow",
             batch_size=1,  # of a block's one row; Ray Data refuses None for workers with GPUs
             # A worker whose node is lost restarts where there are resources: on a node that joins,
@@ -182,6 +182,7 @@ def _dispatch(
     )
     try:
         for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            run.lock.check()
             for row in batch.to_pylist():
                 receipt = session.take(row)
                 if scheduler and receipt:

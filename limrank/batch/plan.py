@@ -116,7 +116,7 @@ def write_plan(
         with storage.writing():
             file.close()
     listed = [[chunk.units, chunk.cost, chunk.size] for chunk in chunks]
-    storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
+    storage.publish_once("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
 
 

@@ -62,7 +62,7 @@ class Job(Section):
 
     job: str = Field(description="the job's name")
     run_dir: PathStr = Field(
-        description="the run directory: new, empty, or a run of the same config. rerank and train also take s3://…"
+        description="the run directory: new, empty, or a run of the same config; a path, s3://… or gs://…"
     )
     seed: int = Field(default=DEFAULT_SEED, ge=0, le=2**53, description="seed of everything that is drawn at random")
     allow_failures: bool = Field(default=False, description="end with exit code 0 although rows failed")

@@ -1,11 +1,14 @@
-"""`limrank rerank` with its run directory and its pairs in an S3 store (moto's server)."""
+"""Jobs with their run directories and data in an S3 store (moto's server)."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pyarrow as pa
@@ -15,8 +18,10 @@ import pytest
 from helpers.rundirs import rows
 from helpers.tiny_model import make_tiny
 from limrank import models
+from limrank.batch import lock
+from limrank.batch.plan import write_plan
 from limrank.batch.rundir import open_run
-from limrank.errors import UserError
+from limrank.errors import LockLostError, StorageError, UserError
 from limrank.storage import Storage, filesystem
 from limrank.training.metrics import read_metrics
 
@@ -167,6 +172,92 @@ def test_a_dead_driver_s_lock_is_taken_over_within_30_s(bucket):
     assert 15 < took < 30
 
 
+def leave_lock(storage, host="elsewhere", skew=0.0):
+    held = {"token": "theirs", "host": host, "pid": 1, "renewed": time.time() + skew}
+    storage.write_text("lock.json", json.dumps(held))
+
+
+def test_of_many_that_start_together_one_gets_it(bucket):
+    got, refused = [], []
+    together, ended = threading.Barrier(6), threading.Barrier(6)
+
+    def start(number):
+        together.wait()
+        try:
+            with open_run(f"{bucket}/run", **RUN):
+                got.append(number)
+                ended.wait()
+        except UserError:
+            refused.append(number)
+            ended.wait()
+
+    leave_lock(Storage(f"{bucket}/run"), socket.gethostname())  # process 1 lives, and the lock is fresh
+    with pytest.raises(UserError, match="process 1 on"), open_run(f"{bucket}/run", **RUN):
+        pass
+    Storage(f"{bucket}/run").remove("lock.json")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(start, range(6)))
+    assert (len(got), len(refused)) == (1, 5)
+    assert not Storage(f"{bucket}/run").exists("lock.json")
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_host_s_clock_may_be_wrong(bucket, monkeypatch, skew):
+    storage = Storage(f"{bucket}/run")
+    leave_lock(storage, skew=skew)
+    with pytest.raises(UserError, match="process 1 on elsewhere is working in it"), open_run(storage.root, **RUN):
+        pass
+    monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
+    time.sleep(2)  # the store's times are whole seconds
+    with open_run(storage.root, **RUN):
+        assert json.loads(storage.read_text("lock.json"))["token"] != "theirs"
+
+
+def test_a_driver_whose_lock_was_taken_over_stops(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.2)
+    storage = Storage(f"{bucket}/run")
+    taken = "process 1 on elsewhere has taken it over"
+    with pytest.raises(LockLostError, match=taken), open_run(storage.root, **RUN):
+        leave_lock(storage)
+        time.sleep(60)  # is interrupted
+    assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "running"
+
+
+def test_a_lock_that_a_person_deleted_is_written_again(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.1)
+    storage = Storage(f"{bucket}/run")
+    with open_run(storage.root, **RUN) as run:
+        storage.remove("lock.json")
+        deadline = time.monotonic() + 10
+        while not storage.exists("lock.json"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.finish("done")
+
+
+def test_a_plan_is_never_replaced(bucket):
+    storage = Storage(f"{bucket}/run")
+    schema = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
+    units = [({"unit_id": "a", "cost": 1}, 1)]
+    write_plan(storage, units, schema, chunk_cost=10)
+    write_plan(storage, units, schema, chunk_cost=10)  # the same: a request that was sent twice
+    with pytest.raises(StorageError, match="another driver has written plan.json"):
+        write_plan(storage, [*units, ({"unit_id": "b", "cost": 1}, 1)], schema, chunk_cost=10)
+
+
+def test_output_that_breaks_off_is_not_published(bucket, store):
+    storage = Storage(f"{bucket}/run")
+    storage.write_text("run.trec", "whole")
+    with pytest.raises(ZeroDivisionError), storage.open_output("run.trec") as stream:
+        stream.write(b"half" * (8 << 20))
+        raise ZeroDivisionError
+    assert storage.read_text("run.trec") == "whole"
+    with storage.open_output("run.trec") as stream:
+        stream.write(b"half" * (8 << 20))
+    assert len(storage.read_bytes("run.trec")) == 32 << 20
+
+
 def test_overwrite_empties_a_prefix_and_nothing_beside_it(bucket):
     storage, beside = Storage(f"{bucket}/runs/one"), Storage(f"{bucket}/runs/one-more")
     beside.write_text("run.trec", "kept")
@@ -235,7 +326,7 @@ def test_a_store_that_does_not_answer(bucket, tmp_path):
     local = tmp_path / "pairs.parquet"
     pq.write_table(pairs(), local)
     message = refused(command(tmp_path, f"{bucket}/run", str(local)), AWS_ENDPOINT_URL="http://127.0.0.1:9")
-    assert f"run_dir {bucket}/run: cannot be written: " in message and "Could not connect" in message
+    assert f"run_dir {bucket}/run: cannot be written: " in message and "does not answer" in message
 
 
 def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, monkeypatch):
