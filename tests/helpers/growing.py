@@ -21,7 +21,7 @@ HEAD_CPUS = 3
 HEAD_TYPE = "ray.head.default"
 """The provider's own name for the head's type."""
 UP_S = 120
-_NAMED = ("cluster_name", "auth", "docker", "file_mounts")
+_MAPPINGS = ("auth", "docker", "file_mounts")
 _LISTS = (
     *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"),
@@ -57,7 +57,7 @@ def growing_cluster(types, max_workers, idle_s=10):
     port, dashboard = _free_ports(2)
     head = {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0}
     config = {
-        **{name: {} for name in _NAMED[1:]},
+        **{name: {} for name in _MAPPINGS},
         **{name: [] for name in _LISTS},
         "cluster_name": "growing",
         "file_mounts_sync_continuously": False,
@@ -67,6 +67,7 @@ def growing_cluster(types, max_workers, idle_s=10):
         "provider": {
             "type": "fake_multinode",
             "gcs_address": f"127.0.0.1:{port}",
+            "launch_multiple": True,
             **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
         },
         "head_node_type": HEAD_TYPE,
