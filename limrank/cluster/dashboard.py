@@ -22,6 +22,7 @@ def job_client(address: str) -> JobSubmissionClient:
     without_credentials(address, "--address")
     check_dashboard(address)
     prepare_environment(address)
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     # Hide the messages about uploads and closed sockets.
@@ -29,7 +30,7 @@ def job_client(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return within(CALL_S, lambda: JobSubmissionClient(address))
-    except NO_ANSWER as error:
+    except (*NO_ANSWER, AuthenticationError) as error:
         raise UserError(f"--address {address}: {first_line(error)}") from error
 
 

@@ -1,13 +1,15 @@
 """Submitting a job, following it, and submitting it again."""
 
+import hashlib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from helpers.dashboards import Dashboard
+from helpers.dashboards import Dashboard, Status
 from limrank.cluster import Terms, packages, submission
 from limrank.cluster.environments import pip_packages
 from limrank.config.recipe import parse_config
@@ -147,6 +149,77 @@ def test_a_submission_whose_answer_was_lost_is_not_sent_twice(submit, config):
 def test_a_dashboard_that_takes_no_job_is_one_error(submit):
     with pytest.raises(EngineError, match="was not submitted: connection refused"):
         submit(Dashboard(answers=[GONE], submitted=[GONE]))
+
+
+# ---- jobs retry ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(submit, monkeypatch):
+    """Submits a job that fails, and gives a function that retries it: with what the cluster keeps of its package."""
+    dashboard = following(("FAILED", 1))
+    job = {}
+
+    def send(**sent):
+        # As Ray does: a working directory is known by its contents.
+        digest = hashlib.sha1(Path(sent["runtime_env"]["working_dir"]).read_bytes()).hexdigest()
+        job.update(sent, uri=f"gcs://_ray_pkg_{digest}.zip")
+
+    monkeypatch.setattr(dashboard, "submit_job", send)
+    submit(dashboard, flags=["--overwrite"])
+    environment = {"working_dir": job["uri"], "py_modules": ["gcs://limrank.zip"], "env_vars": {"A": "1"}}
+
+    def retry(*, keeps_package, **changed):
+        kept = {"status": Status.FAILED, "metadata": job["metadata"], "runtime_env": environment}
+        details = SimpleNamespace(entrypoint=job["entrypoint"], **(kept | changed))
+        monkeypatch.setattr(submission, "job_call", lambda *call: details)
+        monkeypatch.setattr(
+            submission, "list_jobs", lambda address: [SimpleNamespace(submission_id=job["submission_id"])]
+        )
+        again = following(DONE)
+        again._package_exists = lambda uri: keeps_package
+        monkeypatch.setattr(submission, "job_client", lambda address: again)
+        code = submission.retry(job["submission_id"], HEAD, Terms())
+        return code, again.jobs
+
+    return job["submission_id"], environment, retry
+
+
+def test_an_ended_job_is_submitted_again_with_the_package_that_ray_has_kept(ended, config):
+    name, environment, retry = ended
+    Path("beir/corpus.jsonl").unlink()
+    code, (again,) = retry(keeps_package=True)
+    assert code == 0
+    assert again["submission_id"] == f"{name}-2" and again["metadata"]["limrank_first"] == name
+    assert again["runtime_env"] == environment
+    assert again["entrypoint"] == "python jobs/rerank.py recipe.yaml"
+
+
+def test_a_package_that_ray_has_dropped_is_made_again(ended, capsys):
+    name, _, retry = ended
+    code, (again,) = retry(keeps_package=False)
+    assert (code, again["submission_id"]) == (0, f"{name}-2")
+    assert again["entrypoint"] == "python jobs/rerank.py recipe.yaml"
+    assert f"{name}: Ray has dropped its package: made again on this machine" in capsys.readouterr().out
+
+
+def test_a_dropped_package_whose_inputs_have_changed_is_refused(ended):
+    name, _, retry = ended
+    Path("beir/corpus.jsonl").write_text("{} \n")
+    with pytest.raises(UserError, match=f"{name}: Ray has dropped its package, and its inputs are not as they were"):
+        retry(keeps_package=False)
+    Path("beir/corpus.jsonl").unlink()
+    Path("beir").rmdir()
+    with pytest.raises(UserError, match="data.path .*/beir: no such file or folder"):
+        retry(keeps_package=False)
+
+
+def test_a_job_that_runs_or_is_not_limrank_s_is_not_submitted_again(ended):
+    name, _, retry = ended
+    with pytest.raises(UserError, match=f"{name} is RUNNING; `limrank jobs stop {name} "):
+        retry(keeps_package=True, status=Status.RUNNING)
+    with pytest.raises(UserError, match=f"{name} is not a job of limrank's"):
+        retry(keeps_package=True, metadata={})
 
 
 # ---- Ctrl-C --------------------------------------------------------------------------
