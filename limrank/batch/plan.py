@@ -38,6 +38,9 @@ GENERATED_TOKEN_COST = 4
 _WORTH_HANDING_OUT = 1 / 15
 """Of the most that a chunk costs (30 s): two seconds of work, beside which the driver's milliseconds are nothing."""
 
+_ENGINES_SERVED = 200
+"""How many engines a driver keeps at work with chunks of two seconds. Of more engines each takes longer ones."""
+
 _CHUNKS_PER_FILE = 256
 _WINDOW_SIZE = 8192
 
@@ -163,10 +166,12 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
 def share_cost(run_cost: int, most: int, engines: int) -> int:
     """The cost of a chunk: small enough that a kill repeats little of the run, and never above ``most``.
 
-    An engine's part of a run is ``SHARES`` chunks, as long as each takes two seconds. A run too short for that is
-    ``SHARES`` chunks in all: what the driver spends on so few is a second or two.
+    An engine's part of a run is ``SHARES`` chunks, as long as each takes two seconds (more with hundreds of engines, so
+    that the driver keeps up: ``benchmarks/scale_sim.py``). A run too short for that is ``SHARES`` chunks in all: what the
+    driver spends on so few is a second or two.
     """
-    share = max(run_cost / (SHARES * engines), min(_WORTH_HANDING_OUT * most, run_cost / SHARES))
+    worth = _WORTH_HANDING_OUT * most * max(1.0, engines / _ENGINES_SERVED)
+    share = max(run_cost / (SHARES * engines), min(worth, run_cost / SHARES))
     return max(1, min(most, math.ceil(share)))
 
 

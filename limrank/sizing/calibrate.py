@@ -26,6 +26,9 @@ MEASURED_S = 15.0
 _FIRST = 16
 """Prompts of the first, short measurement, which says how many the real one takes."""
 
+_WRITTEN = 48
+"""Tokens of each text of the first measurement of writing."""
+
 _LONGEST_UNITS_S = 120.0
 """Units that would take longer are not run: the lengths of their texts stay assumptions."""
 
@@ -62,26 +65,34 @@ async def _calibrated(counted: Counted, before: Rates, spec: EngineSpec, role: s
     engine = await asyncio.to_thread(spec.open)
     startup = time.monotonic() - began
     try:
-        prompts = counted.engines[role].prompts
-        prefill = await _prefill(engine, prompts)
-        rates = replace(before, source="measured now", measured=True, prefill=prefill, startup_s=startup)
-        if not decodes:
-            return Calibration(rates)
-        asked = [ids for ids in prompts if len(ids) + 64 < engine.limits.context]
-        decode = await _decode(engine, asked, prefill)
-        rates = replace(rates, decode=decode)
-        units = _units_for(counted, prefill, decode)
-        if not units:
-            note = "a unit takes too long to be run for a measurement: the lengths of texts are assumptions"
-            return Calibration(rates, notes=[note])
-        recorder = _Recorder(engine)
-        used, seconds = await _run(counted, recorder, units)
-        if decoded := used.generated - used.requests:
-            rest = seconds - (used.prompt - used.cached_prompt) / prefill
-            rates = replace(rates, decode=decoded / rest) if rest > seconds / 10 else rates
-        return Calibration(rates, recorder.shares())
+        return await measure(engine, counted, replace(before, startup_s=startup), role, decodes)
     finally:
         await engine.aclose()
+
+
+async def measure(engine: Engine, counted: Counted, before: Rates, role: str, decodes: bool) -> Calibration:
+    """Measure an engine that is open, on what ``role`` of the counted task asks.
+
+    Args:
+        decodes: whether the task has the model write; otherwise its rate of writing is not measured.
+    """
+    prompts = counted.engines[role].prompts
+    prefill = await _prefill(engine, prompts)
+    rates = replace(before, source="measured now", measured=True, prefill=prefill)
+    if not decodes:
+        return Calibration(rates)
+    asked = [ids for ids in prompts if len(ids) + _WRITTEN < engine.limits.context]
+    rates = replace(rates, decode=await _decode(engine, asked, prefill))
+    units = _units_for(counted, prefill, rates.decode or 1.0)
+    if not units:
+        note = "a unit takes too long to be run for a measurement: the lengths of texts are assumptions"
+        return Calibration(rates, notes=[note])
+    recorder = Recorder(engine)
+    used, seconds = await _run(counted, recorder, units)
+    decoded, rest = used.generated - used.requests, seconds - (used.prompt - used.cached_prompt) / prefill
+    if decoded and rest > seconds / 10:
+        rates = replace(rates, decode=decoded / rest)
+    return Calibration(rates, recorder.shares())
 
 
 async def _prefill(engine: Engine, prompts: Sequence[list[int]]) -> float:
@@ -116,7 +127,7 @@ async def _decode(engine: Engine, prompts: Sequence[list[int]], prefill: float) 
     """Generated tokens a second of 64 requests together."""
     began = time.monotonic()
     with meter() as usage:
-        await asyncio.gather(*(engine.generate(ids, max_tokens=48) for ids in _spread(prompts, 64)))
+        await asyncio.gather(*(engine.generate(ids, max_tokens=_WRITTEN) for ids in _spread(prompts, 64)))
     seconds = time.monotonic() - began - (usage.prompt - usage.cached_prompt) / prefill
     return (usage.generated - usage.requests) / max(seconds, 0.01)
 
@@ -140,7 +151,7 @@ async def _run(counted: Counted, engine: Any, units: Sequence[Unit]) -> tuple[Us
     return usage, time.monotonic() - began
 
 
-class _Recorder:
+class Recorder:
     """An engine, and how much of its ``max_tokens`` each text took."""
 
     def __init__(self, engine: Engine) -> None:
