@@ -28,7 +28,7 @@ from limrank.config import (
     known_fields,
 )
 from limrank.errors import UserError
-from limrank.files import is_file, is_folder, opened, printable_path
+from limrank.files import AnyPath, is_file, is_folder, opened, path_of, printable_path
 from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse_yaml
 
 AJob = TypeVar("AJob", bound=Job)
@@ -41,7 +41,7 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     """Read a recipe, apply ``key=value`` overrides, check everything, make paths absolute.
 
     Args:
-        recipe: a YAML file.
+        recipe: a YAML file, local or in an object store.
         overrides: as after ``-s``: ``first_stage.depth=10``. The value of a key that takes text is taken as
             it stands (``data.path=my data #1``), any other as YAML. ``null``, here or in the
             file, unsets the key, so that its default holds.
@@ -50,7 +50,8 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     Raises:
         UserError: naming the file and the line or key, with the nearest known key.
     """
-    return _resolve(_without_nulls(_read_yaml(Path(recipe))), overrides, job, source=str(Path(recipe)))
+    path = path_of(recipe)
+    return _resolve(_without_nulls(_read_yaml(path)), overrides, job, source=str(path))
 
 
 def compare_config(directories: list[str], overrides: list[str] | tuple[str, ...] = ()) -> Job:
@@ -237,7 +238,7 @@ def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -
     return checked(type(config), values, source)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: AnyPath) -> dict[str, Any]:
     with opened(path, pipe=True, unpack=False, what="recipe") as file:
         # Read no more than is parsed: a character takes four bytes at most.
         text = file.read(4 * LARGEST_YAML + 1)

@@ -21,9 +21,11 @@ from limrank import models
 from limrank.batch import lock
 from limrank.batch.plan import write_plan
 from limrank.batch.rundir import open_run
+from limrank.cli import main
 from limrank.errors import LockLostError, StorageError, UserError
 from limrank.storage import Storage, filesystem
 from limrank.training.metrics import read_metrics
+from limrank.training.sources import read_examples
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -397,3 +399,49 @@ def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, 
     storage.remove("model/config.json")
     with pytest.raises(UserError, match="holds no config.json, so it is not a model, or not yet complete"):
         models.resolve(uri)
+
+
+def test_a_pipeline_leaves_everything_in_a_store(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIMRANK_CACHE", str(tmp_path / "cache"))
+    root = f"{bucket}/runs/all"
+    recipe = {
+        "job": "pipeline",
+        "run_dir": root,
+        "model": {"id": str(make_tiny(tmp_path / "tiny", tied=True)), "dtype": "float32"},
+        "data": {"format": "pydocs", "split": "dev", "max_queries": 3},
+        "first_stage": {"depth": 3},
+        "engine": {"kind": "fake"},
+        "synthesis": {"max_seeds": 3, "mined_negatives": 1},
+        "training": {"target": "direct", "max_examples": 4, "epochs": 1, "cutoff_tokens": 128, "lora_rank": 4},
+        "serving": {"port": 0},
+    }
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(recipe))
+    done = limrank([sys.executable, "-m", "limrank", "pipeline", str(tmp_path / "pipeline.yaml"), "--address", "local"])
+    assert done.returncode == 0, done.stderr
+    assert f"report: {root}/report.html" in done.stdout
+    storage = Storage(root)
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "done"
+    assert "tuned model" in storage.read_text("report.html")
+    assert json.loads(storage.read_text("serve/answer.json"))["results"]
+    assert {"model.safetensors", "config.json"} <= set(Storage(f"{root}/train").names("model"))
+
+    assert main(["failures", root]) == 0
+    assert capsys.readouterr().out.count("nothing failed") == 6
+    tuned = Storage(f"{root}/rerank-tuned")
+    (tmp_path / "evaluate.yaml").write_text(json.dumps({"job": "evaluate", "run_dir": tuned.root}))
+    assert main(["evaluate", str(tmp_path / "evaluate.yaml")]) == 0
+    assert f"report: {tuned.root}/report.html" in capsys.readouterr().out
+    metrics = json.loads(tuned.read_text("metrics.json"))
+    assert metrics["queries"] == 3 and "first_stage" in metrics
+    assert tuned.read_table("per_query.parquet").num_rows == 3
+    compared = f"run_dir={bucket}/compared"
+    assert main(["evaluate", "--compare", f"{root}/rerank-base", tuned.root, "-s", compared]) == 0
+    assert {"compare.png", "metrics.json", "report.html"} <= set(Storage(f"{bucket}/compared").names(""))
+    # Judgements and examples are read from there too, by any job.
+    given = {"run": f"{tuned.root}/run.trec", "measures": ["nDCG@10"]}
+    data = {"format": "pydocs", "split": "dev", "max_queries": 3}
+    values = {"job": "evaluate", "run_dir": f"{bucket}/given", "evaluation": given, "data": data}
+    Storage(bucket).write_text("evaluate.yaml", json.dumps(values))
+    assert main(["evaluate", f"{bucket}/evaluate.yaml"]) == 0
+    assert json.loads(Storage(f"{bucket}/given").read_text("metrics.json"))["nDCG@10"] == metrics["nDCG@10"]
+    assert read_examples(f"{root}/synthesize/train.jsonl")
