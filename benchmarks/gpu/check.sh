@@ -67,7 +67,9 @@ for name in "${chosen[@]}"; do
     if [ "$(lines "$name")" = "$before" ]; then
         why="ended with exit status $rc"
         [ $rc -ne 124 ] && [ $rc -ne 137 ] || why="stopped after its $limit s"
-        fails "$name" "$why: $(tail -n 1 "$out/log.txt" | tr -cd '[:print:]' | tr -d '"\\' | cut -c 1-300)"
+        said=$(tail -n 1 "$out/log.txt" | tr -cd '[:print:]' | tr -d '"\\' | cut -c 1-300)
+        [[ $said == "== $name,"* ]] || why="$why: $said"
+        fails "$name" "$why"
     else
         grep "^{\"section\": \"$name\"," "$out/results.jsonl" | tail -n 1
     fi

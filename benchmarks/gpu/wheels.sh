@@ -28,5 +28,5 @@ rm -f "$folder"/site/vllm/{vllm-rs,_moe_C_stable_libtorch.abi3.so,_qutlass_C.abi
 version=${PYTHON_VERSION:-3.12}
 find "$folder/site" -name "*.cpython-3*.so" ! -name "*.cpython-${version/./}-*" -delete
 
-tar -C "$folder" -cf - site | xz -6 -T0 | split --bytes "${mib}M" --numeric-suffixes - "$folder/pieces/site.tar.xz."
+tar -C "$folder" -cf - site | xz -3 -T0 | split --bytes "${mib}M" --numeric-suffixes - "$folder/pieces/site.tar.xz."
 du -h --apparent-size "$folder"/pieces/*
