@@ -5,6 +5,7 @@ The rules are those of its controllers (``ray-operator/controllers/ray/utils/val
 drops a key that it does not know.
 """
 
+import copy
 import re
 import shlex
 import subprocess
@@ -64,6 +65,22 @@ def rendered(folder):
     done = subprocess.run([*renderer(), str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def assembled(base):
+    """The documents of a folder of manifests, as the overlay for GPUs has them: a job's cluster is the RayCluster. It needs
+    no kustomize."""
+    documents = [
+        document
+        for path in sorted(base.rglob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+        if document.get("apiVersion", "").startswith("ray.io")
+    ]
+    (cluster,) = [each["spec"] for each in documents if each["kind"] == "RayCluster"]
+    for document in documents:
+        if document["kind"] in ("RayJob", "RayCronJob"):
+            document["spec"].get("jobTemplate", document["spec"])["rayClusterSpec"] = copy.deepcopy(cluster)
+    return documents
 
 
 def clusters(document):

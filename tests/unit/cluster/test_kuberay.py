@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from helpers import REPOSITORY
-from helpers.kuberay import autoscaling_config, clusters, findings, rendered, renderer
+from helpers.kuberay import assembled, autoscaling_config, clusters, findings, rendered, renderer
 from helpers.planning import why_not
 from limrank.config import JOBS
 from limrank.config.recipe import load_config
@@ -21,13 +21,19 @@ GPU_RECIPES = sorted(
     if (load_config(path).model_dump().get("workers") or {}).get("gpus")
 )
 
-pytestmark = pytest.mark.skipif(renderer() is None, reason="neither kubectl nor kustomize is installed")
-
 
 @pytest.fixture(scope="module")
 def manifests():
     """Overlay → its documents."""
+    if renderer() is None:
+        pytest.skip("neither kubectl nor kustomize is installed")
     return {name: rendered(KUBERAY / "overlays" / name) for name in OVERLAYS}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The documents for GPUs, without kustomize."""
+    return assembled(KUBERAY / "base")
 
 
 def one(documents, kind, name):
@@ -36,6 +42,22 @@ def one(documents, kind, name):
 
 
 # ---- as they are ---------------------------------------------------------------------
+
+
+def test_kuberay_takes_the_base(base):
+    assert findings(base) == []
+
+
+def test_the_overlay_for_gpus_is_the_base(manifests, base):
+    assert len(base) == 8
+    for document in base:
+        found = copy.deepcopy(one(manifests["gpu"], document["kind"], document["metadata"]["name"]))
+        for _, cluster in clusters(found):
+            for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+                for volume in group["template"]["spec"]["volumes"]:
+                    if "configMap" in volume:  # its name has its content's hash
+                        volume["configMap"]["name"] = volume["configMap"]["name"].rpartition("-")[0]
+        assert found == document
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -120,8 +142,8 @@ def test_a_changed_recipe_is_a_new_cluster(manifests):
 
 
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_fits_with_gpus(manifests, recipe):
-    assert why_not(load_config(recipe), autoscaling_config(one(manifests["gpu"], "RayCluster", "limrank"))) is None
+def test_a_recipe_fits_with_gpus(base, recipe):
+    assert why_not(load_config(recipe), autoscaling_config(one(base, "RayCluster", "limrank"))) is None
 
 
 def test_what_does_not_fit_without_gpus(manifests):
@@ -256,7 +278,7 @@ BROKEN = [
 @pytest.mark.parametrize(
     ("where", "breaks", "finding"), BROKEN, ids=[f"{where[0]}: {text}" for where, _, text in BROKEN]
 )
-def test_what_is_wrong_is_found(manifests, where, breaks, finding):
-    document = copy.deepcopy(one(manifests["gpu"], *where))
+def test_what_is_wrong_is_found(base, where, breaks, finding):
+    document = copy.deepcopy(one(base, *where))
     breaks(document)
     assert any(finding in each for each in findings([document])), findings([document])
