@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from limrank import models
+from limrank.cluster import state
 from limrank.config import RERANKER
 from limrank.dtypes import auto_dtype
 from limrank.errors import first_line
@@ -112,6 +113,9 @@ def _disk() -> Finding:
 def _cluster() -> Finding:
     if address := os.environ.get("RAY_ADDRESS"):
         return Finding("cluster", f"RAY_ADDRESS={address}: jobs attach to it")
+    if (standing := state.meant_by("auto")) is not None:
+        found = f"`limrank cluster up` runs one at {standing.address}"
+        return Finding("cluster", found, fix="--address auto uses it")
     marker = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     if marker.is_file():
         return Finding("cluster", f"one seems to run at {marker.read_text().strip()}", fix="--address auto uses it")

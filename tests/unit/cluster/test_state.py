@@ -10,6 +10,7 @@ import pytest
 from limrank.cluster import connection, state
 from limrank.cluster.processes import Identity
 from limrank.cluster.state import Member, Standing
+from limrank.diagnostics import doctor
 from limrank.errors import UserError
 
 
@@ -94,6 +95,11 @@ def test_which_cluster_an_address_means(standing):
     written(replace(standing, name="third"))
     state.remove("default")
     assert state.meant_by("auto") is None  # which of the two?
+
+
+def test_doctor_tells_of_it(standing):
+    written(standing)
+    assert "runs one at http://127.0.0.1:1234  →  --address auto uses it" in str(doctor._cluster())
 
 
 def test_a_cluster_that_starts_or_has_died_is_not_meant(standing):
