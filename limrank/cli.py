@@ -175,7 +175,7 @@ def _serve(
     _start("serve", read(), address, dry_run, overwrite, submission, here={"reread": read}, insecure=insecure)
 
 
-_OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
+_OWN_COMMANDS: dict[str, Callable[..., None]] = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
 """The commands with more arguments than every job has."""
 
 for _name, (_, _summary) in _JOB_MODULES.items():

@@ -103,6 +103,12 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
         progress.close()
 
 
+def wait_for_end(client: JobSubmissionClient, job_id: str) -> None:
+    """Wait until a job has ended, without its log."""
+    while not within(CALL_S, lambda: client.get_job_info(job_id)).status.is_terminal():
+        time.sleep(1)
+
+
 class _Patience:
     """Waits while a dashboard does not answer, and says so once."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from limrank import signals
 from limrank.cluster.addresses import CALL_S, within
 from limrank.cluster.dashboard import NO_ANSWER, job_call, job_client, list_jobs
-from limrank.cluster.following import PATIENCE_S, Outcome, follow
+from limrank.cluster.following import PATIENCE_S, Outcome, follow, wait_for_end
 from limrank.cluster.packages import Package, Terms, kept_package, packed
 from limrank.config import Job
 from limrank.errors import EngineError, UserError, first_line
@@ -43,7 +43,7 @@ def submit(command: str, config: Job, address: str, *, flags: Iterable[str] = ()
     with packed(client, command, config, address, list(flags), terms) as package:
         job_id = f"{command}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         _send(client, package, job_id)
-        print(printable(f"submitted {job_id} to {address} ({package.sizes})"), flush=True)
+        _say(f"submitted {job_id} to {address} ({package.sizes})")
         return _attend(client, package, job_id, address, terms)
 
 
@@ -67,54 +67,56 @@ def retry(job_id: str, address: str, terms: Terms) -> int:
         first = (details.metadata or {}).get("limrank_first", job_id)
         name = next(name for number in range(2, len(taken) + 3) if (name := f"{first}-{number}") not in taken)
         _send(client, package, name)
-        print(printable(f"submitted {name} to {address}: {job_id} again"), flush=True)
+        _say(f"submitted {name} to {address}: {job_id} again")
         return _attend(client, package, name, address, terms)
 
 
 def _attend(client: JobSubmissionClient, package: Package, job_id: str, address: str, terms: Terms) -> int:
     """Follow a job to its end, and submit it again where it was killed. Returns the exit code of the last attempt."""
     if terms.detach:
-        print(printable(f"`limrank jobs logs -f {job_id} --address {address}` follows it"), flush=True)
+        _say(f"`limrank jobs logs -f {job_id} --address {address}` follows it")
         return 0
     first, attempt, package = job_id, 1, package.again(job_id)
-    try:
-        while True:
+    while True:
+        try:
             outcome = follow(client, job_id)
-            if attempt > terms.retries or not outcome.may_be_retried:
-                return _report(job_id, outcome)
-            attempt += 1
-            print(
-                printable(f"{job_id} {outcome.reason}: submitting it again ({attempt - 1} of {terms.retries})"),
-                flush=True,
-            )
-            if outcome.driver_exit_code is None:
-                time.sleep(_LOCK_S)
-            job_id = f"{first}-{attempt}"
-            _send(client, package, job_id, patience_s=PATIENCE_S)
-            print(printable(f"submitted {job_id} to {address}"), flush=True)
-    except KeyboardInterrupt:
-        _detach_or_stop(client, job_id, address)
-        raise
+        except KeyboardInterrupt:
+            _detach_or_stop(client, job_id, address)
+            raise
+        if attempt > terms.retries or not outcome.may_be_retried:
+            return _report(job_id, outcome)
+        _say(f"{job_id} {outcome.reason}: submitting it again ({attempt} of {terms.retries})")
+        if outcome.driver_exit_code is None:
+            time.sleep(_LOCK_S)
+        attempt += 1
+        job_id = f"{first}-{attempt}"
+        _send(client, package, job_id, patience_s=PATIENCE_S)
+        _say(f"submitted {job_id} to {address}")
 
 
 def _detach_or_stop(client: JobSubmissionClient, job_id: str, address: str) -> None:
     """Ask a person at a terminal whether a job goes on or is stopped. Without one, and after a second Ctrl-C, it goes
     on."""
-    hint = printable(f"{job_id} goes on; `limrank jobs stop {job_id} --address {address}` stops it")
     try:
-        if _asks() and input(f"\n{printable(job_id)}: [d]etach, so that it goes on, or [s]top it? [d] ") in (
-            "s",
-            "stop",
-        ):
+        if _asks() and _answer(f"{job_id}: [d]etach, so that it goes on, or [s]top it? [d] ") in ("s", "stop"):
             within(CALL_S, lambda: client.stop_job(job_id))
-            print(printable(f"{job_id} is being stopped; its committed rows stay"), flush=True)
-            follow(client, job_id)
+            _say(f"{job_id} is being stopped; its committed rows stay")
+            wait_for_end(client, job_id)
             return
     except (KeyboardInterrupt, EOFError):
         pass
     except NO_ANSWER as error:
         print(printable(f"limrank: {job_id} may go on: {first_line(error)}"), file=sys.stderr, flush=True)
-    print(f"\n{hint}", flush=True)
+    print()
+    _say(f"{job_id} goes on; `limrank jobs stop {job_id} --address {address}` stops it")
+
+
+def _answer(question: str) -> str:
+    return input(f"\n{printable(question)}").strip().lower()
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
 
 
 def _asks() -> bool:

@@ -1,11 +1,14 @@
 """A cluster for one command, jobs submitted to it over HTTP, and nothing left behind."""
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -114,6 +117,32 @@ def test_a_killed_driver_s_job_is_submitted_again_and_resumes(submitted_twice, h
     assert "submitting it again (1 of 1)" in printed and f"submitted {job_id}-2 to " in printed
     assert scores(work, tmp_path / "run") == scores(work, submitted_twice[0])
     assert before.items() <= committed(tmp_path / "run").items()
+
+
+def test_ctrl_c_at_a_terminal_asks_and_stops_the_job(head, cluster, work, tmp_path):
+    ours, theirs = pty.openpty()
+    screen = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while piece := os.read(ours, 4096):
+                screen.extend(piece)
+
+    command = work.command(tmp_path / "run", address=head.address, latency_ms=5000)
+    with subprocess.Popen(command, env=head.environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_until(lambda: b"Running entrypoint" in screen, "the job's start", patience_s=60)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: b"[s]top it?" in screen, "the question", patience_s=30)
+        os.write(ours, b"s\n")
+        assert process.wait(60) == 130, screen.decode()
+        reader.join()
+    os.close(ours)
+    job_id = screen.decode().split()[1]
+    assert f"{job_id} is being stopped" in screen.decode()
+    assert f"{job_id} STOPPED" in cluster("jobs", "status", job_id).stdout
 
 
 def test_inputs_travel_with_a_job(cluster, tmp_path):
