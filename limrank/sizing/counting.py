@@ -221,7 +221,7 @@ class CountingEngine:
         elif prompt and isinstance(prompt[0], dict):
             ids = self._chat(prompt, room)
         else:
-            ids = list(prompt)
+            ids = [*prompt]  # type: ignore[list-item]
         if len(ids) > room:
             raise RowError(
                 f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}"

@@ -15,6 +15,7 @@ from limrank.config import (
     ServeJob,
     SynthesizeJob,
     TrainJob,
+    WorkersConfig,
 )
 from limrank.config.stages import stage_configs
 from limrank.config.training import OF_TEACHER
@@ -185,8 +186,7 @@ def advice(config: Job, question: Question) -> Sequence[str]:
     """What to type to run with the engines that the forecast is for."""
     if question.gpus is None or isinstance(config, EvaluateJob):
         return []
-    _, count = parse_gpus(question.gpus)
-    replicas = count if isinstance(config, TrainJob) else max(1, count // config.workers.tensor_parallel)  # type: ignore[attr-defined]
-    return [
-        f"to run so: -s workers.replicas={replicas} -s workers.gpus={1 if isinstance(config, TrainJob) else config.workers.tensor_parallel}"
-    ]  # type: ignore[attr-defined]
+    workers = getattr(config, "workers", WorkersConfig())
+    each = 1 if isinstance(config, TrainJob) else workers.tensor_parallel
+    replicas = max(1, parse_gpus(question.gpus)[1] // each)
+    return [f"to run so: -s workers.replicas={replicas} -s workers.gpus={each}"]

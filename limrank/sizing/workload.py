@@ -122,7 +122,7 @@ def _count_rerank(config: RerankJob, on_cpu: bool, engines: int, written: Mappin
     sizes = [(unit["cost"], size) for unit, size in rerank_units(source, config.scoring)]
     pairs = sum(size for _, size in sizes)
     tokens_a_pair = config.scoring.token_budget / pairs if config.scoring.token_budget else None
-    task = reranking.RerankTask(with_prompt_text(config.scoring), tokens_a_pair, config.seed)
+    task: Any = reranking.RerankTask(with_prompt_text(config.scoring), tokens_a_pair, config.seed)
     return _counted(
         "rerank",
         {"queries": len(sizes), "pairs": pairs},
