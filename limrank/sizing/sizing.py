@@ -20,7 +20,7 @@ from limrank.config import (
 from limrank.config.stages import stage_configs
 from limrank.config.training import OF_TEACHER
 from limrank.sizing.calibrate import calibrated, calibrated_training
-from limrank.sizing.counting import CHAIN
+from limrank.sizing.counting import CHAIN_TOKENS
 from limrank.sizing.forecast import Forecast, forecast
 from limrank.sizing.rates import Rates, device_rates, local_rates, parse_gpus, with_given
 from limrank.sizing.workload import Counted, Workload, count, count_training
@@ -175,11 +175,8 @@ def _rates(
 
 
 def _given_chain(config: RerankJob | SynthesizeJob, question: Question) -> Mapping[str, float] | None:
-    """The share of the longest chain that a given length is."""
-    length, longest = (question.rates or {}).get("chain"), config.scoring.think_tokens
-    if length is None or not longest:
-        return None
-    return {name: min(1.0, length / longest) for name in (CHAIN, f"judge/{CHAIN}")}
+    length = (question.rates or {}).get("chain")
+    return None if length is None or not config.scoring.think_tokens else {CHAIN_TOKENS: length}
 
 
 def advice(config: Job, question: Question) -> Sequence[str]:
