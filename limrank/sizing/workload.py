@@ -20,7 +20,7 @@ from limrank.reranking import job as reranking
 from limrank.reranking.source import open_source
 from limrank.reranking.source import units as rerank_units
 from limrank.scoring import with_prompt_text
-from limrank.sizing.counting import CountingEngine
+from limrank.sizing.counting import CHAIN_TOKENS, CountingEngine
 from limrank.synthesis import job as synthesis
 from limrank.synthesis.plan import read_inputs
 from limrank.synthesis.plan import units as synthesis_units
@@ -147,7 +147,7 @@ def _count_synthesis(
     given = read_inputs(config)
     planned = list(synthesis_units(config, given))
     notes = []
-    if written is None:
+    if written is None or set(written) == {CHAIN_TOKENS}:
         notes.append("texts are taken to be as long as they may be, and answers with a schema half as long")
     if config.synthesis.enough is not None or config.synthesis.max_tokens is not None:
         notes.append("the run may end before its last seed (synthesis.size, synthesis.max_tokens)")
