@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -36,6 +40,24 @@ Against = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@contextmanager
+def _output_on_stderr() -> Iterator[None]:
+    """What an engine, or a process of its, prints on stdout goes to stderr: stdout is the forecast's."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout is closed
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -61,7 +83,7 @@ def plan(
         raise UserError("--calibrate: measures this machine, and --gpus asks of another: leave one of them out")
     question = Question(gpus, parse_rates(rate or ()), price, calibrate)
     config = load_config(recipe, overrides or ())
-    with extras_explained(config.job):
+    with extras_explained(config.job), _output_on_stderr():
         found = size(config, question)
     rows = compared(found, against) if against else None
     if as_json:

@@ -155,6 +155,9 @@ _WORDS = [
 _SENTENCE = 12
 """Words of a sentence."""
 
+CHAIN_TOKENS = "chain_tokens"
+"""The key for the tokens of every chain, which do not depend on how long one may be."""
+
 CHAIN, ANSWER = "chain", "answer"
 """What a text is called that no step is named for: one that ends with a stop string, and any other."""
 
@@ -166,7 +169,7 @@ class CountingEngine:
         context: the most tokens of a prompt and its answer.
         block: tokens in a block of the prefix cache. Nothing is ever evicted from it.
         written: step → the share of its ``max_tokens`` that a text takes. 1 where a step is not named; of a text
-            with a schema, half.
+            with a schema, half. ``CHAIN_TOKENS``: the tokens of a chain.
     """
 
     def __init__(
@@ -184,7 +187,8 @@ class CountingEngine:
         sampling = Sampling(**options)
         ids = self._ids(prompt, sampling.max_tokens)
         share = self._written.get(step_name(sampling), 0.5 if sampling.schema else 1.0)
-        length = max(1, min(sampling.max_tokens, round(share * sampling.max_tokens)))
+        wanted = self._written[CHAIN_TOKENS] if self._is_known_chain(sampling) else share * sampling.max_tokens
+        length = max(1, min(sampling.max_tokens, round(wanted)))
         closed = length < sampling.max_tokens
         stop = sampling.stop[0] if sampling.stop and closed else None
         text = self._text(sampling, length - bool(stop), share)
@@ -209,6 +213,9 @@ class CountingEngine:
     async def aclose(self) -> None:
         return None
 
+    def _is_known_chain(self, sampling: Sampling) -> bool:
+        return bool(sampling.stop) and CHAIN_TOKENS in self._written
+
     def _text(self, sampling: Sampling, length: int, share: float) -> str:
         # Words in another order each time: the filters of synthesis reject what repeats itself.
         words = random.Random(len(self.prompts))
@@ -221,7 +228,7 @@ class CountingEngine:
         elif prompt and isinstance(prompt[0], dict):
             ids = self._chat(prompt, room)
         else:
-            ids = list(prompt)
+            ids = [*prompt]  # type: ignore[list-item]
         if len(ids) > room:
             raise RowError(
                 f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self.limits.context}"

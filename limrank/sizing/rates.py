@@ -110,7 +110,7 @@ def parse_rates(given: Sequence[str]) -> dict[str, float]:
 
 def with_given(rates: Rates, given: Mapping[str, float]) -> Rates:
     """The rates with those that a person gave."""
-    known = {key: value for key, value in given.items() if key in KEYS}
+    known: dict[str, Any] = {key: value for key, value in given.items() if key in KEYS}
     if not known:
         return rates
     return replace(rates, **known, source=f"{rates.source}; given: {', '.join(sorted(known))}")

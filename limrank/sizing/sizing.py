@@ -15,11 +15,12 @@ from limrank.config import (
     ServeJob,
     SynthesizeJob,
     TrainJob,
+    WorkersConfig,
 )
 from limrank.config.stages import stage_configs
 from limrank.config.training import OF_TEACHER
 from limrank.sizing.calibrate import calibrated, calibrated_training
-from limrank.sizing.counting import CHAIN
+from limrank.sizing.counting import CHAIN_TOKENS
 from limrank.sizing.forecast import Forecast, forecast
 from limrank.sizing.rates import Rates, device_rates, local_rates, parse_gpus, with_given
 from limrank.sizing.workload import Counted, Workload, count, count_training
@@ -174,19 +175,15 @@ def _rates(
 
 
 def _given_chain(config: RerankJob | SynthesizeJob, question: Question) -> Mapping[str, float] | None:
-    """The share of the longest chain that a given length is."""
-    length, longest = (question.rates or {}).get("chain"), config.scoring.think_tokens
-    if length is None or not longest:
-        return None
-    return {name: min(1.0, length / longest) for name in (CHAIN, f"judge/{CHAIN}")}
+    length = (question.rates or {}).get("chain")
+    return None if length is None or not config.scoring.think_tokens else {CHAIN_TOKENS: length}
 
 
 def advice(config: Job, question: Question) -> Sequence[str]:
     """What to type to run with the engines that the forecast is for."""
     if question.gpus is None or isinstance(config, EvaluateJob):
         return []
-    _, count = parse_gpus(question.gpus)
-    replicas = count if isinstance(config, TrainJob) else max(1, count // config.workers.tensor_parallel)  # type: ignore[attr-defined]
-    return [
-        f"to run so: -s workers.replicas={replicas} -s workers.gpus={1 if isinstance(config, TrainJob) else config.workers.tensor_parallel}"
-    ]  # type: ignore[attr-defined]
+    workers = getattr(config, "workers", WorkersConfig())
+    each = 1 if isinstance(config, TrainJob) else workers.tensor_parallel
+    replicas = max(1, parse_gpus(question.gpus)[1] // each)
+    return [f"to run so: -s workers.replicas={replicas} -s workers.gpus={each}"]

@@ -20,7 +20,7 @@ from limrank.reranking import job as reranking
 from limrank.reranking.source import open_source
 from limrank.reranking.source import units as rerank_units
 from limrank.scoring import with_prompt_text
-from limrank.sizing.counting import CountingEngine
+from limrank.sizing.counting import CHAIN_TOKENS, CountingEngine
 from limrank.synthesis import job as synthesis
 from limrank.synthesis.plan import read_inputs
 from limrank.synthesis.plan import units as synthesis_units
@@ -122,7 +122,7 @@ def _count_rerank(config: RerankJob, on_cpu: bool, engines: int, written: Mappin
     sizes = [(unit["cost"], size) for unit, size in rerank_units(source, config.scoring)]
     pairs = sum(size for _, size in sizes)
     tokens_a_pair = config.scoring.token_budget / pairs if config.scoring.token_budget else None
-    task = reranking.RerankTask(with_prompt_text(config.scoring), tokens_a_pair, config.seed)
+    task: Any = reranking.RerankTask(with_prompt_text(config.scoring), tokens_a_pair, config.seed)
     return _counted(
         "rerank",
         {"queries": len(sizes), "pairs": pairs},
@@ -147,7 +147,7 @@ def _count_synthesis(
     given = read_inputs(config)
     planned = list(synthesis_units(config, given))
     notes = []
-    if written is None:
+    if written is None or set(written) == {CHAIN_TOKENS}:
         notes.append("texts are taken to be as long as they may be, and answers with a schema half as long")
     if config.synthesis.enough is not None or config.synthesis.max_tokens is not None:
         notes.append("the run may end before its last seed (synthesis.size, synthesis.max_tokens)")

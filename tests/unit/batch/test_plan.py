@@ -3,7 +3,7 @@ import json
 import pytest
 
 from helpers.units import UNIT_SCHEMA, planned
-from limrank.batch.plan import Chunk, Plan, read_chunk, read_plan, write_plan
+from limrank.batch.plan import Chunk, Plan, read_chunk, read_plan, share_cost, write_plan
 from limrank.storage import Storage
 
 
@@ -135,3 +135,10 @@ def test_a_long_run_has_chunks_of_the_full_size(tmp_path):
 
 def test_units_that_share_is_smaller_than_are_chunks_of_their_own(tmp_path):
     assert of_a_run(tmp_path, [500, 400, 300], engines=1)[0] == 3
+
+
+def test_many_engines_get_chunks_that_one_driver_can_hand_out():
+    # 600,000 is thirty seconds; a minute of each engine's time. Up to 200 engines a chunk takes two seconds.
+    assert [share_cost(n * 1_200_000, 600_000, n) for n in (64, 200, 1000)] == [40_000, 40_000, 200_000]
+    # A chunk is never more than thirty seconds.
+    assert share_cost(10**12, 600_000, 1000) == 600_000

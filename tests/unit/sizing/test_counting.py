@@ -43,6 +43,10 @@ def test_a_chain_is_as_long_as_it_may_be_unless_its_length_is_known():
     assert used(CountingEngine(ByteTokenizer(), 1000, block=8), asks("a", **options)).generated == 50
     engine = CountingEngine(ByteTokenizer(), 1000, block=8, written={"chain": 0.4})
     assert used(engine, asks("a", **options)).generated == 20
+    engine = CountingEngine(ByteTokenizer(), 1000, block=8, written={"chain_tokens": 30})
+    # Of two lengths that are allowed, it is the same number of tokens, and never more than is allowed.
+    assert used(engine, asks("a", **options)).generated == 30
+    assert used(engine, asks("a", max_tokens=10, stop=["</think>"])).generated == 10
 
 
 def test_a_known_length_is_of_its_step():
