@@ -207,7 +207,7 @@ def main() -> None:
     what, *rest = sys.argv[1:] or ["sim"]
     if what == "sim":
         print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
-        sim(*(float(each) for each in rest) if rest else (5.0, 10.0))
+        sim(*(float(each) for each in rest) if rest else (7.5, 1.0))
         return
     from limrank import cluster
 
