@@ -17,13 +17,13 @@ import tempfile
 from importlib.metadata import version
 
 RECIPES = {
-    "rerank, direct": ["jobs/recipes/rerank.yaml", "data.max_queries=20"],
+    "rerank, direct": ["jobs/recipes/rerank.yaml", "data.max_queries=10"],
     "rerank, chains of 48": [
-        *("jobs/recipes/rerank.yaml", "data.max_queries=10", "first_stage.depth=10"),
+        *("jobs/recipes/rerank.yaml", "data.max_queries=6", "first_stage.depth=8"),
         *("scoring.mode=budget", "scoring.max_think_tokens=48"),
     ],
     "synthesize": [
-        *("jobs/recipes/synthesize.yaml", "synthesis.max_seeds=6", "synthesis.chain_tokens=64"),
+        *("jobs/recipes/synthesize.yaml", "synthesis.max_seeds=3", "synthesis.chain_tokens=64"),
         *("synthesis.judge_tokens=64", "synthesis.passage_tokens=128"),
     ],
 }

@@ -38,7 +38,7 @@ TOKENS_A_SECOND = 20_000
 TOKENS_A_PAIR = 300
 MOST = 600_000
 SLEEP_MS, IN_FLIGHT = 200, 8
-"""An engine that sleeps: 40 pairs a second."""
+"""An engine that sleeps: 40 pairs a second, of 500 tokens each."""
 
 
 def spread() -> float:
@@ -132,7 +132,7 @@ def sim(driver_ms: float, commit_ms: float) -> None:
 def units(count: int) -> Iterator[tuple[dict, int]]:
     found = [{"doc_id": f"d{n}", "text": "a passage of a few words", "rank": n, "score": 1.0} for n in range(4)]
     for n in range(count):
-        yield {"unit_id": f"q{n}", "cost": 160, "query": f"a query {n}", "instruction": "", "candidates": found}, 4
+        yield {"unit_id": f"q{n}", "cost": 2000, "query": f"a query {n}", "instruction": "", "candidates": found}, 4
 
 
 def run(engines: int, count: int, sleep_ms: float) -> tuple[float, int, float]:
@@ -175,8 +175,8 @@ def run(engines: int, count: int, sleep_ms: float) -> tuple[float, int, float]:
 def real(numbers: list[int]) -> None:
     single = None
     for engines in numbers:
-        # Thirty seconds of each engine's time.
-        rate, chunks, spent = run(engines, engines * 300, SLEEP_MS)
+        # Forty seconds of each engine's time.
+        rate, chunks, spent = run(engines, engines * 400, SLEEP_MS)
         single = single or rate / engines
         print(
             f"real, {engines:>3} engines: {rate:>7.1f} pairs/s, {chunks} chunks, efficiency {rate / engines / single:.3f}; the "
@@ -207,7 +207,7 @@ def main() -> None:
     what, *rest = sys.argv[1:] or ["sim"]
     if what == "sim":
         print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
-        sim(*(float(each) for each in rest) if rest else (5.0, 10.0))
+        sim(*(float(each) for each in rest) if rest else (7.5, 1.0))
         return
     from limrank import cluster
 

@@ -20,7 +20,7 @@ from limrank.sizing.counting import step_name
 from limrank.sizing.rates import Rates
 from limrank.sizing.workload import Counted
 
-MEASURED_S = 15.0
+MEASURED_S = 10.0
 """Seconds of each of the two measurements."""
 
 _FIRST = 16

@@ -44,7 +44,7 @@ class Rates:
     train: float | None = None
     startup_s: float = 0.0
     setup_s: float = 0.0
-    chunk_s: float = 0.01
+    chunk_s: float = 0.0075  # benchmarks/scale_sim.txt
     chain: float | None = None
 
 
