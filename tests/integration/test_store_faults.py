@@ -6,10 +6,10 @@ import uuid
 import pytest
 
 from helpers.faulty_store import FaultyStore
-from limrank import stores
 from limrank.batch.rundir import open_run
 from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
+from limrank.stores import store
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -40,7 +40,7 @@ def client(moto):
 @pytest.fixture
 def faulty(moto, client, monkeypatch):
     """The proxy, and the storage of a new bucket behind it."""
-    monkeypatch.setattr(stores, "_LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr(store, "_LONGEST_WAIT_S", 0.1)
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     with FaultyStore(moto) as proxy:
@@ -80,7 +80,7 @@ def test_a_store_that_is_out_of_reach_for_a_while(faulty, monkeypatch):
     proxy.first(12, 0)
     storage.write_text("a.json", "2")
     assert (proxy.counts[0], storage.read_text("a.json")) == (12, "2")
-    monkeypatch.setattr(stores, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(store, "PATIENCE_S", 0.5)
     proxy.share(1, 503)
     with pytest.raises(StorageError, match=r"cannot be written: Please reduce .*the same command resumes"):
         storage.write_text("a.json", "3")
@@ -91,7 +91,7 @@ def test_an_upload_that_fails_half_way_is_aborted(faulty, client, tmp_path):
     storage.write_text("model.safetensors", "old")
     proxy.rule = lambda request: 403 if "partNumber=2" in request.path else None
     with pytest.raises(StorageError), storage.open_output("model.safetensors") as stream:
-        stream.write(bytes(3 * stores._PART))
+        stream.write(bytes(3 * store._PART))
     assert proxy.counts[403]
     assert storage.read_text("model.safetensors") == "old"
     bucket = storage.root.split("/")[2]
