@@ -11,4 +11,5 @@ from limrank.stores.location import is_store as is_store
 from limrank.stores.store import Stat as Stat
 from limrank.stores.store import Store as Store
 from limrank.stores.store import Version as Version
+from limrank.stores.store import patience as patience
 from limrank.stores.store import store_of as store_of

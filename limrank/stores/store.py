@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,8 @@ from limrank.stores.location import Location
 
 PATIENCE_S = 300.0
 """How long a store that throttles, or is out of reach for a while, is waited for."""
+
+_limit = threading.local()
 
 _LONGEST_WAIT_S = 15.0
 
@@ -175,7 +179,7 @@ class Store:
         patient = Retrying(
             retry=retry_if_exception(self._is_passing),
             wait=wait_random_exponential(multiplier=1, max=_LONGEST_WAIT_S),
-            stop=stop_after_delay(PATIENCE_S),
+            stop=stop_after_delay(getattr(_limit, "seconds", None) or PATIENCE_S),
             before_sleep=self._tell,
             reraise=True,
         )
@@ -207,6 +211,17 @@ class Store:
             return False
         status = status_of(error)
         return status in (429, 500, 502, 503, 504) or (status is None and self._answered)
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Wait no longer than this for a store, in this thread while the ``with`` block runs: for what has to end."""
+    before = getattr(_limit, "seconds", None)
+    _limit.seconds = seconds
+    try:
+        yield
+    finally:
+        _limit.seconds = before
 
 
 class _Reader(io.RawIOBase):

@@ -1,11 +1,13 @@
 """Stores that throttle, fail, or lack conditional writes: moto's S3 server behind a proxy that injects faults."""
 
 import json
+import time
 import uuid
 
 import pytest
 
 from helpers.faulty_store import FaultyStore
+from limrank.batch import lock, rundir
 from limrank.batch.rundir import open_run
 from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
@@ -84,6 +86,22 @@ def test_a_store_that_is_out_of_reach_for_a_while(faulty, monkeypatch):
     proxy.share(1, 503)
     with pytest.raises(StorageError, match=r"cannot be written: Please reduce .*the same command resumes"):
         storage.write_text("a.json", "3")
+
+
+def test_a_driver_that_fails_while_the_store_is_away_ends_soon(faulty, monkeypatch):
+    proxy, storage = faulty
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lock, "_AT_THE_END_S", 0.2)
+    monkeypatch.setattr(rundir, "_AT_THE_END_S", 0.2)
+    with pytest.raises(ZeroDivisionError), open_run(storage.root, **RUN):
+        proxy.share(1, 503)
+        while proxy.counts[503] < 3:  # a renewal is under way
+            time.sleep(0.05)
+        raise ZeroDivisionError
+    proxy.share(0, 503)
+    # Nothing could be written: it looks like a killed driver's, which is taken over.
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "running"
+    assert storage.exists("lock.json")
 
 
 def test_an_upload_that_fails_half_way_is_aborted(faulty, client, tmp_path):
