@@ -1,4 +1,4 @@
-"""Files below one root: a local path, or a prefix in an object store (``stores.py``).
+"""Files below one root: a local path, or a prefix in an object store (``stores/``).
 
 Writes are atomic. A local file is written under a temporary name and renamed; an object appears when its upload ends.
 """

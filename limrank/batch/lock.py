@@ -25,12 +25,16 @@ from typing import Any
 from limrank.errors import LockLostError, UserError
 from limrank.parsing import parse_json
 from limrank.storage import Storage
+from limrank.stores import patience
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 20.0
 """A lock that was not renewed for so long is taken over. The contract allows 30 s."""
 
 _FILE = "lock.json"
+_AT_THE_END_S = 5.0
+"""How long a driver that ends waits for a store that throttles."""
+
 _RACE_S = 1.0
 """How long a driver waits for a racing one in a store without conditional writes."""
 
@@ -62,7 +66,7 @@ def locked(storage: Storage) -> Iterator[Lock]:
         raise
     finally:
         # A lost store raises its own error on the way out, and its lock grows stale.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), patience(_AT_THE_END_S):
             lock.release()
     lock.check()
 
@@ -115,7 +119,8 @@ class Lock:
         """Renew the lock until it is released or lost."""
         while not self.stop.wait(LOCK_HEARTBEAT_S):
             try:
-                self.renew()
+                with patience(LOCK_HEARTBEAT_S):
+                    self.renew()
             except LockLostError as error:
                 self._lost = error
                 if self._interrupts:

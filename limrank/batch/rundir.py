@@ -18,7 +18,11 @@ from limrank.errors import UserError
 from limrank.outputs import is_folder, is_litter, is_written, stages
 from limrank.printable import printable
 from limrank.storage import Storage
+from limrank.stores import patience
 from limrank.version import __version__
+
+_AT_THE_END_S = 10.0
+"""How long a run that failed waits for a store that throttles, to note it in the manifest."""
 
 
 @dataclass
@@ -101,7 +105,7 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            with signals.deferred(), contextlib.suppress(Exception):
+            with signals.deferred(), contextlib.suppress(Exception), patience(_AT_THE_END_S):
                 run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 

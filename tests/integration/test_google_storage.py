@@ -15,12 +15,12 @@ import pytest
 
 from helpers.fake_gcs import FakeGcs
 from helpers.rundirs import rows
-from limrank import stores
 from limrank.batch import lock
 from limrank.batch.rundir import open_run
 from limrank.data.tables import open_tables
 from limrank.errors import LockLostError, UserError
 from limrank.storage import Storage
+from limrank.stores import store
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -40,7 +40,7 @@ def emulator():
     with FakeGcs(target) as fake, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://{fake.host}")
         patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setattr(stores, "PATIENCE_S", 10)
+        patch.setattr(store, "PATIENCE_S", 10)
         yield fake, boto3.client("s3", endpoint_url=f"http://{target}", **keys)
     server.stop()
 

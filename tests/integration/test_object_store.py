@@ -1,5 +1,6 @@
 """Jobs with their run directories and data in an S3 store (moto's server)."""
 
+import gzip
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from limrank.batch import lock
 from limrank.batch.plan import write_plan
 from limrank.batch.rundir import open_run
 from limrank.cli import main
+from limrank.data.seeds import load_seeds
 from limrank.errors import LockLostError, StorageError, UserError
 from limrank.storage import Storage, filesystem
 from limrank.training.metrics import read_metrics
@@ -426,22 +428,57 @@ def test_a_pipeline_leaves_everything_in_a_store(bucket, tmp_path, monkeypatch, 
     assert {"model.safetensors", "config.json"} <= set(Storage(f"{root}/train").names("model"))
 
     assert main(["failures", root]) == 0
-    assert capsys.readouterr().out.count("nothing failed") == 6
-    tuned = Storage(f"{root}/rerank-tuned")
-    (tmp_path / "evaluate.yaml").write_text(json.dumps({"job": "evaluate", "run_dir": tuned.root}))
-    assert main(["evaluate", str(tmp_path / "evaluate.yaml")]) == 0
-    assert f"report: {tuned.root}/report.html" in capsys.readouterr().out
-    metrics = json.loads(tuned.read_text("metrics.json"))
-    assert metrics["queries"] == 3 and "first_stage" in metrics
-    assert tuned.read_table("per_query.parquet").num_rows == 3
+    assert capsys.readouterr().out.count("nothing failed") == 5
     compared = f"run_dir={bucket}/compared"
-    assert main(["evaluate", "--compare", f"{root}/rerank-base", tuned.root, "-s", compared]) == 0
+    assert main(["evaluate", "--compare", f"{root}/rerank-base", f"{root}/rerank-tuned", "-s", compared]) == 0
     assert {"compare.png", "metrics.json", "report.html"} <= set(Storage(f"{bucket}/compared").names(""))
-    # Judgements and examples are read from there too, by any job.
-    given = {"run": f"{tuned.root}/run.trec", "measures": ["nDCG@10"]}
-    data = {"format": "pydocs", "split": "dev", "max_queries": 3}
-    values = {"job": "evaluate", "run_dir": f"{bucket}/given", "evaluation": given, "data": data}
-    Storage(bucket).write_text("evaluate.yaml", json.dumps(values))
+
+
+def test_a_run_is_evaluated_where_it_lies(bucket, tmp_path, capsys):
+    data = {"format": "pydocs", "split": "dev", "max_queries": 4}
+    storage = Storage(f"{bucket}/runs/bm25")
+    recipe = {"job": "rerank", "run_dir": storage.root, "data": data, "scoring": {"mode": "none"}}
+    # A recipe may lie there too.
+    Storage(bucket).write_text("rerank.yaml", json.dumps(recipe | {"first_stage": {"depth": 5}}))
+    assert main(["rerank", f"{bucket}/rerank.yaml", "--address", "local"]) == 0
+    Storage(bucket).write_text("evaluate.yaml", json.dumps({"job": "evaluate", "run_dir": storage.root}))
+    assert main(["evaluate", f"{bucket}/evaluate.yaml", "--dry-run"]) == 0
+    assert not storage.exists("metrics.json")
     assert main(["evaluate", f"{bucket}/evaluate.yaml"]) == 0
-    assert json.loads(Storage(f"{bucket}/given").read_text("metrics.json"))["nDCG@10"] == metrics["nDCG@10"]
-    assert read_examples(f"{root}/synthesize/train.jsonl")
+    assert f"report: {storage.root}/report.html" in capsys.readouterr().out
+    metrics = json.loads(storage.read_text("metrics.json"))
+    assert metrics["queries"] == 4 and storage.read_table("per_query.parquet").num_rows == 4
+    assert "nDCG@10" in storage.read_text("report.html")
+    # The run's file, as any other: the same numbers, into a directory of its own.
+    values = {"job": "evaluate", "run_dir": f"{bucket}/given", "data": data}
+    values["evaluation"] = {"run": f"{storage.root}/run.trec"}
+    (tmp_path / "given.yaml").write_text(json.dumps(values))
+    assert main(["evaluate", str(tmp_path / "given.yaml")]) == 0
+    given = json.loads(Storage(f"{bucket}/given").read_text("metrics.json"))
+    assert given["nDCG@10"] == metrics["nDCG@10"]
+    # Another run over the same queries: a folder of a benchmark's files, first stage and judgements in the store.
+    benchmark = Storage(f"{bucket}/benchmark")
+    benchmark.write_text(
+        "corpus.jsonl", "".join(json.dumps({"_id": f"d{n}", "text": f"word{n} all"}) + "\n" for n in range(4))
+    )
+    benchmark.write_text("queries.jsonl", json.dumps({"_id": "q", "text": "word2"}) + "\n")
+    benchmark.write_text("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\td2\t1\n")
+    ranked = Storage(f"{bucket}/runs/beir")
+    values = {"job": "rerank", "run_dir": ranked.root, "data": {"format": "beir", "path": benchmark.root}}
+    (tmp_path / "beir.yaml").write_text(json.dumps(values | {"scoring": {"mode": "none"}}))
+    assert main(["rerank", str(tmp_path / "beir.yaml"), "--address", "local"]) == 0
+    assert next(iter(json.loads(ranked.read_text("run.json"))["q"])) == "d2"
+    assert main(["failures", ranked.root]) == 0
+    assert f"{ranked.root} (rerank, done): nothing failed" in capsys.readouterr().out
+
+
+def test_training_files_and_seeds_are_read_from_a_store(bucket):
+    storage = Storage(f"{bucket}/data")
+    pair = {"query": "q", "passage": "p", "label": True}
+    storage.write_bytes("train.jsonl.gz", gzip.compress((json.dumps(pair) + "\n").encode() * 3))
+    assert [each.line for each in read_examples(f"{storage.root}/train.jsonl.gz")] == [1, 2, 3]
+    with pytest.raises(UserError, match=r"data/none.jsonl: no such file or folder"):
+        read_examples(f"{storage.root}/none.jsonl")
+    storage.write_text("seeds.jsonl", json.dumps({"id": "s", "query": "q", "passage": "p"}) + "\n")
+    storage.write_table("seeds.parquet", pa.table({"id": ["s"], "query": ["q"], "passage": ["p"]}))
+    assert load_seeds(f"{storage.root}/seeds.jsonl") == load_seeds(f"{storage.root}/seeds.parquet")

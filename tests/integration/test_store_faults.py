@@ -1,15 +1,17 @@
 """Stores that throttle, fail, or lack conditional writes: moto's S3 server behind a proxy that injects faults."""
 
 import json
+import time
 import uuid
 
 import pytest
 
 from helpers.faulty_store import FaultyStore
-from limrank import stores
+from limrank.batch import lock, rundir
 from limrank.batch.rundir import open_run
 from limrank.errors import StorageError, UserError
 from limrank.storage import Storage
+from limrank.stores import store
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -40,7 +42,7 @@ def client(moto):
 @pytest.fixture
 def faulty(moto, client, monkeypatch):
     """The proxy, and the storage of a new bucket behind it."""
-    monkeypatch.setattr(stores, "_LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr(store, "_LONGEST_WAIT_S", 0.1)
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     with FaultyStore(moto) as proxy:
@@ -80,10 +82,26 @@ def test_a_store_that_is_out_of_reach_for_a_while(faulty, monkeypatch):
     proxy.first(12, 0)
     storage.write_text("a.json", "2")
     assert (proxy.counts[0], storage.read_text("a.json")) == (12, "2")
-    monkeypatch.setattr(stores, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(store, "PATIENCE_S", 0.5)
     proxy.share(1, 503)
     with pytest.raises(StorageError, match=r"cannot be written: Please reduce .*the same command resumes"):
         storage.write_text("a.json", "3")
+
+
+def test_a_driver_that_fails_while_the_store_is_away_ends_soon(faulty, monkeypatch):
+    proxy, storage = faulty
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lock, "_AT_THE_END_S", 0.2)
+    monkeypatch.setattr(rundir, "_AT_THE_END_S", 0.2)
+    with pytest.raises(ZeroDivisionError), open_run(storage.root, **RUN):
+        proxy.share(1, 503)
+        while proxy.counts[503] < 3:  # a renewal is under way
+            time.sleep(0.05)
+        raise ZeroDivisionError
+    proxy.share(0, 503)
+    # Nothing could be written: it looks like a killed driver's, which is taken over.
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "running"
+    assert storage.exists("lock.json")
 
 
 def test_an_upload_that_fails_half_way_is_aborted(faulty, client, tmp_path):
@@ -91,7 +109,7 @@ def test_an_upload_that_fails_half_way_is_aborted(faulty, client, tmp_path):
     storage.write_text("model.safetensors", "old")
     proxy.rule = lambda request: 403 if "partNumber=2" in request.path else None
     with pytest.raises(StorageError), storage.open_output("model.safetensors") as stream:
-        stream.write(bytes(3 * stores._PART))
+        stream.write(bytes(3 * store._PART))
     assert proxy.counts[403]
     assert storage.read_text("model.safetensors") == "old"
     bucket = storage.root.split("/")[2]

@@ -3,7 +3,8 @@
 import pytest
 
 from limrank.files import StorePath, path_of
-from limrank.stores import Location, _reason, is_store
+from limrank.stores import Location, is_store
+from limrank.stores.errors import reason_of
 from limrank.uris import is_uri
 
 
@@ -58,8 +59,8 @@ def test_what_an_error_says():
     request = "Generic S3 error: Error performing PUT http://h:9/b/x in 3.4ms, after 4 retries, max_retries: 4 "
     said = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
     answered = f"{request}- Server returned non-2xx status code: 503 Service Unavailable: {said}\n\nDebug source:"
-    assert _reason(Exception(answered)) == "Please reduce your request rate. (HTTP status 503)"
+    assert reason_of(Exception(answered)) == "Please reduce your request rate. (HTTP status 503)"
     silent = f"{request}- HTTP error: error sending request\n\nDebug source:"
-    assert _reason(Exception(silent)) == "http://h:9 does not answer: HTTP error: error sending request"
+    assert reason_of(Exception(silent)) == "http://h:9 does not answer: HTTP error: error sending request"
     denied = "Generic S3 error: Error performing PUT http://169.254.169.254/latest in 1ms - status code: 403 Forbidden"
-    assert _reason(Exception(denied)).startswith("no credentials: set AWS_ACCESS_KEY_ID")
+    assert reason_of(Exception(denied)).startswith("no credentials: set AWS_ACCESS_KEY_ID")

@@ -9,11 +9,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from limrank.batch import lock
 from limrank.batch.lock import LOCK_HEARTBEAT_S, LOCK_STALE_S
 from limrank.batch.rundir import open_run
+from limrank.cli import main
 from limrank.errors import LockLostError, UserError
 from limrank.storage import Storage
 
@@ -133,3 +136,23 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
 def test_a_lock_that_is_not_json_is_nobodys(storage):
     storage.write_text("lock.json", "")
     taking(storage)
+
+
+def test_the_command_ends_with_one_line_and_exit_code_1(storage, tmp_path, monkeypatch, capsys):
+    def taken_over(*arguments, **options):
+        leave_lock(storage, host="another-host")
+        time.sleep(60)  # is interrupted
+
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("limrank.reranking.job.write_runs", taken_over)
+    pairs = pa.table({"query_id": ["a"], "query": ["q"], "doc_id": ["x"], "text": ["one"]})
+    pq.write_table(pairs, tmp_path / "pairs.parquet")
+    data = {"format": "pairs", "path": str(tmp_path / "pairs.parquet")}
+    recipe = {"job": "rerank", "run_dir": storage.root, "data": data, "scoring": {"mode": "none"}}
+    (tmp_path / "rerank.yaml").write_text(json.dumps(recipe))
+    assert main(["rerank", str(tmp_path / "rerank.yaml"), "--address", "local"]) == 1
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert written.startswith(f"limrank: LockLostError: run_dir {storage.root}: process ")
+    assert "on another-host has taken it over" in written
+    assert not storage.exists("run.trec")
