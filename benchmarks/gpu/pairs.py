@@ -77,7 +77,8 @@ def rates(seconds: float, pairs: int, prompt: int, cached: int, generated: int) 
     """A line's figures. Prompt tokens are counted with those that came from the prefix cache."""
     return {
         "pairs": pairs,
-        "seconds": round(seconds, 3),
+        "prompt_tokens": prompt,
+        "seconds": round(seconds, 6),
         "pairs_per_s": round(pairs / seconds, 3),
         "prompt_tokens_per_s": round(prompt / seconds, 1),
         "cached_share": round(cached / prompt, 4),

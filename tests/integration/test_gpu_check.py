@@ -10,7 +10,7 @@ import pytest
 
 from helpers import REPOSITORY
 
-SECTIONS = ["machine", "packing", "training", "engine", "bare", "labels-float32", "labels-bfloat16", "memory", "rates"]
+SECTIONS = ["machine", "packing", "training", "engine", "bare", "labels-float32", "memory", "rates"]
 
 
 def check(out, *words, python=sys.executable):
@@ -48,9 +48,9 @@ def test_every_section_measures_and_writes_its_line(tmp_path):
             )
     assert engine["direct"]["generated_tokens_per_pair"] == bare["direct"]["generated_tokens_per_pair"] == 1
     assert 1 < engine["think"]["generated_tokens_per_pair"] <= 17
-    # The same prompts: the engines count the same tokens.
-    prompts = [line["direct"]["prompt_tokens_per_s"] * line["direct"]["seconds"] for line in (engine, bare)]
-    assert prompts[0] == pytest.approx(prompts[1], rel=0.01)
+    # The same prompts. A chain's text may encode to more or fewer tokens than were written.
+    assert engine["direct"]["prompt_tokens"] == bare["direct"]["prompt_tokens"] > 100
+    assert engine["think"]["prompt_tokens"] == pytest.approx(bare["think"]["prompt_tokens"], rel=0.2)
     for name in ("training", "engine"):
         assert found["memory"][name]["used_gib"] == found[name]["memory_used_gib"] > 0.1
     shapes = json.loads((tmp_path / "rates.json").read_text())
