@@ -4,6 +4,7 @@
 # make synthesis SEEDS=…   200 seeds of a BEIR folder to examples, and a report of them
 # make default-model PONY=…   smollm2-135m-rerank anew, from its texts: two hours on two cores
 # make faults every kill test: ten of each kind, with vLLM too; a table of the work begun again
+# make cluster-test   jobs over several hosts: Ray nodes in network namespaces of this machine, as root
 # make docs   the documentation as a site, in site/
 PYTHON ?= python3
 VENV   ?= .venv
@@ -23,7 +24,7 @@ DEFAULT       := models/smollm2-135m-rerank
 # Processes of the unit tests.
 JOBS          ?= 2
 
-.PHONY: setup model demo synthesis default-model check test faults lint docs reference clean
+.PHONY: setup model demo synthesis default-model check test faults cluster-test lint docs reference clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +66,10 @@ test: check
 
 faults: model
 	$(BIN)/python -m pytest tests/faults
+
+# Needs root and iproute2; no part of `make test`.
+cluster-test: model
+	$(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,9 +14,12 @@ of three:
     trip        … that find their passage among BM25's first ten
     teacher     … with which the packaged embedder agrees, and whose negatives it puts a standard deviation below
     lists       … eight passages with the embedder's scores, learned by listnet
-    graded      queries that find their passage, eight passages among BM25's first 50 with the grades of --grades
-    fields      half of them graded, the others written in the same way for four other collections' passages
-    courses     half of them graded, the others those that a large model wrote for the packaged reranker's courses
+    graded      1,000 queries that found their passage, the grades of a large language model for eight passages each
+    fields      500 of these lists, and 500 that were written in the same way for four other collections' passages
+    courses     490 of these lists, and 490 of queries that a large model wrote for the packaged reranker
+
+The graded lists were made once by `limrank synthesize` (the tuned writer; round_trip, mine_depth 50, list_size 8) and are
+put together from the grades, which name query and passages.
 
 Every cell (source, queries, seed, collection) is a line of OUT/results.jsonl: nDCG@10 of the first stage, of the model,
 and of both fused at --weight, with 95 % intervals. What is there is not done again. BM25's candidates are the first
@@ -187,7 +190,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--collections", nargs="+", default=["dl19@20", "scifact@20", "cranfield@20", "pydocs@20"])
     parser.add_argument("--passages", type=int, default=2000, help="passages that queries are written for")
-    parser.add_argument("--grades", type=Path, default=GRADES, help="a large model's grades of graded's lists")
+    parser.add_argument("--grades", type=Path, default=GRADES, help="a large model's grades of lists")
     parser.add_argument("--weight", type=float, default=0.3, help="of the first stage in the fused order")
     parser.add_argument("--only-data", action="store_true")
     parser.add_argument("--plot", type=Path)

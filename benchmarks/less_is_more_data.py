@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from limrank.data import pydocs
+from limrank.data import beir
 
 BASE = "smollm2-135m-instruct"
 TEACHER = {"kind": "embedder", "model": "all-minilm-l6-v2"}
@@ -27,18 +26,16 @@ MINING: dict[str, dict[str, Any]] = {
     "trip": {},
     "teacher": {"teacher": TEACHER},
     "lists": {"teacher": TEACHER, "list_size": LIST_SIZE},
-    # The embedder's own order is not used: passage_first only keeps it from dropping queries.
-    "graded": {"teacher": TEACHER | {"passage_first": True}, "list_size": LIST_SIZE, "mine_depth": 50},
 }
-FIELDS = ("pydocs", "scifact", "cranfield", "bright_pony_tutorial")
-"""Collections for whose passages half of the queries of the source of this name are."""
-FIELD_PASSAGES = 400
+POOL = "msmarco_dl19_pool"
+FIELDS = ("scifact", "cranfield", "bright_pony_tutorial")
+"""Collections whose queries nothing written may repeat, and which other lists are of."""
 COURSES = ("train", "train-long")
 """Folders that the packaged reranker's ``make_data.py`` writes."""
-COURSE_QUERIES = 300
 MODEL = Path(__file__).parent.parent / "models" / "smollm2-135m-rerank"
-SOURCES = ("none", "real", *MINING, "fields", "courses")
-WITH_LISTS = ("lists", "graded", "fields", "courses")
+GRADED = ("graded", "fields", "courses")
+SOURCES = ("none", "real", *MINING, *GRADED)
+WITH_LISTS = ("lists", *GRADED)
 PAIRS = {"objective": "label", "epochs": 3, "batch_size": 8}
 LISTS = {"objective": "listnet", "epochs": 1, "batch_size": 2}
 TRAINING = {
@@ -101,25 +98,18 @@ class Sources:
             command = [sys.executable, str(script), seeds, str(file), "--queries", "1700"]
             subprocess.run(command, check=True)
             return file
-        if source == "fields":
-            mix([self.file("graded"), *map(self.field, FIELDS)], [4, 1, 1, 1, 1], file)
+        if source in GRADED:
+            self.graded(source, file)
             return file
-        if source == "courses":
-            mix([self.file("graded"), *map(self.course, COURSES)], [2, 1, 1], file)
-            return file
-        run_dir = self.out / {"prompted": "prompted", "graded": "graded"}.get(source, "written")
-        corpus = str(self.data / "msmarco_dl19_pool")
-        self.synthesize(run_dir, corpus, self.passages, MINING[source], source != "prompted")
+        run_dir = self.out / ("prompted" if source == "prompted" else "written")
+        self.synthesize(run_dir, str(self.data / POOL), self.passages, MINING[source], source != "prompted")
         shutil.copy(run_dir / "stats.json", file.with_suffix(".stats.json"))
-        if source == "graded":
-            regrade(run_dir / "lists.jsonl", self.grades, file)
-        else:
-            shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
+        shutil.copy(run_dir / ("lists.jsonl" if source == "lists" else "train.jsonl"), file)
         return file
 
     def synthesize(self, run_dir: Path, corpus: str, passages: int, mining: dict[str, Any], tuned: bool) -> None:
         """Write queries for a corpus' passages and find the others of their lists."""
-        others = [str(self.data / name) for name in FIELDS if name not in ("pydocs", Path(corpus).name)]
+        others = [str(self.data / name) for name in FIELDS]
         synthesis = {
             "source": "passages",
             "seeds": corpus,
@@ -138,78 +128,37 @@ class Sources:
             f"{run_dir.name}: {stats['kept_queries']} of {stats['queries']} queries kept, {seconds:.0f} s", flush=True
         )
 
-    def field(self, field: str) -> Path:
-        """Graded lists of queries for another collection's passages."""
-        file = self.out / "data" / f"field-{field}.jsonl"
-        if not file.exists():
-            corpus = self.data / field
-            if field == "pydocs":
-                corpus = pydocs_folder(self.out / "pydocs")
-            run_dir = self.out / f"field-{field}"
-            self.synthesize(run_dir, str(corpus), FIELD_PASSAGES, MINING["graded"], tuned=True)
-            regrade(run_dir / "lists.jsonl", self.grades, file)
-        return file
+    def graded(self, source: str, out: Path) -> None:
+        """The graded lists of a source, in turn with those of DL19's passages if it has others."""
+        folder = self.courses()
+        # The longer course's corpus has all passages of the shorter one.
+        corpora = [self.data / POOL, self.data / "scifact", self.data / "cranfield", folder / "train-long"]
+        texts = [passages(corpus) for corpus in corpora]
+        asked = {each.text for course in COURSES for each in beir.read_queries(folder / course / "queries.jsonl")}
+        lists: dict[str, list[str]] = {name: [] for name in GRADED}
+        for row in map(json.loads, self.grades.read_text().splitlines()):
+            known = next(each for each in texts if row["grades"].keys() <= each.keys())
+            if len(set(row["grades"].values())) == 1:
+                continue
+            line = {"query": row["query"], "passages": [known[key] for key in row["grades"]]}
+            line["scores"] = list(row["grades"].values())
+            name = "graded" if known is texts[0] else "courses" if row["query"] in asked else "fields"
+            lists[name].append(json.dumps(line) + "\n")
+        chosen = lists["graded"]
+        if source != "graded":
+            chosen = [line for both in zip(chosen, lists[source], strict=False) for line in both]
+        out.write_text("".join(chosen))
 
-    def course(self, course: str) -> Path:
-        """Graded lists of the queries of one of the packaged reranker's courses."""
-        file = self.out / "data" / f"course-{course}.jsonl"
-        if not file.exists():
-            folder = self.out / "courses"
-            if not (folder / course).exists():  # all courses are written at once
-                command = [sys.executable, MODEL / "make_data.py", folder, self.data / "bright_pony_tutorial"]
-                subprocess.run(list(map(str, command)), check=True)
-            synthesis = MINING["graded"] | {
-                "source": "passages",
-                "writer": "none",
-                "seeds": str(folder / course),
-                "max_seeds": COURSE_QUERIES,
-                "round_trip": {"filter": False},
-                "decontaminate": ["benchmark://pydocs"],
-            }
-            run_dir = self.out / f"course-{course}"
-            limrank("synthesize", {"synthesis": synthesis}, run_dir)
-            regrade(run_dir / "lists.jsonl", self.grades, file)
-        return file
+    def courses(self) -> Path:
+        """The packaged reranker's courses as BEIR folders."""
+        folder = self.out / "courses"
+        if not folder.exists():
+            command = [sys.executable, MODEL / "make_data.py", folder, self.data / "bright_pony_tutorial"]
+            subprocess.run(list(map(str, command)), check=True)
+        return folder
 
 
-def regrade(lists: Path, grades: Path, out: Path) -> None:
-    """Write the lists that have grades, with these as scores, in the grades' order.
-
-    Args:
-        grades: lines of ``{"query", "grades": {the key of a passage: 0 to 10}}``.
-    """
-    with lists.open() as file:  # not splitlines: passages hold other line ends
-        known = {row["query"]: row["passages"] for row in map(json.loads, file)}
-    kept = asked = 0
-    with out.open("w") as file:
-        for row in map(json.loads, grades.read_text().splitlines()):
-            asked += 1
-            passages = [each for each in known.get(row["query"], []) if key(each) in row["grades"]]
-            scores = [row["grades"][key(each)] for each in passages]
-            if len(set(scores)) > 1:
-                kept += 1
-                file.write(json.dumps({"query": row["query"], "passages": passages, "scores": scores}) + "\n")
-    print(f"graded: {kept} of the {asked} graded queries are among those written here", flush=True)
-
-
-def mix(files: list[Path], shares: list[int], out: Path) -> None:
-    """Write the lines of several files in turn, of each as many in a round as its share, until one has no more."""
-    lines = [iter(file.read_text().split("\n")[:-1]) for file in files]
-    with out.open("w") as file:
-        while True:
-            taken = [list(islice(each, share)) for each, share in zip(lines, shares, strict=True)]
-            if [len(each) for each in taken] != shares:
-                return
-            file.writelines(line + "\n" for each in taken for line in each)
-
-
-def pydocs_folder(folder: Path) -> Path:
-    """pydocs' documents as a BEIR corpus."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = ({"_id": each.doc_id, "title": each.title, "text": each.text} for each in pydocs.documents())
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def key(passage: str) -> str:
-    return hashlib.sha256(passage.encode()).hexdigest()[:10]
+def passages(corpus: Path) -> dict[str, str]:
+    """A corpus' passages by the first ten hexadecimal digits of their SHA-256, as the file of grades names them."""
+    texts = (document.contents for document in beir.read_corpus(beir.find_file(corpus, "corpus.jsonl")))
+    return {hashlib.sha256(text.encode()).hexdigest()[:10]: text for text in texts}

@@ -57,6 +57,7 @@ class Work:
     depth: int
     think_tokens: int
     found: list[tuple[Query, list[Candidate]]] = field(default_factory=list)
+    context: int = MODEL.max_model_len
 
     def load(self) -> None:
         benchmark = benchmarks.load(DataConfig(format="beir", path=self.folder, max_queries=self.queries))
@@ -69,7 +70,7 @@ class Work:
     def prompts(self, tokenizer, think_tokens: int) -> list[list[int]]:
         """Token ids of every pair's prompt, as the scorer cuts them."""
         template = prompt_template(ScoringConfig())
-        max_tokens = MODEL.max_model_len - len(encode_template(tokenizer, CLOSE)) - 1 - think_tokens
+        max_tokens = self.context - len(encode_template(tokenizer, CLOSE)) - 1 - think_tokens
         return [
             encode_pair(tokenizer, template, query, candidate.text, max_tokens=max_tokens).ids
             for query, candidates in self.found
@@ -78,10 +79,10 @@ class Work:
 
 
 class Baselines:
-    """vLLM's own batch interface, and transformers."""
+    """vLLM's own batch interface, and transformers. ``more``: arguments of vLLM beside those of limrank."""
 
-    def __init__(self) -> None:
-        arguments = engine_arguments(MODEL, ENGINE)
+    def __init__(self, model: ModelConfig = MODEL, engine: EngineConfig = ENGINE, **more) -> None:
+        arguments = engine_arguments(model, engine) | more
         from vllm import LLM
 
         self.llm = LLM(**arguments)
@@ -91,11 +92,14 @@ class Baselines:
         self.labels = [self.tokenizer.encode(label, add_special_tokens=False)[0] for label in LABELS]
 
     def ceiling(self, work: Work) -> float:
+        prompts = [ids + self.close for ids in work.prompts(self.tokenizer, 0)]
+        return work.pairs / self.generate(prompts, self.asking())[0]
+
+    def asking(self):
+        """vLLM's parameters of a request for both labels' log-probabilities."""
         from vllm import SamplingParams
 
-        prompts = [ids + self.close for ids in work.prompts(self.tokenizer, 0)]
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=self.labels, logprobs=2)
-        return work.pairs / self._generate(prompts, params)[0]
+        return SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=self.labels, logprobs=2)
 
     def reference_loop(self, work: Work) -> float:
         from vllm import SamplingParams
@@ -105,7 +109,7 @@ class Baselines:
         chains = SamplingParams(
             max_tokens=work.think_tokens, temperature=0.0, logprobs=20, stop=stop, skip_special_tokens=False
         )
-        first, outputs = self._generate(prompts, chains)
+        first, outputs = self.generate(prompts, chains)
         unfinished = [
             ids
             + self.tokenizer.encode(truncate_at_sentence(output.outputs[0].text), add_special_tokens=False)
@@ -114,7 +118,7 @@ class Baselines:
             if output.outputs[0].stop_reason not in stop
         ]
         answers = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20)
-        second = self._generate(unfinished, answers, keep_cache=True)[0] if unfinished else 0.0
+        second = self.generate(unfinished, answers, keep_cache=True)[0] if unfinished else 0.0
         return work.pairs / (first + second)
 
     def padded_batches(self, work: Work) -> float:
@@ -133,7 +137,8 @@ class Baselines:
                 model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1, self.labels].log_softmax(-1)
         return work.pairs / (time.perf_counter() - began)
 
-    def _generate(self, prompts: list[list[int]], params, *, keep_cache: bool = False):
+    def generate(self, prompts: list[list[int]], params, *, keep_cache: bool = False):
+        """Seconds, and vLLM's outputs. The prefix cache is empty at the start unless it is kept."""
         from vllm import TokensPrompt
 
         if not keep_cache:

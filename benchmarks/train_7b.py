@@ -29,12 +29,12 @@ from importlib import metadata
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from limrank.config import TrainingConfig
 from limrank.training import attention
 from limrank.training.examples import EncodedExample
-from limrank.training.loop import train
+from limrank.training.loop import train, units_per_step
 from limrank.training.model import make_trainable
 from limrank.training.state import TrainState
 
@@ -84,6 +84,39 @@ def needed_per_token(config: Qwen2Config, tokens: int, completion_share: float, 
     # Two products of (tokens / 2) × size a token and layer; backward takes twice the forward.
     attended = config.num_hidden_layers * 3 * 2 * 2 * (tokens / 2) * size
     return 4 * config.num_hidden_layers * layer + head + attended
+
+
+def random_model(config: Qwen2Config, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """A model of this shape with limrank's packed attention, made on the device."""
+    attention.register()
+    torch.manual_seed(1)
+    with device:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention.PACKED, trust_remote_code=False
+        )
+
+
+def step_rates(
+    model: PreTrainedModel, training: TrainingConfig, data: list[EncodedExample], device: torch.device
+) -> list[float]:
+    """Tokens a second of each step of an epoch over ``data``, printed as they come."""
+    rates: list[float] = []
+
+    def on_step(metrics: dict, over: bool) -> None:
+        rates.append(metrics["tokens_per_second"])
+        print(f"step {metrics['step']}: loss {metrics['loss']:.4f}, {rates[-1]:.1f} tokens/s", flush=True)
+
+    train(
+        TrainState(model, training, len(data) // units_per_step(training, 1)),
+        data,
+        training,
+        seed=1,
+        labels=(0, 1),
+        device=device,
+        mixed_precision=True,
+        on_step=on_step,
+    )
+    return rates
 
 
 def product_rate(device: torch.device, size: int) -> float:
@@ -137,16 +170,10 @@ def main() -> None:
         lora_embeddings=given.embeddings,
     )
     config = shape(given.layers, given.hidden)
-    attention.register()
-    torch.manual_seed(1)
-    with device:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=attention.PACKED, trust_remote_code=False
-        )
+    model = random_model(config, device)
     total = sum(each.numel() for each in model.parameters())
     model = make_trainable(model, training, added=[LEARNED, LEARNED + 1]).to(device)
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    per_step = given.batch * given.accumulation
     print(
         f"{config.num_hidden_layers} layers of {config.hidden_size}: {total / 1e9:.2f} G parameters, {trained / 1e6:.1f} M "
         f"trained (LoRA {training.lora_rank}, {given.embeddings} embeddings); {given.steps} steps of "
@@ -154,22 +181,7 @@ def main() -> None:
         f"{', gradient checkpointing' if given.checkpointing else ''}",
         flush=True,
     )
-    rates: list[float] = []
-
-    def on_step(metrics: dict, over: bool) -> None:
-        rates.append(metrics["tokens_per_second"])
-        print(f"step {metrics['step']}: loss {metrics['loss']:.4f}, {rates[-1]:.1f} tokens/s", flush=True)
-
-    train(
-        TrainState(model, training, given.steps),
-        examples(given.steps * per_step, given.tokens),
-        training,
-        seed=1,
-        labels=(0, 1),
-        device=device,
-        mixed_precision=True,
-        on_step=on_step,
-    )
+    rates = step_rates(model, training, examples(given.steps * units_per_step(training, 1), given.tokens), device)
     median = statistics.median(rates[NOT_COUNTED:])
     needed = needed_per_token(config, given.tokens, completion_share=0.25, trains_head=given.embeddings == "all")
     share = median * needed / rate

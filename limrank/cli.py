@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from limrank import signals
-from limrank.commands.cluster import cluster_app
+from limrank.commands import cluster, jobs
+from limrank.commands.jobs import HERE, Submission
+from limrank.commands.plan import plan
 from limrank.errors import LimrankError, UnavailableError, UserError
 from limrank.optional import extras_explained
 from limrank.printable import PAGE, printable
@@ -43,11 +45,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-jobs_app = typer.Typer(help="Jobs that were submitted to a cluster.", no_args_is_help=True)
 models_app = typer.Typer(help="Models that come from the package index.", no_args_is_help=True)
-app.add_typer(jobs_app, name="jobs")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models_app, name="models")
-app.add_typer(cluster_app, name="cluster")
+app.add_typer(cluster.app, name="cluster")
 keys_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
@@ -86,13 +87,6 @@ Preview = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Serve without API keys on an address that is not loopback.")
 ]
-Dashboard = Annotated[
-    str,
-    typer.Option(
-        "--address", metavar="http://HOST:8265", envvar="RAY_DASHBOARD_ADDRESS", help="The cluster's dashboard."
-    ),
-]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that submitting printed.", show_default=False)]
 
 
 def _job_command(name: str) -> Callable[..., None]:
@@ -102,10 +96,11 @@ def _job_command(name: str) -> Callable[..., None]:
         address: Address = None,
         dry_run: DryRun = False,
         overwrite: Overwrite = False,
+        submission: Submission = HERE,
     ) -> None:
         from limrank.config.recipe import load_config
 
-        _start(name, load_config(recipe, overrides or (), job=name), address, dry_run, overwrite)
+        _start(name, load_config(recipe, overrides or (), job=name), address, dry_run, overwrite, submission)
 
     return command
 
@@ -117,13 +112,14 @@ def _evaluate(
     address: Address = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    submission: Submission = HERE,
 ) -> None:
     from limrank.config.recipe import compare_config, load_config
 
     if not compare and len(paths) > 1:
         raise UserError(f"evaluate takes one recipe (got {len(paths)}); several run directories go with --compare")
     config = compare_config(paths, overrides or ()) if compare else load_config(paths[0], overrides or (), "evaluate")
-    _start("evaluate", config, address, dry_run, overwrite)
+    _start("evaluate", config, address, dry_run, overwrite, submission)
 
 
 def _synthesize(
@@ -133,14 +129,16 @@ def _synthesize(
     address: Address = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    submission: Submission = HERE,
 ) -> None:
     from limrank.config.recipe import load_config
 
     if preview is not None:
         _check_preview(address, dry_run, overwrite)
+        submission.check("local")
     config = load_config(recipe, overrides or (), job="synthesize")
     if preview is None:
-        _start("synthesize", config, address, dry_run, overwrite)
+        _start("synthesize", config, address, dry_run, overwrite, submission)
         return
     from limrank.synthesis.job import preview as show_steps
 
@@ -167,22 +165,26 @@ def _serve(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     insecure: Insecure = False,
+    submission: Submission = HERE,
 ) -> None:
     from limrank.config.recipe import load_config
 
     def read() -> Job:
         return load_config(recipe, overrides or (), job="serve")
 
-    _start("serve", read(), address, dry_run, overwrite, here={"reread": read}, insecure=insecure)
+    _start("serve", read(), address, dry_run, overwrite, submission, here={"reread": read}, insecure=insecure)
 
 
-_OWN_COMMANDS = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
+_OWN_COMMANDS: dict[str, Callable[..., None]] = {"synthesize": _synthesize, "evaluate": _evaluate, "serve": _serve}
 """The commands with more arguments than every job has."""
 
 for _name, (_, _summary) in _JOB_MODULES.items():
     _command = _OWN_COMMANDS.get(_name) or _job_command(_name)
     _command.__doc__ = _summary
-    app.command(_name)(_command)
+    app.command(_name)(jobs.submittable(_command))
+
+
+app.command("plan")(plan)
 
 
 def _start(
@@ -191,6 +193,7 @@ def _start(
     address: str | None,
     dry_run: bool,
     overwrite: bool,
+    submission: Submission,
     here: dict[str, Any] | None = None,
     **switches: bool,
 ) -> None:
@@ -201,12 +204,12 @@ def _start(
         switches: options of this job alone, for its ``run`` and ``plan``.
     """
     from limrank.cluster import default_address
-    from limrank.config import dump_config
     from limrank.parsing import without_credentials
 
     address = without_credentials(address, "--address") or default_address()
     if address not in ("local", "auto") and not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: is none of local, auto, http://HOST:8265")
+    submission.check(address)
     with extras_explained(name):
         if dry_run:
             _print_plan(config, **switches)
@@ -214,7 +217,7 @@ def _start(
             from limrank.cluster import submit
 
             flags = [f"--{flag}" for flag, is_given in {"overwrite": overwrite, **switches}.items() if is_given]
-            raise typer.Exit(submit(name, dump_config(config), address, flags=flags))
+            raise typer.Exit(submit(name, config, address, flags=flags, terms=submission.terms()))
         else:
             raise typer.Exit(_run(name, config, address, overwrite, **switches, **(here or {})))
 
@@ -273,55 +276,6 @@ def _print_result(result: JobResult) -> None:
 def _complain(text: str) -> None:
     """Print one line on stderr, whatever the text quotes."""
     print(printable(text), file=sys.stderr)
-
-
-@jobs_app.command("list")
-def jobs_list(address: Dashboard = "http://127.0.0.1:8265") -> None:
-    """The cluster's jobs, newest first."""
-    from datetime import datetime
-
-    from limrank.cluster import list_jobs
-
-    for job in list_jobs(address):
-        started = datetime.fromtimestamp((job.start_time or 0) / 1000).isoformat(" ", "seconds")
-        kind = (job.metadata or {}).get("limrank", "-")
-        print(printable(f"{job.submission_id}  {job.status:<9}  {started}  {kind}"))
-
-
-@jobs_app.command("status")
-def jobs_status(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
-    """One job's status and the last message of its driver."""
-    from limrank.cluster import job_call
-
-    details = job_call(address, job_id, "get_job_info")
-    print(printable(f"{job_id} {details.status}: {details.message}", PAGE, lines=True))
-
-
-@jobs_app.command("logs")
-def jobs_logs(
-    job_id: JobId,
-    address: Dashboard = "http://127.0.0.1:8265",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-) -> None:
-    """A job's output."""
-    from limrank import cluster
-    from limrank.progress import JSON_PREFIX
-
-    if follow:
-        cluster.job_call(address, job_id, "get_job_info")
-        raise typer.Exit(cluster.follow(cluster.job_client(address), job_id))
-    for line in cluster.job_call(address, job_id, "get_job_logs").splitlines():
-        if not line.startswith(JSON_PREFIX):
-            print(printable(line, PAGE))
-
-
-@jobs_app.command("stop")
-def jobs_stop(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
-    """Stop a job. Its committed rows stay, and the same recipe resumes it."""
-    from limrank.cluster import job_call
-
-    stopped = job_call(address, job_id, "stop_job")
-    print(f"{printable(job_id)} {'is being stopped' if stopped else 'had ended already'}")
 
 
 @models_app.command("list")

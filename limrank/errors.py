@@ -98,6 +98,10 @@ class StorageError(LimrankError, OSError):
     resumes the job once that is fixed."""
 
 
+class LockLostError(LimrankError):
+    """Another driver has taken over the run directory. It goes on with the run, and this one stops."""
+
+
 def _rebuild_row_error(message: str, retryable: bool, attempts: int) -> RowError:
     return RowError(message, retryable=retryable, attempts=attempts)
 

@@ -1,4 +1,4 @@
-"""The user's files and folders: opened, or refused with one line that says which and why.
+"""The user's files and folders, local or in an object store: opened, or refused with one line that says which and why.
 
 Only regular files are read: a pipe without a writer would block a job forever, and a device has no end.
 """
@@ -11,10 +11,12 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from limrank.errors import LimrankError, UserError, first_line
+from limrank.stores import is_store, store_of
 from limrank.uris import redacted
 
 _LONGEST_PATH = 200
@@ -25,18 +27,57 @@ _OTHER_KINDS = (
     (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
 )
 
+_PART = 16 << 20
+"""Bytes of a store's file that are asked for at a time: most files are read from end to end."""
+
+
+@dataclass(frozen=True, order=True)
+class StorePath:
+    """A URI in an object store, as ``pathlib`` has local paths. ``str`` of it is the URI with the store's settings."""
+
+    uri: str
+
+    def __truediv__(self, name: str) -> StorePath:
+        base, mark, settings = self.uri.partition("?")
+        return StorePath(f"{base.rstrip('/')}/{name}{mark}{settings}")
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+AnyPath = Path | StorePath
+
+
+def path_of(path: str | AnyPath) -> AnyPath:
+    """A path whose ``/``, ``name`` and ``suffix`` are a local path's or a store's."""
+    if isinstance(path, StorePath):
+        return path
+    return StorePath(path) if isinstance(path, str) and is_store(path) else Path(path)
+
+
 Kind = Literal["file", "folder", "missing"]
 
 
-def kind_of(path: str | Path) -> Kind:
+def kind_of(path: str | AnyPath) -> Kind:
     """The kind of a path; links are followed.
 
     Raises:
         UserError: the path cannot be read (no permission for a folder, a loop of links, an invalid path), or it
             is neither a file nor a folder.
     """
+    if is_store(str(path)):
+        return _kind_in_store(str(path))
     try:
-        mode = Path(path).stat().st_mode
+        mode = Path(str(path)).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except (OSError, ValueError) as error:
@@ -48,31 +89,49 @@ def kind_of(path: str | Path) -> Kind:
     raise UserError(f"{printable_path(path)}: cannot be read: {_other_kind(mode)}, not a file or a folder")
 
 
-def is_file(path: str | Path) -> bool:
+def _kind_in_store(uri: str) -> Kind:
+    try:
+        store, name = store_of(uri)
+        if not name:
+            return "folder"
+        try:
+            store.stat(name)
+        except FileNotFoundError:
+            return "folder" if any(store.folder(name)) else "missing"
+    except (OSError, ValueError) as error:
+        raise unreadable(uri, error) from None
+    return "file"
+
+
+def is_file(path: str | AnyPath) -> bool:
     """Whether :func:`kind_of` is a file; False if the path cannot be read."""
     return _kind_or_none(path) == "file"
 
 
-def is_folder(path: str | Path) -> bool:
+def is_folder(path: str | AnyPath) -> bool:
     """Whether :func:`kind_of` is a folder; False if the path cannot be read."""
     return _kind_or_none(path) == "folder"
 
 
-def listed(folder: str | Path) -> list[Path]:
+def listed(folder: str | AnyPath) -> list[AnyPath]:
     """The paths in a folder, sorted; [] if there is no such folder.
 
     Raises:
         UserError: it is not a folder, or may not be read.
     """
     try:
-        return sorted(Path(folder).iterdir())
+        if is_store(str(folder)):
+            store, name = store_of(str(folder))
+            found = store.folder(name)
+            return [StorePath(str(folder)) / each for each in sorted([*found.files, *found.folders])]
+        return sorted(Path(str(folder)).iterdir())
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from None
 
 
-def _kind_or_none(path: str | Path) -> Kind | None:
+def _kind_or_none(path: str | AnyPath) -> Kind | None:
     try:
         return kind_of(path)
     except UserError:
@@ -80,7 +139,7 @@ def _kind_or_none(path: str | Path) -> Kind | None:
 
 
 @contextmanager
-def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: str = "file") -> Iterator[BinaryIO]:
+def opened(path: str | AnyPath, *, pipe: bool = False, unpack: bool = True, what: str = "file") -> Iterator[BinaryIO]:
     """The bytes of a file. A read that fails within the block raises a UserError, too.
 
     Args:
@@ -91,9 +150,13 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
     Raises:
         UserError: the file is missing, is not a file, or cannot be read; the message names it.
     """
+    if is_store(str(path)):
+        with _opened_in_store(str(path), unpack, what) as file:
+            yield file
+        return
     try:
         # Does not wait for a pipe's writer: a pipe without one reads as empty.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise UserError(f"{printable_path(path)}: no such {what}") from None
     except (OSError, ValueError) as error:
@@ -116,13 +179,31 @@ def opened(path: str | Path, *, pipe: bool = False, unpack: bool = True, what: s
         raise unreadable(path, error) from None
 
 
-def unreadable(path: str | Path, error: Exception) -> UserError:
+@contextmanager
+def _opened_in_store(uri: str, unpack: bool, what: str) -> Iterator[BinaryIO]:
+    try:
+        store, name = store_of(uri)
+        with store.open(name, _PART) as file:
+            if unpack and uri.partition("?")[0].endswith(".gz"):
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            else:
+                yield file
+    except FileNotFoundError:
+        raise UserError(f"{printable_path(uri)}: no such {what}") from None
+    except LimrankError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise unreadable(uri, error) from None
+
+
+def unreadable(path: str | AnyPath, error: Exception) -> UserError:
     """The UserError for an OSError of a path, or for the ValueError of an invalid path."""
     reason = getattr(error, "strerror", None) or first_line(error)
     return UserError(f"{printable_path(path)}: cannot be read: {reason}")
 
 
-def printable_path(path: str | Path) -> str:
+def printable_path(path: str | AnyPath) -> str:
     """A path for a message, on one line; the middle of a long path is left out."""
     text = redacted(str(path))
     text = text if text.isprintable() else repr(text)[1:-1]

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from limrank.errors import UserError
 
-_EVAL = frozenset({"ir_measures", "numpy", "pyarrow", "matplotlib"})
+_EVAL = frozenset({"ir_measures", "numpy", "pyarrow", "obstore", "matplotlib"})
 _BATCH = frozenset(
-    {"ray", "grpc", "pyarrow", "pandas", "numpy", "scipy", "datasets"}
+    {"ray", "grpc", "pyarrow", "obstore", "pandas", "numpy", "scipy", "datasets"}
     | {"bm25s", "Stemmer", "regex", "py3langid", "datasketch", "rapidfuzz"}
 )
 _SERVE = frozenset({"ray", "fastapi", "starlette", "uvicorn", "prometheus_client", "opentelemetry"})
@@ -27,7 +27,7 @@ EXTRAS: dict[str, frozenset[str]] = {
 """An extra of ``pip install 'limrank[…]'`` → the packages that it brings, by the names they are imported by.
 The smaller ones come first."""
 
-_EXTRA_OF_JOB = {
+EXTRA_OF_JOB = {
     "synthesize": "batch",
     "train": "train",
     "rerank": "batch",
@@ -56,7 +56,7 @@ def extras_explained(job: str | None = None) -> Iterator[None]:
         name = (error.name or "").partition(".")[0]
         if name not in EXTRAS["all"]:
             raise
-        extra = _EXTRA_OF_JOB.get(job or "")
+        extra = EXTRA_OF_JOB.get(job or "")
         if extra is None or name not in EXTRAS[extra]:
             extra = next(extra for extra, packages in EXTRAS.items() if name in packages)
         without_gpu = "; without a GPU 'limrank[cpu]'" if "vllm" in EXTRAS[extra] else ""

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from limrank import cluster
 from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rundir import open_run
 from limrank.cluster.resources import reserve
+from limrank.cluster.waiting import wait_for_nodes
 from limrank.config import ModelConfig, PipelineJob, dump_config
 from limrank.config.recipe import input_paths
 from limrank.config.stages import pipeline_hash, stage_configs
 from limrank.data import benchmarks
 from limrank.engines import EngineSource, EngineSpec, check_engine, check_scorer, load_tokenizer
 from limrank.errors import UserError
+from limrank.files import path_of
 from limrank.progress import Event, Progress
 from limrank.result import JobResult
 from limrank.scoring import check_labels
@@ -134,7 +135,8 @@ def _engine(config: PipelineJob, model: ModelConfig, needed: bool, progress: Pro
         return
     spec = EngineSpec(model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([spec], config.workers, 1)
-    stage = f"engine, {Path(model.id).name}"
+    wait_for_nodes(wanted, spec.startup_timeout_s, 1, progress=progress)
+    stage = f"engine, {path_of(model.id).name}"
     progress.update(Event(stage, 0, 1, "started"))
     with host_engine(spec, wanted) as source:
         progress.update(Event(stage, 1, 1, "started", finished=True))

@@ -1,53 +1,31 @@
-"""Files below one root: a local path or, through pyarrow's filesystems, a prefix in an object store.
+"""Files below one root: a local path, or a prefix in an object store (``stores/``).
 
-Writes are atomic. A local file is written under a temporary name and renamed; an object store's put is atomic.
+Writes are atomic. A local file is written under a temporary name and renamed; an object appears when its upload ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.errors import StorageError, UserError, first_line
 from limrank.outputs import is_written
-from limrank.uris import credentials_in, is_uri, without_secrets
+from limrank.stores import Stat, Store, Version, store_of
+from limrank.stores import filesystem as filesystem
+from limrank.uris import is_uri, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COPIED_AT_ONCE = 16 << 20
 """Bytes in memory while a file is copied to or from a store."""
-
-
-@lru_cache
-def filesystem(path: str) -> tuple[Any, str]:
-    """The pyarrow filesystem of a local path or URI, and the path in it.
-
-    The store's settings are in the URI's query (``s3://bucket/run?endpoint_override=…&scheme=http``) or in the
-    environment (``AWS_ENDPOINT_URL``). A process creates one filesystem per path, so that clients keep their
-    connections.
-
-    Raises:
-        ValueError: pyarrow does not know the URI's scheme, or the URI holds credentials.
-        OSError: the store cannot be reached.
-    """
-    from pyarrow.fs import FileSystem, LocalFileSystem
-
-    if not is_uri(path):
-        return LocalFileSystem(), path
-    if found := credentials_in(path):
-        raise ValueError(f"holds credentials ({found}); put them into the environment (AWS_ACCESS_KEY_ID, …)")
-    found, below = FileSystem.from_uri(path)
-    return found, below.rstrip("/")
 
 
 @contextlib.contextmanager
@@ -71,9 +49,17 @@ class Storage:
 
     root: str
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the root is in an object store."""
+        return is_uri(self.root)
+
     def read_bytes(self, name: str) -> bytes:
         """Raises FileNotFoundError; StorageError: the file exists and cannot be read."""
         with self._reading(name):
+            if self.is_remote:
+                store, path = self._in_store(name)
+                return store.read(path)
             files, path = self._at(name)
             with files.open_input_stream(path) as stream:
                 return stream.read()
@@ -88,12 +74,11 @@ class Storage:
             self._write(name, data)
 
     def _write(self, name: str, data: bytes) -> None:
-        files, path = self._at(name)
-        if is_uri(self.root):
-            with files.open_output_stream(path) as stream:
-                stream.write(data)
+        if self.is_remote:
+            store, path = self._in_store(name)
+            store.write(path, data)
             return
-        with _replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        with _replacing(self.local(name)) as temporary, open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -132,6 +117,9 @@ class Storage:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def exists(self, name: str) -> bool:
+        if self.is_remote:
+            store, path = self._in_store(name)
+            return store.exists(path)
         from pyarrow.fs import FileType
 
         files, path = self._at(name)
@@ -147,6 +135,11 @@ class Storage:
         return self._entries(folder, is_file=False)
 
     def _entries(self, folder: str, *, is_file: bool) -> list[str]:
+        if self.is_remote:
+            with self._reading(folder):
+                store, path = self._in_store(folder)
+                listed = store.folder(path)
+            return [name for name in (listed.files if is_file else listed.folders) if not name.startswith(".")]
         from pyarrow.fs import FileSelector
 
         with self._reading(folder):
@@ -162,32 +155,28 @@ class Storage:
         Raises:
             StorageError: it could not be deleted.
         """
-        files, path = self._at(name)
         with self.writing(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if is_uri(self.root):
-                files.delete_file(path)
+            if self.is_remote:
+                store, path = self._in_store(name)
+                store.delete(path)
             else:
-                Path(path).unlink()
+                self.local(name).unlink()
 
     def entries(self) -> list[str]:
         """Names of everything in the root itself, including hidden names; [] if there is no root."""
-        if not is_uri(self.root):
-            root = Path(self.root)
-            return sorted(each.name for each in root.iterdir()) if root.is_dir() else []
-        from pyarrow.fs import FileSelector
-
-        files, path = self._at("")
-        return sorted(each.base_name for each in files.get_file_info(FileSelector(path, allow_not_found=True)))
+        if self.is_remote:
+            store, path = self._in_store("")
+            listed = store.folder(path)
+            return sorted([*listed.files, *listed.folders])
+        root = Path(self.root)
+        return sorted(each.name for each in root.iterdir()) if root.is_dir() else []
 
     def walk(self) -> tuple[list[str], list[str], list[str]]:
         """Names of all files below the root, of all folders, and of the symbolic links among both, including
         hidden names. Links are not followed."""
-        if is_uri(self.root):
-            from pyarrow.fs import FileSelector
-
-            files, path = self._at("")
-            found = files.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
-            return sorted(each.path[len(path) :].lstrip("/") for each in found if each.is_file), [], []
+        if self.is_remote:
+            store, path = self._in_store("")
+            return store.walk(path), [], []
         names: tuple[list[str], list[str], list[str]] = ([], [], [])
         for top, folders, files in os.walk(self.root):
             for kind, found in zip(names, (files, folders), strict=False):
@@ -197,20 +186,23 @@ class Storage:
 
     def remove_folder(self, name: str) -> None:
         """Delete a folder, if it exists and is empty."""
-        if not is_uri(self.root):
+        if not self.is_remote:
             with contextlib.suppress(OSError):
                 self.local(name).rmdir()
 
     def open_input(self, name: str):
         """A seekable binary stream. Raises the errors of :meth:`read_bytes`."""
         with self._reading(name):
+            if self.is_remote:
+                store, path = self._in_store(name)
+                return store.open(path)
             files, path = self._at(name)
             return files.open_input_file(path)
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
         try:
-            if not is_uri(self.root) and not self._is_plain(name):
+            if not self.is_remote and not self._is_plain(name):
                 raise StorageError(f"run_dir {self.root}: {name} is neither a file nor a folder: move it away")
             yield
         except (FileNotFoundError, StorageError):
@@ -228,13 +220,18 @@ class Storage:
 
     @contextlib.contextmanager
     def open_output(self, name: str) -> Iterator[Any]:
-        """A binary stream to a file, for output that does not fit in memory. A local file appears when the block
-        ends without an error."""
-        files, path = self._at(name)
-        if is_uri(self.root):
-            with files.open_output_stream(path) as stream:
-                yield stream
+        """A binary stream to a file, for output that does not fit in memory. The file appears when the block ends
+        without an error. What goes to a store is written to a temporary file on this machine first."""
+        if self.is_remote:
+            with tempfile.TemporaryDirectory() as work:
+                written = Path(work) / "output"
+                with open(written, "wb") as stream:
+                    yield stream
+                store, path = self._in_store(name)
+                with self.writing():
+                    store.write(path, written)
             return
+        files, path = self._at(name)
         with _replacing(Path(path)) as temporary, files.open_output_stream(str(temporary)) as stream:
             yield stream
 
@@ -262,7 +259,7 @@ class Storage:
         Raises:
             StorageError: it could not be written.
         """
-        if is_uri(self.root):
+        if self.is_remote:
             with tempfile.TemporaryDirectory() as work:
                 yield Path(work)
                 with self.writing():
@@ -284,13 +281,69 @@ class Storage:
             work.rename(target)
 
     def _upload(self, file: Path, name: str) -> None:
-        files, path = self._at(name)
-        with file.open("rb") as source, files.open_output_stream(path) as target:
-            shutil.copyfileobj(source, target, COPIED_AT_ONCE)
+        store, path = self._in_store(name)
+        store.write(path, file)
+
+    def create(self, name: str, data: bytes) -> Version | None:
+        """In a store: write a file that is not there yet; None where it is. See :meth:`Store.create`."""
+        store, path = self._in_store(name)
+        with self.writing():
+            return store.create(path, data)
+
+    def replace(self, name: str, data: bytes, version: Version) -> Version | None:
+        """In a store: write a file that still has this version; None where it has not."""
+        store, path = self._in_store(name)
+        with self.writing():
+            return store.replace(path, data, version)
+
+    def stat(self, name: str) -> Stat:
+        """In a store: a file's version and the time of its last change. Raises the errors of :meth:`read_bytes`."""
+        with self._reading(name):
+            store, path = self._in_store(name)
+            return store.stat(path)
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was written, by the clock of the store or the file server: a new file beside it says
+        what time it is there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: it cannot be read, or no file can be written.
+        """
+        written = self._modified(name)
+        beside = f".{name}.{uuid.uuid4().hex}"
+        self.write_bytes(beside, b"")
+        try:
+            return self._modified(beside) - written
+        finally:
+            self.remove(beside)
+
+    def _modified(self, name: str) -> float:
+        with self._reading(name):
+            return self.stat(name).modified.timestamp() if self.is_remote else self.local(name).stat().st_mtime
+
+    def has_conditional_writes(self) -> bool:
+        """Whether the root's store has them (see :meth:`Store.has_conditions`)."""
+        store, path = self._in_store(f".lock.json.{uuid.uuid4().hex}")
+        with self.writing():
+            return store.has_conditions(path)
+
+    def publish_once(self, name: str, text: str) -> None:
+        """Like :meth:`write_text`, for a file that nobody else may write. In a store with conditional writes a file that
+        is there already is not replaced.
+
+        Raises:
+            StorageError: it could not be written, or another process has written another one.
+        """
+        data = without_secrets(text).encode()
+        if not self.is_remote or not self.has_conditional_writes():
+            self.write_bytes(name, data)
+        elif self.create(name, data) is None and self.read_bytes(name) != data:
+            raise StorageError(f"run_dir {self.root}: another driver has written {name} meanwhile, and works in it")
 
     def display_path(self, name: str) -> str:
         """A file's path or URI for messages, without the store's settings."""
-        return f"{self.root.partition('?')[0].rstrip('/') if is_uri(self.root) else self.root}/{name}"
+        return f"{self.root.partition('?')[0].rstrip('/') if self.is_remote else self.root}/{name}"
 
     def local(self, name: str = "") -> Path:
         """The file's local path.
@@ -298,13 +351,17 @@ class Storage:
         Raises:
             UserError: the root is in an object store, and this needs a file.
         """
-        if is_uri(self.root):
+        if self.is_remote:
             raise UserError(f"run_dir {self.root}: this job writes files that need a local path")
         return Path(self.root) / name
 
     def _at(self, name: str) -> tuple[Any, str]:
         found, path = filesystem(self.root)
         return found, (f"{path}/{name}" if name else path)
+
+    def _in_store(self, name: str) -> tuple[Store, str]:
+        store, path = store_of(self.root)
+        return store, "/".join(filter(None, (path, name)))
 
 
 def _drop_written(folder: Path, name: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from helpers import REPOSITORY
+from helpers.qwen_tokenizer import qwen_tokenizer
 
 # Ray reads it when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -83,24 +84,7 @@ def model_dir():
 def qwen_tokenizers():
     """Qwen2.5's tokenizer, of the vocabulary that a package carries: ``unmarked`` as it is, and ``marked``
     with ``<think>`` and ``</think>`` as training adds them, 151665 and 151666."""
-    import copy
-    from importlib.resources import files
-
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    pattern = words + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    vocabulary = str(files("qwen_tokenizer") / "resources" / "qwen.tiktoken")
-    # Of its 22 special tokens those that a person's text may hold by chance; the others keep their places.
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|special_{place}|>" for place in range(19))]
-    converter = TikTokenConverter(vocabulary, pattern=pattern, extra_special_tokens=special)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=converter.converted(), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
-    marked = copy.deepcopy(tokenizer)
-    marked.add_tokens(["<think>", "</think>"], special_tokens=True)
-    return {"marked": marked, "unmarked": tokenizer}
+    return {"marked": qwen_tokenizer(marked=True), "unmarked": qwen_tokenizer(marked=False)}
 
 
 @pytest.fixture(scope="session")

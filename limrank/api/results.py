@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from limrank.config import is_uri
 from limrank.errors import UserError
+from limrank.files import path_of
 from limrank.parsing import parse_json
 from limrank.records import Qrels, Run
 from limrank.storage import Storage
@@ -71,13 +71,12 @@ class RerankResult(JobRun):
 
     @cached_property
     def qrels(self) -> Qrels:
-        """The judgements of the reranked queries. Empty for pairs, which have none, and for a ``run_dir`` in an
-        object store."""
+        """The judgements of the reranked queries. Empty for pairs, which have none."""
         from limrank.data.trec import read_qrels
 
-        if is_uri(self.run_dir) or not self._storage.exists("qrels.tsv"):
+        if not self._storage.exists("qrels.tsv"):
             return {}
-        return read_qrels(self._storage.local("qrels.tsv"))
+        return read_qrels(path_of(self.run_dir) / "qrels.tsv")
 
 
 @dataclass(frozen=True)

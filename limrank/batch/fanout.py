@@ -23,12 +23,12 @@ from limrank.batch.rows import check_unique
 from limrank.batch.rundir import RunDir
 from limrank.batch.summary import Summary, manifest_sections, summarize
 from limrank.batch.worker import ChunkWorker
-from limrank.cluster.resources import reserve, wait_for_resources
+from limrank.cluster.resources import can_have_gpus, reserve
+from limrank.cluster.waiting import wait_for_resources
 from limrank.config import WorkersConfig
 from limrank.engines import EngineSource
 from limrank.errors import EngineError, first_line
 from limrank.progress import Event, Progress
-from limrank.storage import Storage
 
 _CPU_CHUNK_COST = 15_000
 _CHUNK_COST = 600_000
@@ -68,11 +68,12 @@ def fanout(
         UserError: the cluster can never give what ``workers`` asks for, or an engine refuses its settings.
         EngineError: an engine did not come up, or the cluster had no resources for one in time.
         StorageError: the run directory cannot be written.
+        LockLostError: another driver has taken it over.
     """
     pending, scheduler = _to_do(run, plan, budget)
     session = _Session(plan, pending, progress, stage, progress_unit)
     if pending and not (scheduler and scheduler.is_exhausted):
-        _dispatch(run.storage, pending, task, engines, workers, session, scheduler)
+        _dispatch(run, pending, task, engines, workers, session, scheduler)
     summary = finish(run, plan, task, progress_unit, partial=scheduler is not None and scheduler.is_exhausted)
     session.report(finished=True)
     return summary
@@ -96,11 +97,16 @@ def run_without_engines(run: RunDir, plan: Plan, task: Task, progress_unit: str)
 
 
 def chunk_cost(engine_kind: str, token_budget: int | None = None) -> int:
-    """The cost of a chunk: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
+    """The most that a chunk costs: about 30 s of work, in estimated tokens. A small ``token_budget`` makes chunks smaller."""
     import ray
 
-    on_cpu = engine_kind == "vllm" and not (ray.is_initialized() and ray.cluster_resources().get("GPU"))
-    cost = _CPU_CHUNK_COST if on_cpu else _CHUNK_COST
+    on_cpu = not (ray.is_initialized() and can_have_gpus())
+    return chunk_limit(engine_kind, on_cpu, token_budget)
+
+
+def chunk_limit(engine_kind: str, on_cpu: bool, token_budget: int | None = None) -> int:
+    """:func:`chunk_cost` where it is known whether engines run on CPUs."""
+    cost = _CPU_CHUNK_COST if engine_kind == "vllm" and on_cpu else _CHUNK_COST
     return cost if token_budget is None else min(cost, max(1, token_budget // CHUNKS_PER_BUDGET))
 
 
@@ -128,7 +134,7 @@ def _unfinished(plan: Plan, committed: Sequence[Receipt]) -> list[Chunk]:
 
 
 def _dispatch(
-    storage: Storage,
+    run: RunDir,
     pending: list[Chunk],
     task: Task,
     engines: Mapping[str, EngineSource],
@@ -147,7 +153,8 @@ def _dispatch(
     fewest, most = (1, 1) if clients else (workers.min_replicas, workers.max_replicas)
     wanted = reserve(engines.values(), workers, fewest)
     timeout_s = max(source.startup_timeout_s for source in engines.values())
-    wait_for_resources(wanted, timeout_s)
+    # The pool begins with the first node, and its other engines join as their nodes come.
+    wait_for_resources(wanted, timeout_s, fewest, progress=session.progress)
     prepare_ray_data()
     fewest, most = min(fewest, len(pending)), min(most, len(pending))
     in_flight = _chunks_in_flight(pending, most)
@@ -157,7 +164,7 @@ def _dispatch(
             [pa.table({"chunk": [chunk.number], "position": [position]}) for position, chunk in enumerate(pending)]
         ).map_batches(
             ChunkWorker,
-            fn_constructor_args=(storage, task, dict(engines), uuid.uuid4().hex, timeout_s, scheduler is not None),
+            fn_constructor_args=(run.storage, task, dict(engines), uuid.uuid4().hex, timeout_s, scheduler is not None),
             batch_format="pyarrow",
             batch_size=1,  # of a block's one row; Ray Data refuses None for workers with GPUs
             # A worker whose node is lost restarts where there are resources: on a node that joins,
@@ -175,6 +182,7 @@ def _dispatch(
     )
     try:
         for batch in receipts.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            run.lock.check()
             for row in batch.to_pylist():
                 receipt = session.take(row)
                 if scheduler and receipt:
@@ -204,7 +212,7 @@ class _Session:
         self._sizes = {chunk.number: chunk.size for chunk in pending}
         self._total = plan.size
         self._already = plan.size - sum(self._sizes.values())
-        self._progress = progress
+        self.progress = progress
         self._stage = stage
         self._progress_unit = progress_unit
         self.done_size = 0
@@ -240,7 +248,7 @@ class _Session:
 
     def report(self, finished: bool = False) -> None:
         seconds = self.seconds
-        self._progress.update(
+        self.progress.update(
             Event(
                 self._stage,
                 self._already + self.done_size,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,9 +28,18 @@ Unit = dict[str, Any]
 """One row of the units' schema: at least ``unit_id`` and ``cost`` (estimated tokens)."""
 
 UNITS_PER_CHUNK = 64
+SHARES = 128
+"""A run, or an engine's part of it, is split into about so many chunks. A kill repeats at most two of them."""
+
 CHARACTERS_A_TOKEN = 4
 GENERATED_TOKEN_COST = 4
 """Cost of a generated token, in prompt tokens: each takes a decoding step of its own."""
+
+_WORTH_HANDING_OUT = 1 / 15
+"""Of the most that a chunk costs (30 s): two seconds of work, beside which the driver's milliseconds are nothing."""
+
+_ENGINES_SERVED = 200
+"""How many engines a driver keeps at work with chunks of two seconds. Of more engines each takes longer ones."""
 
 _CHUNKS_PER_FILE = 256
 _WINDOW_SIZE = 8192
@@ -75,19 +85,28 @@ class Plan:
         return sum(chunk.size for chunk in self.chunks)
 
 
-def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.Schema, *, chunk_cost: int) -> Plan:
+def write_plan(
+    storage: Storage,
+    units: Iterable[tuple[Unit, int]],
+    schema: pa.Schema,
+    *,
+    chunk_cost: int,
+    engines: int | None = None,
+) -> Plan:
     """Write units and split them into chunks.
 
     Args:
         units: any number of (unit, size) pairs.
         chunk_cost: the most that the units of a chunk cost together. A unit that costs more is a chunk of its own.
+        engines: how many engines will share the run. It makes the chunks of a short run smaller (see
+            :func:`share_cost`); None: all chunks are as large as ``chunk_cost`` lets them be.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     chunks: list[Chunk] = []
     with contextlib.ExitStack() as file:
-        for members in _split(units, chunk_cost):
+        for members in split_into_chunks(units, chunk_cost, engines):
             rows = [unit for unit, _ in members]
             with storage.writing():
                 if len(chunks) % _CHUNKS_PER_FILE == 0:
@@ -100,7 +119,7 @@ def write_plan(storage: Storage, units: Iterable[tuple[Unit, int]], schema: pa.S
         with storage.writing():
             file.close()
     listed = [[chunk.units, chunk.cost, chunk.size] for chunk in chunks]
-    storage.write_text("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
+    storage.publish_once("plan.json", json.dumps({"schema_version": 1, "chunks": listed}))
     return Plan(chunks)
 
 
@@ -144,9 +163,29 @@ def read_chunk(storage: Storage, number: int) -> list[Unit]:
     raise StorageError(f"run_dir {storage.root}: {_file(number)} is damaged ({reason}); --overwrite starts over")
 
 
-def _split(units: Iterable[tuple[Unit, int]], chunk_cost: int) -> Iterator[list[tuple[Unit, int]]]:
+def share_cost(run_cost: int, most: int, engines: int) -> int:
+    """The cost of a chunk: small enough that a kill repeats little of the run, and never above ``most``.
+
+    An engine's part of a run is ``SHARES`` chunks, as long as each takes two seconds (more with hundreds of engines, so
+    that the driver keeps up: ``benchmarks/scale_sim.py``). A run too short for that is ``SHARES`` chunks in all: what the
+    driver spends on so few is a second or two.
+    """
+    worth = _WORTH_HANDING_OUT * most * max(1.0, engines / _ENGINES_SERVED)
+    share = max(run_cost / (SHARES * engines), min(worth, run_cost / SHARES))
+    return max(1, min(most, math.ceil(share)))
+
+
+def split_into_chunks(
+    units: Iterable[tuple[Unit, int]], most: int, engines: int | None = None
+) -> Iterator[list[tuple[Unit, int]]]:
+    """The (unit, size) pairs of each chunk. The arguments are those of :func:`write_plan`."""
+    seen, chunk_cost = 0, most
     for window in _windows(units):
         window.sort(key=lambda member: (-member[0]["cost"], member[0]["unit_id"]))
+        if engines is not None:
+            # The units come as a stream: a run is taken to be as long as what was seen of it.
+            seen += sum(unit["cost"] for unit, _ in window)
+            chunk_cost = share_cost(seen, most, engines)
         chunk: list[tuple[Unit, int]] = []
         cost = 0
         for member in window:

@@ -11,14 +11,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from limrank import signals
-from limrank.batch.lock import locked
+from limrank.batch.lock import Lock, locked
 from limrank.batch.manifest import EMPTIED, SCHEMA_VERSION, Manifest, Tokens
 from limrank.batch.run_dir_checks import check_location, existing_manifest, listed, make, run_manifest, usable
 from limrank.errors import UserError
 from limrank.outputs import is_folder, is_litter, is_written, stages
 from limrank.printable import printable
 from limrank.storage import Storage
+from limrank.stores import patience
 from limrank.version import __version__
+
+_AT_THE_END_S = 10.0
+"""How long a run that failed waits for a store that throttles, to note it in the manifest."""
 
 
 @dataclass
@@ -27,6 +31,7 @@ class RunDir:
 
     storage: Storage
     manifest: Manifest
+    lock: Lock
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -39,7 +44,8 @@ class RunDir:
         return self.storage.root
 
     def note(self, **facts: Any) -> None:
-        """Merge facts into the manifest and write it."""
+        """Merge facts into the manifest and write it. Raises LockLostError: the directory is another driver's now."""
+        self.lock.check()
         self.manifest = self.manifest.merged(**facts)
         self.manifest.write(self.storage)
 
@@ -67,6 +73,7 @@ def open_run(
         inputs: what the job reads, as ``recipe.input_paths`` gives it.
 
     Raises:
+        LockLostError: another driver has taken the directory over.
         UserError: it may not be a run's (see ``run_dir_checks.py``), another driver holds it, it cannot be
             written, or it holds another config's run and ``overwrite`` is not set.
     """
@@ -77,7 +84,7 @@ def open_run(
             existing_manifest(storage)
         with usable(path):
             make(path)
-            held.enter_context(locked(storage))
+            lock = held.enter_context(locked(storage))
             manifest = Manifest(
                 schema_version=SCHEMA_VERSION,
                 job=job,
@@ -94,11 +101,11 @@ def open_run(
             # The manifest comes first: it marks the directory as limrank's.
             manifest.write(storage)
             storage.write_text("config.yaml", config_yaml)
-            run = RunDir(storage, manifest)
+            run = RunDir(storage, manifest, lock)
         try:
             yield run
         except BaseException as error:
-            with signals.deferred(), contextlib.suppress(Exception):
+            with signals.deferred(), contextlib.suppress(Exception), patience(_AT_THE_END_S):
                 run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
@@ -156,7 +163,9 @@ def _clear(storage: Storage, manifest: Manifest) -> list[str]:
     for name in sorted(folders, key=len, reverse=True):
         if is_folder(name, job) and name not in stages(job):
             storage.remove_folder(name)
-    return [name for name in names if not is_written(name, job) and not is_litter(name.rpartition("/")[2])]
+    # In a store, Ray Train leaves an empty object in place of each folder.
+    kept_names = (name for name in names if not is_written(name, job) and not is_folder(name, job))
+    return [name for name in kept_names if not is_litter(name.rpartition("/")[2])]
 
 
 def _now() -> str:

@@ -1,14 +1,16 @@
-"""The resources of a pool of engines, and whether a cluster can ever provide them. Ray itself would
-silently wait for ever."""
+"""The resources of a pool of engines, and whether a cluster can ever provide them: by the nodes that it can become,
+where an autoscaler starts them. Ray itself would silently wait for ever."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from limrank.cluster import growth
 from limrank.config import WorkersConfig
 from limrank.engines.base import ResourceRequest
-from limrank.errors import EngineError, UserError
+from limrank.errors import UserError
 
 _ANY_NUMBER = 1_000_000
 _KINDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
@@ -32,22 +34,27 @@ def reserve(
         nodes: the resources that other pools leave on the nodes; None: there are no other pools.
 
     Raises:
-        UserError: the cluster cannot hold the replicas.
+        UserError: the cluster can never hold the replicas.
     """
-    requests, whole = list(requests), nodes_alive()
-    wanted = resources(requests, workers, sum(node.get("GPU", 0.0) for node in whole))
-    left = whole if nodes is None else nodes
-    check_resources(wanted, replicas, left, spare_cpus)
+    requests, cluster = list(requests), growth.look()
+    wanted = resources(requests, workers, cluster.gpus)
+    if not cluster.is_known:
+        return wanted  # whoever starts the replicas waits for them, and not for ever
+    left = cluster.nodes(lambda node: _on_one(wanted, node)) if nodes is None else nodes
+    check_resources(wanted, replicas, left, spare_cpus, cluster.describe())
     if not wanted["num_gpus"]:
         check_memory(sum(request.memory_bytes for request in set(requests)), left, memory_of)
     return wanted
 
 
-def nodes_alive() -> list[Mapping[str, float]]:
-    """The resources of each node of the cluster, as Ray names them."""
-    import ray
+def possible_nodes() -> list[Mapping[str, float]]:
+    """The resources of each node that the cluster has or can have, as Ray names them, for pools of several kinds."""
+    return growth.look().all_nodes()
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+def can_have_gpus() -> bool:
+    """Whether the cluster has GPUs or, as far as that is known, can have some."""
+    return growth.look().gpus > 0
 
 
 def resources(requests: Iterable[ResourceRequest], workers: WorkersConfig, cluster_gpus: float) -> dict[str, Any]:
@@ -62,27 +69,45 @@ def resources(requests: Iterable[ResourceRequest], workers: WorkersConfig, clust
 
 
 def check_resources(
-    wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1
+    wanted: Mapping[str, Any],
+    replicas: int,
+    nodes: Sequence[Mapping[str, float]],
+    spare_cpus: int = 1,
+    becomes: str = "",
 ) -> None:
     """Raises UserError where the nodes cannot hold the replicas, each on one node, and
-    ``spare_cpus`` in addition."""
+    ``spare_cpus`` in addition.
+
+    Args:
+        becomes: what the autoscaler may start, in words, for the message; empty without one.
+    """
     needed = " and ".join(f"{wanted[key]:g} {kind}s" for kind, key in _KINDS if wanted[key])
     accelerator = wanted.get("accelerator_type")
     if accelerator:
         has = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
         if accelerator not in has:
-            raise UserError(f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}")
+            raise UserError(
+                f"workers.accelerator {accelerator}: no node has one; the cluster's are {sorted(has)}{_may_become(becomes)}"
+            )
     if fitting(wanted, nodes, spare_cpus) < replicas:
-        have = ", ".join(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
+        counts = Counter(f"{node.get('CPU', 0):g} CPUs {node.get('GPU', 0):g} GPUs" for node in nodes)
+        have = ", ".join(f"{count} × {node}" if count > 1 else node for node, count in counts.items())
         spare = f", and {spare_cpus} CPU in addition," if spare_cpus else ""
         raise UserError(
             f"workers: {replicas} replicas of {needed} each{spare} do not fit into the cluster's nodes (not yet "
-            f"taken by this job: {have}): lower workers.replicas, workers.cpus or workers.gpus"
+            f"taken by this job: {have}){_may_become(becomes)}: lower workers.replicas, workers.cpus or workers.gpus"
         )
 
 
+def _may_become(becomes: str) -> str:
+    return f", and the autoscaler may start: {becomes}" if becomes else ""
+
+
 def check_memory(needed: int, nodes: Sequence[Mapping[str, float]], what: str = _OF_ENGINES) -> None:
-    """Raises UserError where no node has the ``needed`` main memory (bytes) of one replica."""
+    """Raises UserError where no node has the ``needed`` main memory (bytes) of one replica. A node that is not there
+    yet may not say how much it has: it may be enough."""
+    if any("memory" not in node for node in nodes):
+        return
     most = max((node.get("memory", 0.0) for node in nodes), default=0.0)
     if needed > most:
         raise UserError(
@@ -109,30 +134,6 @@ def remaining(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[
         for kind, key in _KINDS:
             freest[kind] = max(0.0, freest.get(kind, 0.0) - wanted[key])
     return left
-
-
-def wait_for_resources(wanted: Mapping[str, Any], timeout_s: float) -> None:
-    """Wait until the cluster has free resources for one replica. Other jobs may hold them.
-
-    Raises:
-        EngineError: they were not free in time.
-    """
-    import ray
-    from ray.exceptions import GetTimeoutError
-
-    probe = ray.remote(_nothing).options(**wanted).remote()
-    try:
-        ray.get(probe, timeout=timeout_s)
-    except GetTimeoutError:
-        ray.cancel(probe, force=True)
-        raise EngineError(
-            f"the cluster had no free resources for one worker ({dict(wanted)}) within {timeout_s:g} s "
-            "(engine.startup_timeout_s): other work holds it"
-        ) from None
-
-
-def _nothing() -> None:
-    return None
 
 
 def _on_one(wanted: Mapping[str, Any], node: Mapping[str, float]) -> int:

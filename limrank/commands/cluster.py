@@ -20,7 +20,7 @@ NOT_WELL = 1
 
 _GIB = 2**30
 
-cluster_app = typer.Typer(help="Ray clusters on this machine: real nodes, a job API, a token.", no_args_is_help=True)
+app = typer.Typer(help="Ray clusters on this machine: real nodes, a job API, a token.", no_args_is_help=True)
 
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Nodes, the head included.")]
 Cpus = Annotated[
@@ -36,7 +36,7 @@ Gpus = Annotated[
 Name = Annotated[str, typer.Option("--name", help="Which cluster, where there are several.")]
 
 
-@cluster_app.command("up")
+@app.command("up")
 def cluster_up(nodes: Nodes = 1, cpus: Cpus = None, gpus: Gpus = None, name: Name = "default") -> None:
     """Start a cluster that stays until `limrank cluster down`."""
     from limrank.cluster import standing
@@ -52,7 +52,7 @@ def cluster_up(nodes: Nodes = 1, cpus: Cpus = None, gpus: Gpus = None, name: Nam
     print(f"  limrank cluster status{_name(name)}; limrank cluster down{_name(name)}")
 
 
-@cluster_app.command("status")
+@app.command("status")
 def cluster_status(name: Name = "default") -> None:
     """Nodes, resources, jobs and addresses, or what died. Exits with 1 where there is no cluster, or part of it died."""
     from limrank.cluster import standing, state
@@ -67,7 +67,7 @@ def cluster_status(name: Name = "default") -> None:
         raise typer.Exit(NOT_WELL)
 
 
-@cluster_app.command("down")
+@app.command("down")
 def cluster_down(name: Name = "default") -> None:
     """End the cluster's processes and remove its directory."""
     from limrank.cluster import standing
@@ -76,7 +76,7 @@ def cluster_down(name: Name = "default") -> None:
     print("not running" if ended is None else f"cluster {name} is down: {ended} processes ended")
 
 
-@cluster_app.command("run", context_settings={"allow_interspersed_args": False})
+@app.command("run", context_settings={"allow_interspersed_args": False})
 def cluster_run(
     command: Annotated[
         list[str],

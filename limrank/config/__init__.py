@@ -33,6 +33,7 @@ from limrank.config.evaluation import EvaluationConfig
 from limrank.config.jobs import (
     DEFAULT_SEED,
     JOBS,
+    SHIPPED,
     EvaluateJob,
     Job,
     PipelineJob,
@@ -77,6 +78,7 @@ __all__ = [
     "RerankJob",
     "Rewriting",
     "Role",
+    "SHIPPED",
     "STEMMERS",
     "STOPWORDS",
     "ScoringConfig",

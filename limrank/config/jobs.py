@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal, NamedTuple
 
 import yaml
@@ -61,7 +62,7 @@ class Job(Section):
 
     job: str = Field(description="the job's name")
     run_dir: PathStr = Field(
-        description="the run directory: new, empty, or a run of the same config. rerank and train also take s3://…"
+        description="the run directory: new, empty, or a run of the same config; a path, s3://… or gs://…"
     )
     seed: int = Field(default=DEFAULT_SEED, ge=0, le=2**53, description="seed of everything that is drawn at random")
     allow_failures: bool = Field(default=False, description="end with exit code 0 although rows failed")
@@ -315,7 +316,13 @@ def dump_config(config: Job) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+SHIPPED = "limrank-inputs"
+"""The folder with the inputs that travelled with a submitted job. Where the cluster unpacks it differs from one
+submission to the next, so a hash counts only the part of a path from this folder on."""
+
+
 def config_hash(values: dict[str, Any]) -> str:
     """A short hash of values: everything that changes a job's rows."""
     canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    canonical = re.sub(rf'"/[^"]*/{SHIPPED}/', f'"{SHIPPED}/', canonical)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

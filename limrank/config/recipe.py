@@ -28,7 +28,7 @@ from limrank.config import (
     known_fields,
 )
 from limrank.errors import UserError
-from limrank.files import is_file, is_folder, opened, printable_path
+from limrank.files import AnyPath, is_file, is_folder, opened, path_of, printable_path
 from limrank.parsing import LARGEST_YAML, GrammarError, brief, is_unicode, parse_yaml
 
 AJob = TypeVar("AJob", bound=Job)
@@ -41,7 +41,7 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     """Read a recipe, apply ``key=value`` overrides, check everything, make paths absolute.
 
     Args:
-        recipe: a YAML file.
+        recipe: a YAML file, local or in an object store.
         overrides: as after ``-s``: ``first_stage.depth=10``. The value of a key that takes text is taken as
             it stands (``data.path=my data #1``), any other as YAML. ``null``, here or in the
             file, unsets the key, so that its default holds.
@@ -50,7 +50,8 @@ def load_config(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (),
     Raises:
         UserError: naming the file and the line or key, with the nearest known key.
     """
-    return _resolve(_without_nulls(_read_yaml(Path(recipe))), overrides, job, source=str(Path(recipe)))
+    path = path_of(recipe)
+    return _resolve(_without_nulls(_read_yaml(path)), overrides, job, source=str(path))
 
 
 def compare_config(directories: list[str], overrides: list[str] | tuple[str, ...] = ()) -> Job:
@@ -136,6 +137,7 @@ _NAME_OR_PATH = (
     ("model.id", is_folder),
     ("judge.id", is_folder),
     ("reranker.id", is_folder),
+    ("writer.id", is_folder),
     ("synthesis.embedder", is_folder),
     ("synthesis.teacher.model", is_folder),
     ("synthesis.teacher.prompt", is_file),
@@ -155,11 +157,16 @@ _NO_INPUTS = ("run_dir", "serving.access_log", "serving.keys_file")
 """Paths that are written, and the keys of a server, of which no row is made."""
 
 
+def model_keys() -> set[str]:
+    """The keys whose value may be a model's directory."""
+    return {key for key, is_there in _NAME_OR_PATH if is_there is is_folder}
+
+
 def input_paths(config: Job) -> list[tuple[str, str]]:
     """(recipe key, path or URI) of everything that a job reads."""
     found = {key: value for key, value in _paths(config) if key not in _NO_INPUTS}
     for key, is_there in _NAME_OR_PATH:
-        value = _value(config, key)
+        value = value_of(config, key)
         if value and not is_prompt_text(value) and (is_uri(value) or is_there(os.path.expanduser(value))):
             found[key] = value
     listed = [(key, each) for key, value in found.items() for each in ((value,) if isinstance(value, str) else value)]
@@ -200,13 +207,13 @@ def absolute_paths(config: AJob, source: str = "config") -> AJob:
     """The same config with its local paths made absolute. Raises UserError as :func:`load_config`."""
     updates = {key: _absolute(value) for key, value in path_values(config).items()}
     for key, is_there in _NAME_OR_PATH:
-        value = _value(config, key)
+        value = value_of(config, key)
         if value is not None and not is_prompt_text(value) and is_there(os.path.expanduser(value)):
             updates[key] = _absolute(value)
     return with_values(config, updates, source)
 
 
-def _value(config: BaseModel, key: str) -> Any:
+def value_of(config: BaseModel, key: str) -> Any:
     """The value of a dotted key; None where the config has no such section."""
     value: Any = config
     for name in key.split("."):
@@ -231,7 +238,7 @@ def with_values(config: AJob, updates: dict[str, Any], source: str = "config") -
     return checked(type(config), values, source)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: AnyPath) -> dict[str, Any]:
     with opened(path, pipe=True, unpack=False, what="recipe") as file:
         # Read no more than is parsed: a character takes four bytes at most.
         text = file.read(4 * LARGEST_YAML + 1)

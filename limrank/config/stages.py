@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from limrank.config.jobs import PipelineJob, RerankJob, ServeJob, SynthesizeJob, TrainJob, config_hash
 from limrank.config.recipe import checked
 from limrank.config.scoring import ScoringConfig
 from limrank.config.synthesis import SynthesisConfig
 from limrank.config.training import OF_TEACHER
-from limrank.errors import UserError
-from limrank.uris import is_uri
+from limrank.files import path_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,7 @@ def stage_configs(config: PipelineJob) -> Stages:
     Raises:
         UserError: a stage's job takes no such values.
     """
-    if is_uri(config.run_dir):
-        raise UserError(f"run_dir {config.run_dir}: training writes local files, so a pipeline needs a local path")
-    root = Path(config.run_dir)
+    root = path_of(config.run_dir)
     common = {"seed": config.seed, "allow_failures": config.allow_failures}
     rerank = checked(
         RerankJob,

@@ -13,12 +13,12 @@ from typing import Any
 
 from limrank.data.trec import check_length, id_fault, read_lines, read_qrels
 from limrank.errors import UserError
-from limrank.files import kind_of, listed
+from limrank.files import AnyPath, kind_of, listed, path_of
 from limrank.parsing import brief, parse_json
 from limrank.records import Benchmark, Document, Qrels, Query
 
 
-def load(path: str | Path, split: str = "test") -> Benchmark:
+def load(path: str | AnyPath, split: str = "test") -> Benchmark:
     """Read a BEIR folder.
 
     The queries are those that the split judges, in the order of the file. A folder without judgements, which
@@ -28,7 +28,7 @@ def load(path: str | Path, split: str = "test") -> Benchmark:
         UserError: something is missing, occurs twice, or has the wrong type; the message names the file and,
             if there is one, the line.
     """
-    folder = Path(path)
+    folder = path_of(path)
     if kind_of(folder) != "folder":
         raise UserError(f"{folder}: no such folder; data.path is a BEIR folder with corpus.jsonl and queries.jsonl")
     qrels_file = find_qrels(folder, split)
@@ -80,7 +80,7 @@ def _of_exclusions(name: str, documents: list[Document], queries: list[Query]) -
     ]
 
 
-def find_file(folder: Path, name: str) -> Path:
+def find_file(folder: AnyPath, name: str) -> AnyPath:
     """``folder/name``, or the same with ``.gz``. Raises UserError: neither is a file."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if kind_of(candidate) == "file":
@@ -88,7 +88,7 @@ def find_file(folder: Path, name: str) -> Path:
     raise UserError(f"{folder / name}: no such file; a BEIR folder has corpus.jsonl and queries.jsonl")
 
 
-def find_qrels(folder: Path, split: str) -> Path | None:
+def find_qrels(folder: AnyPath, split: str) -> AnyPath | None:
     """The judgement file of a split; None if the folder has no judgements.
 
     Raises:
@@ -100,13 +100,13 @@ def find_qrels(folder: Path, split: str) -> Path | None:
     return files.get(split)
 
 
-def splits(folder: Path) -> dict[str, Path]:
+def splits(folder: AnyPath) -> dict[str, AnyPath]:
     """The judgement files of a folder by split, sorted by name."""
     files = (file for file in listed(folder / "qrels") if file.name.removesuffix(".gz").endswith(".tsv"))
     return dict(sorted((file.name.removesuffix(".gz").removesuffix(".tsv"), file) for file in files))
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | AnyPath) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line_number, object)`` of a JSON Lines file, one line in memory at a time.
 
     Raises:
@@ -117,7 +117,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, parse_json(line, str(path), line=number, expect=dict)
 
 
-def read_corpus(path: str | Path) -> list[Document]:
+def read_corpus(path: str | AnyPath) -> list[Document]:
     """The documents of ``corpus.jsonl``; ``title`` may be missing or null."""
     documents = list(scan_corpus(path))
     if not documents:
@@ -125,13 +125,13 @@ def read_corpus(path: str | Path) -> list[Document]:
     return documents
 
 
-def scan_corpus(path: str | Path) -> Iterator[Document]:
+def scan_corpus(path: str | AnyPath) -> Iterator[Document]:
     """Yield the documents of :func:`read_corpus`, one in memory at a time. The corpus may be empty."""
     for doc_id, record, where in _identified(path):
         yield Document(doc_id, _string(record, "text", where), title=_string(record, "title", where, needed=False))
 
 
-def read_queries(path: str | Path) -> list[Query]:
+def read_queries(path: str | AnyPath) -> list[Query]:
     """The queries of ``queries.jsonl``, in the order of the file."""
     queries = [_query(query_id, record, where) for query_id, record, where in _identified(path)]
     if not queries:

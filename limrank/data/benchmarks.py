@@ -15,7 +15,7 @@ from limrank import prompts
 from limrank.config import DataConfig, Rewriting
 from limrank.data import beir, hub_benchmarks
 from limrank.errors import UserError
-from limrank.files import kind_of, opened, printable_path
+from limrank.files import AnyPath, kind_of, opened, path_of, printable_path
 from limrank.parsing import brief
 from limrank.records import Benchmark
 from limrank.text.analyzer import words
@@ -182,10 +182,10 @@ def provenance(data: DataConfig) -> dict[str, str | None]:
     return {"name": data.name, "revision": hub_benchmarks.pinned(data.name, data.revision)}
 
 
-def file_fingerprint(path: str | Path) -> str:
+def file_fingerprint(path: str | AnyPath) -> str:
     """SHA-256 (hex) of a file's contents. Raises UserError: it is missing."""
     digest = hashlib.sha256()
-    for block in _blocks(Path(path)):
+    for block in _blocks(path):
         digest.update(block)
     return digest.hexdigest()
 
@@ -194,7 +194,7 @@ def _pieces(data: DataConfig) -> Iterator[bytes]:
     yield json.dumps([data.format, data.split, data.max_queries]).encode()
     if data.format == "beir":
         for name in ("corpus.jsonl", "queries.jsonl"):
-            yield from _blocks(beir.find_file(Path(data.path), name))
+            yield from _blocks(beir.find_file(path_of(data.path), name))
     elif data.format == "hub":
         yield data.name.encode()
         if data.revision:
@@ -215,7 +215,7 @@ def _pieces(data: DataConfig) -> Iterator[bytes]:
         yield file_fingerprint(data.first_stage_queries).encode()
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: str | AnyPath) -> Iterator[bytes]:
     with opened(path, unpack=False) as file:
         while block := file.read(1 << 20):
             yield block

@@ -31,9 +31,10 @@ from limrank.data import beir, tables
 from limrank.data.hub_datasets import SCHEME, HubDataset
 from limrank.data.trec import check_length, read_lines, read_qrels
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of, printable_path
+from limrank.files import AnyPath, is_folder, kind_of, path_of, printable_path
 from limrank.parsing import brief, clipped
 from limrank.records import Document, Persona, Qrels, Query, Seed
+from limrank.storage import filesystem
 
 _Rows = Iterator[tuple[int, str, dict[str, Any]]]
 """``(1-based number, location for messages, record)``."""
@@ -66,8 +67,8 @@ def load_seeds(source: str, max_seeds: int | None = None, *, seed: int = 0, key:
         seeds = pydocs.seeds()
     elif dataset := _hub_dataset(source, key):
         seeds = _hub_seeds(dataset)
-    elif kind_of(source) == "folder" and not tables.is_saved_dataset(Path(source)):
-        seeds = _beir_seeds(Path(source))
+    elif kind_of(source) == "folder" and not tables.is_saved_dataset(path_of(source)):
+        seeds = _beir_seeds(path_of(source))
     else:
         seeds = _row_seeds(_seed_rows(source, key), source)
     if max_seeds is None or max_seeds >= len(seeds):
@@ -95,8 +96,8 @@ def load_corpus(source: str, *, queries: bool = True) -> list[Document]:
     dataset = _hub_dataset(source)
     if dataset and dataset.is_retrieval():
         return list(dataset.documents())
-    if not dataset and is_folder(source) and not tables.is_saved_dataset(Path(source)):
-        return beir.read_corpus(beir.find_file(Path(source), "corpus.jsonl"))
+    if not dataset and is_folder(source) and not tables.is_saved_dataset(path_of(source)):
+        return beir.read_corpus(beir.find_file(path_of(source), "corpus.jsonl"))
     # A passage that answers two seeds must not become a negative of the second.
     by_passage: dict[str, Document] = {}
     if queries:
@@ -124,8 +125,8 @@ def load_judged(source: str) -> dict[str, set[str]]:
         return {}
     if dataset := _hub_dataset(source):
         qrels = dataset.qrels() if dataset.is_retrieval() else {}
-    elif is_folder(source) and not tables.is_saved_dataset(Path(source)):
-        qrels = read_qrels(_seed_qrels(Path(source)))
+    elif is_folder(source) and not tables.is_saved_dataset(path_of(source)):
+        qrels = read_qrels(_seed_qrels(path_of(source)))
     else:
         qrels = {}
     return {query_id: _relevant({query_id: grades}) for query_id, grades in qrels.items()}
@@ -173,7 +174,7 @@ def fingerprint(seeds: Iterable[Seed], personas: Iterable[Persona]) -> str:
 
 
 def _hub_dataset(source: str, key: str = "synthesis.seeds") -> HubDataset | None:
-    if not source.startswith(SCHEME) and (not is_folder(source) or tables.is_saved_dataset(Path(source))):
+    if not source.startswith(SCHEME) and (not is_folder(source) or tables.is_saved_dataset(path_of(source))):
         return None
     return HubDataset.of(source, key)
 
@@ -189,7 +190,7 @@ def _hub_seeds(dataset: HubDataset) -> list[Seed]:
     return seeds
 
 
-def _beir_seeds(folder: Path) -> list[Seed]:
+def _beir_seeds(folder: AnyPath) -> list[Seed]:
     corpus_file = beir.find_file(folder, "corpus.jsonl")
     queries_file = beir.find_file(folder, "queries.jsonl")
     qrels_file = _seed_qrels(folder)
@@ -232,7 +233,7 @@ def _judged_seeds(queries: Iterable[Query], qrels: Qrels, passages: Mapping[str,
     return seeds
 
 
-def _seed_qrels(folder: Path) -> Path:
+def _seed_qrels(folder: AnyPath) -> AnyPath:
     """The judgement file of the split train, or else test, or else the first by name."""
     files = beir.splits(folder)
     if not files:
@@ -263,7 +264,7 @@ def _seed_rows(path: str, key: str = "synthesis.seeds") -> _Rows:
         )
     if _is_jsonl(path):
         return _jsonl_rows(path)
-    if path.endswith(".parquet"):
+    if path_of(path).suffix == ".parquet":
         return _parquet_rows(path)
     raise UserError(f"{path}: seeds are not read from this kind of file; give a .jsonl or a .parquet file")
 
@@ -289,7 +290,8 @@ def _parquet_rows(path: str) -> _Rows:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        files, below = filesystem(path)
+        with pq.ParquetFile(below, filesystem=files) as file:
             # Only these columns: others, such as embeddings, may be wide.
             columns = [name for name in _SEED_KEYS if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=columns):
@@ -335,4 +337,4 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
 
 
 def _is_jsonl(path: str) -> bool:
-    return path.removesuffix(".gz").endswith(".jsonl")
+    return path_of(path).name.removesuffix(".gz").endswith(".jsonl")

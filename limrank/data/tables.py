@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from limrank.config import is_uri
 from limrank.data.benchmarks import file_fingerprint
 from limrank.errors import UserError, first_line
-from limrank.files import is_file, kind_of, printable_path
+from limrank.files import AnyPath, is_file, kind_of, printable_path
 from limrank.parsing import clipped
 from limrank.storage import filesystem
 
@@ -113,7 +113,7 @@ def _saved_dataset(folder: Path, split: str, key: str) -> tuple[list[Table], lis
     return [Table(str(folder), loaded.features.arrow_schema, batches)], contents
 
 
-def is_saved_dataset(folder: Path) -> bool:
+def is_saved_dataset(folder: AnyPath) -> bool:
     return any(is_file(folder / name) for name in ("dataset_dict.json", "state.json"))
 
 

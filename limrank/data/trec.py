@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from limrank.errors import UserError
-from limrank.files import opened
+from limrank.files import AnyPath, opened, path_of
 from limrank.parsing import brief, decode, finite_number, parse_json, whole_number
 from limrank.records import Qrels, Run
 
@@ -29,7 +29,7 @@ LONGEST_LINE = 1 << 27
 """Bytes. A file with a longer line is not a text file, or is a decompression bomb."""
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | AnyPath) -> Iterator[tuple[int, str]]:
     """Yield ``(line_number, line)`` of a text file, without line ends and blank lines.
 
     Raises:
@@ -44,7 +44,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def read_run(path: str | Path, *, may_be_empty: bool = False) -> Run:
+def read_run(path: str | AnyPath, *, may_be_empty: bool = False) -> Run:
     """Read a run: JSON (``{query_id: {doc_id: score}}``) if the name ends in ``.json`` or ``.json.gz``, else TREC
     (``query_id Q0 doc_id rank score tag``).
 
@@ -57,7 +57,7 @@ def read_run(path: str | Path, *, may_be_empty: bool = False) -> Run:
         UserError: an entry is bad (the message names its line), a document is ranked twice for a query (it
             names both lines), or the file ranks nothing.
     """
-    is_json = str(path).removesuffix(".gz").endswith(".json")
+    is_json = path_of(path).name.removesuffix(".gz").endswith(".json")
     run = _read_json_run(path) if is_json else _read_trec_run(path)
     if not may_be_empty and not any(run.values()):
         raise UserError(f"{path}: the run is empty: it ranks no document")
@@ -69,7 +69,7 @@ def ranking(scores: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
-def read_qrels(path: str | Path) -> Qrels:
+def read_qrels(path: str | AnyPath) -> Qrels:
     """Read judgements: BEIR's three tab-separated columns under ``query-id corpus-id score``, or TREC's four
     (``query_id iteration doc_id grade``). The number of columns decides, line by line.
 
@@ -182,7 +182,7 @@ def _check_ids(where: str, query_id: str, doc_id: str) -> None:
             raise UserError(f"{where}: the {name}'s id {brief(an_id)} {fault}")
 
 
-def _read_trec_run(path: str | Path) -> Run:
+def _read_trec_run(path: str | AnyPath) -> Run:
     run: Run = {}
     seen: dict[tuple[str, str], int] = {}
     for number, line in read_lines(path):

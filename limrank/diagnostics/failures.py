@@ -10,6 +10,7 @@ from typing import Any
 from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rows import read_rows
 from limrank.errors import StorageError, UserError
+from limrank.files import path_of
 from limrank.parsing import brief
 from limrank.printable import printable
 from limrank.records import Failure, failure_schema
@@ -74,9 +75,10 @@ def examine(run_dir: str) -> list[RunFailures]:
     manifest = _manifest(Storage(run_dir))
     if manifest.job != "pipeline":
         return [_read(run_dir, manifest)]
-    # A pipeline's directory is local, as training needs.
-    folders = sorted(each.parent for each in Storage(run_dir).local().glob("*/manifest.json"))
-    return [_read(root, _manifest(Storage(root))) for root in map(str, folders)] or [RunFailures(run_dir, manifest)]
+    storage = Storage(run_dir)
+    stages = [each for each in storage.others("") if storage.exists(f"{each}/manifest.json")]
+    roots = [str(path_of(run_dir) / each) for each in stages]
+    return [_read(root, _manifest(Storage(root))) for root in roots] or [RunFailures(run_dir, manifest)]
 
 
 def explain(runs: list[RunFailures], width: int = 120) -> Iterator[str]:

@@ -150,7 +150,6 @@ class VllmEngine:
 
     async def _outputs(self, prompt: Prompt, params: Any) -> AsyncGenerator[Any]:
         from vllm import TokensPrompt
-        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         async with self.limiter:
@@ -164,7 +163,7 @@ class VllmEngine:
                 raise EngineError(f"vLLM's engine process crashed: {first_line(error)}") from error
             except EngineGenerateError as error:  # has no message of its own
                 raise RowError(f"vLLM failed the request: {first_line(error.__cause__ or error)}") from error
-            except (VLLMClientError, ValueError) as error:
+            except _refusals() as error:
                 raise RowError(f"vLLM refused the request: {first_line(error)}") from error
 
     def _encoded(self, prompt: Prompt, max_tokens: int) -> list[int]:
@@ -180,6 +179,15 @@ class VllmEngine:
                 f"{len(ids)} prompt tokens and {max_tokens} more exceed the context of {self._limits.context}"
             )
         return ids
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it refuses: a ValueError in 0.25, in 0.32 mostly an exception with a base
+    class that 0.25 lacks."""
+    from vllm import exceptions
+
+    own = getattr(exceptions, "VLLMClientError", None)
+    return (ValueError, own) if own else (ValueError,)
 
 
 def engine_arguments(model: ModelConfig, engine: EngineConfig, tensor_parallel: int = 1) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from limrank.config import EvaluateJob
@@ -12,6 +11,7 @@ from limrank.errors import UserError
 from limrank.evaluation.inputs import Inputs, read_finished
 from limrank.evaluation.reliability import Reliability, ScoredPairs, judged_pairs, reliability
 from limrank.evaluation.report import ReliabilitySection, Series
+from limrank.files import path_of
 from limrank.scoring.calibration import VERSION, Calibration, Isotonic, Platt
 from limrank.scoring.fusion import clipped_log_odds
 
@@ -111,7 +111,7 @@ def fit_run(method: Literal["platt", "isotonic"], directory: str, tested: Inputs
             with the evaluated run; or its pairs do not determine a calibration.
     """
     dev = read_finished(directory, KEY)
-    if (Path(dev.model).name, dev.scoring) != (Path(tested.model).name, tested.scoring):
+    if (path_of(dev.model).name, dev.scoring) != (path_of(tested.model).name, tested.scoring):
         raise UserError(f"{KEY}: {directory} is of {dev.name}, and the evaluated run of {tested.name}")
     own = {query.question for query in tested.queries}
     shared = [query.query_id for query in dev.queries if query.question in own]

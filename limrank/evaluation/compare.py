@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from limrank.evaluation.inputs import Inputs
 from limrank.evaluation.report import signed
 from limrank.evaluation.significance import Difference, paired_bootstrap
 from limrank.evaluation.system import Evaluation, Interval, evaluate_run
+from limrank.files import path_of
 
 MARGIN = 0.01
 """A run is not inferior to the reference if the interval of its difference in the first measure does not
@@ -154,7 +154,7 @@ def short_names(comparison: Comparison) -> list[str]:
     models = {each.model for each in comparison.compared if each.scoring != "none"}
     if len(models) != 1:
         return names
-    return [name.removeprefix(f"{Path(next(iter(models))).name}, ") for name in names]
+    return [name.removeprefix(f"{path_of(next(iter(models))).name}, ") for name in names]
 
 
 def _on_thinking(comparison: Comparison) -> Iterator[str]:

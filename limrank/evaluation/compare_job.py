@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from limrank.batch.run_dir_checks import check_run_dir, open_outputs
-from limrank.config import EvaluateJob, is_uri
+from limrank.config import EvaluateJob
 from limrank.errors import UserError
 from limrank.evaluation.compare import (
     MARGIN,
@@ -23,10 +23,11 @@ from limrank.evaluation.compare import (
 from limrank.evaluation.inputs import Inputs, query_texts, read_compared
 from limrank.evaluation.metrics import parse_measure
 from limrank.evaluation.plot import Point, draw_quality
-from limrank.evaluation.report import Plot, System, provenance, write_report
+from limrank.evaluation.report import REPORT, Plot, System, provenance, write_report
 from limrank.evaluation.system import Interval
 from limrank.printable import printable
 from limrank.result import JobResult
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +47,7 @@ def run(config: EvaluateJob) -> JobResult:
     _write_outputs(config, comparison, inputs, sentences)
     return JobResult(
         warnings=_warnings(inputs, comparison),
-        messages=[console_table(comparison), *sentences, f"report: {config.run_dir}/report.html"],
+        messages=[console_table(comparison), *sentences, f"report: {Storage(config.run_dir).display_path(REPORT)}"],
     )
 
 
@@ -90,8 +91,6 @@ def console_table(comparison: Comparison) -> Table:
 def _read(config: EvaluateJob) -> list[Inputs]:
     if config.evaluation.run:
         raise UserError("evaluation.run and evaluation.compare are two jobs: unset one of them")
-    if is_uri(config.run_dir):
-        raise UserError(f"run_dir: {config.run_dir}: evaluate writes a local directory")
     if config.run_dir in config.evaluation.compare:
         raise UserError(f"run_dir: {config.run_dir} is one of the runs to compare: take another with -s run_dir=…")
     for measure in config.evaluation.measures:
@@ -137,7 +136,7 @@ def _write_outputs(
         "The line joins the runs that no cheaper run equals."
     )
     write_report(
-        storage.local("report.html"),
+        storage,
         f"{comparison.measure} against generated tokens",
         [_system(each) for each in (comparison.reference, *comparison.compared[:-1])],
         query_texts(inputs[0].queries),

@@ -7,22 +7,23 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from limrank.batch.manifest import Manifest, read_manifest
 from limrank.batch.rows import is_chunk_file
-from limrank.config import DataConfig, EvaluateJob, ScoringConfig, is_uri
+from limrank.config import DataConfig, EvaluateJob, ScoringConfig
 from limrank.config.recipe import checked
 from limrank.data import beir, benchmarks, hub_benchmarks, trec
 from limrank.data.run_ids import match_queries, match_run, unknown_documents
 from limrank.errors import UnavailableError, UserError
-from limrank.files import is_file, kind_of, listed, opened
+from limrank.files import AnyPath, is_file, kind_of, listed, opened, path_of
 from limrank.parsing import parse_yaml
 from limrank.records import Benchmark, Qrels, Query, Run
 from limrank.storage import Storage
+from limrank.stores import is_store
+from limrank.uris import is_uri
 
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)
 
@@ -74,7 +75,7 @@ def read_inputs(config: EvaluateJob) -> Inputs:
     Raises:
         UserError: a file or a key is missing, a file is malformed, or no query is judged.
     """
-    found = _given_run(config) if config.evaluation.run else _rerank_run(Path(config.run_dir))
+    found = _given_run(config) if config.evaluation.run else _rerank_run(_directory(config.run_dir, "run_dir"))
     if not found.qrels:
         raise UserError(f"{found.name}: none of its queries is judged: there is nothing to evaluate it by")
     # A run that was not reranked is its own first stage. A fused one was, also where its order is the first stage's.
@@ -94,7 +95,7 @@ def read_compared(directories: Sequence[str]) -> list[Inputs]:
         raise UserError(f"evaluation.compare: {repeated[0]} is given twice")
     for directory in directories:
         _check_finished(directory)
-    runs = [_rerank_run(Path(directory)) for directory in directories]
+    runs = [_rerank_run(path_of(directory)) for directory in directories]
     for directory, found in zip(directories[1:], runs[1:], strict=True):
         _check_same_queries(directories[0], runs[0], directory, found)
     if not runs[0].qrels:
@@ -109,10 +110,8 @@ def read_finished(directory: str, key: str) -> Inputs:
     Raises:
         UserError: it is none. ``key`` is the recipe's, for the message.
     """
-    if is_uri(directory):
-        raise UserError(f"{key}: {directory}: evaluate reads local directories; copy it here first")
-    _check_finished(directory)
-    return _rerank_run(Path(directory))
+    _check_finished(directory, key)
+    return _rerank_run(path_of(directory))
 
 
 def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
@@ -120,9 +119,16 @@ def unique_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
     unique = []
     for name, directory in zip(names, directories, strict=True):
         sharing = [other for other_name, other in zip(names, directories, strict=True) if other_name == name]
-        where = os.path.relpath(directory, os.path.commonpath(sharing))
-        unique.append(name if len(sharing) == 1 else f"{name} ({where})")
+        unique.append(name if len(sharing) == 1 else f"{name} ({_below_common(directory, sharing)})")
     return unique
+
+
+def _below_common(directory: str, directories: Sequence[str]) -> str:
+    """A directory relative to the common parent; a whole one if others are elsewhere, as in a store."""
+    paths = [each.partition("?")[0] if is_uri(each) else each for each in (directory, *directories)]
+    if len({is_uri(each) for each in paths}) > 1:
+        return paths[0]
+    return os.path.relpath(paths[0], os.path.commonpath(paths[1:]))
 
 
 def query_texts(queries: Sequence[Query]) -> dict[str, str]:
@@ -140,7 +146,7 @@ def drop_excluded(run: Run, queries: list[Query]) -> Run:
 
 
 def _given_run(config: EvaluateJob) -> Inputs:
-    path = Path(config.evaluation.run)
+    path = path_of(config.evaluation.run)
     if config.data is None:
         raise UserError(f"data: is needed with evaluation.run, to know what {path.name} is judged by")
     given = trec.read_run(path)
@@ -161,7 +167,7 @@ def _given_run(config: EvaluateJob) -> Inputs:
     )
 
 
-def _of_documents(run: Run, benchmark: Benchmark, path: Path) -> list[str]:
+def _of_documents(run: Run, benchmark: Benchmark, path: AnyPath) -> list[str]:
     """A warning about documents that the corpus lacks: a folder may hold a part of what was ranked.
 
     Raises:
@@ -178,15 +184,14 @@ def _of_documents(run: Run, benchmark: Benchmark, path: Path) -> list[str]:
     raise UserError(f"{path}: {strange}")
 
 
-def _check_finished(directory: str) -> None:
+def _check_finished(directory: str, key: str = "evaluation.compare") -> None:
     what = f"{directory}: not a finished rerank run"
-    if is_uri(directory):
-        raise UserError(f"evaluation.compare: {directory}: evaluate reads local directories; copy it here first")
-    _check_judged(Path(directory), _recipe(Path(directory)))
+    path = _directory(directory, key)
+    _check_judged(path, _recipe(path))
     for name in ("manifest.json", *RUN_FILES):
-        if not is_file(Path(directory) / name):
+        if not is_file(path / name):
             raise UnavailableError(f"{what}: there is no {name} in it")
-    manifest = _manifest(Path(directory))
+    manifest = _manifest(path)
     if manifest.job != "rerank":
         raise UserError(
             f"{what}, but {f'one of {manifest.job!r}' if manifest.job else 'its manifest.json names no job'}"
@@ -199,7 +204,13 @@ def _check_finished(directory: str) -> None:
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
 
 
-def _check_judged(directory: Path, recipe: dict[str, Any]) -> None:
+def _directory(path: str, key: str) -> AnyPath:
+    if is_uri(path) and not is_store(path):
+        raise UserError(f"{key}: {path}: no directory, and no store: s3://BUCKET/PATH and gs://BUCKET/PATH are")
+    return path_of(path)
+
+
+def _check_judged(directory: AnyPath, recipe: dict[str, Any]) -> None:
     if recipe.get("data", {}).get("format") == "pairs":
         raise UserError(
             f"run_dir {directory}: reranked pairs, which carry no judgements; "
@@ -218,7 +229,7 @@ def _check_same_queries(one: str, first: Inputs, other: str, second: Inputs) -> 
         raise UserError(f"{other}: other judgements than {one} has; {hint}")
 
 
-def _rerank_run(directory: Path) -> Inputs:
+def _rerank_run(directory: AnyPath) -> Inputs:
     recipe = _recipe(directory)
     _check_judged(directory, recipe)
     for name in RUN_FILES:
@@ -271,7 +282,7 @@ def fused_name(name: str, weight: float | None) -> str:
     return f"{name}, fused" if weight is None else f"{name}, fused {weight:g}"
 
 
-def _matched(file: Path, queries: Sequence[Query], *, may_be_empty: bool = False) -> tuple[Run, list[str]]:
+def _matched(file: AnyPath, queries: Sequence[Query], *, may_be_empty: bool = False) -> tuple[Run, list[str]]:
     run = trec.read_run(file, may_be_empty=may_be_empty)
     return match_queries(run, queries, str(file), "queries.jsonl") if run else ({}, [])
 
@@ -293,7 +304,7 @@ def _of_rows(name: str, failed: int, least: float | None) -> list[str]:
     return warnings
 
 
-def _is_fused(directory: Path, manifest: Manifest) -> bool:
+def _is_fused(directory: AnyPath, manifest: Manifest) -> bool:
     """Whether a run is fused: as its manifest says, or, with a copied run that has none, as its files do."""
     if manifest.fusion.weight is None:
         return not manifest.status and is_file(directory / PURE_RUN)
@@ -304,7 +315,7 @@ def _is_fused(directory: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _first_stage(directory: Path) -> Run | None:
+def _first_stage(directory: AnyPath) -> Run | None:
     """The first stage's order, from the rows of the rerank job. Scores are ``-rank``, as in ``run.trec``."""
     run: Run = {}
     for file in listed(directory / "rows"):
@@ -315,7 +326,7 @@ def _first_stage(directory: Path) -> Run | None:
     return run or None
 
 
-def _ranks(file: Path) -> list[tuple[str, str, int]]:
+def _ranks(file: AnyPath) -> list[tuple[str, str, int]]:
     """``(query_id, doc_id, first_stage_rank)`` of one file of rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -358,7 +369,7 @@ def _cost(manifest: Manifest) -> tuple[float | None, float | None]:
     return (pairs / seconds if seconds else None), spent / pairs
 
 
-def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
+def _system(recipe: dict[str, Any], directory: AnyPath) -> tuple[str, str]:
     """``(model, scoring)`` of a rerank job: the model's id and the mode (``budget 256``); empty where the recipe does
     not have them."""
     model = recipe.get("model", {}).get("id") or ""
@@ -376,10 +387,10 @@ def _system(recipe: dict[str, Any], directory: Path) -> tuple[str, str]:
 def _system_name(model: str, scoring: str) -> str:
     if scoring == "none":
         return "first stage"
-    return f"{Path(model).name}, {scoring}" if model and scoring else ""
+    return f"{path_of(model).name}, {scoring}" if model and scoring else ""
 
 
-def _recorded_facts(directory: Path, recipe: dict[str, Any], manifest: Manifest) -> dict[str, str]:
+def _recorded_facts(directory: AnyPath, recipe: dict[str, Any], manifest: Manifest) -> dict[str, str]:
     facts = {"run": str(directory)}
     recorded = {"status": manifest.status, "started_at": manifest.started_at, "config_hash": manifest.config_hash}
     facts |= {name: value for name, value in recorded.items() if value}
@@ -396,12 +407,12 @@ def _revision(data: Mapping[str, str | None]) -> dict[str, str]:
     return {"data revision": data.get("revision") or "the hub's newest"} if data else {}
 
 
-def _manifest(directory: Path) -> Manifest:
+def _manifest(directory: AnyPath) -> Manifest:
     """The run's manifest; an empty one where it is missing, as it may be with a copied run."""
     return read_manifest(Storage(str(directory))) or Manifest()
 
 
-def _recipe(directory: Path) -> dict[str, Any]:
+def _recipe(directory: AnyPath) -> dict[str, Any]:
     """The contents of ``config.yaml``; empty where it is missing."""
     path = directory / "config.yaml"
     data = _bytes(path)
@@ -416,7 +427,7 @@ def _recipe(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _bytes(path: Path) -> bytes | None:
+def _bytes(path: AnyPath) -> bytes | None:
     """The contents of a file; None where there is none. Raises UserError for a folder of its name."""
     if kind_of(path) == "missing":
         return None
@@ -424,6 +435,6 @@ def _bytes(path: Path) -> bytes | None:
         return file.read()
 
 
-def _section(kind: type[ASection], recipe: Mapping[str, Any], name: str, directory: Path) -> ASection:
+def _section(kind: type[ASection], recipe: Mapping[str, Any], name: str, directory: AnyPath) -> ASection:
     """A section of a run's recipe, checked."""
     return checked(kind, recipe[name], f"{directory / 'config.yaml'}: {name}")

@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.batch.run_dir_checks import check_run_dir, open_outputs
-from limrank.config import EvaluateJob, is_uri
-from limrank.errors import UserError
+from limrank.config import EvaluateJob
 from limrank.evaluation import compare_job
 from limrank.evaluation.calibration import FILE, RunReliability, run_reliability
 from limrank.evaluation.inputs import query_texts, read_inputs
 from limrank.evaluation.metrics import Scores, parse_measure
-from limrank.evaluation.report import provenance, write_report
+from limrank.evaluation.report import REPORT, provenance, write_report
 from limrank.evaluation.significance import Difference
 from limrank.evaluation.system import (
     Evaluation,
@@ -54,7 +52,7 @@ class EvaluateResult:
         warnings: sentences for the user.
     """
 
-    directory: Path
+    storage: Storage
     system: Evaluation
     first_stage: Evaluation | None
     differences: dict[str, Difference]
@@ -75,9 +73,9 @@ def run(config: EvaluateJob, *, address: str, progress: Progress, overwrite: boo
     if config.evaluation.compare:
         return compare_job.run(config)
     result = evaluate_job(config)
-    messages = [console_table(result), f"report: {result.directory / 'report.html'}"]
+    messages = [console_table(result), f"report: {result.storage.display_path(REPORT)}"]
     if result.reliability and result.reliability.fitted:
-        messages[1:1] = [result.reliability.sentence(), f"calibration: {result.directory / FILE}"]
+        messages[1:1] = [result.reliability.sentence(), f"calibration: {result.storage.display_path(FILE)}"]
     return JobResult(0, result.warnings, messages)
 
 
@@ -109,8 +107,6 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
     Raises:
         UserError: something is missing or malformed; the message names the file or key.
     """
-    if is_uri(config.run_dir):
-        raise UserError(f"run_dir: {config.run_dir}: evaluate reads and writes a local directory; copy it here first")
     inputs = read_inputs(config)
     storage = open_outputs(config)
     samples, seed = config.evaluation.bootstrap_samples, config.seed
@@ -133,7 +129,7 @@ def evaluate_job(config: EvaluateJob) -> EvaluateResult:
         warnings.append(f"{inputs.name}: ranks {unjudged} queries that are not judged; they are not evaluated")
     reliability = None if config.evaluation.run else run_reliability(config, inputs)
     result = EvaluateResult(
-        Path(config.run_dir),
+        storage,
         system,
         first_stage,
         differences(system, first_stage),
@@ -238,7 +234,7 @@ def write_outputs(
     facts = p_mrr_facts(evaluations) | facts
     findings = [fusion_finding(result.fusion_differences)] if result.pure else []
     write_report(
-        storage.local("report.html"),
+        storage,
         title,
         rows,
         queries,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank.batch.rows import is_chunk_file
 from limrank.errors import UserError
-from limrank.files import listed, opened
+from limrank.files import AnyPath, listed, opened, path_of
 from limrank.records import Qrels
 
 if TYPE_CHECKING:
@@ -101,14 +100,14 @@ def _bounds(ordered: np.ndarray, bins: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-def judged_pairs(directory: str | Path, qrels: Qrels) -> ScoredPairs | None:
+def judged_pairs(directory: str | AnyPath, qrels: Qrels) -> ScoredPairs | None:
     """The scored and judged pairs of a rerank job's directory; None where nothing was scored.
 
     Raises:
         UserError: a file of rows is damaged.
     """
     found: list[tuple[float, float, int | None]] = []
-    for file in listed(Path(directory) / "rows"):
+    for file in listed(path_of(directory) / "rows"):
         if is_chunk_file(file.name):
             for query_id, doc_id, score, raw in _scores(file):
                 if score is not None and query_id in qrels:
@@ -123,7 +122,7 @@ def judged_pairs(directory: str | Path, qrels: Qrels) -> ScoredPairs | None:
     )
 
 
-def _scores(file: Path) -> list[tuple[Any, Any, Any, Any]]:
+def _scores(file: AnyPath) -> list[tuple[Any, Any, Any, Any]]:
     """``(query_id, doc_id, score, raw_score)`` of one file of rows; none where it has no scores."""
     import pyarrow as pa
     import pyarrow.parquet as pq

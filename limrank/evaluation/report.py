@@ -11,7 +11,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from limrank import html
@@ -20,6 +19,8 @@ from limrank.evaluation.reliability import Bin
 from limrank.evaluation.significance import bootstrap_interval, paired_bootstrap
 from limrank.storage import Storage
 from limrank.version import __version__
+
+REPORT = "report.html"
 
 QUERIES_SHOWN = 20
 """Rows of the per-query table; the rest are in ``per_query.parquet``."""
@@ -88,7 +89,7 @@ def provenance(measures: Sequence[str]) -> dict[str, str]:
 
 
 def write_report(
-    path: str | Path,
+    storage: Storage,
     title: str,
     systems: list[System],
     queries: dict[str, str],
@@ -100,7 +101,7 @@ def write_report(
     plot: Plot | None = None,
     reliability: ReliabilitySection | None = None,
 ) -> None:
-    """Write the page of :func:`render` to a file."""
+    """Write the page of :func:`render` to ``report.html``."""
     page = render(
         title,
         systems,
@@ -112,7 +113,7 @@ def write_report(
         plot=plot,
         reliability=reliability,
     )
-    Storage(str(Path(path).parent)).write_text(Path(path).name, page)
+    storage.write_text(REPORT, page)
 
 
 def render(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limrank import models
 from limrank.batch.rundir import versions
 from limrank.config import PipelineJob
 from limrank.evaluation.inputs import fused_name, query_texts, read_compared
-from limrank.evaluation.report import provenance, write_report
+from limrank.evaluation.report import REPORT, provenance, write_report
 from limrank.evaluation.system import (
     Evaluation,
     evaluate_inputs,
@@ -21,7 +20,9 @@ from limrank.evaluation.system import (
     ranking_finding,
     report_rows,
 )
+from limrank.files import path_of
 from limrank.result import JobResult
+from limrank.storage import Storage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,9 +57,9 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
     findings = [
         ranking_finding(each.name, base.name, paired_differences(each, base, samples, config.seed)) for each in others
     ] + fusions
-    path = Path(config.run_dir) / "report.html"
+    storage = Storage(config.run_dir)
     write_report(
-        path,
+        storage,
         ", ".join(each.name for each in evaluations).capitalize(),
         report_rows(evaluations),
         query_texts(inputs[0].queries),
@@ -68,7 +69,10 @@ def run(config: PipelineJob, run_dirs: Mapping[str, str]) -> JobResult:
         conclusion=findings,
     )
     warnings = dict.fromkeys(warning for each in inputs for warning in each.warnings)
-    return JobResult(warnings=list(warnings), messages=[comparison_table(evaluations), *findings, f"report: {path}"])
+    return JobResult(
+        warnings=list(warnings),
+        messages=[comparison_table(evaluations), *findings, f"report: {storage.display_path(REPORT)}"],
+    )
 
 
 def comparison_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -96,7 +100,7 @@ def _facts(config: PipelineJob, queries: int) -> dict[str, str]:
     data, training, fuse = config.data, config.training, config.scoring.fuse
     return {
         "benchmark": f"{data.format} {data.name or data.split}, {queries} queries, depth {config.first_stage.depth}",
-        "model": config.model.id if config.model.id in models.PACKAGED else Path(config.model.id).name,
+        "model": config.model.id if config.model.id in models.PACKAGED else path_of(config.model.id).name,
         "scoring": config.scoring.mode + (f"; fused with {fuse.first_stage:g} of the first stage" if fuse else ""),
         "training": f"{training.method}, {training.target}, {training.epochs} epochs",
         **{f"{name} version": found for name, found in versions().items()},

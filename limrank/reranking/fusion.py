@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from limrank.batch.manifest import read_manifest
-from limrank.config import RerankJob, is_uri
+from limrank.config import RerankJob
 from limrank.data import beir, trec
 from limrank.errors import StorageError, UserError
 from limrank.evaluation.metrics import evaluate
+from limrank.files import AnyPath, kind_of, path_of
 from limrank.parsing import brief, parse_yaml
 from limrank.records import Qrels, Query, Run
 from limrank.reranking.runs import FUSED_COLUMNS, Rows, fused, rankings
@@ -155,29 +154,15 @@ class _DevRun:
                 f"not finished: it is {manifest.status or 'without a status'}; the same `limrank rerank` command resumes it"
             )
 
-    def _read(self, name: str, read: Callable[[Path], Value]) -> Value:
-        """A file of the run. One in an object store is copied to a temporary folder first."""
-        if not is_uri(self._path):
-            path = self._storage.local(name)
-            if not self._storage.exists(name):
-                raise self._without(name)
-            return self._explained(lambda: read(path))
+    def _read(self, name: str, read: Callable[[AnyPath], Value]) -> Value:
+        """A file of the run."""
+        path = path_of(self._path) / name
         try:
-            data = self._storage.read_bytes(name)
-        except FileNotFoundError:
-            raise self._without(name) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{KEY}: {error}") from None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            return self._explained(lambda: read(path))
-
-    def _explained(self, read: Callable[[], Value]) -> Value:
-        try:
-            return read()
+            if kind_of(path) != "missing":
+                return read(path)
         except UserError as error:
             raise UserError(f"{KEY}: {error}") from None
+        raise self._without(name)
 
     def _rankings(self) -> Iterator[tuple[str, Rows]]:
         try:

@@ -315,7 +315,11 @@ def _scorer(config: RerankJob) -> EngineSource:
 
 def _plan(storage: Storage, config: RerankJob, source: Source) -> Plan:
     return write_plan(
-        storage, units(source, config.scoring), rerank_unit_schema(), chunk_cost=chunk_cost(config.engine.kind)
+        storage,
+        units(source, config.scoring),
+        rerank_unit_schema(),
+        chunk_cost=chunk_cost(config.engine.kind),
+        engines=None if config.scoring.mode == "none" else config.workers.max_replicas,
     )
 
 

@@ -9,7 +9,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limrank.cluster.resources import fitting, reserve
+from limrank.cluster.resources import reserve
+from limrank.cluster.waiting import free
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec
 from limrank.errors import EngineError, UserError, first_line
@@ -139,9 +140,7 @@ class Server:
 
 def has_room(wanted: dict[str, Any]) -> bool:
     """Whether a node has one replica's resources left now."""
-    from ray._private.state import available_resources_per_node
-
-    return fitting(wanted, list(available_resources_per_node().values()), 0) > 0
+    return free(wanted) > 0
 
 
 def deploy(app: serve.Application) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from limrank import cluster, signals
 from limrank.cluster.resources import reserve
+from limrank.cluster.waiting import wait_for_nodes
 from limrank.config import ServeJob
 from limrank.engines import EngineSource, EngineSpec, check_scorer
 from limrank.errors import EngineError, UserError, first_line
@@ -59,7 +60,7 @@ def plan(config: ServeJob, *, insecure: bool = True) -> dict[str, Any]:
     Raises:
         UserError: the scoring cannot be served, there is no such prompt, or :meth:`Access.of` refuses the keys.
     """
-    _check(config)
+    check_config(config)
     access = Access.of(config.serving, insecure=insecure)
     workers = config.workers
     gpus = workers.gpus if workers.gpus is not None else f"{workers.tensor_parallel} where there are GPUs"
@@ -96,7 +97,12 @@ def serving(
 
 @contextmanager
 def running(
-    config: ServeJob, source: EngineSource | None = None, keys: KeyRing | None = None, *, insecure: bool = False
+    config: ServeJob,
+    source: EngineSource | None = None,
+    keys: KeyRing | None = None,
+    *,
+    insecure: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Server]:
     """Serve while the ``with`` block runs. It gives the server once the engines are up. At the end of the block, running
     requests are answered first.
@@ -108,6 +114,7 @@ def running(
         source: opens a replica's engine; None: an engine of the config.
         keys: the API keys; None: those of the environment and of ``serving.keys_file``.
         insecure: an address that is not loopback needs no keys.
+        progress: says which nodes are waited for, where an autoscaler starts them.
 
     Raises:
         UserError: the keys are faulty or missing, the address is taken, the cluster cannot hold the replicas, or an
@@ -120,7 +127,7 @@ def running(
 
     if not ray.is_initialized():
         raise RuntimeError("limrank.serving.job needs a Ray that its caller has connected to")
-    _check(config)
+    check_config(config)
     access = Access.of(config.serving, keys, insecure=insecure)
     source = source or EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([source], config.workers, config.workers.min_replicas)
@@ -132,6 +139,7 @@ def running(
             f"warning: serving.host {printable(host)}: anyone who reaches it may use it; no key is asked for",
             file=sys.stderr,
         )
+    wait_for_nodes(wanted, source.startup_timeout_s, config.workers.min_replicas, progress=progress)
     silence_controller_retries()
     server = Server(config, access, insecure, _url(host, port))
     quiet = {"log_level": "WARNING"}
@@ -167,8 +175,8 @@ def run(
     insecure: bool = False,
     reread: Callable[[], ServeJob] | None = None,
 ) -> JobResult:
-    """Serve until SIGINT or SIGTERM, then answer what runs, stop and return. A server makes no progress and writes no
-    rows, so ``progress`` and ``overwrite`` have no effect.
+    """Serve until SIGINT or SIGTERM, then answer what runs, stop and return. A server writes no rows, so ``overwrite``
+    has no effect.
 
     Args:
         reread: gives the recipe as it is now. SIGHUP has the server serve that one, unless it says that the server's
@@ -177,7 +185,7 @@ def run(
     Raises:
         UserError, EngineError: see :func:`serving`.
     """
-    _check(config)
+    check_config(config)
     Access.of(config.serving, insecure=insecure)  # before Ray is started
     name = served_name(config.model.id)
     terminal_is_gone = _terminal_watch()
@@ -185,7 +193,7 @@ def run(
         suppress(KeyboardInterrupt),
         signals.stopping(),
         cluster.connect(address),
-        running(config, insecure=insecure) as server,
+        running(config, insecure=insecure, progress=progress) as server,
     ):
         _report_keys_on_hangup(config.serving.keys_file)
         hangups = _hangups() if reread else SimpleQueue()
@@ -221,7 +229,7 @@ def _updated(server: Server, reread: Callable[[], ServeJob]) -> str:
     """Serve the recipe as it is now; what came of it."""
     try:
         config = reread()
-        _check(config)
+        check_config(config)
         changed = server.update(config)
     except (UserError, EngineError) as error:
         return f"warning: the recipe is refused, and the old one is still served: {first_line(error)}"
@@ -233,7 +241,8 @@ def _say(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
-def _check(config: ServeJob) -> None:
+def check_config(config: ServeJob) -> None:
+    """Raises UserError for a recipe that cannot be served, before anything is started."""
     if config.scoring.mode == "none":
         raise UserError("scoring.mode none gives no scores to serve: take direct, think or budget")
     prompt_template(config.scoring)

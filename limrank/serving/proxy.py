@@ -49,11 +49,19 @@ def controller_options(access: Access, secret: str) -> dict[str, Any]:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts in front of its proxy."""
+    """What Serve puts in front of the proxy of a server of ours."""
+    return stack(Access.from_json(os.environ[_ACCESS]), os.environ[_SECRET])
+
+
+def stack(access: Access, secret: str) -> list[Middleware]:
+    """The checks of a proxy, in this process.
+
+    Args:
+        secret: with it a request can drain the proxy.
+    """
     from starlette.middleware import Middleware
     from uvicorn.protocols.http import auto
 
-    access = Access.from_json(os.environ[_ACCESS])
     # The proxy makes its server after this call, and its server takes the protocol from here.
     auto.AutoHTTPProtocol = header_limits(access.limits.receive_timeout_s)
     # The last one is the outermost: an answer of the guard has an id, too.
@@ -61,7 +69,7 @@ def middlewares() -> list[Middleware]:
         Middleware(Resend),
         Middleware(OwnHeaders),
         Middleware(Guard, access=access),
-        Middleware(Draining, secret=os.environ[_SECRET]),
+        Middleware(Draining, secret=secret),
         Middleware(RequestIds),
     ]
 

@@ -16,7 +16,7 @@ from typing import Literal
 from limrank.data import beir, hub_benchmarks
 from limrank.data.trec import read_qrels
 from limrank.errors import UserError
-from limrank.files import kind_of
+from limrank.files import AnyPath, kind_of, path_of
 from limrank.text.overlap import MIN_WORDS, TextIndex
 from limrank.text.words import count, words
 
@@ -63,7 +63,7 @@ class Benchmarks:
     warnings: list[str]
 
     @classmethod
-    def of(cls, sources: Iterable[str | Path], split: str | None = None) -> Benchmarks:
+    def of(cls, sources: Iterable[str | AnyPath], split: str | None = None) -> Benchmarks:
         """The judged queries of benchmarks, and their relevant documents.
 
         Args:
@@ -84,7 +84,7 @@ class Benchmarks:
             if source.startswith(NAMED):
                 of_queries, of_documents = _named(source.removeprefix(NAMED))
             else:
-                folder = Path(source)
+                folder = path_of(source)
                 judged, relevant = _judgements(folder, split)
                 of_queries, of_documents = _queries(folder, judged, warnings), _documents(folder, relevant, warnings)
             queries += of_queries
@@ -140,7 +140,7 @@ class _IndexedTexts:
         return Overlap(benchmark, self.name, an_id, repeat.words, repeat.share)
 
 
-def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
+def _judgements(folder: AnyPath, split: str | None) -> tuple[set[str], set[str]]:
     """The ids of the judged queries, and of the documents that are judged relevant."""
     if kind_of(folder) != "folder":
         raise UserError(f"{folder}: no such folder; a benchmark is a BEIR folder with queries.jsonl and qrels")
@@ -156,7 +156,7 @@ def _judgements(folder: Path, split: str | None) -> tuple[set[str], set[str]]:
     return judged, relevant
 
 
-def _benchmark_files(folder: Path) -> list[Path]:
+def _benchmark_files(folder: AnyPath) -> list[Path]:
     """The judgements of all splits but ``train``, unless that is the only one."""
     files = beir.splits(folder)
     return [file for name, file in files.items() if name != "train" or len(files) == 1]
@@ -182,7 +182,7 @@ def _named(source: str) -> tuple[list[_Text], list[_Text]]:
     )
 
 
-def _queries(folder: Path, judged: set[str], warnings: list[str]) -> list[_Text]:
+def _queries(folder: AnyPath, judged: set[str], warnings: list[str]) -> list[_Text]:
     file = beir.find_file(folder, "queries.jsonl")
     found = [(folder.name, each.query_id, each.text) for each in beir.read_queries(file) if each.query_id in judged]
     if not found:
@@ -192,7 +192,7 @@ def _queries(folder: Path, judged: set[str], warnings: list[str]) -> list[_Text]
     return found
 
 
-def _documents(folder: Path, relevant: set[str], warnings: list[str]) -> list[_Text]:
+def _documents(folder: AnyPath, relevant: set[str], warnings: list[str]) -> list[_Text]:
     file = next(
         (file for name in ("corpus.jsonl", "corpus.jsonl.gz") if kind_of(file := folder / name) == "file"), None
     )

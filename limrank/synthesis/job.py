@@ -12,7 +12,8 @@ from limrank.batch.fanout import chunk_cost, fanout, is_needed, run_without_engi
 from limrank.batch.plan import Unit, read_plan, write_plan
 from limrank.batch.rundir import open_run
 from limrank.batch.summary import Summary
-from limrank.cluster.resources import nodes_alive, remaining, reserve
+from limrank.cluster.resources import possible_nodes, remaining, reserve
+from limrank.cluster.waiting import wait_for_nodes
 from limrank.config import SynthesisConfig, SynthesisPrompts, SynthesizeJob, config_hash, dump_config
 from limrank.config.recipe import input_paths
 from limrank.data import seeds as seed_data
@@ -58,7 +59,7 @@ def run(
         UserError: the recipe or one of its files cannot work.
         EngineError: an engine did not start.
     """
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     check_choice(config.synthesis)
@@ -81,10 +82,11 @@ def run(
             ((unit, 1) for unit in units(config, given)),
             synthesis_unit_schema(),
             chunk_cost=chunk_cost(config.engine.kind, config.synthesis.max_tokens) if asks else _GIVEN_QUERIES,
+            engines=config.workers.max_replicas if asks else None,
         )
         task, budget = task_of(config), _budget(config, given)
         if asks:
-            with _pools(config, engines, needed=is_needed(run_dir, planned, budget)) as engines:
+            with _pools(config, engines, progress, needed=is_needed(run_dir, planned, budget)) as engines:
                 summary = fanout(
                     run_dir,
                     planned,
@@ -132,7 +134,7 @@ def check_choice(settings: SynthesisConfig) -> None:
 
 def plan(config: SynthesizeJob) -> dict[str, Any]:
     """What a run would do, for ``--dry-run``. Starts and writes nothing."""
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     given = read_inputs(config)
     if config.synthesis.teacher:
@@ -183,7 +185,7 @@ def preview(config: SynthesizeJob, count: int, show: Callable[[str], None]) -> i
     See :mod:`limrank.synthesis.preview`."""
     if not config.roles():
         raise UserError("synthesis.writer=none: nothing is written, so there is nothing to preview")
-    config = _with_writer_s_prompt(config)
+    config = with_writer_s_prompt(config)
     _check_recipe(config)
     return show_steps(config, count, _checked_sources(config), show)
 
@@ -250,7 +252,7 @@ def _check_recipe(config: SynthesizeJob) -> None:
     check_prompts(config.synthesis)
 
 
-def _with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
+def with_writer_s_prompt(config: SynthesizeJob) -> SynthesizeJob:
     """The recipe with the prompt that its tuned writer was trained on, unless it names one of its own.
 
     Raises:
@@ -291,7 +293,7 @@ def _checked_sources(config: SynthesizeJob) -> dict[str, EngineSource]:
 
 @contextmanager
 def _pools(
-    config: SynthesizeJob, engines: Mapping[str, EngineSource], *, needed: bool
+    config: SynthesizeJob, engines: Mapping[str, EngineSource], progress: Progress, *, needed: bool
 ) -> Iterator[Mapping[str, EngineSource]]:
     """The engines by role, each model other than the writer in a pool of its own.
 
@@ -310,17 +312,18 @@ def _pools(
     from limrank.engines.actor import host_engine
 
     # Resources are checked for all pools before any starts.
-    left, wanted = nodes_alive(), {}
+    left, wanted = possible_nodes(), {}
     for source, workers in separate.items():
         wanted[source] = reserve([source], workers, workers.min_replicas, nodes=left)
         left = remaining(wanted[source], workers.min_replicas, left)
     if writer.holds_model:
         reserve([writer], config.workers, config.workers.min_replicas, nodes=left)
     with ExitStack() as stack:
-        hosted = {
-            source: stack.enter_context(host_engine(source, wanted[source], workers.min_replicas))
-            for source, workers in separate.items()
-        }
+        hosted = {}
+        for source, workers in separate.items():
+            replicas = workers.min_replicas
+            wait_for_nodes(wanted[source], source.startup_timeout_s, replicas, progress=progress)
+            hosted[source] = stack.enter_context(host_engine(source, wanted[source], replicas))
         yield {name: hosted.get(source, source) for name, source in engines.items()}
 
 

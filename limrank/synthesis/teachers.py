@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from limrank import models, prompts
 from limrank.batch.manifest import read_manifest
 from limrank.batch.rows import read_rows
-from limrank.config import DEFAULT_SEED, TeacherConfig, is_uri
+from limrank.config import DEFAULT_SEED, TeacherConfig
 from limrank.data.trec import read_run
 from limrank.engines.base import Usage
 from limrank.errors import UserError, first_line
-from limrank.files import is_folder
+from limrank.files import is_folder, path_of
 from limrank.records import Document, Query
 from limrank.scoring import prompt_query
 from limrank.scoring.fusion import clipped_log_odds
@@ -95,7 +94,7 @@ def check_teacher_files(config: TeacherConfig) -> None:
 
 def teacher_name(config: TeacherConfig) -> str:
     """For rows and reports: a model's name, or the last component of a path."""
-    return models.served_name(config.model) if config.model else Path(config.path).name
+    return models.served_name(config.model) if config.model else path_of(config.path).name
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class RunTeacher(Teacher):
         Raises:
             UserError: there is no such file, it cannot be read, or the job there is another one or not finished.
         """
-        if is_uri(path) or is_folder(path):
+        if is_folder(path):
             return cls(_of_rerank_run(path))
         run = read_run(path)
         return cls(

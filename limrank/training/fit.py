@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limrank.cluster.resources import reserve
+from limrank.cluster.waiting import wait_for_nodes
 from limrank.config import TrainJob, is_uri
 from limrank.errors import EngineError, LimrankError
+from limrank.progress import Progress
 from limrank.storage import Storage, filesystem
 from limrank.training import checkpoints
 from limrank.training.curves import draw_curves
@@ -67,7 +69,11 @@ class TrainResult:
 
 
 def fit(
-    config: TrainJob, storage: Storage, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+    config: TrainJob,
+    storage: Storage,
+    on_progress: OnProgress | None = None,
+    prepared: Prepared | None = None,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train on the Ray cluster that this process is connected to.
 
@@ -79,6 +85,7 @@ def fit(
         on_progress: called, in a thread of its own, with the line of ``metrics.jsonl`` of every new step
             (see :func:`limrank.training.loop.train`).
         prepared: the result of :func:`~limrank.training.prepare.prepare` for this recipe, if it exists.
+        progress: says which nodes are waited for, where an autoscaler starts them.
 
     Raises:
         UserError: the file, the model, the dtype or the number of workers is unsuitable.
@@ -93,7 +100,10 @@ def fit(
     checkpoints.drop_broken_index(storage)
     prepared = prepared or prepare(config)
     planned = prepared.plan
-    scaling = _scaling(config, planned["bytes_a_worker"])
+    wanted = _reserve(config, planned["bytes_a_worker"])
+    limit = f"{MINUTES_WAITED} minutes"
+    wait_for_nodes(wanted, 60 * MINUTES_WAITED, config.workers.min_replicas, progress=progress, limit=limit)
+    scaling = _scaling(config, wanted)
     task = {
         "config": config,
         "storage": storage,
@@ -103,18 +113,18 @@ def fit(
         "plan": {key: planned[key] for key in (*RESUMED_BY, "cut", "teacher_temperature", "label_ends")},
     }
     with following(storage, on_progress):
-        progress, dtype = _fit(lambda: _trainer(task, scaling), storage)
+        made, dtype = _fit(lambda: _trainer(task, scaling), storage)
     storage.write_bytes("curves.png", draw_curves(read_metrics(storage)))
     return TrainResult(
         examples=len(prepared.training) + len(prepared.validation),
-        steps=progress["step"],
-        tokens=progress["tokens"],
-        seconds=progress["seconds"],
-        final_loss=progress["loss"],
-        validation_loss=progress["validation_loss"],
-        best_ndcg=progress["best_score"] if config.dev else None,
-        best_step=progress["best_step"],
-        exported_step=(progress["best_step"] if config.training.export == "best" else None) or progress["step"],
+        steps=made["step"],
+        tokens=made["tokens"],
+        seconds=made["seconds"],
+        final_loss=made["loss"],
+        validation_loss=made["validation_loss"],
+        best_ndcg=made["best_score"] if config.dev else None,
+        best_step=made["best_step"],
+        exported_step=(made["best_step"] if config.training.export == "best" else None) or made["step"],
         truncated=planned["cut"],
         model_dir=storage.display_path("model"),
         dtype=dtype,
@@ -165,6 +175,8 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
+    from limrank.training.network import NodeAddresses
+
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray Train's handler would outlive the training, and end an interrupted job with exit code 0."""
@@ -177,6 +189,7 @@ def _trainer(task: dict[str, Any], scaling: ScalingConfig) -> TorchTrainer:
     return Trainer(
         train_worker,
         train_loop_config=task,
+        torch_config=NodeAddresses(),
         scaling_config=scaling,
         # Ray Train resumes a run by its name and path. Its log would repeat, at length, the error that is
         # raised below; its files in the Ray session keep everything.
@@ -206,16 +219,20 @@ class _Worker:
     holds_model = True
 
 
-def _scaling(config: TrainJob, needed: int) -> ScalingConfig:
-    from ray.train import ScalingConfig
-
-    wanted = reserve(
+def _reserve(config: TrainJob, needed: int) -> dict[str, Any]:
+    """The resources of one worker, of ``needed`` bytes."""
+    return reserve(
         [_Worker(needed)],
         config.workers,
         config.workers.min_replicas,
         spare_cpus=0,
         memory_of="training.batch_size, training.method: one worker's weights, optimizer and activations",
     )
+
+
+def _scaling(config: TrainJob, wanted: dict[str, Any]) -> ScalingConfig:
+    from ray.train import ScalingConfig
+
     return ScalingConfig(
         num_workers=config.workers.min_replicas,
         accelerator_type=config.workers.accelerator,

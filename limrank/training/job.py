@@ -59,7 +59,9 @@ def train_job(config: TrainJob, *, address: str, progress: Progress, overwrite: 
         steps = prepared.plan["steps"]
         progress.update(Event("train", 0, steps, "steps"))
         pace = Pace()
-        result = fit(config, run_dir.storage, lambda line: progress.update(_event(line, steps, pace)), prepared)
+        result = fit(
+            config, run_dir.storage, lambda line: progress.update(_event(line, steps, pace)), prepared, progress
+        )
         progress.update(Event("train", result.steps, steps, "steps", finished=True))
         run_dir.note(
             counts={"units": result.examples, "rows": result.examples, "failed": 0, "cut": result.truncated},

@@ -3,6 +3,7 @@ during a run, and the curves are drawn from it at the end."""
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -50,7 +51,7 @@ class MetricsReader:
         a run returns to its last checkpoint."""
         try:
             with self._storage.open_input(FILE) as file:
-                if file.size() < self._read:
+                if file.seek(0, io.SEEK_END) < self._read:
                     self._read = 0
                 file.seek(self._read)
                 found = file.read()

@@ -23,7 +23,7 @@ from limrank.data import beir
 from limrank.data.benchmarks import file_fingerprint
 from limrank.data.tables import open_tables
 from limrank.errors import UnavailableError, UserError, first_line
-from limrank.files import is_folder, kind_of, opened
+from limrank.files import AnyPath, is_folder, kind_of, opened, path_of
 from limrank.parsing import clipped, parse_json_array
 from limrank.scoring import LABELS, THINK_CLOSE
 from limrank.training.grades import graded_shape
@@ -61,7 +61,7 @@ class Example:
     score: float | None = None
 
 
-def read_examples(path: str | Path, *, scored: bool = False, labels: tuple[str, ...] | None = None) -> list[Example]:
+def read_examples(path: str | AnyPath, *, scored: bool = False, labels: tuple[str, ...] | None = None) -> list[Example]:
     """Every example of a training file or folder, in its order; blank lines are skipped.
 
     A ``<think>`` that begins a completion or output belongs to the prompt. An alpaca prompt always ends
@@ -78,7 +78,7 @@ def read_examples(path: str | Path, *, scored: bool = False, labels: tuple[str, 
         UserError: the file cannot be read, has no kind or shape of the above, has no example, or a value
             is missing or invalid. The message names the file, and the line, element or row.
     """
-    path = Path(path)
+    path = path_of(path)
     find = partial(graded_shape, labels=labels) if labels else partial(shape_of, scored=scored)
     rows = rows_of(path, lambda names, what: find(names, what).keys(scored))
     first = next(rows, None)
@@ -105,17 +105,17 @@ def read_examples(path: str | Path, *, scored: bool = False, labels: tuple[str, 
     return examples
 
 
-def fingerprint(path: str | Path) -> Any:
+def fingerprint(path: str | AnyPath) -> Any:
     """The SHA-256 (hex) of a training file, or a list of those of a folder's files. Raises UserError as
     :func:`read_examples` does."""
-    path = Path(path)
+    path = path_of(path)
     return open_tables(str(path), "train", _KEY)[1] if is_folder(path) else file_fingerprint(path)
 
 
 # ---- files → records -----------------------------------------------------------------
 
 
-def rows_of(path: Path, columns_of: ColumnsOf) -> Rows:
+def rows_of(path: AnyPath, columns_of: ColumnsOf) -> Rows:
     """The records of a training file or folder.
 
     Args:
@@ -134,7 +134,7 @@ def rows_of(path: Path, columns_of: ColumnsOf) -> Rows:
     return _array_rows(path) if _is_array(path) else _line_rows(path)
 
 
-def _is_array(path: Path) -> bool:
+def _is_array(path: AnyPath) -> bool:
     """Whether the first character of a file that is not a blank is ``[``."""
     with opened(path) as file:
         block = file.read(1 << 16).removeprefix(codecs.BOM_UTF8)
@@ -143,7 +143,7 @@ def _is_array(path: Path) -> bool:
     return block.lstrip(_BLANKS).startswith(b"[")
 
 
-def _array_rows(path: Path) -> Rows:
+def _array_rows(path: AnyPath) -> Rows:
     with opened(path) as file:
         data = file.read(LONGEST_ARRAY + 1)
     if len(data) > LONGEST_ARRAY:
@@ -153,7 +153,7 @@ def _array_rows(path: Path) -> Rows:
     yield from parse_json_array(data, str(path))
 
 
-def _line_rows(path: Path) -> Rows:
+def _line_rows(path: AnyPath) -> Rows:
     for number, record in beir.read_jsonl(path):
         yield number, f"{path}:{number}", record
 

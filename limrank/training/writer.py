@@ -16,7 +16,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limrank import prompts
@@ -24,7 +23,7 @@ from limrank.data import seeds, tables
 from limrank.data.hub_datasets import SCHEME
 from limrank.engines.tokens import characters_of, encode_text
 from limrank.errors import RowError, UserError
-from limrank.files import is_folder
+from limrank.files import is_folder, listed, path_of
 from limrank.models import ModelTask
 from limrank.records import Query
 from limrank.scoring import encode_pair
@@ -70,7 +69,7 @@ def read_pairs(source: str) -> tuple[list[Pair], list[str]]:
     if _holds_seeds(source):
         found = seeds.load_seeds(source)
         return [Pair(number, seed.passage, seed.query) for number, seed in enumerate(found, 1)], []
-    rows = sources.rows_of(Path(source), _columns)
+    rows = sources.rows_of(path_of(source), _columns)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{source}: holds no examples")
@@ -141,8 +140,12 @@ def _holds_seeds(source: str) -> bool:
     saved dataset nor one of Parquet files."""
     if source == "pydocs" or source.startswith(SCHEME):
         return True
-    folder = Path(source)
-    return is_folder(source) and not tables.is_saved_dataset(folder) and not any(folder.glob("*.parquet"))
+    folder = path_of(source)
+    return (
+        is_folder(source)
+        and not tables.is_saved_dataset(folder)
+        and not any(each.suffix == ".parquet" for each in listed(folder))
+    )
 
 
 def _columns(names: Sequence[str], what: str) -> set[str]:

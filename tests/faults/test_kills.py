@@ -10,6 +10,7 @@ import random
 import pytest
 
 from helpers.killing import SEED, VICTIMS, Moment, moments, survive
+from helpers.runs import chunk_units
 
 KILLS = 10
 
@@ -17,7 +18,7 @@ KILLS = 10
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_the_job_survives_a_kill(victim, work, undisturbed, place, tmp_path, note_repeated):
     moment = random.Random(f"{SEED} once {victim}")
-    moment = Moment(moment.randint(1, work.chunks // 2), moment.uniform(0, 0.3))
+    moment = Moment(moment.randint(1, len(chunk_units(undisturbed[0])) // 2), moment.uniform(0, 0.3))
     survive(work, victim, moment, tmp_path, undisturbed[1], note_repeated, cluster=place(victim))
 
 
@@ -32,5 +33,5 @@ def test_a_pool_that_the_nodes_left_cannot_hold_goes_on(work, undisturbed, clust
 @pytest.mark.parametrize("number", range(KILLS))
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_the_job_survives_a_kill_at_any_moment(victim, number, work, undisturbed, place, tmp_path, note_repeated):
-    moment = moments(victim, KILLS, work.chunks)[number]
+    moment = moments(victim, KILLS, len(chunk_units(undisturbed[0])))[number]
     survive(work, victim, moment, tmp_path, undisturbed[1], note_repeated, cluster=place(victim))

@@ -16,7 +16,7 @@ WORDS = ("of", "vitamin", "D", "and", "the", "risk", "of", "hip", "fractures", "
 
 @pytest.fixture(scope="module")
 def vllm_work(model_dir, tmp_path_factory):
-    """192 short pairs in three chunks; few at a time, so that the chunks end one by one."""
+    """192 short pairs; few at a time, so that the chunks end one by one."""
     beir = write_common(tmp_path_factory.mktemp("data") / "beir", queries=192, documents=3, words=WORDS)
     vllm = {"kind": "vllm", "kv_cache_gib": 1, "max_in_flight": 8}
     return Work(beir, queries=192, depth=1, engine=vllm, model={"max_model_len": 512})

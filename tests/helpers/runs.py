@@ -17,7 +17,6 @@ PATIENCE_S = 600
 ENGINES_GONE_S = 30
 ALL_GONE_S = 150
 """Ray's agents on a node first try for a minute to tell the head, which is gone as well."""
-UNITS_PER_CHUNK = 64
 
 ENGINE = ("limrank-fake-engine", "EngineCore")
 ACTOR = ("ChunkWorker",)
@@ -27,7 +26,7 @@ OF_A_RUN = (*ENGINE, *ACTOR, "VLLM::")
 
 @dataclass(frozen=True)
 class Work:
-    """A rerank job over queries of ``depth`` candidates each, in chunks of 64."""
+    """A rerank job over queries of ``depth`` candidates each."""
 
     beir: Path
     queries: int
@@ -38,10 +37,6 @@ class Work:
     @property
     def pairs(self):
         return self.queries * self.depth
-
-    @property
-    def chunks(self):
-        return -(-self.queries // UNITS_PER_CHUNK)
 
     def command(self, run_dir, *, address="local", workers=None, recipe=None, **engine):
         """`limrank rerank` into ``run_dir``; keywords are engine keys. The recipe lies
@@ -180,10 +175,15 @@ def complaint(output):
     return lines[0]
 
 
+def chunk_units(run_dir):
+    """The number of units of each chunk of the plan."""
+    return [units for units, _, _ in json.loads((run_dir / "plan.json").read_text())["chunks"]]
+
+
 def repeated(run_dir):
     """(chunks that were begun again, units in them). A chunk that was begun counts whole,
     however little of it was done, so this is the most that can have been done twice."""
-    units = [units for units, _, _ in json.loads((run_dir / "plan.json").read_text())["chunks"]]
+    units = chunk_units(run_dir)
     again = {}
     for folder in (run_dir / "attempts").glob("chunk-*"):
         begun = sum(path.is_file() for path in folder.iterdir())

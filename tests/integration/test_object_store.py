@@ -1,11 +1,15 @@
-"""`limrank rerank` with its run directory and its pairs in an S3 store (moto's server)."""
+"""Jobs with their run directories and data in an S3 store (moto's server)."""
 
+import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pyarrow as pa
@@ -15,10 +19,15 @@ import pytest
 from helpers.rundirs import rows
 from helpers.tiny_model import make_tiny
 from limrank import models
+from limrank.batch import lock
+from limrank.batch.plan import write_plan
 from limrank.batch.rundir import open_run
-from limrank.errors import UserError
+from limrank.cli import main
+from limrank.data.seeds import load_seeds
+from limrank.errors import LockLostError, StorageError, UserError
 from limrank.storage import Storage, filesystem
 from limrank.training.metrics import read_metrics
+from limrank.training.sources import read_examples
 
 pytest.importorskip("moto.server", reason="moto[server] is in the dev extra")
 
@@ -167,6 +176,92 @@ def test_a_dead_driver_s_lock_is_taken_over_within_30_s(bucket):
     assert 15 < took < 30
 
 
+def leave_lock(storage, host="elsewhere", skew=0.0):
+    held = {"token": "theirs", "host": host, "pid": 1, "renewed": time.time() + skew}
+    storage.write_text("lock.json", json.dumps(held))
+
+
+def test_of_many_that_start_together_one_gets_it(bucket):
+    got, refused = [], []
+    together, ended = threading.Barrier(6), threading.Barrier(6)
+
+    def start(number):
+        together.wait()
+        try:
+            with open_run(f"{bucket}/run", **RUN):
+                got.append(number)
+                ended.wait()
+        except UserError:
+            refused.append(number)
+            ended.wait()
+
+    leave_lock(Storage(f"{bucket}/run"), socket.gethostname())  # process 1 lives, and the lock is fresh
+    with pytest.raises(UserError, match="process 1 on"), open_run(f"{bucket}/run", **RUN):
+        pass
+    Storage(f"{bucket}/run").remove("lock.json")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(start, range(6)))
+    assert (len(got), len(refused)) == (1, 5)
+    assert not Storage(f"{bucket}/run").exists("lock.json")
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_host_s_clock_may_be_wrong(bucket, monkeypatch, skew):
+    storage = Storage(f"{bucket}/run")
+    leave_lock(storage, skew=skew)
+    with pytest.raises(UserError, match="process 1 on elsewhere is working in it"), open_run(storage.root, **RUN):
+        pass
+    monkeypatch.setattr(lock, "LOCK_STALE_S", 0.5)
+    time.sleep(2)  # the store's times are whole seconds
+    with open_run(storage.root, **RUN):
+        assert json.loads(storage.read_text("lock.json"))["token"] != "theirs"
+
+
+def test_a_driver_whose_lock_was_taken_over_stops(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.2)
+    storage = Storage(f"{bucket}/run")
+    taken = "process 1 on elsewhere has taken it over"
+    with pytest.raises(LockLostError, match=taken), open_run(storage.root, **RUN):
+        leave_lock(storage)
+        time.sleep(60)  # is interrupted
+    assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "running"
+
+
+def test_a_lock_that_a_person_deleted_is_written_again(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.1)
+    storage = Storage(f"{bucket}/run")
+    with open_run(storage.root, **RUN) as run:
+        storage.remove("lock.json")
+        deadline = time.monotonic() + 10
+        while not storage.exists("lock.json"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.finish("done")
+
+
+def test_a_plan_is_never_replaced(bucket):
+    storage = Storage(f"{bucket}/run")
+    schema = pa.schema([("unit_id", pa.string()), ("cost", pa.int64())])
+    units = [({"unit_id": "a", "cost": 1}, 1)]
+    write_plan(storage, units, schema, chunk_cost=10)
+    write_plan(storage, units, schema, chunk_cost=10)  # the same: a request that was sent twice
+    with pytest.raises(StorageError, match="another driver has written plan.json"):
+        write_plan(storage, [*units, ({"unit_id": "b", "cost": 1}, 1)], schema, chunk_cost=10)
+
+
+def test_output_that_breaks_off_is_not_published(bucket, store):
+    storage = Storage(f"{bucket}/run")
+    storage.write_text("run.trec", "whole")
+    with pytest.raises(ZeroDivisionError), storage.open_output("run.trec") as stream:
+        stream.write(b"half" * (8 << 20))
+        raise ZeroDivisionError
+    assert storage.read_text("run.trec") == "whole"
+    with storage.open_output("run.trec") as stream:
+        stream.write(b"half" * (8 << 20))
+    assert len(storage.read_bytes("run.trec")) == 32 << 20
+
+
 def test_overwrite_empties_a_prefix_and_nothing_beside_it(bucket):
     storage, beside = Storage(f"{bucket}/runs/one"), Storage(f"{bucket}/runs/one-more")
     beside.write_text("run.trec", "kept")
@@ -235,7 +330,7 @@ def test_a_store_that_does_not_answer(bucket, tmp_path):
     local = tmp_path / "pairs.parquet"
     pq.write_table(pairs(), local)
     message = refused(command(tmp_path, f"{bucket}/run", str(local)), AWS_ENDPOINT_URL="http://127.0.0.1:9")
-    assert f"run_dir {bucket}/run: cannot be written: " in message and "Could not connect" in message
+    assert f"run_dir {bucket}/run: cannot be written: " in message and "does not answer" in message
 
 
 def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, monkeypatch):
@@ -306,3 +401,84 @@ def test_training_resumes_in_a_store_and_leaves_a_model_there(bucket, tmp_path, 
     storage.remove("model/config.json")
     with pytest.raises(UserError, match="holds no config.json, so it is not a model, or not yet complete"):
         models.resolve(uri)
+
+
+def test_a_pipeline_leaves_everything_in_a_store(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIMRANK_CACHE", str(tmp_path / "cache"))
+    root = f"{bucket}/runs/all"
+    recipe = {
+        "job": "pipeline",
+        "run_dir": root,
+        "model": {"id": str(make_tiny(tmp_path / "tiny", tied=True)), "dtype": "float32"},
+        "data": {"format": "pydocs", "split": "dev", "max_queries": 3},
+        "first_stage": {"depth": 3},
+        "engine": {"kind": "fake"},
+        "synthesis": {"max_seeds": 3, "mined_negatives": 1},
+        "training": {"target": "direct", "max_examples": 4, "epochs": 1, "cutoff_tokens": 128, "lora_rank": 4},
+        "serving": {"port": 0},
+    }
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(recipe))
+    done = limrank([sys.executable, "-m", "limrank", "pipeline", str(tmp_path / "pipeline.yaml"), "--address", "local"])
+    assert done.returncode == 0, done.stderr
+    assert f"report: {root}/report.html" in done.stdout
+    storage = Storage(root)
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "done"
+    assert "tuned model" in storage.read_text("report.html")
+    assert json.loads(storage.read_text("serve/answer.json"))["results"]
+    assert {"model.safetensors", "config.json"} <= set(Storage(f"{root}/train").names("model"))
+
+    assert main(["failures", root]) == 0
+    assert capsys.readouterr().out.count("nothing failed") == 5
+    compared = f"run_dir={bucket}/compared"
+    assert main(["evaluate", "--compare", f"{root}/rerank-base", f"{root}/rerank-tuned", "-s", compared]) == 0
+    assert {"compare.png", "metrics.json", "report.html"} <= set(Storage(f"{bucket}/compared").names(""))
+
+
+def test_a_run_is_evaluated_where_it_lies(bucket, tmp_path, capsys):
+    data = {"format": "pydocs", "split": "dev", "max_queries": 4}
+    storage = Storage(f"{bucket}/runs/bm25")
+    recipe = {"job": "rerank", "run_dir": storage.root, "data": data, "scoring": {"mode": "none"}}
+    # A recipe may lie there too.
+    Storage(bucket).write_text("rerank.yaml", json.dumps(recipe | {"first_stage": {"depth": 5}}))
+    assert main(["rerank", f"{bucket}/rerank.yaml", "--address", "local"]) == 0
+    Storage(bucket).write_text("evaluate.yaml", json.dumps({"job": "evaluate", "run_dir": storage.root}))
+    assert main(["evaluate", f"{bucket}/evaluate.yaml", "--dry-run"]) == 0
+    assert not storage.exists("metrics.json")
+    assert main(["evaluate", f"{bucket}/evaluate.yaml"]) == 0
+    assert f"report: {storage.root}/report.html" in capsys.readouterr().out
+    metrics = json.loads(storage.read_text("metrics.json"))
+    assert metrics["queries"] == 4 and storage.read_table("per_query.parquet").num_rows == 4
+    assert "nDCG@10" in storage.read_text("report.html")
+    # The run's file, as any other: the same numbers, into a directory of its own.
+    values = {"job": "evaluate", "run_dir": f"{bucket}/given", "data": data}
+    values["evaluation"] = {"run": f"{storage.root}/run.trec"}
+    (tmp_path / "given.yaml").write_text(json.dumps(values))
+    assert main(["evaluate", str(tmp_path / "given.yaml")]) == 0
+    given = json.loads(Storage(f"{bucket}/given").read_text("metrics.json"))
+    assert given["nDCG@10"] == metrics["nDCG@10"]
+    # Another run over the same queries: a folder of a benchmark's files, first stage and judgements in the store.
+    benchmark = Storage(f"{bucket}/benchmark")
+    benchmark.write_text(
+        "corpus.jsonl", "".join(json.dumps({"_id": f"d{n}", "text": f"word{n} all"}) + "\n" for n in range(4))
+    )
+    benchmark.write_text("queries.jsonl", json.dumps({"_id": "q", "text": "word2"}) + "\n")
+    benchmark.write_text("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\td2\t1\n")
+    ranked = Storage(f"{bucket}/runs/beir")
+    values = {"job": "rerank", "run_dir": ranked.root, "data": {"format": "beir", "path": benchmark.root}}
+    (tmp_path / "beir.yaml").write_text(json.dumps(values | {"scoring": {"mode": "none"}}))
+    assert main(["rerank", str(tmp_path / "beir.yaml"), "--address", "local"]) == 0
+    assert next(iter(json.loads(ranked.read_text("run.json"))["q"])) == "d2"
+    assert main(["failures", ranked.root]) == 0
+    assert f"{ranked.root} (rerank, done): nothing failed" in capsys.readouterr().out
+
+
+def test_training_files_and_seeds_are_read_from_a_store(bucket):
+    storage = Storage(f"{bucket}/data")
+    pair = {"query": "q", "passage": "p", "label": True}
+    storage.write_bytes("train.jsonl.gz", gzip.compress((json.dumps(pair) + "\n").encode() * 3))
+    assert [each.line for each in read_examples(f"{storage.root}/train.jsonl.gz")] == [1, 2, 3]
+    with pytest.raises(UserError, match=r"data/none.jsonl: no such file or folder"):
+        read_examples(f"{storage.root}/none.jsonl")
+    storage.write_text("seeds.jsonl", json.dumps({"id": "s", "query": "q", "passage": "p"}) + "\n")
+    storage.write_table("seeds.parquet", pa.table({"id": ["s"], "query": ["q"], "passage": ["p"]}))
+    assert load_seeds(f"{storage.root}/seeds.jsonl") == load_seeds(f"{storage.root}/seeds.parquet")

@@ -303,9 +303,33 @@ def test_a_job_is_submitted_as_its_resolved_recipe(recipe, monkeypatch, home):
     sent = []
     monkeypatch.setattr(cluster, "submit", lambda *arguments, **options: sent.append((arguments, options)) or 3)
     assert main(["rerank", recipe(), "--address", "http://head:8265", "--overwrite"]) == 3
-    (((name, text, address), options),) = sent
-    assert (name, address, options) == ("rerank", "http://head:8265", {"flags": ["--overwrite"]})
-    assert f"run_dir: {home}/run\n" in text
+    (((name, config, address), options),) = sent
+    assert (name, address) == ("rerank", "http://head:8265")
+    assert options == {"flags": ["--overwrite"], "terms": cluster.Terms()}
+    assert config.run_dir == f"{home}/run"
+
+
+def test_a_job_is_submitted_on_the_terms_of_its_options(recipe, monkeypatch):
+    sent = []
+    monkeypatch.setattr(cluster, "submit", lambda *arguments, **options: sent.append(options["terms"]) or 0)
+    submit = ["rerank", recipe(), "--address", "http://head:8265"]
+    assert main([*submit, "--retries", "2", "--env", "pip", "--cluster-paths"]) == 0
+    assert main([*submit, "--detach", "--ship-inputs", "--ship-limit", "5"]) == 0
+    assert sent == [
+        cluster.Terms(retries=2, env="pip", ship=False),
+        cluster.Terms(detach=True, ship=True, ship_limit=5),
+    ]
+
+
+@pytest.mark.parametrize("address", [[], ["--address", "auto"]])
+def test_the_terms_of_a_submitted_job_are_refused_where_none_is(recipe, refused, address):
+    message = refused("rerank", recipe(), *address, "--detach", "--retries", "1")
+    assert message == "--detach, --retries: for a job that is submitted: add --address http://HOST:8265"
+
+
+def test_retries_need_somebody_who_follows(recipe, refused):
+    message = refused("rerank", recipe(), "--address", "http://head:8265", "--detach", "--retries", "1")
+    assert message == "--retries: needs a command that follows the job, which --detach does not"
 
 
 def test_the_address_is_the_cluster_s_own_inside_a_job(recipe, monkeypatch):

@@ -9,12 +9,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from limrank.batch import lock
 from limrank.batch.lock import LOCK_HEARTBEAT_S, LOCK_STALE_S
 from limrank.batch.rundir import open_run
-from limrank.errors import UserError
+from limrank.cli import main
+from limrank.errors import LockLostError, UserError
 from limrank.storage import Storage
 
 COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
@@ -37,14 +40,15 @@ def dead_pid():
     return child.pid
 
 
-def leave_lock(storage, *, host=None, pid=None, age=0.0):
+def leave_lock(storage, *, host=None, pid=None, age=0.0, skew=0.0):
     holder = {
         "token": "theirs",
         "host": host or socket.gethostname(),
         "pid": os.getpid() if pid is None else pid,
-        "renewed": time.time() - age,
+        "renewed": time.time() + skew,
     }
     storage.write_text("lock.json", json.dumps(holder))
+    os.utime(storage.local("lock.json"), (time.time() - age, time.time() - age))
 
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(storage):
@@ -89,6 +93,14 @@ def test_a_lock_of_another_host_is_taken_over_when_it_is_stale(storage):
     taking(storage)
 
 
+def test_a_host_s_clock_may_be_wrong(storage):
+    leave_lock(storage, host="another-host", age=LOCK_STALE_S + 1, skew=3600)
+    taking(storage)
+    leave_lock(storage, host="another-host", skew=-3600)
+    with pytest.raises(UserError, match="on another-host is working in it"):
+        taking(storage)
+
+
 def test_the_contract_s_thirty_seconds():
     # The worst case: it died just after it had renewed.
     assert LOCK_STALE_S <= 30
@@ -102,7 +114,8 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
     def renewed():
         return json.loads(storage.read_text("lock.json"))["renewed"]
 
-    with open_run(storage.root, **COMMON):
+    taken = r"process \d+ on another-host has taken it over"
+    with pytest.raises(LockLostError, match=taken), open_run(storage.root, **COMMON) as run:
         first = renewed()
         deadline = time.monotonic() + 5
         while renewed() == first and time.monotonic() < deadline:
@@ -110,8 +123,12 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
         assert renewed() > first
         with lock._exclusive(storage):
             leave_lock(storage, host="another-host")
-        time.sleep(0.1)
-        assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.finish("done")
+    assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
+    # The manifest is the other driver's too.
+    assert json.loads(storage.read_text("manifest.json"))["status"] == "running"
     # What another driver holds is not removed either.
     assert storage.exists("lock.json")
 
@@ -119,3 +136,23 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
 def test_a_lock_that_is_not_json_is_nobodys(storage):
     storage.write_text("lock.json", "")
     taking(storage)
+
+
+def test_the_command_ends_with_one_line_and_exit_code_1(storage, tmp_path, monkeypatch, capsys):
+    def taken_over(*arguments, **options):
+        leave_lock(storage, host="another-host")
+        time.sleep(60)  # is interrupted
+
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("limrank.reranking.job.write_runs", taken_over)
+    pairs = pa.table({"query_id": ["a"], "query": ["q"], "doc_id": ["x"], "text": ["one"]})
+    pq.write_table(pairs, tmp_path / "pairs.parquet")
+    data = {"format": "pairs", "path": str(tmp_path / "pairs.parquet")}
+    recipe = {"job": "rerank", "run_dir": storage.root, "data": data, "scoring": {"mode": "none"}}
+    (tmp_path / "rerank.yaml").write_text(json.dumps(recipe))
+    assert main(["rerank", str(tmp_path / "rerank.yaml"), "--address", "local"]) == 1
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert written.startswith(f"limrank: LockLostError: run_dir {storage.root}: process ")
+    assert "on another-host has taken it over" in written
+    assert not storage.exists("run.trec")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from helpers.units import UNIT_SCHEMA, planned
-from limrank.batch.plan import Chunk, Plan, read_chunk, read_plan, write_plan
+from limrank.batch.plan import Chunk, Plan, read_chunk, read_plan, share_cost, write_plan
 from limrank.storage import Storage
 
 
@@ -93,3 +93,52 @@ def test_planning_that_is_interrupted_leaves_no_plan(tmp_path):
     _, plan = planned(tmp_path, ["a"])
     assert [unit["unit_id"] for unit in read_chunk(storage, 0)] == ["a"]
     assert read_plan(storage) == plan
+
+
+def of_a_run(tmp_path, costs, engines, chunk_cost=600_000):
+    """How many chunks a run is split into, and the largest one's share of its cost."""
+    _, plan, _ = write(tmp_path, costs, chunk_cost=chunk_cost)
+    storage = Storage(str(tmp_path / "shared"))
+    units = [({"unit_id": f"u{number}", "cost": cost}, 1) for number, cost in enumerate(costs)]
+    plan = write_plan(storage, units, UNIT_SCHEMA, chunk_cost=chunk_cost, engines=engines)
+    assert plan.units == len(costs)
+    return len(plan.chunks), max(chunk.cost for chunk in plan.chunks) / sum(costs)
+
+
+@pytest.mark.parametrize("costs", [[20] * 1024, [20 + n % 7 for n in range(1024)], [400] * 700, [9000] * 3000])
+def test_a_chunk_is_less_than_a_hundredth_of_a_run(tmp_path, costs):
+    # Whatever a unit costs, and however short the run is. Two chunks are then below 2 %.
+    chunks, largest = of_a_run(tmp_path, costs, engines=1)
+    assert largest < 0.01
+    assert 128 <= chunks <= 200
+
+
+def test_a_chunk_is_a_hundredth_of_an_engine_s_part(tmp_path):
+    # Four engines have as many chunks in work: all of them are then below 2 % of the run.
+    _, largest = of_a_run(tmp_path, [9000] * 6000, engines=4)
+    assert largest < 0.01 / 4
+
+
+def test_a_short_run_of_many_engines_is_not_split_further(tmp_path):
+    # A chunk of it would take less time than the driver needs to hand it out.
+    chunks, _ = of_a_run(tmp_path, [400] * 1280, engines=64)
+    assert chunks == 128
+
+
+def test_a_long_run_has_chunks_of_the_full_size(tmp_path):
+    storage = Storage(str(tmp_path))
+    units = (({"unit_id": f"u{number}", "cost": 9000}, 1) for number in range(40_000))
+    plan = write_plan(storage, units, UNIT_SCHEMA, chunk_cost=600_000, engines=1)
+    # 64 units of 9,000, from where the run is known to be long enough.
+    assert plan.chunks[-2].cost == 576_000
+
+
+def test_units_that_share_is_smaller_than_are_chunks_of_their_own(tmp_path):
+    assert of_a_run(tmp_path, [500, 400, 300], engines=1)[0] == 3
+
+
+def test_many_engines_get_chunks_that_one_driver_can_hand_out():
+    # 600,000 is thirty seconds; a minute of each engine's time. Up to 200 engines a chunk takes two seconds.
+    assert [share_cost(n * 1_200_000, 600_000, n) for n in (64, 200, 1000)] == [40_000, 40_000, 200_000]
+    # A chunk is never more than thirty seconds.
+    assert share_cost(10**12, 600_000, 1000) == 600_000

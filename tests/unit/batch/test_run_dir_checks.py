@@ -1,6 +1,7 @@
 """What a run directory may be, and that nothing of a person's is lost by one."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -229,6 +230,7 @@ def test_a_driver_that_was_killed_at_once_can_be_followed(home):
     held = {"token": "t", "host": "elsewhere", "pid": 1, "renewed": 0.0}
     run_dir.mkdir()
     (run_dir / "lock.json").write_text(json.dumps(held))
+    os.utime(run_dir / "lock.json", (0, 0))
     (run_dir / (".manifest.json." + "0" * 32)).write_text("{")
     assert rerank(home, run_dir) == 0
 

@@ -243,7 +243,7 @@ def test_what_cannot_be_compared_is_exit_2(runs, tmp_path, capsys):
     assert refused(capsys, "--compare", think, think) == f"evaluation.compare: {think} is given twice"
     message = f"{nowhere}: not a finished rerank run: there is no manifest.json in it"
     assert refused(capsys, "--compare", think, nowhere) == message
-    assert "s3://b/r: evaluate reads local directories" in refused(capsys, "--compare", think, "s3://b/r")
+    assert "ftp://b/r: no directory, and no store" in refused(capsys, "--compare", think, "ftp://b/r")
     message = refused(capsys, "--compare", think, direct, "-s", f"run_dir={direct}")
     assert message == f"run_dir: {direct} is one of the runs to compare: take another with -s run_dir=…"
     assert refused(capsys, "--compare", think, direct, "-s", "evaluation.run=x").startswith("evaluation.run and ")

@@ -266,8 +266,8 @@ def test_what_is_missing_is_named(tmp_path, rerank_dir, collection):
     (rerank_dir / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n")
     with pytest.raises(UserError, match="none of its queries is judged"):
         evaluate_job(EvaluateJob(run_dir=str(rerank_dir)))
-    with pytest.raises(UserError, match="local directory"):
-        evaluate_job(EvaluateJob(run_dir="s3://bucket/run"))
+    with pytest.raises(UserError, match="run_dir: ftp://bucket/run: no directory, and no store"):
+        evaluate_job(EvaluateJob(run_dir="ftp://bucket/run"))
 
 
 def test_a_run_of_pairs_has_no_judgements(rerank_dir):

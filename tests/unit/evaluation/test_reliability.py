@@ -240,8 +240,8 @@ def test_a_dev_run_of_another_model_is_refused(tmp_path, test_run):
 def test_what_is_no_finished_rerank_run_is_refused(tmp_path, test_run, dev_run):
     missing = refusal(job(test_run, calibrate="platt", calibrate_on=str(tmp_path / "none")))
     assert "not a finished rerank run" in missing
-    remote = refusal(job(test_run, calibrate="platt", calibrate_on="s3://a/b"))
-    assert remote.startswith("evaluation.calibrate_on: s3://a/b: evaluate reads local directories")
+    remote = refusal(job(test_run, calibrate="platt", calibrate_on="ftp://a/b"))
+    assert remote.startswith("evaluation.calibrate_on: ftp://a/b: no directory, and no store")
     unscored = rerank_run(tmp_path / "unscored", {"q5": "rye"}, GRADES, dict.fromkeys(SCORES))
     assert "has no scored pair" in refusal(job(test_run, calibrate="platt", calibrate_on=str(unscored)))
     assert "has no scored pair" in refusal(job(unscored, calibrate="platt", calibrate_on=str(dev_run)))

@@ -3,6 +3,7 @@ import re
 from helpers.units import Page, words
 from limrank.evaluation.metrics import evaluate
 from limrank.evaluation.report import System, _axis, render, write_report
+from limrank.storage import Storage
 
 QRELS = {f"q{i}": {"d1": 1} for i in range(4)}
 FIRST = {f"q{i}": {"d2": 2.0, "d1": 1.0} for i in range(4)}
@@ -61,5 +62,5 @@ def test_axes_have_round_steps():
 
 def test_the_intervals_are_those_of_the_seed(tmp_path):
     assert render("t", [second], TEXTS, {}, seed=1) == render("t", [second], TEXTS, {}, seed=1)
-    write_report(tmp_path / "report.html", "t", [second], TEXTS, {}, seed=1)
+    write_report(Storage(str(tmp_path)), "t", [second], TEXTS, {}, seed=1)
     assert (tmp_path / "report.html").read_text() == render("t", [second], TEXTS, {}, seed=1)

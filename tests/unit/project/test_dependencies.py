@@ -78,8 +78,8 @@ def test_no_extra_is_named_for_what_nobody_imports():
 
 
 def test_every_job_has_an_extra():
-    assert optional._EXTRA_OF_JOB.keys() == JOBS.keys()
-    assert set(optional._EXTRA_OF_JOB.values()) <= optional.EXTRAS.keys()
+    assert optional.EXTRA_OF_JOB.keys() == JOBS.keys()
+    assert set(optional.EXTRA_OF_JOB.values()) <= optional.EXTRAS.keys()
 
 
 def test_the_core_has_no_engine_no_cluster_and_no_tensors():

@@ -1,0 +1,1 @@
+"""What a run will take: its units and tokens, and from measured rates its time and its cost."""
