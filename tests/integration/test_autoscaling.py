@@ -79,3 +79,11 @@ def test_what_the_cluster_can_never_become_is_refused(cluster, work, tmp_path, w
 
 def test_the_nodes_leave_when_no_job_needs_them(cluster, undisturbed):
     cluster.wait_for(raylets=0, patience_s=60)
+
+
+def test_nodes_that_do_not_come_in_time_are_named(cluster, work, tmp_path):
+    command = work.command(tmp_path / "run", address="auto", workers={"replicas": 2}, startup_timeout_s=0.1)
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    said = complaint(done.stderr)
+    assert "waited 0.1 s (engine.startup_timeout_s) for 2 × {CPU: 1, GPU: 1}, and the cluster has room for 0" in said
