@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limrank.sizing.rates import DEVICES
+
 RESULTS = "results.jsonl"
-STATED_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second by the maker's data sheets (SXM), by a part of the device's name."""
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,4 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
 
 def stated_peak(device: str) -> float | None:
     """Stated bfloat16 operations a second of a device; None if its name is not known."""
-    return next((peak for name, peak in STATED_PEAK.items() if name in device), None)
+    return next((stated.flops for name, stated in DEVICES.items() if name in device), None)
