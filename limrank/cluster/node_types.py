@@ -77,13 +77,13 @@ def most_nodes(
         max_workers: the most workers of all types together.
         fits: the types that it gives the most are started first; None: those with the most GPUs, then CPUs.
     """
-    known = [each for each in types if each.resources is not None]
-    nodes = [dict(each.resources) for each in known if each.head]
-    nodes += [dict(each.resources) for each in known for _ in range(min(each.min_workers, MOST_NODES))]
-    left = max_workers - sum(each.min_workers for each in known)
-    for each in sorted(known, key=lambda each: _size(each.resources, fits), reverse=True):
+    known = [(each, each.resources) for each in types if each.resources is not None]
+    nodes = [dict(resources) for each, resources in known if each.head]
+    nodes += [dict(resources) for each, resources in known for _ in range(min(each.min_workers, MOST_NODES))]
+    left = max_workers - sum(each.min_workers for each, _ in known)
+    for each, resources in sorted(known, key=lambda pair: _size(pair[1], fits), reverse=True):
         count = max(0, min(each.max_workers - each.min_workers, left, MOST_NODES - len(nodes)))
-        nodes += [dict(each.resources) for _ in range(count)]
+        nodes += [dict(resources) for _ in range(count)]
         left -= count
     return nodes
 
