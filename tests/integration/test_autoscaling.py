@@ -8,7 +8,7 @@ import pytest
 from helpers.beir import write_common
 from helpers.growing import growing_cluster
 from helpers.processes import below
-from helpers.runs import ACTOR, Run, Work, committed, complaint, named, repeated, scores, wait_until
+from helpers.runs import ACTOR, Run, Work, chunk_units, committed, complaint, named, repeated, scores, wait_until
 
 MOST_NODES = 2
 
@@ -41,7 +41,7 @@ def test_a_job_brings_the_gpu_nodes_that_it_asks_for(undisturbed, work):
     run_dir, done = undisturbed
     # Nothing says that a replica takes a GPU, besides the cluster that can have some.
     assert "waiting for 2 × {CPU: 1, GPU: 1}: the autoscaler is starting nodes" in done.stderr
-    assert len(committed(run_dir)) == work.chunks and len(scores(work, run_dir)) == work.pairs
+    assert len(committed(run_dir)) == len(chunk_units(run_dir)) and len(scores(work, run_dir)) == work.pairs
 
 
 def test_a_node_that_dies_takes_no_row_along(cluster, undisturbed, work, tmp_path):
@@ -55,7 +55,7 @@ def test_a_node_that_dies_takes_no_row_along(cluster, undisturbed, work, tmp_pat
         wait_until(
             lambda: run.ended() or (len(committed(run_dir)) >= 2 and with_actor()), "a node at work", patience_s=120
         )
-        assert len(committed(run_dir)) < work.chunks, run.log.read_text()[-3000:]
+        assert len(committed(run_dir)) < len(chunk_units(run_dir)), run.log.read_text()[-3000:]
         with_actor()[0].kill()
         assert run.wait(120) == 0, run.log.read_text()[-3000:]
     chunks_again, _ = repeated(run_dir)
