@@ -72,7 +72,7 @@ def test_the_jobs_exit_code_is_ours(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """512 pairs in four chunks, some four seconds of the fake engine's time."""
+    """512 pairs, some four seconds of the fake engine's time."""
     beir = write_common(tmp_path_factory.mktemp("data") / "beir", queries=256, documents=4)
     return Work(beir, queries=256, depth=2, engine={"kind": "fake", "latency_ms": 60, "max_in_flight": 8})
 
