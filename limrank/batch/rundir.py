@@ -123,18 +123,17 @@ def versions() -> dict[str, str]:
 
 
 def _resumes(storage: Storage, job: str, config_hash: str, overwrite: bool) -> bool:
-    """Whether the directory holds this config's run. ``overwrite`` empties it first."""
+    """Whether the directory holds this config's run. ``overwrite`` empties it first; an emptying that broke off goes on."""
     known = existing_manifest(storage)
     if known is None:
         return False
-    if overwrite:
-        if kept := _clear(storage, known):
+    # A driver that was killed while it emptied the directory may have left the old plan.
+    if overwrite or known.status == EMPTIED:
+        if (kept := _clear(storage, known)) and overwrite:
             print(
                 printable(f"warning: run_dir {storage.root}: {listed(kept)}: not limrank's, and left there"),
                 file=sys.stderr,
             )
-        return False
-    if known.status == EMPTIED:
         return False
     if known.config_hash != config_hash or known.job != job:
         raise UserError(

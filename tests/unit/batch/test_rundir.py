@@ -105,7 +105,7 @@ def test_a_local_path_is_refused_for_an_object_store(storage):
 def test_overwrite_is_safe_to_be_killed_in(storage, monkeypatch):
     """Whatever is left still belongs to limrank, with a stranger's file beside it, and goes on."""
     with open_run(storage.root, **COMMON):
-        for name in ("rows/chunk-00000.parquet", "units/part-00000.parquet", "run.trec"):
+        for name in ("rows/chunk-00000.parquet", "units/part-00000.parquet", "run.trec", "plan.json"):
             storage.write_text(name, "")
         storage.write_text("notes.txt", "precious")
     removed, remove = [], Storage.remove
@@ -121,10 +121,12 @@ def test_overwrite_is_safe_to_be_killed_in(storage, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         taking(storage, config_hash="bbbb", overwrite=True)
     # Rows mean nothing without a plan.
-    assert removed[0] == "rows/chunk-00000.parquet" and storage.exists("run.trec")
+    assert removed[0] == "rows/chunk-00000.parquet" and storage.exists("plan.json")
     monkeypatch.undo()
     with open_run(storage.root, **(COMMON | {"config_hash": "cccc"})) as run:
         assert not run.resumed
+        # The plan of another config would be taken for this one's.
+        assert listed(storage) == ["config.yaml", "lock.json", "manifest.json", "notes.txt"]
     assert storage.read_text("notes.txt") == "precious"
 
 
