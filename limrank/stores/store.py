@@ -89,12 +89,12 @@ class Store:
         return self._conditional(path, data, version)
 
     def has_conditions(self, path: str) -> bool:
-        """Whether the store refuses to create an object twice. It is asked once, with an object at ``path``, which is
-        deleted again. A logged warning says so where it does not."""
+        """Whether the store refuses to create an object twice, and to replace a version that is gone: some do only the
+        first. It is asked once, with an object at ``path``, which is deleted again. A logged warning says so where it
+        does not."""
         if self._has_conditions is None:
             try:
-                self.create(path, b"")
-                self._has_conditions = self.create(path, b"") is None
+                self._has_conditions = self._keeps_conditions(path)
             except NotImplementedError:
                 self._has_conditions = False
             finally:
@@ -148,6 +148,14 @@ class Store:
             self._asked(lambda: obstore.delete(self._store, path))
         except FileNotFoundError:
             return
+
+    def _keeps_conditions(self, path: str) -> bool:
+        self.create(path, b"")
+        if self.create(path, b"") is not None:
+            return False
+        first = self.stat(path).version
+        self.replace(path, b"second", first)
+        return self.replace(path, b"third", first) is None
 
     def _put(self, path: str, data: Any, **options: Any) -> Version:
         import obstore
