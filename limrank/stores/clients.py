@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from limrank.stores.errors import NO_CREDENTIALS
-from limrank.stores.location import Location
+from limrank.stores.location import Location, is_store
 from limrank.uris import credentials_in, is_uri
 
 _RETRIES = 4
@@ -32,23 +32,26 @@ def filesystem(path: str) -> tuple[Any, str]:
     connections.
 
     Raises:
-        ValueError: pyarrow does not know the URI's scheme, or the URI holds credentials.
-        OSError: the store cannot be reached.
+        ValueError: pyarrow does not know the URI's scheme, or see :meth:`Location.of`.
+        OSError: the file system cannot be reached.
     """
-    from pyarrow.fs import FileSystem, GcsFileSystem, LocalFileSystem
+    from pyarrow.fs import FileSystem, GcsFileSystem, LocalFileSystem, S3FileSystem
 
     if not is_uri(path):
         return LocalFileSystem(), path
-    if found := credentials_in(path):
-        raise ValueError(f"holds credentials ({found}); put them into the environment (AWS_ACCESS_KEY_ID, …)")
-    if path.partition("://")[0].lower() in ("gs", "gcs"):
-        location = Location.of(path)
-        scheme, _, host = (location.endpoint or "").partition("://")
-        settings = {"scheme": scheme, "endpoint_override": host.rstrip("/")} if host else {}
-        files = GcsFileSystem(anonymous=location.is_anonymous, **settings)
-        return files, f"{location.bucket}/{location.path}".rstrip("/")
-    files, below = FileSystem.from_uri(path)
-    return files, below.rstrip("/")
+    if not is_store(path):  # data may be where limrank writes nothing, such as hdfs://
+        if found := credentials_in(path):
+            raise ValueError(f"holds credentials ({found}); put them into the environment")
+        files, below = FileSystem.from_uri(path)
+        return files, below.rstrip("/")
+    location = Location.of(path)
+    scheme, _, host = (location.endpoint or "").partition("://")
+    settings = {"scheme": scheme, "endpoint_override": host.rstrip("/")} if host else {}
+    below = f"{location.bucket}/{location.path}".rstrip("/")
+    if location.kind == "gs":
+        return GcsFileSystem(anonymous=location.is_anonymous, **settings), below
+    region = location.settings.get("region") or _region(location.bucket, location.endpoint)
+    return S3FileSystem(anonymous=location.is_anonymous, region=region, **settings), below
 
 
 def client_of(location: Location) -> Any:

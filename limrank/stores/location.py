@@ -26,7 +26,8 @@ class Location:
         """Raises ValueError: it is no URI of a store, or holds credentials or an unknown setting."""
         if found := credentials_in(uri):
             raise ValueError(f"holds credentials ({found}); put them into the environment (AWS_ACCESS_KEY_ID, …)")
-        split = urlsplit(uri)
+        # As the stores' own tools take it: "#" and "%20" stand for themselves in a path.
+        split = urlsplit(uri, allow_fragments=False)
         kind = _SCHEMES.get(split.scheme.lower())
         if kind is None or not split.netloc:
             raise ValueError("no object store: s3://BUCKET/PATH and gs://BUCKET/PATH are")

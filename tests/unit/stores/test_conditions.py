@@ -20,7 +20,9 @@ def ignoring(kind):
     """A put that leaves out a kind of condition: ``str`` is that there is no object, ``dict`` that it has a version."""
 
     def put(client, path, data, **options):
-        return REAL_PUT(client, path, data, **{key: each for key, each in options.items() if not isinstance(each, kind)})
+        return REAL_PUT(
+            client, path, data, **{key: each for key, each in options.items() if not isinstance(each, kind)}
+        )
 
     return put
 

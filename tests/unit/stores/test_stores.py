@@ -1,9 +1,10 @@
 """URIs of object stores: their parts, settings and paths, and what an error says. No store is asked."""
 
 import pytest
+from pyarrow.fs import FileSystem
 
 from limrank.files import StorePath, path_of
-from limrank.stores import Location, is_store
+from limrank.stores import Location, filesystem, is_store
 from limrank.stores.errors import reason_of
 from limrank.uris import is_uri
 
@@ -43,6 +44,18 @@ def test_the_endpoint_of_the_environment(monkeypatch):
 def test_what_is_no_uri_of_a_store(uri, message):
     with pytest.raises(ValueError, match=message):
         Location.of(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://b/x?region=eu-1&endpoint_override=h:9&scheme=http", "s3://b/x?region=eu-1"])
+def test_pyarrow_s_client_is_as_pyarrow_makes_it(uri):
+    assert filesystem(uri)[0].equals(FileSystem.from_uri(uri)[0])
+
+
+@pytest.mark.parametrize("path", ["my runs/läufe", "a%20b", "run#1"])
+def test_both_clients_take_a_path_as_it_stands(path):
+    uri = f"s3://b/{path}?region=eu-1&anonymous=true"
+    assert (filesystem(uri)[1], Location.of(uri).path) == (f"b/{path}", path)
+    assert filesystem(f"s3a://b/{path}?region=eu-1")[1] == f"b/{path}"
 
 
 def test_paths_in_a_store_are_joined_before_the_settings():
