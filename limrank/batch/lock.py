@@ -72,10 +72,14 @@ def locked(storage: Storage) -> Iterator[Lock]:
 
 
 def read_lock(storage: Storage) -> dict[str, Any] | None:
-    """The holder (token, host, pid, time of renewal); None where there is no lock, or ``lock.json`` is not limrank's."""
+    """The holder (token, host, pid, time of renewal); None where there is no lock, or ``lock.json`` is not limrank's.
+
+    Raises:
+        StorageError: it cannot be read, and may be anybody's.
+    """
     try:
         held = parse_json(storage.read_bytes(_FILE), _FILE)
-    except (OSError, UserError):
+    except (FileNotFoundError, UserError):
         return None
     kinds = {"token": str, "host": str, "pid": int, "renewed": (int, float)}
     is_ours = isinstance(held, dict) and all(isinstance(held.get(key), kind) for key, kind in kinds.items())

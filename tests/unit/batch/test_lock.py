@@ -17,7 +17,7 @@ from limrank.batch import lock
 from limrank.batch.lock import LOCK_HEARTBEAT_S, LOCK_STALE_S
 from limrank.batch.rundir import open_run
 from limrank.cli import main
-from limrank.errors import LockLostError, UserError
+from limrank.errors import LockLostError, StorageError, UserError
 from limrank.storage import Storage
 
 COMMON = {"job": "rerank", "config_yaml": "job: rerank\n", "config_hash": "aaaa"}
@@ -156,3 +156,21 @@ def test_the_command_ends_with_one_line_and_exit_code_1(storage, tmp_path, monke
     assert written.startswith(f"limrank: LockLostError: run_dir {storage.root}: process ")
     assert "on another-host has taken it over" in written
     assert not storage.exists("run.trec")
+
+
+def test_a_lock_that_cannot_be_read_is_not_taken_over(storage, monkeypatch):
+    """Another account's, or a store that refuses to give it."""
+    taking(storage)
+    leave_lock(storage, host="another-host")
+    read = Storage.read_bytes
+
+    def refused(self, name):
+        if name == "lock.json":
+            raise StorageError(f"{name} cannot be read: Permission denied")
+        return read(self, name)
+
+    monkeypatch.setattr(Storage, "read_bytes", refused)
+    with pytest.raises(UserError, match="lock.json cannot be read: Permission denied"):
+        taking(storage)
+    monkeypatch.undo()
+    assert json.loads(storage.read_text("lock.json"))["token"] == "theirs"
