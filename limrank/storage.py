@@ -191,11 +191,13 @@ class Storage:
                 self.local(name).rmdir()
 
     def open_input(self, name: str):
-        """A seekable binary stream. Raises the errors of :meth:`read_bytes`."""
+        """A seekable binary stream. Raises the errors of :meth:`read_bytes`; from a store, so does each read."""
         with self._reading(name):
             if self.is_remote:
                 store, path = self._in_store(name)
-                return store.open(path)
+                # Readers take any other OSError for a damaged file.
+                where = f"run_dir {self.root}: {name} cannot be read"
+                return store.open(path, failure=lambda error: StorageError(f"{where}: {error}"))
             files, path = self._at(name)
             return files.open_input_file(path)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from limrank.batch.plan import chunk_name
 from limrank.batch.rows import READERS, chunk_files
 from limrank.engines.base import Usage
+from limrank.errors import StorageError
 from limrank.storage import Storage
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def read_receipt(storage: Storage, name: str) -> Receipt | None:
                 stream.seek(0)
                 receipt = replace(receipt, kept=count_kept(pq.ParquetFile(stream).read(columns=["kept"])))
             return receipt
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         storage.read_bytes(f"rows/{name}")  # raises StorageError where the bytes cannot be read at all
         return None

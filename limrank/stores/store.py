@@ -64,12 +64,16 @@ class Store:
 
         return self._asked(lambda: bytes(obstore.get(self._store, path).bytes()))
 
-    def open(self, path: str, part: int = 1 << 20) -> BinaryIO:
-        """A seekable stream, which asks for ``part`` bytes at a time. Raises FileNotFoundError."""
+    def open(self, path: str, part: int = 1 << 20, failure: Callable[[OSError], OSError] | None = None) -> BinaryIO:
+        """A seekable stream, which asks for ``part`` bytes at a time. Raises FileNotFoundError.
+
+        Args:
+            failure: the error to raise where a read fails, so that it can be told from that of a damaged file.
+        """
         import obstore
 
         file = self._asked(lambda: obstore.open_reader(self._store, path, buffer_size=part))
-        return io.BufferedReader(_Reader(self, file), min(part, _BUFFER))  # type: ignore[return-value]
+        return io.BufferedReader(_Reader(self, file, failure), min(part, _BUFFER))  # type: ignore[return-value]
 
     def write(self, path: str, data: bytes | Path) -> None:
         """Replace an object by these bytes, or by a file's, of any size."""
@@ -235,9 +239,10 @@ def patience(seconds: float) -> Iterator[None]:
 class _Reader(io.RawIOBase):
     """A file of the store as pyarrow and ``io`` read it."""
 
-    def __init__(self, store: Store, file: Any) -> None:
+    def __init__(self, store: Store, file: Any, failure: Callable[[OSError], OSError] | None) -> None:
         self._store = store
         self._file = file
+        self._failure = failure
 
     def readable(self) -> bool:
         return True
@@ -252,7 +257,12 @@ class _Reader(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        data = self._store._asked(lambda: self._file.read(len(buffer)))
+        try:
+            data = self._store._asked(lambda: self._file.read(len(buffer)))
+        except OSError as error:
+            if self._failure is None:
+                raise
+            raise self._failure(error) from error
         buffer[: len(data)] = data
         return len(data)
 
