@@ -24,9 +24,6 @@ from limrank.uris import is_uri, without_secrets
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COPIED_AT_ONCE = 16 << 20
-"""Bytes in memory while a file is copied to or from a store."""
-
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:

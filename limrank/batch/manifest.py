@@ -120,7 +120,7 @@ def read_manifest(storage: Storage, name: str = "manifest.json") -> Manifest | N
         return None
     except StorageError as error:
         raise UserError(str(error)) from None
-    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+    except (OSError, ValueError) as error:  # ValueError: no store has such a URI
         raise UserError(f"{where} cannot be read: {first_line(error)}") from None
     try:
         values = parse_json(data, "it", expect=dict)

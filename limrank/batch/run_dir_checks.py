@@ -232,7 +232,7 @@ def usable(path: str) -> Iterator[None]:
         yield
     except StorageError as error:
         raise UserError(str(error)) from error
-    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such kind of URI
+    except (OSError, ValueError) as error:  # ValueError: no store has such a URI
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"run_dir {path}: cannot be written: {reason}") from error
 

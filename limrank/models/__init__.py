@@ -24,13 +24,16 @@ from limrank.models.packaged import PACKAGED as PACKAGED
 from limrank.models.packaged import fetch, identity
 from limrank.models.packaged import is_cached as is_cached
 from limrank.parsing import clipped, parse_json
-from limrank.storage import COPIED_AT_ONCE, filesystem
+from limrank.storage import filesystem
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TASK_FILE = "limrank.json"
 """What a model directory holds if limrank trained the model for something else than to answer true or false."""
+
+_COPIED_AT_ONCE = 16 << 20
+"""Bytes in memory while a file is copied from a store."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,7 @@ def _from_store(uri: str, weights: bool) -> Path:
         for each in found:
             if weights or each.extension != "safetensors":
                 with files.open_input_stream(each.path) as source, (made / each.base_name).open("wb") as copy:
-                    shutil.copyfileobj(source, copy, COPIED_AT_ONCE)
+                    shutil.copyfileobj(source, copy, _COPIED_AT_ONCE)
 
     return made_once(target, make)
 

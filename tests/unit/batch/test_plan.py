@@ -97,7 +97,6 @@ def test_planning_that_is_interrupted_leaves_no_plan(tmp_path):
 
 def of_a_run(tmp_path, costs, engines, chunk_cost=600_000):
     """How many chunks a run is split into, and the largest one's share of its cost."""
-    _, plan, _ = write(tmp_path, costs, chunk_cost=chunk_cost)
     storage = Storage(str(tmp_path / "shared"))
     units = [({"unit_id": f"u{number}", "cost": cost}, 1) for number, cost in enumerate(costs)]
     plan = write_plan(storage, units, UNIT_SCHEMA, chunk_cost=chunk_cost, engines=engines)
