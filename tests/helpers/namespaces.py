@@ -84,7 +84,20 @@ class Host:
         self.kill()
         for starter in self.starters:
             starter.wait()
+        # A namespace that is deleted lives on for a while, with its end of the link.
+        ip("link", "delete", self.link)
         ip("netns", "delete", self.name)
+
+
+def remove_all():
+    """Remove the hosts and the bridge, also those of a test session that was killed."""
+    for line in ip("netns", "list").splitlines():
+        prefix, _, number = line.split()[0].rpartition("-")
+        if prefix == "limrank":
+            with contextlib.suppress(AssertionError):
+                Host(int(number)).remove()
+    with contextlib.suppress(AssertionError):
+        ip("link", "delete", BRIDGE)
 
 
 class Cluster:
@@ -168,6 +181,7 @@ def cluster(hosts, cpus=3):
     # Ray's sockets lie below this folder, and the path of a socket has about 100 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="lrn-"))
     running = Cluster(folder, cpus)
+    remove_all()
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
@@ -176,9 +190,7 @@ def cluster(hosts, cpus=3):
             running.start(running.add_host())
         yield running
     finally:
-        for host in reversed(running.hosts):
-            with contextlib.suppress(AssertionError):
-                host.remove()
-        with contextlib.suppress(AssertionError):
-            ip("link", "delete", BRIDGE)
+        for host in running.hosts:
+            host.kill()
+        remove_all()
         shutil.rmtree(folder, ignore_errors=True)
