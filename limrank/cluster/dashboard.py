@@ -59,8 +59,10 @@ def job_call(address: str, job_id: str, method: str) -> Any:
         client = job_client(address)
         return within(CALL_S, lambda: getattr(client, method)(job_id))
     except NO_ANSWER as error:
-        if "404" in str(error) or is_unknown(error):
-            raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
+        if "status code 404" in str(error) or is_unknown(error):
+            raise UserError(
+                f"{address} knows no job {job_id}; `limrank jobs list --address {address}` shows them"
+            ) from error
         raise EngineError(f"{address}: {first_line(error)}") from error
 
 

@@ -26,6 +26,9 @@ PATIENCE_S = 900.0
 POLL_S = 5.0
 """Silence of a log after which the job is looked at."""
 
+STOPS_S = 120.0
+"""How long a job has to end once it is stopped."""
+
 LOST = "LOST"
 """The status of a job that its cluster no longer knows: the head was replaced."""
 
@@ -104,8 +107,15 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
 
 
 def wait_for_end(client: JobSubmissionClient, job_id: str) -> None:
-    """Wait until a job has ended, without its log."""
+    """Wait until a job that is being stopped has ended, without its log.
+
+    Raises:
+        TimeoutError: it has not ended within :data:`STOPS_S`.
+    """
+    give_up = time.monotonic() + STOPS_S
     while not within(CALL_S, lambda: client.get_job_info(job_id)).status.is_terminal():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"it has not ended within {STOPS_S:g} s")
         time.sleep(1)
 
 
