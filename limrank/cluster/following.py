@@ -84,7 +84,7 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
     """
     progress = open_progress()
     log = _Log(progress)
-    wait = _Patience(job_id, patience_s)
+    wait = _Patience(job_id, client.get_address(), patience_s)
     try:
         while True:
             whole = _print_log(client, job_id, log)
@@ -122,8 +122,9 @@ def wait_for_end(client: JobSubmissionClient, job_id: str) -> None:
 class _Patience:
     """Waits while a dashboard does not answer, and says so once."""
 
-    def __init__(self, job_id: str, patience_s: float) -> None:
+    def __init__(self, job_id: str, address: str, patience_s: float) -> None:
         self._job_id = job_id
+        self._address = address
         self._patience_s = patience_s
         self._since: float | None = None
         self._next_s = 1.0
@@ -141,7 +142,7 @@ class _Patience:
         if now - self._since >= self._patience_s:
             raise EngineError(
                 f"{self._job_id}: the dashboard has not answered for {self._patience_s:g} s: {first_line(error)}; the job "
-                f"may go on: `limrank jobs logs -f {self._job_id}` follows it again"
+                f"may go on: `limrank jobs logs -f {self._job_id} --address {self._address}` follows it again"
             )
         time.sleep(self._next_s)
         self._next_s = min(2 * self._next_s, 15.0)
