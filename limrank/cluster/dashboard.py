@@ -28,9 +28,17 @@ def job_client(address: str) -> JobSubmissionClient:
     # Hide the messages about uploads and closed sockets.
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super()._do_request(*arguments, **options)
+            except AuthenticationError as error:  # later on too: the head's successor may have another token
+                raise RuntimeError(first_line(error)) from error
+
     try:
-        return within(CALL_S, lambda: JobSubmissionClient(address))
-    except (*NO_ANSWER, AuthenticationError) as error:
+        return within(CALL_S, lambda: Client(address))
+    except NO_ANSWER as error:
         raise UserError(f"--address {address}: {first_line(error)}") from error
 
 
@@ -59,8 +67,10 @@ def job_call(address: str, job_id: str, method: str) -> Any:
         client = job_client(address)
         return within(CALL_S, lambda: getattr(client, method)(job_id))
     except NO_ANSWER as error:
-        if "404" in str(error) or is_unknown(error):
-            raise UserError(f"{address} knows no job {job_id}; `limrank jobs list` shows them") from error
+        if "status code 404" in str(error) or is_unknown(error):
+            raise UserError(
+                f"{address} knows no job {job_id}; `limrank jobs list --address {address}` shows them"
+            ) from error
         raise EngineError(f"{address}: {first_line(error)}") from error
 
 

@@ -26,6 +26,9 @@ PATIENCE_S = 900.0
 POLL_S = 5.0
 """Silence of a log after which the job is looked at."""
 
+STOPS_S = 120.0
+"""How long a job has to end once it is stopped."""
+
 LOST = "LOST"
 """The status of a job that its cluster no longer knows: the head was replaced."""
 
@@ -81,7 +84,7 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
     """
     progress = open_progress()
     log = _Log(progress)
-    wait = _Patience(job_id, patience_s)
+    wait = _Patience(job_id, client.get_address(), patience_s)
     try:
         while True:
             whole = _print_log(client, job_id, log)
@@ -104,16 +107,24 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
 
 
 def wait_for_end(client: JobSubmissionClient, job_id: str) -> None:
-    """Wait until a job has ended, without its log."""
+    """Wait until a job that is being stopped has ended, without its log.
+
+    Raises:
+        TimeoutError: it has not ended within :data:`STOPS_S`.
+    """
+    give_up = time.monotonic() + STOPS_S
     while not within(CALL_S, lambda: client.get_job_info(job_id)).status.is_terminal():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"it has not ended within {STOPS_S:g} s")
         time.sleep(1)
 
 
 class _Patience:
     """Waits while a dashboard does not answer, and says so once."""
 
-    def __init__(self, job_id: str, patience_s: float) -> None:
+    def __init__(self, job_id: str, address: str, patience_s: float) -> None:
         self._job_id = job_id
+        self._address = address
         self._patience_s = patience_s
         self._since: float | None = None
         self._next_s = 1.0
@@ -131,7 +142,7 @@ class _Patience:
         if now - self._since >= self._patience_s:
             raise EngineError(
                 f"{self._job_id}: the dashboard has not answered for {self._patience_s:g} s: {first_line(error)}; the job "
-                f"may go on: `limrank jobs logs -f {self._job_id}` follows it again"
+                f"may go on: `limrank jobs logs -f {self._job_id} --address {self._address}` follows it again"
             )
         time.sleep(self._next_s)
         self._next_s = min(2 * self._next_s, 15.0)

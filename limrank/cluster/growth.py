@@ -157,7 +157,7 @@ def monitor_config(port: str) -> tuple[bool, str | None]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             words = process.cmdline()
-            if not any(word.endswith("monitor.py") for word in words):
+            if not any(Path(word).name == "monitor.py" for word in words):  # log_monitor.py is on every node
                 continue
             options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
             if options.get("--gcs-address", "").rpartition(":")[2] == port:

@@ -26,7 +26,7 @@ from limrank.cluster.shipping import (
     with_places,
 )
 from limrank.config import Job, dump_config
-from limrank.config.recipe import parse_config
+from limrank.config.recipe import parse_config, value_of
 from limrank.errors import EngineError, UserError, first_line
 from limrank.parsing import parse_json
 from limrank.printable import printable
@@ -160,6 +160,8 @@ def _package_size() -> int:
 def _note_keys(config: Job) -> None:
     """Say which secrets the job needs there: none travels."""
     engines = [value for name, value in config if name.endswith("engine") and value is not None]
+    if (teacher := value_of(config, "synthesis.teacher.engine")) is not None:
+        engines.append(teacher)
     for name in sorted({engine.api_key_env for engine in engines if engine.kind == "openai"}):
         print(
             printable(f"limrank: ${name} does not travel with the job: set it on the nodes"),

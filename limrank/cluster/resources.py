@@ -118,11 +118,9 @@ def check_memory(needed: int, nodes: Sequence[Mapping[str, float]], what: str = 
 
 def fitting(wanted: Mapping[str, Any], nodes: Sequence[Mapping[str, float]], spare_cpus: int = 1) -> int:
     """How many replicas the nodes hold, each on one node, with ``spare_cpus`` in addition."""
-    accelerator = wanted.get("accelerator_type")
-    able = [node for node in nodes if not accelerator or f"accelerator_type:{accelerator}" in node]
     whole = sum(node.get("CPU", 0.0) for node in nodes) - spare_cpus
     by_cpu = _times(wanted["num_cpus"], whole) if wanted["num_cpus"] else _ANY_NUMBER
-    return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in able)))
+    return max(0, min(by_cpu, sum(_on_one(wanted, node) for node in nodes)))
 
 
 def remaining(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -138,6 +136,9 @@ def remaining(wanted: Mapping[str, Any], replicas: int, nodes: Sequence[Mapping[
 
 def _on_one(wanted: Mapping[str, Any], node: Mapping[str, float]) -> int:
     """How many replicas one node holds."""
+    accelerator = wanted.get("accelerator_type")
+    if accelerator and f"accelerator_type:{accelerator}" not in node:
+        return 0
     shares = [_times(wanted[key], node.get(kind, 0.0)) for kind, key in _KINDS if wanted[key]]
     return min(shares, default=_ANY_NUMBER)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import time
@@ -101,7 +102,8 @@ def _detach_or_stop(client: JobSubmissionClient, job_id: str, address: str) -> N
         if _asks() and _answer(f"{job_id}: [d]etach, so that it goes on, or [s]top it? [d] ") in ("s", "stop"):
             within(CALL_S, lambda: client.stop_job(job_id))
             _say(f"{job_id} is being stopped; its committed rows stay")
-            wait_for_end(client, job_id)
+            with contextlib.suppress(KeyboardInterrupt):
+                wait_for_end(client, job_id)
             return
     except (KeyboardInterrupt, EOFError):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from limrank.cluster import connect, job_client
 from limrank.cluster.addresses import CALL_S, check_dashboard, within
+from limrank.cluster.dashboard import NO_ANSWER
 from limrank.config import RERANKER, is_uri
 from limrank.diagnostics.doctor import Finding
 from limrank.diagnostics.probe import MARK, PACKAGES, examine_nodes
@@ -64,7 +66,7 @@ def examine_cluster(address: str, storage: str | None) -> list[Finding]:
     if storage and not is_uri(storage):
         storage = os.path.abspath(storage)
     if address.startswith(("http://", "https://")):
-        found = _by_job(job_client(address), storage)
+        found = _by_job(job_client(address), address, storage)
         dashboard = Finding("dashboard", f"it answers at {address}")
     else:
         with connect(address):
@@ -73,30 +75,42 @@ def examine_cluster(address: str, storage: str | None) -> list[Finding]:
     return [*judge(found["nodes"], storage), dashboard]
 
 
-def _by_job(client: JobSubmissionClient, storage: str | None) -> dict[str, Any]:
+def _by_job(client: JobSubmissionClient, address: str, storage: str | None) -> dict[str, Any]:
     """What a job on the cluster finds. It brings the package."""
     words = ["python", "-m", "limrank.diagnostics.probe", *([storage] if storage else [])]
     package = {"py_modules": [str(_PACKAGE)]}
+    job = f"doctor-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    details = {"entrypoint": shlex.join(words), "runtime_env": package, "metadata": {"limrank": "doctor"}}
     try:
-        job = client.submit_job(entrypoint=shlex.join(words), runtime_env=package, metadata={"limrank": "doctor"})
-    except (OSError, RuntimeError) as error:
+        within(_JOB_S, lambda: client.submit_job(submission_id=job, **details))
+    except NO_ANSWER as error:
         raise EngineError(f"the cluster takes no job: {first_line(error)}") from error
     try:
-        deadline = time.monotonic() + _JOB_S
-        while not within(CALL_S, lambda: client.get_job_info(job)).status.is_terminal():
-            if time.monotonic() > deadline:
-                raise EngineError(f"job {job} has not ended within {_JOB_S:g} s: `limrank jobs logs {job}` shows why")
-            time.sleep(0.5)
-    except BaseException:
-        with contextlib.suppress(OSError, RuntimeError):
-            client.stop_job(job)
-        raise
-    log = within(CALL_S, lambda: client.get_job_logs(job)).splitlines()
+        _wait(client, job, address)
+        log = within(CALL_S, lambda: client.get_job_logs(job)).splitlines()
+        message = within(CALL_S, lambda: client.get_job_info(job)).message
+    except NO_ANSWER as error:
+        raise EngineError(f"job {job}: the dashboard does not answer any more: {first_line(error)}") from error
     for line in log:
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
-    last = next((line for line in reversed(log) if line.strip()), "") or client.get_job_info(job).message
+    last = next((line for line in reversed(log) if line.strip()), "") or message
     raise EngineError(f"job {job} did not look at the nodes: {last}")
+
+
+def _wait(client: JobSubmissionClient, job: str, address: str) -> None:
+    """Wait for the job's end. It is stopped where that does not come."""
+    deadline = time.monotonic() + _JOB_S
+    try:
+        while not within(CALL_S, lambda: client.get_job_info(job)).status.is_terminal():
+            if time.monotonic() > deadline:
+                logs = f"`limrank jobs logs {job} --address {address}` shows why"
+                raise EngineError(f"job {job} has not ended within {_JOB_S:g} s: {logs}")
+            time.sleep(0.5)
+    except BaseException:
+        with contextlib.suppress(*NO_ANSWER):
+            within(CALL_S, lambda: client.stop_job(job))
+        raise
 
 
 def _dashboard(place: str) -> Finding:

@@ -92,7 +92,7 @@ def parse_gpus(text: str) -> tuple[str, int]:
 
 
 def parse_rates(given: Sequence[str]) -> dict[str, float]:
-    """``KEY=VALUE`` → numbers. Raises UserError for an unknown key or a value that is no number above 0."""
+    """``KEY=VALUE`` → numbers. Raises UserError for an unknown key or a value that is no number above 0; a time may be 0."""
     found = {}
     for text in given:
         key, _, value = text.partition("=")
@@ -101,9 +101,10 @@ def parse_rates(given: Sequence[str]) -> dict[str, float]:
         try:
             number = float(value)
         except ValueError:
-            number = 0.0
-        if not (number > 0 and math.isfinite(number)):
-            raise UserError(f"--rate {text}: should be {key}= and a number above 0")
+            number = math.nan
+        is_time = key.endswith("_s")
+        if not (math.isfinite(number) and (number >= 0 if is_time else number > 0)):
+            raise UserError(f"--rate {text}: should be {key}= and a number {'of seconds' if is_time else 'above 0'}")
         found[key] = number
     return found
 
@@ -114,6 +115,12 @@ def with_given(rates: Rates, given: Mapping[str, float]) -> Rates:
     if not known:
         return rates
     return replace(rates, **known, source=f"{rates.source}; given: {', '.join(sorted(known))}")
+
+
+def shared(rates: Rates, engines: int) -> Rates:
+    """The rates of each of so many engines, where all of them together have these."""
+    whole = {key: getattr(rates, key) for key in ("prefill", "decode", "train")}
+    return replace(rates, **{key: rate / engines for key, rate in whole.items() if rate is not None})
 
 
 def this_processor() -> tuple[str, int]:

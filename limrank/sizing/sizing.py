@@ -19,10 +19,11 @@ from limrank.config import (
 )
 from limrank.config.stages import stage_configs
 from limrank.config.training import OF_TEACHER
+from limrank.dtypes import local_device
 from limrank.sizing.calibrate import calibrated, calibrated_training
 from limrank.sizing.counting import CHAIN_TOKENS
 from limrank.sizing.forecast import Forecast, forecast
-from limrank.sizing.rates import Rates, device_rates, local_rates, parse_gpus, with_given
+from limrank.sizing.rates import Rates, device_rates, local_rates, parse_gpus, shared, with_given
 from limrank.sizing.workload import Counted, Workload, count, count_training
 from limrank.synthesis.plan import read_inputs
 
@@ -73,33 +74,34 @@ def _of_engines(config: RerankJob | SynthesizeJob, question: Question) -> tuple[
     counted = count(config, on_cpu=on_cpu, engines=engines, written=_given_chain(config, question))
     if counted is None:
         return _without_engines(config.job, question, "no model is asked"), None
+    rates = _rates(config.model, config.engine, question, engines, config.workers.tensor_parallel)
     if question.calibrate:
-        measured = calibrated(counted, _rates(config.model, config.engine, question))
+        measured = calibrated(counted, rates)
         recounted = (
             count(config, on_cpu=on_cpu, engines=engines, written=measured.written) if measured.written else None
         )
         workload = (recounted or counted).workload
         workload = replace(workload, notes=[*workload.notes, *measured.notes])
-        rates = with_given(measured.rates, question.rates or {})
+        rates = measured.rates
+        if config.engine.kind == "vllm" and local_device() == "cpu":
+            rates = shared(rates, engines)
+        rates = with_given(rates, question.rates or {})
     else:
-        workload, rates = (
-            counted.workload,
-            _rates(config.model, config.engine, question, config.workers.tensor_parallel),
-        )
+        workload = counted.workload
     return forecast(workload, rates, engines, price=question.price, devices=devices), counted
 
 
 def _of_training(config: TrainJob, workload: Workload, question: Question) -> Forecast:
     workers = parse_gpus(question.gpus)[1] if question.gpus else config.workers.min_replicas
-    rates = _rates(config.model, EngineConfig(), question, lora=config.training.method == "lora")
+    rates = _rates(config.model, EngineConfig(), question, workers, lora=config.training.method == "lora")
     if question.calibrate and config.training.train_file:
-        rates = with_given(calibrated_training(config, rates), question.rates or {})
+        rates = with_given(shared(calibrated_training(config, rates), workers), question.rates or {})
     return forecast(workload, rates, workers, price=question.price, devices=workers if question.gpus else 1)
 
 
 def _of_server(config: ServeJob, question: Question) -> Forecast:
     engines, devices = _engines(config, question)
-    rates = _rates(config.model, config.engine, question, config.workers.tensor_parallel)
+    rates = _rates(config.model, config.engine, question, engines, config.workers.tensor_parallel)
     found = forecast(Workload("serve", {"engines": engines}), rates, engines, price=question.price, devices=devices)
     note = "how many pairs a second it scores is not known"
     if rates.prefill:
@@ -160,8 +162,14 @@ def _engines(config: RerankJob | SynthesizeJob | ServeJob, question: Question) -
 
 
 def _rates(
-    model: ModelConfig, engine: EngineConfig, question: Question, tensor_parallel: int = 1, lora: bool = True
+    model: ModelConfig,
+    engine: EngineConfig,
+    question: Question,
+    engines: int,
+    tensor_parallel: int = 1,
+    lora: bool = True,
 ) -> Rates:
+    """Those of each of the engines. On this machine they share its cores."""
     given = question.rates or {}
     if engine.kind in ("openai", "serve"):
         rates = Rates(f"{engine.kind} endpoint", "nothing is known of its speed", False, setup_s=10.0)
@@ -170,7 +178,7 @@ def _rates(
     elif question.gpus:
         rates = device_rates(parse_gpus(question.gpus)[0], model, tensor_parallel, lora, given)
     else:
-        rates = local_rates(model, given)
+        rates = shared(local_rates(model, given), engines)
     return with_given(rates, given)
 
 

@@ -36,6 +36,9 @@ class Dashboard:
         self.jobs = []
         self.stopped = []
 
+    def get_address(self):
+        return "http://head:8265"
+
     def submit_job(self, **job):
         error = self._submitted.pop(0) if self._submitted else None
         if error:

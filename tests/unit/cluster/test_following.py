@@ -1,13 +1,15 @@
 """A submitted job's log through breaks of the connection, and what is done about how it ended."""
 
 import json
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from helpers.dashboards import Dashboard
-from limrank.cluster import following
+from limrank.cluster import dashboard, following
 from limrank.cluster.following import LOST, Outcome, follow
-from limrank.errors import EngineError
+from limrank.errors import EngineError, UserError
 from limrank.progress import JSON_PREFIX
 
 LOG = "one\ntwo\nthree\n"
@@ -58,7 +60,9 @@ def test_a_dashboard_that_does_not_answer_for_a_while(capsys):
 
 def test_a_dashboard_that_stays_away_ends_the_command_and_says_how_to_go_on():
     client = Dashboard(logs=[[GONE]], answers=[GONE])
-    with pytest.raises(EngineError, match="has not answered for 60 s.*limrank jobs logs -f job"):
+    with pytest.raises(
+        EngineError, match="has not answered for 60 s.*`limrank jobs logs -f job --address http://head:8265`"
+    ):
         follow(client, "job", patience_s=60)
 
 
@@ -98,3 +102,24 @@ def test_progress_is_shown_and_not_printed_as_a_line(capsys):
 def test_what_is_done_about_an_end(status, driver_exit_code, exit_code, may_be_retried):
     outcome = Outcome(status, driver_exit_code, "")
     assert (outcome.exit_code, outcome.may_be_retried) == (exit_code, may_be_retried)
+
+
+def test_a_successor_with_another_token_is_a_dashboard_that_does_not_answer(monkeypatch):
+    status = {"/api/version": 200}
+
+    def request(method, url, **options):
+        answer = requests.Response()
+        answer.status_code = status.get(urlsplit(url).path, 403)
+        answer._content = b'{"ray_version": "2.60.0", "version": "4"}'
+        return answer
+
+    monkeypatch.setattr(requests, "request", request)
+    for name in ("check_dashboard", "prepare_environment"):
+        monkeypatch.setattr(dashboard, name, lambda address: None)
+    client = dashboard.job_client("http://head:8265")
+    monkeypatch.setattr(client, "tail_job_logs", Dashboard(logs=[[GONE]]).tail_job_logs)
+    with pytest.raises(EngineError, match="job: the dashboard has not answered for 60 s: Authentication failed"):
+        follow(client, "job", patience_s=60)
+    status.clear()
+    with pytest.raises(UserError, match="--address http://head:8265: Authentication failed"):
+        dashboard.job_client("http://head:8265")

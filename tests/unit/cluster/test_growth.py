@@ -9,7 +9,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 
 from limrank.cluster.growth import Growth, monitor_config
 from limrank.cluster.node_types import NodeType, from_cluster_file, max_workers_of
-from limrank.cluster.resources import check_memory, check_resources
+from limrank.cluster.resources import check_memory, check_resources, reserve
+from limrank.config import EngineConfig, ModelConfig, WorkersConfig
+from limrank.engines import EngineSpec
 from limrank.errors import UserError
 
 HEAD = {"CPU": 4.0, "memory": 8e9, "node:__internal_head__": 1.0}
@@ -59,6 +61,16 @@ def test_a_refusal_says_what_the_cluster_can_become():
         )
 
 
+def test_an_accelerator_s_nodes_are_started_before_larger_ones(monkeypatch):
+    larger = NodeType("l40s", {"CPU": 64.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, 0, 2)
+    wanted = NodeType("h100", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}, 0, 2)
+    monkeypatch.setattr("limrank.cluster.growth.look", lambda: Growth([HEAD], True, [larger, wanted], max_workers=2))
+    engine = EngineSpec(ModelConfig(), EngineConfig())
+    assert reserve([engine], WorkersConfig(accelerator="H100"), 2)["accelerator_type"] == "H100"
+    with pytest.raises(UserError, match="3 replicas"):
+        reserve([engine], WorkersConfig(accelerator="H100"), 3)
+
+
 def test_memory_that_a_node_does_not_state_may_be_enough():
     check_memory(10**12, [HEAD, GPU])
     with pytest.raises(UserError, match="no node of the cluster has more than"):
@@ -69,14 +81,17 @@ def test_the_autoscaler_s_file_is_that_of_its_process(tmp_path):
     (tmp_path / "monitor.py").write_text("import time\ntime.sleep(60)\n")
     (tmp_path / "types.yaml").write_text("max_workers: 3\n")
 
-    def started(port, *more):
-        command = [sys.executable, "-u", str(tmp_path / "monitor.py"), f"--gcs-address=10.0.0.1:{port}", *more]
+    (tmp_path / "log_monitor.py").write_text("import time\nopen('logs', 'w').close()\ntime.sleep(60)\n")
+
+    def started(port, *more, script="monitor.py"):
+        command = [sys.executable, "-u", str(tmp_path / script), f"--gcs-address=10.0.0.1:{port}", *more]
         return subprocess.Popen(command, cwd=tmp_path)
 
     grows, stays = started(70001, "--autoscaling-config=types.yaml"), started(70002)
+    logs = started(70003, script="log_monitor.py")  # on the head of a KubeRay cluster it runs without a monitor
     try:
         deadline = time.monotonic() + 20
-        while not (monitor_config("70001")[0] and monitor_config("70002")[0]):
+        while not (monitor_config("70001")[0] and monitor_config("70002")[0] and (tmp_path / "logs").exists()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert monitor_config("70001") == (True, "max_workers: 3\n")
@@ -85,7 +100,7 @@ def test_the_autoscaler_s_file_is_that_of_its_process(tmp_path):
         (tmp_path / "types.yaml").unlink()
         assert monitor_config("70001") == (True, "")
     finally:
-        for process in (grows, stays):
+        for process in (grows, stays, logs):
             process.kill()
             process.wait()
 

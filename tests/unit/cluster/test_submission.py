@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from helpers.dashboards import Dashboard, Status
-from limrank.cluster import Terms, packages, submission
+from limrank.cluster import Terms, job_call, packages, submission
 from limrank.cluster.environments import pip_packages
 from limrank.config.recipe import parse_config
 from limrank.errors import EngineError, UserError
@@ -260,6 +260,18 @@ def test_ctrl_c_stops_the_job_where_the_person_says_so(interrupted, capsys):
     assert "is being stopped" in out and "goes on" not in out
 
 
+def test_a_second_ctrl_c_ends_the_wait_for_a_job_that_is_being_stopped(interrupted, capsys):
+    interrupted("s", KeyboardInterrupt())
+    out = capsys.readouterr().out
+    assert "is being stopped" in out and "goes on" not in out
+
+
+def test_a_job_that_does_not_stop_is_not_waited_for_for_ever(interrupted, monkeypatch, capsys):
+    monkeypatch.setattr("limrank.cluster.following.STOPS_S", 0)
+    dashboard = interrupted("s", "RUNNING")
+    assert f"{dashboard.jobs[0]['submission_id']} may go on: it has not ended within 0 s" in capsys.readouterr().err
+
+
 def test_nobody_is_asked_without_a_terminal(submit, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail("asked"))
     dashboard = following(KeyboardInterrupt())
@@ -272,6 +284,23 @@ def test_nobody_is_asked_without_a_terminal(submit, monkeypatch, capsys):
 # ---- secrets and packages ------------------------------------------------------------
 
 
+def test_a_refusal_of_a_job_whose_id_has_404_in_it_is_no_unknown_job(monkeypatch):
+    client = SimpleNamespace(stop_job=_refuses("status code 500: rerank-20261130-140412-ab12"))
+    monkeypatch.setattr("limrank.cluster.dashboard.job_client", lambda address: client)
+    with pytest.raises(EngineError, match="status code 500"):
+        job_call(HEAD, "rerank-20261130-140412-ab12", "stop_job")
+    client.stop_job = _refuses("status code 404: Job x does not exist")
+    with pytest.raises(UserError, match=f"knows no job x; `limrank jobs list --address {HEAD}` shows them"):
+        job_call(HEAD, "x", "stop_job")
+
+
+def _refuses(answer):
+    def refuse(job_id):
+        raise RuntimeError(f"Request failed with {answer}")
+
+    return refuse
+
+
 def test_an_endpoint_s_key_does_not_travel_and_the_command_says_so(submit, config, monkeypatch, capsys):
     monkeypatch.setenv("ENDPOINT_KEY", "sk-very-secret-value")
     engine = config.engine.model_copy(
@@ -281,6 +310,17 @@ def test_an_endpoint_s_key_does_not_travel_and_the_command_says_so(submit, confi
     assert submit(dashboard, job=config.model_copy(update={"engine": engine})) == 0
     assert "$ENDPOINT_KEY does not travel with the job: set it on the nodes" in capsys.readouterr().err
     assert "sk-very-secret-value" not in str(dashboard.jobs)
+
+
+def test_a_teacher_s_key_does_not_travel_either(submit, tmp_path, capsys):
+    endpoint = {"kind": "openai", "base_url": "http://models:8000/v1", "api_key_env": "TEACHER_KEY"}
+    teacher = {"kind": "listwise", "model": "a-model", "engine": endpoint}
+    job = parse_config(
+        {"job": "synthesize", "run_dir": "s3://bucket/run", "engine": {"kind": "fake"},
+         "synthesis": {"source": "passages", "seeds": str(tmp_path / "beir"), "teacher": teacher}}
+    )  # fmt: skip
+    assert submit(following(DONE), job=job) == 0
+    assert "$TEACHER_KEY does not travel with the job" in capsys.readouterr().err
 
 
 def test_the_packages_of_a_job_are_those_of_its_extra_and_its_engine(config):

@@ -1,11 +1,15 @@
 """What the nodes say → findings."""
 
 import copy
+import json
 
 import pytest
 
+from helpers.dashboards import Dashboard
+from limrank.diagnostics import cluster
 from limrank.diagnostics.cluster import examine_cluster, judge
-from limrank.errors import UserError
+from limrank.diagnostics.probe import MARK
+from limrank.errors import EngineError, UserError
 
 GIB = 2**30
 NODE = {
@@ -123,3 +127,42 @@ def test_gpus_that_agree_are_counted(nodes):
 def test_what_no_cluster_is_asked_for(address, storage, said):
     with pytest.raises(UserError, match=said):
         examine_cluster(address, storage)
+
+
+# ---- by a job ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_job(monkeypatch):
+    """Examines the nodes by a job on a dashboard."""
+
+    def run(dashboard):
+        monkeypatch.setattr(cluster, "job_client", lambda address: dashboard)
+        return examine_cluster("http://head:8265", None)
+
+    return run
+
+
+def test_what_the_job_says_of_the_nodes(by_job, nodes):
+    dashboard = Dashboard(answers=["SUCCEEDED"], text=f"a warning\n{MARK}{json.dumps({'nodes': nodes})}\n")
+    assert not any(finding.broken for finding in by_job(dashboard))
+
+
+def test_a_job_that_says_nothing_is_one_error(by_job):
+    with pytest.raises(EngineError, match="did not look at the nodes: ImportError: no ray"):
+        by_job(Dashboard(answers=["FAILED"], text="Traceback\nImportError: no ray\n"))
+
+
+def test_a_dashboard_that_breaks_off_is_one_error_and_the_job_is_stopped(by_job):
+    dashboard = Dashboard(answers=["RUNNING", ConnectionError("connection refused")])
+    with pytest.raises(EngineError, match="the dashboard does not answer any more: connection refused"):
+        by_job(dashboard)
+    assert dashboard.stopped == [dashboard.jobs[0]["submission_id"]]
+
+
+def test_a_job_that_does_not_end_is_stopped(by_job, monkeypatch):
+    monkeypatch.setattr(cluster, "_JOB_S", 0.1)
+    dashboard = Dashboard(answers=["RUNNING"])
+    with pytest.raises(EngineError, match="`limrank jobs logs doctor-.* --address http://head:8265` shows why"):
+        by_job(dashboard)
+    assert len(dashboard.stopped) == 1

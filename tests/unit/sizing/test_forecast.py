@@ -3,10 +3,12 @@
 import pytest
 
 from limrank.config import EngineConfig, ModelConfig
+from limrank.config.recipe import parse_config
 from limrank.engines.base import Usage
 from limrank.errors import UserError
 from limrank.sizing.forecast import forecast, in_words
 from limrank.sizing.rates import Rates, device_rates, local_rates, measured, parse_gpus, parse_rates, with_given
+from limrank.sizing.sizing import Question, size
 from limrank.sizing.workload import Load, Workload
 
 MODEL = ModelConfig()
@@ -67,9 +69,15 @@ def test_given_rates_take_the_place_of_others_and_are_named():
     assert rates.source == "a test; given: chain, prefill"
 
 
+def test_an_engine_that_is_up_takes_no_time_to_start():
+    assert parse_rates(["startup_s=0"]) == {"startup_s": 0}
+
+
 @pytest.mark.parametrize(
-    "text", ["speed=3", "prefill", "prefill=fast", "prefill=0", "prefill=-1", "prefill=inf", "prefill=nan"]
-)
+    "text",
+    ["speed=3", "prefill", "prefill=fast", "prefill=0", "prefill=-1", "prefill=inf", "prefill=nan", "startup_s=soon",
+     "startup_s=-1"],
+)  # fmt: skip
 def test_a_rate_that_is_none_is_refused(text):
     with pytest.raises(UserError, match=f"--rate {text.partition('=')[0]}"):
         parse_rates([text])
@@ -95,6 +103,23 @@ def test_a_larger_model_on_this_machine_is_an_estimate():
     small, large = (local_rates(MODEL, {"parameters": size}) for size in (134.5e6, 1345e6))
     assert large.prefill == pytest.approx(small.prefill / 10, rel=0.01)
     assert large.source.startswith("not measured")
+
+
+def test_engines_of_this_machine_share_its_cores(monkeypatch):
+    entry = {"device": "a CPU", "processor": "a CPU", "cores": 2, "dtype": "float32", "parameters": 1e8, "prefill": 800,
+             "decode": 200, "source": "a test"}  # fmt: skip
+    monkeypatch.setattr("limrank.sizing.rates.measured", lambda: [entry])
+    monkeypatch.setattr("limrank.sizing.rates.this_processor", lambda: ("a CPU", 2))
+
+    def rates(replicas, **given):
+        keys = {"job": "serve", "run_dir": "run", "model": {"dtype": "float32"}, "workers": {"replicas": replicas}}
+        (found,) = size(parse_config(keys), Question(rates={"parameters": 1e8, **given}))
+        return found.rates
+
+    assert (rates(1).prefill, rates(1).decode) == (800, 200)
+    assert (rates(4).prefill, rates(4).decode) == (200, 50)
+    # A rate that is given is one engine's.
+    assert rates(4, prefill=300).prefill == 300
 
 
 def test_every_measured_rate_says_where_it_is_from():
