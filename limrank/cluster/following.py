@@ -45,11 +45,13 @@ class Outcome:
         status: Ray's SUCCEEDED, FAILED or STOPPED, or LOST.
         driver_exit_code: negative where a signal ended the driver; None where Ray does not know it.
         message: Ray's, for a person.
+        began: whether its driver ran: it has an exit code, or has printed something.
     """
 
     status: str
     driver_exit_code: int | None
     message: str
+    began: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -92,14 +94,15 @@ def follow(client: JobSubmissionClient, job_id: str, *, patience_s: float = PATI
                 details = within(CALL_S, lambda: client.get_job_info(job_id))
             except NO_ANSWER as error:
                 if is_unknown(error):
-                    return Outcome(LOST, None, first_line(error))
+                    return Outcome(LOST, None, first_line(error), log.is_printed)
                 wait.or_raise(error)
                 continue
             wait.answered()
             if details.status.is_terminal():
                 if not whole:
                     _print_rest(client, job_id, log)
-                return Outcome(str(details.status), details.driver_exit_code, details.message or "")
+                code = details.driver_exit_code
+                return Outcome(str(details.status), code, details.message or "", code is not None or log.is_printed)
             time.sleep(1)
     finally:
         log.end()
@@ -156,6 +159,10 @@ class _Log:
         self._printed = 0
         self._read = 0
         self._rest = ""
+
+    @property
+    def is_printed(self) -> bool:
+        return self._printed > 0
 
     def start_again(self) -> None:
         self._read = 0

@@ -31,6 +31,7 @@ _HEAD = "node:__internal_head__"
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _STATUS_TIMEOUT_S = 10
+_HEAD_ANSWERS_S = 60.0
 
 Node = Mapping[str, float]
 
@@ -138,6 +139,7 @@ def _reported() -> list[NodeType] | None:
 def _ask_head(head: str) -> tuple[bool, str | None]:
     """:func:`monitor_config` of the head."""
     import ray
+    from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     context = ray.get_runtime_context()
@@ -145,8 +147,12 @@ def _ask_head(head: str) -> tuple[bool, str | None]:
     if context.get_node_id() == head:
         return monitor_config(port)
     there = NodeAffinitySchedulingStrategy(head, soft=False)
-    asked = ray.remote(monitor_config).options(num_cpus=0, scheduling_strategy=there)
-    return ray.get(asked.remote(port))
+    asked = ray.remote(monitor_config).options(num_cpus=0, scheduling_strategy=there).remote(port)
+    try:
+        return ray.get(asked, timeout=_HEAD_ANSWERS_S)
+    except GetTimeoutError:
+        ray.cancel(asked, force=True)
+        return False, None
 
 
 def monitor_config(port: str) -> tuple[bool, str | None]:

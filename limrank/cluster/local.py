@@ -35,6 +35,7 @@ FOLDER_PREFIX = "lr-"
 """The path is short: Ray's sockets lie below it, and a socket's path has about 100 characters."""
 
 _ANSWER_S = 10.0
+_ENDS_S = 10.0
 
 
 def default_cpus() -> int:
@@ -135,7 +136,8 @@ class LocalCluster:
         with _undisturbed():
             end(self.folder, [each for each in (Identity.of(node.process.pid) for node in self.nodes) if each])
             for node in self.nodes:
-                node.process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.process.wait(_ENDS_S)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_node(self, num_cpus: int, arguments: list[str], tries: int = 3) -> None:

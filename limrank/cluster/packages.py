@@ -74,9 +74,13 @@ class Package:
     metadata: dict[str, str]
     sizes: str
 
-    def again(self, first: str) -> Package:
-        """The same package for one more attempt at a job, whose first attempt had the id ``first``."""
-        words = [word for word in shlex.split(self.entrypoint) if word != _OVERWRITE]
+    def again(self, first: str, *, resumes: bool = True) -> Package:
+        """The same package for one more attempt at a job, whose first attempt had the id ``first``.
+
+        Args:
+            resumes: an attempt has begun, so that ``--overwrite`` would remove what it did.
+        """
+        words = [word for word in shlex.split(self.entrypoint) if not resumes or word != _OVERWRITE]
         return replace(self, entrypoint=shlex.join(words), metadata={"limrank_first": first} | self.metadata)
 
 

@@ -77,7 +77,7 @@ def _attend(client: JobSubmissionClient, package: Package, job_id: str, address:
     if terms.detach:
         _say(f"`limrank jobs logs -f {job_id} --address {address}` follows it")
         return 0
-    first, attempt, package = job_id, 1, package.again(job_id)
+    first, attempt = job_id, 1
     while True:
         try:
             outcome = follow(client, job_id)
@@ -89,6 +89,7 @@ def _attend(client: JobSubmissionClient, package: Package, job_id: str, address:
         _say(f"{job_id} {outcome.reason}: submitting it again ({attempt} of {terms.retries})")
         if outcome.driver_exit_code is None:
             time.sleep(_LOCK_S)
+        package = package.again(first, resumes=outcome.began)
         attempt += 1
         job_id = f"{first}-{attempt}"
         _send(client, package, job_id, patience_s=PATIENCE_S)

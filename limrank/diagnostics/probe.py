@@ -35,7 +35,7 @@ _READINGS = 5
 
 _CONNECTS_S = 3.0
 
-_SEES_GPUS_S = 120.0
+_SEES_GPUS_S = 60.0
 
 
 class Probe:

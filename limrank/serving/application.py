@@ -7,8 +7,7 @@ Their config names :func:`build` (``import_path: limrank.serving.application:bui
 - ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``: ``limrank.serving.application.middlewares``;
 - ``LIMRANK_API_KEYS``, or a keys file that the recipe names, on each node.
 
-Address and port are Serve's there, so of ``serving.host`` only counts whether it is loopback: without keys any other
-address is refused.
+Address and port are Serve's there, whatever ``serving.host`` says. Without keys neither starts.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         raise UserError(f"args: this application takes none: put {', '.join(sorted(args))} into the recipe in {RECIPE}")
     config = recipe()
     check_config(config)
-    access = Access.of(config.serving)
+    access = _access(config)
     source = EngineSpec(config.model, config.engine, config.workers.tensor_parallel)
     wanted = reserve([source], config.workers, config.workers.min_replicas)
     served = Served.of(config.model, config.scoring, config.seed)
@@ -68,7 +67,7 @@ def middlewares() -> list[Middleware]:
         UserError: as :func:`build`; the proxy does not start then.
     """
     # Serve itself drains the proxies of a cluster that is taken down, so nobody knows the secret.
-    return stack(Access.of(recipe().serving), secrets.token_hex(16))
+    return stack(_access(recipe()), secrets.token_hex(16))
 
 
 def recipe(environment: Mapping[str, str] = os.environ) -> ServeJob:
@@ -80,3 +79,8 @@ def recipe(environment: Mapping[str, str] = os.environ) -> ServeJob:
     if not (path := environment.get(RECIPE)):
         raise UserError(f"{RECIPE} is not set: it names the recipe to serve, a file that every node has")
     return load_config(path, job="serve")
+
+
+def _access(config: ServeJob) -> Access:
+    """Who may use a server that may listen on any address."""
+    return Access.of(config.serving.model_copy(update={"host": "0.0.0.0"}))

@@ -193,5 +193,19 @@ def advice(config: Job, question: Question) -> Sequence[str]:
         return []
     workers = getattr(config, "workers", WorkersConfig())
     each = 1 if isinstance(config, TrainJob) else workers.tensor_parallel
-    replicas = max(1, parse_gpus(question.gpus)[1] // each)
+    gpus = parse_gpus(question.gpus)[1]
+    if isinstance(config, SynthesizeJob) and (pools := _own_pools(config)):
+        keys = ", ".join(f"{name}_workers" for name in pools)
+        return [
+            f"to run so: divide the {gpus} GPUs between workers and {keys}, by replicas × tensor_parallel; the forecast "
+            "counts every model's tokens at the writer's rate"
+        ]
+    replicas = max(1, gpus // each)
     return [f"to run so: -s workers.replicas={replicas} -s workers.gpus={each}"]
+
+
+def _own_pools(config: SynthesizeJob) -> list[str]:
+    """The roles whose models have engines beside the writer's."""
+    roles = config.roles()
+    writer = roles.pop("writer", None)
+    return [name for name, role in roles.items() if role[:2] != writer[:2] and role.engine.kind == "vllm"]

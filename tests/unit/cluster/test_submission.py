@@ -112,6 +112,12 @@ def test_a_killed_driver_s_job_is_submitted_again_under_an_id_of_the_first(submi
     assert waited == []
 
 
+def test_a_job_whose_driver_never_ran_is_submitted_again_with_all_its_flags(submit, capsys):
+    dashboard = Dashboard(logs=[""], answers=[("FAILED", None), KILLED, DONE])
+    assert submit(dashboard, Terms(retries=2), flags=["--overwrite"]) == 0
+    assert [job["entrypoint"].endswith(" --overwrite") for job in dashboard.jobs] == [True, True, False]
+
+
 def test_retries_run_out(submit):
     dashboard = following(KILLED)
     assert submit(dashboard, Terms(retries=2)) == 137

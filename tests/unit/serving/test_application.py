@@ -65,6 +65,7 @@ def test_a_refused_engine_fails_its_replica(recipe):
     ("given", "fault"),
     [
         ({"text": "scoring: {mode: none}"}, "scoring.mode none gives no scores to serve"),
+        ({"keys": None, "serving": "{}"}, "anyone who reaches it could use the server: set API keys"),
         ({"keys": None}, "anyone who reaches it could use the server: set API keys"),
         ({"text": "workers: {replicas: 9}"}, "9 replicas of 1 CPUs each"),
         ({"text": "modle: {id: a}"}, "modle"),
@@ -95,7 +96,8 @@ def test_the_proxies_check_the_same_keys_and_limits(recipe, monkeypatch):
     assert access.hosts.accepts("rerank.example.com") and not access.hosts.accepts("elsewhere.example.com")
 
 
-def test_a_proxy_without_keys_does_not_start(recipe):
-    recipe(keys=None)
+@pytest.mark.parametrize("serving", ["{host: 0.0.0.0}", "{}"])
+def test_a_proxy_without_keys_does_not_start(recipe, serving):
+    recipe(keys=None, serving=serving)
     with pytest.raises(UserError, match="set API keys"):
         application.middlewares()

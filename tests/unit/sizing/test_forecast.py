@@ -8,7 +8,7 @@ from limrank.engines.base import Usage
 from limrank.errors import UserError
 from limrank.sizing.forecast import forecast, in_words
 from limrank.sizing.rates import Rates, device_rates, local_rates, measured, parse_gpus, parse_rates, with_given
-from limrank.sizing.sizing import Question, size
+from limrank.sizing.sizing import Question, advice, size
 from limrank.sizing.workload import Load, Workload
 
 MODEL = ModelConfig()
@@ -133,3 +133,17 @@ def test_every_measured_rate_says_where_it_is_from():
 
 def test_times_in_words():
     assert [in_words(seconds) for seconds in (8.4, 250, 11_520)] == ["8 s", "4 min 10 s", "3 h 12 min"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "workers.replicas=4 -s workers.gpus=2"),
+        ({"judge": {"id": "b"}}, "divide the 8 GPUs between workers and judge_workers"),
+        ({"judge": {"id": "b"}, "judge_engine": {"kind": "openai", "base_url": "http://h/v1"}}, "workers.replicas=4"),
+    ],
+)
+def test_the_advice_knows_the_pools_of_a_synthesis(keys, said):
+    config = parse_config({"job": "synthesize", "model": {"id": "a"}, "workers": {"tensor_parallel": 2}} | keys)
+    (line,) = advice(config, Question(gpus="H100:8"))
+    assert said in line
