@@ -144,6 +144,7 @@ def test_times_in_words():
     ],
 )
 def test_the_advice_knows_the_pools_of_a_synthesis(keys, said):
-    config = parse_config({"job": "synthesize", "model": {"id": "a"}, "workers": {"tensor_parallel": 2}} | keys)
+    base = {"job": "synthesize", "run_dir": "run", "model": {"id": "a"}, "workers": {"tensor_parallel": 2}}
+    config = parse_config(base | {"synthesis": {"seeds": "seeds.jsonl"}} | keys)
     (line,) = advice(config, Question(gpus="H100:8"))
     assert said in line
