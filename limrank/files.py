@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 
 from limrank.errors import LimrankError, UserError, first_line
 from limrank.stores import is_store, store_of
-from limrank.uris import redacted
+from limrank.uris import is_uri, redacted
 
 _LONGEST_PATH = 200
 _OTHER_KINDS = (
@@ -62,6 +62,13 @@ def path_of(path: str | AnyPath) -> AnyPath:
     if isinstance(path, StorePath):
         return path
     return StorePath(path) if isinstance(path, str) and is_store(path) else Path(path)
+
+
+def directory_of(path: str, key: str) -> AnyPath:
+    """:func:`path_of` a directory that a recipe's ``key`` names. Raises UserError for a URI that is no store's."""
+    if is_uri(path) and not is_store(path):
+        raise UserError(f"{key}: {path}: no directory, and no store: s3://BUCKET/PATH and gs://BUCKET/PATH are")
+    return path_of(path)
 
 
 Kind = Literal["file", "folder", "missing"]

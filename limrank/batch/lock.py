@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from limrank.errors import LockLostError, UserError
+from limrank.errors import LockLostError, UserError, first_line
 from limrank.parsing import parse_json
 from limrank.storage import Storage
 from limrank.stores import patience
@@ -121,19 +121,27 @@ class Lock:
 
     def keep(self) -> None:
         """Renew the lock until it is released or lost."""
+        renewed, is_said = time.monotonic(), False
         while not self.stop.wait(LOCK_HEARTBEAT_S):
             try:
                 with patience(LOCK_HEARTBEAT_S):
                     self.renew()
+                renewed, is_said = time.monotonic(), False
             except LockLostError as error:
                 self._lost = error
                 if self._interrupts:
                     # A signal, as Ctrl-C sends it: it wakes Ray's waits too.
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
                 return
-            except OSError as error:
+            except Exception as error:
                 # A full disk or a lost network must not end the driver here. Its own writes raise the error.
-                _log.debug("the lock was not renewed: %s", error)
+                unheard_s = time.monotonic() - renewed
+                if unheard_s > LOCK_STALE_S and not is_said:
+                    is_said = True
+                    _log.warning(
+                        "run_dir %s: its lock was not renewed for %.0f s, and another driver may take it over: %s",
+                        *(self._storage.root, unheard_s, first_line(error)),
+                    )
 
     def _check_free(self) -> None:
         held = read_lock(self._storage)

@@ -9,7 +9,7 @@ from limrank.config.recipe import checked
 from limrank.config.scoring import ScoringConfig
 from limrank.config.synthesis import SynthesisConfig
 from limrank.config.training import OF_TEACHER
-from limrank.files import path_of
+from limrank.files import directory_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def stage_configs(config: PipelineJob) -> Stages:
     Raises:
         UserError: a stage's job takes no such values.
     """
-    root = path_of(config.run_dir)
+    root = directory_of(config.run_dir, "run_dir")
     common = {"seed": config.seed, "allow_failures": config.allow_failures}
     rerank = checked(
         RerankJob,

@@ -18,11 +18,10 @@ from limrank.config.recipe import checked
 from limrank.data import beir, benchmarks, hub_benchmarks, trec
 from limrank.data.run_ids import match_queries, match_run, unknown_documents
 from limrank.errors import UnavailableError, UserError
-from limrank.files import AnyPath, is_file, kind_of, listed, opened, path_of
+from limrank.files import AnyPath, directory_of, is_file, kind_of, listed, opened, path_of
 from limrank.parsing import parse_yaml
 from limrank.records import Benchmark, Qrels, Query, Run
 from limrank.storage import Storage
-from limrank.stores import is_store
 from limrank.uris import is_uri
 
 ASection = TypeVar("ASection", DataConfig, ScoringConfig)
@@ -75,7 +74,7 @@ def read_inputs(config: EvaluateJob) -> Inputs:
     Raises:
         UserError: a file or a key is missing, a file is malformed, or no query is judged.
     """
-    found = _given_run(config) if config.evaluation.run else _rerank_run(_directory(config.run_dir, "run_dir"))
+    found = _given_run(config) if config.evaluation.run else _rerank_run(directory_of(config.run_dir, "run_dir"))
     if not found.qrels:
         raise UserError(f"{found.name}: none of its queries is judged: there is nothing to evaluate it by")
     # A run that was not reranked is its own first stage. A fused one was, also where its order is the first stage's.
@@ -186,7 +185,7 @@ def _of_documents(run: Run, benchmark: Benchmark, path: AnyPath) -> list[str]:
 
 def _check_finished(directory: str, key: str = "evaluation.compare") -> None:
     what = f"{directory}: not a finished rerank run"
-    path = _directory(directory, key)
+    path = directory_of(directory, key)
     _check_judged(path, _recipe(path))
     for name in ("manifest.json", *RUN_FILES):
         if not is_file(path / name):
@@ -202,12 +201,6 @@ def _check_finished(directory: str, key: str = "evaluation.compare") -> None:
         )
     if manifest.tokens.generated is None:
         raise UserError(f"{what}: its manifest.json counts no generated tokens")
-
-
-def _directory(path: str, key: str) -> AnyPath:
-    if is_uri(path) and not is_store(path):
-        raise UserError(f"{key}: {path}: no directory, and no store: s3://BUCKET/PATH and gs://BUCKET/PATH are")
-    return path_of(path)
 
 
 def _check_judged(directory: AnyPath, recipe: dict[str, Any]) -> None:

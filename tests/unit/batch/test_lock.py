@@ -133,6 +133,24 @@ def test_a_lock_is_renewed_and_not_taken_back(storage, monkeypatch):
     assert storage.exists("lock.json")
 
 
+def test_a_lock_that_is_not_renewed_for_too_long_is_said_once(storage, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "LOCK_HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lock, "LOCK_STALE_S", 0.05)
+
+    def fails(self):
+        raise NotImplementedError("no such operation")
+
+    with open_run(storage.root, **COMMON) as run:
+        monkeypatch.setattr(lock.Lock, "renew", fails)
+        deadline = time.monotonic() + 5
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        run.finish("done")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "another driver may take it over: no such operation" in said
+
+
 def test_a_lock_that_is_not_json_is_nobodys(storage):
     storage.write_text("lock.json", "")
     taking(storage)

@@ -639,6 +639,14 @@ def test_a_model_that_is_not_named_is_the_packaged_reranker_however_it_is_spelt(
         assert job(run_dir="out", model=model).model.id == base != RERANKER
 
 
+def test_a_pipeline_s_run_dir_is_a_directory_or_in_a_store(recipe):
+    from limrank.config.stages import stage_configs
+
+    assert stage_configs(load_config(recipe("job: pipeline\nrun_dir: s3://b/x\n"))).train.run_dir == "s3://b/x/train"
+    with pytest.raises(UserError, match="run_dir: hdfs://b/x: no directory, and no store"):
+        stage_configs(load_config(recipe("job: pipeline\nrun_dir: hdfs://b/x\n")))
+
+
 @pytest.mark.parametrize("model", ["", "model: {dtype: float32}\n"])
 def test_a_pipeline_ranks_its_base_by_the_model_that_it_trains(recipe, model):
     from limrank.config.stages import stage_configs
