@@ -206,7 +206,7 @@ def test_a_request_that_kills_engines_kills_two(http):
 
     wait_for(replaced, "two other engines")
     assert post(http).status_code == 200
-    assert seen | pids("Scorer") == pids("Scorer") | before  # no third one came and went
+    assert seen - before <= pids("Scorer")  # no third one came and went
 
 
 def test_an_update_has_no_failed_request(http, server):
