@@ -13,6 +13,7 @@ import typer
 from limrank import signals
 from limrank.commands import cluster, jobs
 from limrank.commands.jobs import HERE, Submission
+from limrank.commands.options import Overrides
 from limrank.commands.plan import plan
 from limrank.errors import LimrankError, UnavailableError, UserError
 from limrank.optional import extras_explained
@@ -63,9 +64,6 @@ Compared = Annotated[
 ]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Quality against generated tokens of several rerank runs; needs no recipe.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a recipe key; null unsets it.")
 ]
 Address = Annotated[
     str | None,

@@ -19,7 +19,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 _DEFERRAL_LIMIT_S = 10.0
 """After this time in deferred code, one more signal ends the process at once."""
 
-_SIGNAL_EXIT_BASE = 128
+EXIT_BASE = 128
 """A shell's exit code for a process that a signal ended is this plus the signal's number."""
 
 
@@ -72,7 +72,7 @@ def received() -> str | None:
 
 def exit_code() -> int:
     """The exit code of a process that a signal stopped: 130 for SIGINT, 143 for SIGTERM."""
-    return _SIGNAL_EXIT_BASE + (_received.number or signal.SIGINT)
+    return EXIT_BASE + (_received.number or signal.SIGINT)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _handle(number: int, frame: Any) -> None:
     if _received.number is None:
         _received.number, _received.at = number, time.monotonic()
     elif _received.deferring and time.monotonic() - _received.at > _DEFERRAL_LIMIT_S:
-        end_now(_SIGNAL_EXIT_BASE + number)
+        end_now(EXIT_BASE + number)
     if _received.deferring:
         _received.pending = True
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from limrank import signals
 from limrank.cluster.addresses import CALL_S, within
 from limrank.cluster.dashboard import NO_ANSWER, is_unknown
 from limrank.errors import EngineError, first_line
@@ -32,7 +33,6 @@ STOPS_S = 120.0
 LOST = "LOST"
 """The status of a job that its cluster no longer knows: the head was replaced."""
 
-_SIGNAL_EXIT_BASE = 128
 _NEVER_RETRIED = (0, 2, 3)
 """The exit codes of a job that is done, whose input is at fault, and that has failed rows."""
 
@@ -58,7 +58,7 @@ class Outcome:
         """As a shell gives it."""
         if self.driver_exit_code is None:
             return 0 if self.status == "SUCCEEDED" else 1
-        return self.driver_exit_code if self.driver_exit_code >= 0 else _SIGNAL_EXIT_BASE - self.driver_exit_code
+        return self.driver_exit_code if self.driver_exit_code >= 0 else signals.EXIT_BASE - self.driver_exit_code
 
     @property
     def may_be_retried(self) -> bool:

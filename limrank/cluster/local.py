@@ -93,7 +93,7 @@ class LocalCluster:
         """
         devices = visible_devices(nodes, gpus)
         folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
-        gcs, dashboard = _free_ports(2)
+        gcs, dashboard = free_ports(2)
         environment = client_environment(token_file(folder), nodes == 1)
         with open(os.open(token_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(os.urandom(32).hex())
@@ -152,7 +152,7 @@ class LocalCluster:
     def _start(self, name: str, num_cpus: int, arguments: list[str]) -> Node:
         own = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
                "metrics-export-port")  # fmt: skip
-        ports = _free_ports(len(own))
+        ports = free_ports(len(own))
         log = self.folder / f"{name}.log"
         environment = self.environment | {MARK: str(self.folder)}
         gpus, devices = self.gpus, self._devices_left()
@@ -270,7 +270,8 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

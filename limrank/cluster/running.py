@@ -10,13 +10,12 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from limrank import signals
 from limrank.cluster.local import local_cluster, program_path
 from limrank.errors import UserError
 
 ENDS_S = 30.0
 """How long the command has to end after SIGTERM, before it is killed."""
-
-_SIGNAL_EXIT_BASE = 128
 
 
 def run_command(command: Sequence[str], nodes: int, cpus: int, gpus: int | None) -> int:
@@ -65,8 +64,8 @@ class _Command:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._asked is not None:
-            return _SIGNAL_EXIT_BASE + self._asked
-        return code if code >= 0 else _SIGNAL_EXIT_BASE - code
+            return signals.EXIT_BASE + self._asked
+        return code if code >= 0 else signals.EXIT_BASE - code
 
     def _wait(self, process: subprocess.Popen) -> int:
         while True:

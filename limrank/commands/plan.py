@@ -11,13 +11,11 @@ from typing import Annotated
 
 import typer
 
+from limrank.commands.options import Overrides
 from limrank.errors import UserError
 from limrank.printable import printable
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Any job's recipe.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a recipe key; null unsets it.")
-]
 Gpus = Annotated[
     str | None, typer.Option("--gpus", metavar="NAME:N", help="What it is to run on: H100:8. Default: this machine.")
 ]

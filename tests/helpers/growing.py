@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import psutil
 import yaml
 
 from helpers.processes import alive, below, command_line
+from limrank.cluster.local import free_ports
 
 HEAD_CPUS = 3
 HEAD_TYPE = "ray.head.default"
@@ -54,7 +54,7 @@ def growing_cluster(types, max_workers, idle_s=10):
     """A head of three logical CPUs, and the node types that the autoscaler may start: name → its entry in
     ``available_node_types``. An idle node ends after ``idle_s``."""
     folder = Path(tempfile.mkdtemp(prefix="lr-"))  # short: Ray's sockets lie below it
-    port, dashboard = _free_ports(2)
+    port, dashboard = free_ports(2)
     head = {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0}
     config = {
         **{name: {} for name in _MAPPINGS},
@@ -126,14 +126,3 @@ def _end(started, folder):
     started.kill()
     started.wait()
     psutil.wait_procs([each for each in ours if alive(each)], timeout=10)
-
-
-def _free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

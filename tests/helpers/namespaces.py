@@ -5,18 +5,17 @@ nothing else: each has its loopback, its ports, and one link to a bridge, which 
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from limrank.cluster.local import ask, client_environment
 
 BRIDGE = "limrank-br"
 NETWORK = "10.77.77"
@@ -111,14 +110,7 @@ class Cluster:
         token = folder / "auth_token"
         with open(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-        unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
-        self.environment = {name: value for name, value in os.environ.items() if name not in unset} | {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_BACKEND_LOG_LEVEL": "fatal",
-        }
+        self.environment = client_environment(token, loopback=False)
 
     @property
     def head(self):
@@ -161,11 +153,9 @@ class Cluster:
 
     def alive(self):
         """Addresses of the nodes that the head lists as alive; none where it does not answer."""
-        token = (self.folder / "auth_token").read_text()
-        request = urllib.request.Request(f"{self.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                listed = json.load(answer)["data"]["result"]["result"]
+            answer = ask(self.dashboard, "/api/v0/nodes", self.folder / "auth_token")
+            listed = answer["data"]["result"]["result"]
         except (OSError, ValueError, KeyError, TypeError):
             return set()
         return {node["node_ip"] for node in listed if node["state"] == "ALIVE"}
